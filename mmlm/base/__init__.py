@@ -1,0 +1,1 @@
+"""Errors, registry, schema and YAML: what everything else stands on. Imports no torch."""

@@ -1,0 +1,73 @@
+"""The one family of errors, and the sentences they share.
+
+A message says where (file, line or key), what was found, what is allowed and what to do. The CLI prints the message alone and exits 2
+for a user's mistake (RecipeError, DataError, MissingExtra) and 1 for a failure.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class MmlmError(Exception):
+    """Base of every error that mmlm raises on purpose."""
+
+    exit_code = 1
+
+
+class RecipeError(MmlmError):
+    """A recipe, an override or a command line that cannot be used as written."""
+
+    exit_code = 2
+
+
+class DataError(MmlmError):
+    """An input file, record or value that cannot be used; the message names file and line."""
+
+    exit_code = 2
+
+
+class CheckpointError(MmlmError):
+    """A run folder, checkpoint or weight file that is damaged, incomplete or does not fit the model."""
+
+    exit_code = 2
+
+
+class MissingExtra(MmlmError):
+    """An optional package is not installed; the message is the command that installs it."""
+
+    exit_code = 2
+
+
+class NumericsError(MmlmError):
+    """A loss, gradient or weight that is not finite."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """" Did you mean 'x'?" for the closest known name, or an empty string."""
+    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], shown: int = 40) -> str:
+    """The sentence for a name that is not known: nearest first, then all known names (the first `shown` of them)."""
+    names = sorted(str(k) for k in known)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"unknown {kind} {name!r}.{nearest(name, names)} Known: {', '.join(names[:shown]) or 'none'}{more}."
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional package where it is used.
+
+    module: the module to import. extra: the extra of mmlm that installs it.
+    Raises MissingExtra with the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingExtra(f"{module!r} is not installed. Install it with: pip install 'mmlm[{extra}]'") from None
