@@ -1,0 +1,82 @@
+"""What holds in every test: no network, one thread for torch, the libraries' own downloads switched off."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+os.environ.update(TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES=os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+
+_reached: list[str] = []
+
+
+class NetworkInTest(OSError):
+    """A test tried to reach beyond this machine."""
+
+
+def _is_local(host: Any) -> bool:
+    if isinstance(host, bytes):
+        host = host.decode(errors="replace")
+    if host is None or host in ("", "localhost", os.uname().nodename):
+        return True
+    try:
+        return ipaddress.ip_address(str(host).split("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _no_network(event: str, args: tuple[Any, ...]) -> None:
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        address = args[1]
+        if not isinstance(address, tuple) or _is_local(address[0]):
+            return
+        target = f"{address[0]}:{address[1]}"
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        if _is_local(args[0]):
+            return
+        target = str(args[0])
+    else:
+        return
+    _reached.append(target)
+    raise NetworkInTest(f"a test tried to reach {target}; tests use no network")
+
+
+sys.addaudithook(_no_network)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fails a test that tried to reach the network, also where the code under test swallowed the error."""
+    _reached.clear()
+    result = yield
+    if _reached and "expects_network_refused" not in item.keywords:
+        pytest.fail(f"tried to reach {', '.join(_reached)}; tests use no network")
+    return result
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> None:
+    """Two test processes share two cores."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def nan_filled_memory() -> Iterator[None]:
+    """torch.empty gives NaN, so that code that reads what it never wrote shows it."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
