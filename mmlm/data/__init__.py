@@ -1,0 +1,1 @@
+"""Records, tables, mixing and packing: everything between a file and a batch."""
