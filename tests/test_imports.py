@@ -18,10 +18,10 @@ BESIDE = ("tokenizers", "encoders", "heads", "kernels", "demos")
 # stands above it.
 RANKS: list[tuple[str, ...]] = [
     ("mmlm.base",),
-    ("mmlm.*.config",),
+    ("mmlm.*.config", "mmlm.model_config"),
     ("mmlm.recipe",),
     ("mmlm.kernels",),
-    ("mmlm.stream", "mmlm.vocabulary"),
+    ("mmlm.layout", "mmlm.parameters", "mmlm.stream", "mmlm.vocabulary"),
     ("mmlm.tokenizers", "mmlm.encoders"),
     ("mmlm.backbone",),
     ("mmlm.objectives", "mmlm.heads"),

@@ -1,0 +1,83 @@
+"""The language-model head: scores of vocabulary rows, computed only where a label has weight and only for the allowed rows.
+
+Axes: b rows   t tokens   n labelled tokens   d width   v vocabulary rows
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmlm.heads.config import LanguageModelHeadConfig
+from mmlm.kernels.cross_entropy.fast import linear_cross_entropy
+from mmlm.parameters import name_axes
+from mmlm.stream import NO_LABEL, Batch
+from mmlm.vocabulary import Vocabulary
+
+
+class LanguageModelHead(nn.Module):
+    """Hidden states -> cross-entropy of the labels, or scores. Its rows are read as a matrix, so adapters do not go here."""
+
+    def __init__(self, config: LanguageModelHeadConfig, width: int, vocabulary: Vocabulary, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.config, self.vocabulary = config, vocabulary
+        self.weight = None if config.tied else nn.Parameter(torch.empty(len(vocabulary), width))
+        if self.weight is not None:
+            name_axes(self.weight, "vocab", "residual")
+        self._embedding = [embedding]  # in a list: the table belongs to the model, not to this head
+        spans = [vocabulary.span(name) for name in config.ranges or []]
+        self.rows = torch.cat([torch.arange(span.start, span.stop) for span in spans]) if spans else None
+
+    @torch.no_grad()
+    def reset_parameters_own(self) -> None:
+        """Rows N(0, 0.02)."""
+        if self.weight is not None:
+            nn.init.normal_(self.weight, std=0.02)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The output rows [v, d]."""
+        return self._embedding[0].weight if self.weight is None else self.weight
+
+    def loss(self, h_btd: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sum of weighted cross-entropies and sum of weights, at labelled tokens; tokens with options choose among these alone."""
+        at = ((batch.labels != NO_LABEL) & (batch.weight > 0)).flatten().nonzero()[:, 0]
+        h_nd, label_n = h_btd.flatten(0, 1)[at], batch.labels.flatten()[at]
+        weight_n = batch.weight.flatten()[at]
+        total = h_nd.new_zeros((), dtype=torch.float32)
+        free = torch.ones_like(label_n, dtype=torch.bool)
+        if batch.options is not None:
+            options_n2 = batch.options.flatten(0, 1)[at]
+            free = options_n2[:, 1] == 0
+            for first in options_n2[~free, 0].unique().tolist():
+                mine = ~free & (options_n2[:, 0] == first)
+                number_n = options_n2[mine, 1]
+                scores = self._scores(h_nd[mine], slice(first, first + int(number_n.max())))
+                scores = scores.masked_fill(torch.arange(scores.shape[1], device=scores.device) >= number_n[:, None], -torch.inf)
+                losses = F.cross_entropy(scores, label_n[mine] - first, reduction="none")
+                total = total + (losses * weight_n[mine]).sum()
+        if bool(free.any()):
+            total = total + linear_cross_entropy(
+                h_nd[free],
+                self.matrix,
+                label_n[free],
+                weight_n[free],
+                rows=self.rows,
+                z_loss=self.config.z_loss,
+                label_smoothing=self.config.label_smoothing,
+            )
+        return {"language_model": (total, weight_n.sum())}
+
+    def loss_weights(self, batch: Batch) -> dict[str, float]:
+        """The weight that `loss` will report, without computing it."""
+        return {"language_model": float((batch.weight * (batch.labels != NO_LABEL)).sum())}
+
+    def predict(self, h: Tensor, rows: range | Tensor | None = None) -> Tensor:
+        """Scores float32 [..., rows] of all rows, of one id range, or of given ids."""
+        if rows is None:
+            return self._scores(h, slice(None))
+        return self._scores(h, slice(rows.start, rows.stop) if isinstance(rows, range) else rows)
+
+    def _scores(self, h: Tensor, rows: slice | Tensor) -> Tensor:
+        return F.linear(h, self.matrix[rows].to(h.dtype)).float()

@@ -1,0 +1,37 @@
+"""A scalar regression head: one number per token that has a target."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmlm.heads.config import RegressionHeadConfig
+from mmlm.parameters import linear
+from mmlm.stream import Batch
+from mmlm.vocabulary import Vocabulary
+
+
+class RegressionHead(nn.Module):
+    """Hidden states [b, t, d] -> numbers [b, t]. Targets are the channel `target` (float [b, t], NaN for none)."""
+
+    def __init__(self, config: RegressionHeadConfig, width: int, vocabulary: Vocabulary, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.config = config
+        self.out = linear(width, 1, "residual", "scalar", bias=True)
+
+    def predict(self, h: Tensor) -> Tensor:
+        """Numbers float32 [...] of hidden states [..., d]."""
+        return self.out(h)[..., 0].float()
+
+    def loss(self, h_btd: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sum of losses and number of targets."""
+        target_bt = batch.tags[self.config.channel]
+        known = torch.isfinite(target_bt)
+        got, want = self.predict(h_btd[known]), target_bt[known].float()
+        kind = {"squared": F.mse_loss, "absolute": F.l1_loss, "huber": F.huber_loss}[self.config.loss]
+        return {"regression": (kind(got, want, reduction="sum"), known.sum().float())}
+
+    def loss_weights(self, batch: Batch) -> dict[str, float]:
+        """The weight that `loss` will report, without computing it."""
+        return {"regression": float(torch.isfinite(batch.tags[self.config.channel]).sum())}

@@ -1,0 +1,156 @@
+"""Softmax attention over packed sequences, along one axis of a grid, or over a cache.
+
+Axes: b rows   t tokens   d model width   h query heads   g key and value heads   k channels of a head   n sequences   l their tokens
+Source: arXiv:1706.03762; grouped heads arXiv:2305.13245; query and key norm as in Qwen3.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmlm.backbone.cache import State
+from mmlm.backbone.config import AttentionConfig
+from mmlm.backbone.norms import RmsNorm
+from mmlm.backbone.rope import Rope, rotate
+from mmlm.base.errors import RecipeError
+from mmlm.layout import Layout, Plan
+from mmlm.parameters import linear
+
+
+class Attention(nn.Module):
+    """One layer of attention. With a state it continues after the tokens that the state holds."""
+
+    def __init__(self, config: AttentionConfig, width: int) -> None:
+        super().__init__()
+        if config.head_size is None and width % config.num_heads:
+            raise RecipeError(f"attention: width {width} is not a multiple of num_heads {config.num_heads}; give head_size.")
+        self.config = config
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads or config.num_heads
+        self.head_size = config.head_size or width // config.num_heads
+        self.sizes = [self.num_heads * self.head_size, *[self.num_kv_heads * self.head_size] * 2]
+        self.qkv = linear(width, sum(self.sizes), "residual", "heads", bias=config.qkv_bias)
+        self.out = linear(self.sizes[0], width, "heads", "residual", bias=config.out_bias)
+        self.out.is_residual_output = True
+        self.rope = Rope(config.rope, self.head_size) if config.rope else None
+        self.q_norm = RmsNorm(self.head_size) if config.qk_norm else None
+        self.k_norm = RmsNorm(self.head_size) if config.qk_norm else None
+
+    def init_state(self, batch: int, max_length: int, dtype: torch.dtype, device: torch.device | str) -> State:
+        """An empty state with room for max_length tokens. Raises RecipeError where this layer cannot go token by token."""
+        if self.config.over is not None:
+            raise RecipeError(f"attention over {self.config.over!r} works on whole grids and cannot go token by token.")
+        shape = (batch, self.num_kv_heads, max(max_length, 1), self.head_size)
+        tensors = {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("key", "value")}
+        return State(tensors, {"key": "kv", "value": "kv"}, torch.zeros(batch, dtype=torch.long, device=device))
+
+    def forward(self, x_btd: Tensor, layout: Layout, state: State | None = None) -> tuple[Tensor, State | None, dict[str, Tensor]]:
+        """y [b, t, d], the continued state if one was given, and no auxiliary losses."""
+        causal = layout.causal if self.config.causal is None else self.config.causal
+        if state is not None:
+            return self._continue(x_btd, layout, state, causal), state, {}
+        if self.config.over is None and layout.is_simple:
+            q, k, v = self._project(x_btd, *self._angles(layout))
+            return self.out(self._attend(q, k, v, None, causal)), None, {}
+        plan = layout.plan(self.config.over, causal=causal)
+        x_nd = x_btd.flatten(0, 1) if plan.ordered else reorder(x_btd.flatten(0, 1), plan.order, plan.inverse)
+        q, k, v = self._project(x_nd, *self._angles(layout, plan))
+        parts, at = [], 0
+        for bucket in plan.buckets:
+            n, size = bucket.index.shape
+            part = (x.narrow(0, at, n * size).unflatten(0, (n, size)) for x in (q, k, v))
+            parts.append(self._attend(*part, bucket.visible, causal).flatten(0, 1))
+            at += n * size
+        y_nd = self.out(parts[0] if len(parts) == 1 else torch.cat(parts))
+        y_nd = y_nd if plan.ordered else reorder(y_nd, plan.inverse, plan.order)
+        return y_nd.view_as(x_btd), None, {}
+
+    def _angles(self, layout: Layout, plan: Plan | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """cos and sin at every token, in the order of a plan; shared by all layers with the same rotation."""
+        if self.rope is None:
+            return None, None
+        rope = self.rope
+        cos, sin = layout.memo(("rope", rope.key), lambda: rope.angles(layout.position))
+        if plan is None:
+            return cos, sin
+        return layout.memo(("rope", rope.key, id(plan)), lambda: (cos.flatten(0, 1)[plan.order], sin.flatten(0, 1)[plan.order]))
+
+    def _project(self, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [..., h, k], keys and values [..., g, k] of vectors [..., d]; normed and turned."""
+        q, k, v = (part.unflatten(-1, (-1, self.head_size)) for part in self.qkv(x).split(self.sizes, dim=-1))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if cos is not None and sin is not None:
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        return q, k, v
+
+    def _attend(self, q_nlhk: Tensor, k_nlgk: Tensor, v_nlgk: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
+        """Attention within sequences [n, l, heads, k] -> [n, l, h * k]."""
+        q, k, v = (part.transpose(1, 2) for part in (q_nlhk, k_nlgk, v_nlgk))
+        size, window = q.shape[2], self.config.window
+        if window is not None and window < size:
+            every = torch.ones(size, size, dtype=torch.bool, device=q.device)
+            near = ~every.tril(-window)
+            visible = near & (visible if visible is not None else every.tril() if causal else every)
+        mask = None if visible is None else visible.view(-1, 1, size, size)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=q.shape[1] != k.shape[1])
+        return y.transpose(1, 2).flatten(2)
+
+    def _continue(self, x_btd: Tensor, layout: Layout, state: State, causal: bool) -> Tensor:
+        """The new tokens (documents padded at their end) attend to the cached ones and to one another; the state takes them in."""
+        b, t, _ = x_btd.shape
+        q, k, v = self._project(x_btd, *self._angles(layout))
+        real = layout.document > 0
+        state.room_for(t)
+        before = state.length
+        place = before[:, None] + torch.arange(t, device=before.device)
+        rows = torch.arange(b, device=before.device)[:, None].expand(b, t)
+        for name, new in (("key", k), ("value", v)):
+            kept = state.tensors[name]
+            kept[rows[real], :, place[real]] = new[real].to(kept.dtype)
+        state.length = before + real.sum(1)
+        longest = int(state.length.max())
+        index = torch.arange(longest, device=before.device)
+        visible = index <= place[:, :, None]
+        if not (causal and layout.is_simple):
+            among = layout.dense(causal=causal)
+            new_at = index[None] - before[:, None]
+            inside = (new_at >= 0) & (new_at < t)
+            looked = among.gather(2, new_at.clamp(0, t - 1)[:, None].expand(b, t, longest))
+            visible = torch.where(inside[:, None], looked, index < before[:, None, None])
+        if self.config.window is not None:
+            visible = visible & (place[:, :, None] - index < self.config.window)
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            state.tensors["key"][:, :, :longest].to(q.dtype),
+            state.tensors["value"][:, :, :longest].to(q.dtype),
+            attn_mask=visible[:, None],
+            enable_gqa=self.num_heads != self.num_kv_heads,
+        )
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class _Reorder(torch.autograd.Function):
+    """Rows in another order; the gradient takes the way back instead of adding into place."""
+
+    @staticmethod
+    def forward(ctx, x_nd: Tensor, index: Tensor, back: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(index, back)
+        return _rows(x_nd, index)
+
+    @staticmethod
+    def backward(ctx, grad_nd: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+        _, back = ctx.saved_tensors
+        return _rows(grad_nd, back), None, None
+
+
+def _rows(x_nd: Tensor, index: Tensor) -> Tensor:
+    if len(index) > len(x_nd):  # the other side has padding, whose place is one row after the last
+        x_nd = torch.cat([x_nd, x_nd.new_zeros(1, x_nd.shape[1])])
+    return x_nd.index_select(0, index)
+
+
+def reorder(x_nd: Tensor, index: Tensor, back: Tensor) -> Tensor:
+    """Rows `index` of x; `back` is the inverse. Where one side has more rows, its extra rows are zero."""
+    return _Reorder.apply(x_nd, index, back)

@@ -1,0 +1,137 @@
+"""One cache for keys, values and recurrent states: an object passed to `generate`, whatever the layers are.
+
+A `State` is what one mixer keeps: named tensors whose first axis is the batch, each with a role.
+    kv          [b, heads, capacity, k]: filled up to `Cache.length`, grows by doubling
+    recurrent   [b, ...] in float32: the state of a recurrence
+    conv        [b, channels, taps - 1]: the last inputs of a short convolution
+The cache holds one document a row. Rows may have different lengths.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmlm.base.errors import CheckpointError
+
+ROLES = ("kv", "recurrent", "conv")
+
+
+@dataclass
+class State:
+    """Named tensors of one mixer. roles: {name: role}. length: long [b], tokens taken in so far."""
+
+    tensors: dict[str, Tensor]
+    roles: dict[str, str]
+    length: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> State:
+        """The same state with every tensor (and the length) changed along the batch axis."""
+        return State({name: change(tensor) for name, tensor in self.tensors.items()}, self.roles, change(self.length))
+
+    def room_for(self, tokens: int) -> None:
+        """Grow the key and value tensors so that `tokens` more fit in every row."""
+        need = int(self.length.max()) + tokens if len(self.length) else tokens
+        for name, role in self.roles.items():
+            if role == "kv" and self.tensors[name].shape[2] < need:
+                old = self.tensors[name]
+                grown = old.new_zeros(*old.shape[:2], max(need, 2 * old.shape[2]), old.shape[3])
+                grown[:, :, : old.shape[2]] = old
+                self.tensors[name] = grown
+
+
+@dataclass
+class Cache:
+    """The states of all layers of one model. layers: one State or None a layer."""
+
+    layers: list[State | None]
+    length: Tensor
+
+    @property
+    def batch_size(self) -> int:
+        """Rows."""
+        return len(self.length)
+
+    def select(self, index: Tensor) -> Cache:
+        """Rows `index` (long [n], repeats allowed): beams, copies of a prefix for several options."""
+        return self._map(lambda tensor: tensor.index_select(0, index))
+
+    def reset(self, rows: Tensor) -> Cache:
+        """A cache in which the rows where bool [b] `rows` is true are as new."""
+        keep = ~rows
+        return self._map(lambda tensor: tensor * keep.view(-1, *[1] * (tensor.ndim - 1)).to(tensor.dtype))
+
+    def snapshot(self) -> Cache:
+        """A copy that later steps do not change."""
+        return self._map(torch.clone)
+
+    def crop(self, length: Tensor) -> Cache:
+        """Forget all tokens after `length` (long [b]). Raises CheckpointError where a recurrent state cannot: take a snapshot instead."""
+        if any(role != "kv" for state in self.layers if state for role in state.roles.values()):
+            raise CheckpointError("a recurrent state cannot be cropped; keep a snapshot() of the cache instead.")
+        layers = [State(state.tensors, state.roles, length.clone()) if state else None for state in self.layers]
+        return Cache(layers, length.clone())
+
+    def merge(self, other: Cache) -> Cache:
+        """One cache with the rows of this one and then those of another."""
+        layers = []
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            layers.append(_join(mine, theirs) if mine is not None and theirs is not None else None)
+        return Cache(layers, torch.cat([self.length, other.length]))
+
+    def split(self, sizes: list[int]) -> list[Cache]:
+        """Caches of the given numbers of rows, in order."""
+        ends = torch.tensor(sizes).cumsum(0).tolist()
+        return [self.select(torch.arange(end - size, end, device=self.length.device)) for size, end in zip(sizes, ends, strict=True)]
+
+    def to(self, device: torch.device | str) -> Cache:
+        """The same cache on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def num_bytes(self) -> int:
+        """Memory of all tensors."""
+        return sum(t.numel() * t.element_size() for state in self.layers if state for t in state.tensors.values())
+
+    def save(self, path: Path | str) -> None:
+        """One safetensors file that `load` reads: a prefix worth keeping."""
+        tensors = {"length": self.length}
+        for index, state in enumerate(self.layers):
+            if state is not None:
+                tensors |= {f"{index}.{name}": tensor.contiguous() for name, tensor in state.tensors.items()}
+        roles = {str(index): state.roles for index, state in enumerate(self.layers) if state}
+        save_file(tensors, str(path), {"roles": json.dumps(roles), "layers": str(len(self.layers))})
+
+    @classmethod
+    def load(cls, path: Path | str) -> Cache:
+        """The cache that `save` wrote. Raises CheckpointError for another file."""
+        with safe_open(str(path), "pt") as file:
+            about = file.metadata() or {}
+            if "roles" not in about:
+                raise CheckpointError(f"{path}: not a saved cache.")
+            roles, length = json.loads(about["roles"]), file.get_tensor("length")
+            layers: list[State | None] = [None] * int(about["layers"])
+            for index, names in roles.items():
+                tensors = {name: file.get_tensor(f"{index}.{name}") for name in names}
+                layers[int(index)] = State(tensors, names, length.clone())
+        return cls(layers, length)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Cache:
+        return Cache([state.map(change) if state else None for state in self.layers], change(self.length))
+
+
+def _join(mine: State, theirs: State) -> State:
+    tensors = {}
+    for name, left in mine.tensors.items():
+        right = theirs.tensors[name]
+        if mine.roles[name] == "kv" and left.shape[2] != right.shape[2]:
+            size = max(left.shape[2], right.shape[2])
+            left, right = (torch.nn.functional.pad(side, (0, 0, 0, size - side.shape[2])) for side in (left, right))
+        tensors[name] = torch.cat([left, right])
+    return State(tensors, mine.roles, torch.cat([mine.length, theirs.length]))

@@ -1,0 +1,50 @@
+"""Mixture of experts without dropped tokens.
+
+Each token is sent to its top_k experts by the router's probabilities, computed in float32; each expert runs once on the tokens it got.
+Sources: arXiv:1701.06538; balance loss E * sum_e f_e P_e of Switch, arXiv:2101.03961 eq. 4; router z-loss of ST-MoE, arXiv:2202.08906.
+
+Axes: n tokens   e experts
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmlm.backbone.config import MoeConfig, SwigluConfig
+from mmlm.backbone.feed_forward import FeedForward
+from mmlm.layout import Layout
+from mmlm.parameters import linear
+
+
+class MixtureOfExperts(nn.Module):
+    """[b, t, d] -> [b, t, d], and the losses `balance` and `router_z`, means over tokens that are not padding, weighted."""
+
+    aux_names = ("balance", "router_z")
+
+    def __init__(self, config: MoeConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.router = linear(width, config.num_experts, "residual", "experts", bias=False)
+        expert = SwigluConfig(hidden=config.hidden)
+        self.experts = nn.ModuleList(FeedForward(expert, width) for _ in range(config.num_experts))
+
+    def forward(self, x_btd: Tensor, layout: Layout) -> tuple[Tensor, dict[str, Tensor]]:
+        """y [b, t, d] and the auxiliary losses."""
+        config, x_nd, real_n = self.config, x_btd.flatten(0, 1), (layout.document > 0).flatten()
+        scores_ne = self.router(x_nd).float()
+        probabilities_ne = scores_ne.softmax(-1)
+        weight_nk, chosen_nk = probabilities_ne.topk(config.top_k, dim=-1)
+        if config.renormalize:
+            weight_nk = weight_nk / weight_nk.sum(-1, keepdim=True)
+        y_nd = torch.zeros_like(x_nd)
+        for number, expert in enumerate(self.experts):
+            token, slot = (chosen_nk == number).nonzero(as_tuple=True)
+            if len(token):
+                out, _ = expert(x_nd[token], layout)
+                y_nd = y_nd.index_add(0, token, (out * weight_nk[token, slot, None]).to(y_nd.dtype))
+        chosen_nk, scores_ne, probabilities_ne = chosen_nk[real_n], scores_ne[real_n], probabilities_ne[real_n]
+        load_e = torch.bincount(chosen_nk.flatten(), minlength=config.num_experts) / max(chosen_nk.numel(), 1)
+        balance = config.num_experts * (load_e * probabilities_ne.mean(0)).sum()
+        z = torch.logsumexp(scores_ne, dim=-1).square().mean()
+        return y_nd.view_as(x_btd), {"balance": config.balance_weight * balance, "router_z": config.router_z_weight * z}

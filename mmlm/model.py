@@ -1,0 +1,212 @@
+"""The model: embed, backbone, heads; and how it is saved and loaded.
+
+A model folder holds config.json and model.safetensors; nothing else is needed and nothing is unpickled.
+Axes: b rows   t tokens   d width   v vocabulary rows
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmlm.backbone.backbone import Backbone
+from mmlm.backbone.cache import Cache
+from mmlm.base.errors import CheckpointError, RecipeError, unknown_name
+from mmlm.base.schema import check
+from mmlm.layout import Layout
+from mmlm.model_config import ModelConfig
+from mmlm.parameters import initialize, linear, name_axes
+from mmlm.stream import Batch
+from mmlm.vocabulary import Vocabulary
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class MultimodalLM(nn.Module):
+    """One decoder that reads ids, codes, features and added channels, with named heads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary = Vocabulary(config.vocabulary)
+        width = config.backbone.width
+        self.embedding = nn.Embedding(len(self.vocabulary), width)
+        name_axes(self.embedding.weight, "vocab", "residual")
+        if missing := config.encoders.keys() - config.features.keys():
+            raise RecipeError(f"encoders {sorted(missing)} need the number of channels they read, in `features`.")
+        self.encoders = nn.ModuleDict({name: choice.build(config.features[name]) for name, choice in config.encoders.items()})
+        self.projectors = nn.ModuleDict(
+            {name: linear(encoder.size, width, "features", "residual", bias=True) for name, encoder in self.encoders.items()}
+        )
+        self.channels = nn.ModuleDict(
+            {
+                name: nn.Embedding(channel.size, width)
+                if channel.kind == "ids"
+                else linear(channel.size, width, "channel", "residual", bias=False)
+                for name, channel in config.channels.items()
+            }
+        )
+        self.backbone = Backbone(config.backbone)
+        self.heads = nn.ModuleDict({name: head.build(width, self.vocabulary, self.embedding) for name, head in config.heads.items()})
+        initialize(self, config.backbone.num_layers)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Vectors [b, t, d]: ids and codes summed, features in the places they fill, channels added."""
+        x_btd = self.embedding(batch.ids)
+        if batch.codes is not None:
+            more = self.embedding(batch.codes[..., 1:].clamp_min(0)) * (batch.codes[..., 1:] >= 0).unsqueeze(-1)
+            x_btd = x_btd + more.sum(-2)
+        for name, features in batch.features.items():
+            if name not in self.encoders:
+                raise RecipeError(f"the batch holds features for {unknown_name('encoder', name, self.encoders)}")
+            vectors = self.projectors[name](self.encoders[name](features)).to(x_btd.dtype)
+            x_btd = x_btd.flatten(0, 1).index_copy(0, batch.feature_at[name], vectors).view_as(x_btd)
+        for name, value in batch.channels.items():
+            if name not in self.channels:
+                raise RecipeError(f"the batch holds values for {unknown_name('channel', name, self.channels)}")
+            x_btd = x_btd + self.channels[name](value).to(x_btd.dtype)
+        return x_btd
+
+    def hidden(self, batch: Batch, cache: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Hidden states [b, t, d] after the final norm, and the backbone's auxiliary losses."""
+        return self.backbone(self.embed(batch), batch.layout, cache)
+
+    def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sum and weight of every loss: those of the heads, and the backbone's, which count tokens."""
+        h_btd, aux = self.hidden(batch)
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for head in self.heads.values():
+            found |= head.loss(h_btd, batch)
+        tokens = torch.tensor(float(batch.num_tokens))
+        return found | {name: (value * tokens, tokens) for name, value in aux.items()}
+
+    def loss_weights(self, batch: Batch) -> dict[str, float]:
+        """The weights that `losses` will report, without a forward pass."""
+        found: dict[str, float] = {name: float(batch.num_tokens) for name in self._aux_names}
+        for head in self.heads.values():
+            found |= head.loss_weights(batch)
+        return found
+
+    @property
+    def _aux_names(self) -> set[str]:
+        return {name for layer in self.backbone.layers for name in getattr(layer.feed_forward, "aux_names", ())}
+
+    def forward(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """`losses`: what the trainer calls."""
+        return self.losses(batch)
+
+    def logits(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Scores float32 [b, t, v] of the language-model head for ids [b, t], after the tokens in a cache if one is given."""
+        start = cache.length if cache is not None else 0
+        layout = Layout.plain(*ids.shape, start=start, device=ids.device)
+        h_btd, _ = self.backbone(self.embedding(ids), layout, cache)
+        return self.heads["language_model"].predict(h_btd)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
+    @torch.no_grad()
+    def extend_vocabulary(self, sizes: dict[str, int], init: str = "mean") -> None:
+        """Add ranges after the present ones. init: mean (of the present rows) or random. Present rows and their scores stay as they are."""
+        wider = self.vocabulary.extended(sizes)
+        added = len(wider) - len(self.vocabulary)
+        if not added:
+            return
+        for owner in (self.embedding, self.heads["language_model"] if "language_model" in self.heads else None):
+            if owner is None or owner.weight is None:
+                continue
+            new = owner.weight.mean(0, keepdim=True).repeat(added, 1)
+            new = torch.randn_like(new) * 0.02 if init == "random" else new
+            axes = owner.weight.axes
+            owner.weight = nn.Parameter(torch.cat([owner.weight, new]), requires_grad=owner.weight.requires_grad)
+            name_axes(owner.weight, *axes)
+        self.embedding.num_embeddings = len(wider)
+        self.vocabulary = wider
+        for head in self.heads.values():
+            head.vocabulary = wider
+        self.config = self.config.model_copy(update={"vocabulary": wider.sizes})
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write config.json and model.safetensors."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.config.model_dump(mode="json", by_alias=True)
+        (folder / CONFIG).write_text(json.dumps({"model_type": "mmlm", **config}, indent=2) + "\n")
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, str(folder / WEIGHTS), {"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> MultimodalLM:
+        """The model that save_pretrained wrote. Raises CheckpointError naming the file and the first ten keys that do not fit."""
+        folder = Path(folder)
+        raw = _read_json(folder / CONFIG)
+        if raw.pop("model_type", None) != "mmlm":
+            raise CheckpointError(f"{folder / CONFIG}: not a model of mmlm; read others through mmlm.load or `mmlm convert`.")
+        try:
+            config = check(ModelConfig, raw, str(folder / CONFIG))
+        except RecipeError as error:
+            raise CheckpointError(str(error)) from None
+        with torch.device("meta"):
+            model = cls(config)
+        model.to_empty(device="cpu")
+        for module in model.modules():  # buffers that are not saved, such as rotary frequencies, are made again
+            getattr(module, "reset_buffers", lambda: None)()
+        load_weights(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+        return model.eval()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises CheckpointError for a missing, cut or broken file."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file.")
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: broken weight file: {error}.") from None
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Copy tensors into a model. Raises CheckpointError naming up to ten keys that are missing, unknown or of another shape."""
+    own = model.state_dict()
+    faults = [f"missing {name}" for name in own.keys() - tensors.keys()]
+    faults += [f"unknown {name}" for name in tensors.keys() - own.keys()]
+    faults += [
+        f"{name} is {list(tensors[name].shape)}, not {list(own[name].shape)}"
+        for name in own.keys() & tensors.keys()
+        if tensors[name].shape != own[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise CheckpointError(f"{where}: {len(faults)} tensors do not fit the model: {'; '.join(sorted(faults)[:10])}{more}.")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def load(path: Path | str) -> Any:
+    """A model ready to use: a run folder, a model folder, or a Hugging Face folder or hub id."""
+    folder = Path(path)
+    if (folder / CONFIG).is_file() and _read_json(folder / CONFIG).get("model_type") == "mmlm":
+        return MultimodalLM.from_pretrained(folder)
+    from mmlm.interop.hugging_face import load_hugging_face
+
+    return load_hugging_face(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file.")
+    try:
+        found = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: must hold one object.")
+    return found

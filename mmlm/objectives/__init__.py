@@ -1,0 +1,1 @@
+"""What is hidden, shifted or compared: one file per objective."""

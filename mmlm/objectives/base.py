@@ -1,0 +1,42 @@
+"""What an objective is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from mmlm.stream import Batch, Stream, pack
+from mmlm.vocabulary import Vocabulary
+
+Losses = dict[str, tuple[Tensor, Tensor]]
+
+
+class Model(Protocol):
+    """What an objective needs of a model."""
+
+    def losses(self, batch: Batch) -> Losses:
+        """Sum and weight of every loss of one pass."""
+
+
+class Objective:
+    """Turns streams into a batch and a model's states into losses. Subclasses change `prepare`, or all."""
+
+    shift = True
+    causal = True
+
+    def prepare(self, stream: Stream, vocabulary: Vocabulary, rng: np.random.Generator) -> Stream:
+        """The stream as the model shall see it. All randomness comes from rng, which belongs to this sample."""
+        return stream
+
+    def collate(self, streams: Sequence[Stream], vocabulary: Vocabulary) -> Batch:
+        """Prepared streams as one batch."""
+        batch = pack(streams, vocabulary, shift=self.shift)
+        batch.layout.causal = self.causal
+        return batch
+
+    def losses(self, model: Model, batch: Batch) -> Losses:
+        """Loss sums and weights by name."""
+        return model.losses(batch)

@@ -1,0 +1,40 @@
+"""Configs of the objectives. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mmlm.base.registry import Component, Registry
+
+OBJECTIVES = Registry("objective", "mmlm.objectives")
+
+
+@OBJECTIVES.register("mmlm.objectives.causal:Causal", source="standard next-token prediction")
+class CausalConfig(Component):
+    """Each token with weight is predicted from those before it; segments that bring labels keep them."""
+
+    type: Literal["causal"] = "causal"
+
+
+@OBJECTIVES.register("mmlm.objectives.prefix:Prefix", source="prefix language model, arXiv:1910.10683, section 3.2.2")
+class PrefixConfig(Component):
+    """A part at the start is read in both directions, the rest is predicted from left to right."""
+
+    type: Literal["prefix"] = "prefix"
+    split: Literal["read_only", "random"] = Field(
+        "read_only", description="the prefix ends before the first token with weight, or anywhere"
+    )
+
+
+@OBJECTIVES.register("mmlm.objectives.masked:Masked", source="BERT, arXiv:1810.04805; spans SpanBERT, arXiv:1907.10529")
+class MaskedConfig(Component):
+    """Some tokens are hidden and predicted at their own place, all tokens being visible in both directions."""
+
+    type: Literal["masked"] = "masked"
+    rate: float = Field(0.15, gt=0, le=1, description="share of the tokens with weight that is hidden")
+    policy: Literal["token", "span", "segment"] = Field("token", description="hide single tokens, spans, or whole segments")
+    mean_span: float = Field(3.0, ge=1, description="mean length of a hidden span (geometric)")
+    random_share: float = Field(0.1, ge=0, le=1, description="share of hidden tokens shown as a random token")
+    keep_share: float = Field(0.1, ge=0, le=1, description="share of hidden tokens shown as they are")

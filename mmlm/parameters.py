@@ -1,0 +1,55 @@
+"""Linear layers whose parameters know the names of their axes, and how they begin.
+
+`weight.axes` holds one name a dimension (residual, heads, ffn, state, experts, vocab, ...): tensor parallelism, pruning, merging and
+distillation read these instead of parameter names. `no_weight_decay` and `lr_scale` on a parameter are read by the optimizer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+INIT_STD = 0.02
+
+
+class Linear(nn.Linear):
+    """torch's linear layer; `is_residual_output` marks those that write into the residual stream."""
+
+    is_residual_output = False
+
+
+def linear(inputs: int, outputs: int, from_axis: str, to_axis: str, *, bias: bool) -> Linear:
+    """A linear layer [inputs] -> [outputs] with named axes."""
+    layer = Linear(inputs, outputs, bias=bias)
+    name_axes(layer.weight, to_axis, from_axis)
+    if bias:
+        name_axes(layer.bias, to_axis)
+        layer.bias.no_weight_decay = True
+    return layer
+
+
+def name_axes(parameter: Tensor, *axes: str) -> None:
+    """Give a parameter the names of its axes, one a dimension."""
+    parameter.axes = axes  # type: ignore[attr-defined]
+
+
+def initialize(module: nn.Module, num_layers: int) -> None:
+    """N(0, 0.02) for linear layers and embeddings; residual outputs scaled by 1 / sqrt(2 layers) (GPT-2); biases zero.
+
+    A module with a method `reset_parameters_own` sets its other parameters itself afterwards.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            residual = getattr(part, "is_residual_output", False)
+            nn.init.normal_(part.weight, std=INIT_STD / math.sqrt(2 * num_layers) if residual else INIT_STD)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, std=INIT_STD)
+    for part in module.modules():
+        own = getattr(part, "reset_parameters_own", None)
+        if own is not None:
+            with torch.no_grad():
+                own()

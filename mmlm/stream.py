@@ -1,0 +1,242 @@
+"""A sample as a stream of segments, and a batch as tensors only.
+
+    Segment   some tokens of one modality: ids, continuous features, or both
+    Stream    the segments of one sample, in order
+    Batch     many streams packed one after the other into one row, with a layout that keeps them apart
+    pack      streams -> batch          unpack      values at each token -> one tensor per stream
+
+Axes: b rows of a batch   t tokens   u codebooks   p position axes   n tokens that carry features   f channels of a feature
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmlm.base.errors import DataError
+from mmlm.layout import Layout
+from mmlm.vocabulary import Vocabulary
+
+NO_LABEL = -100
+
+
+@dataclass
+class Segment:
+    """Some tokens of one modality.
+
+    modality: name of the vocabulary range of `ids` (for codes: ranges "<modality>.0", "<modality>.1", ...).
+    ids: long [t] or [t, u], local to the range; None where the tokens are continuous features alone.
+    features: float [n, f], read by `encoder`; they fill the tokens `feature_at` (long [n]; default all t = n tokens).
+    weight: loss weight, one number or [t]; 0 means read only.   labels: local ids [t] to predict *at* these tokens (NO_LABEL for none);
+    without labels the objective decides (a causal one predicts the next token).   num_options: only the first ids of the range are
+    possible answers here (0: all).   hidden: bool [t], tokens that show the id of the range "mask" instead of their own.
+    position: long [t, p] on the axes of the stream; None counts on from the token before.
+    mutual: tokens of a stream with the same number above 0 see one another in both directions.
+    branch: 0 for the trunk; tokens of branch k see the trunk and branch k only. One number or long [t].
+    channels: {name: float [t, f] or long [t]}, added to the embeddings.   rate_hz: tokens per second as a fraction, or None.
+    """
+
+    modality: str
+    ids: Tensor | None = None
+    features: Tensor | None = None
+    encoder: str | None = None
+    feature_at: Tensor | None = None
+    weight: float | Tensor = 0.0
+    labels: Tensor | None = None
+    num_options: int = 0
+    hidden: Tensor | None = None
+    position: Tensor | None = None
+    mutual: int = 0
+    branch: int | Tensor = 0
+    channels: dict[str, Tensor] = field(default_factory=dict)
+    rate_hz: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        if self.ids is not None:
+            return len(self.ids)
+        return 0 if self.features is None else len(self.features)
+
+
+@dataclass
+class Stream:
+    """One sample. axes: names of the position axes. source: file and line, for messages."""
+
+    segments: list[Segment]
+    name: str = ""
+    source: str = ""
+    axes: tuple[str, ...] = ("time",)
+
+    def __len__(self) -> int:
+        return sum(len(segment) for segment in self.segments)
+
+
+@dataclass
+class Batch:
+    """Tensors of many streams. ids [b, t]; labels [b, t] (NO_LABEL: none); weight [b, t] float32.
+
+    codes: [b, t, u] ids of further codebooks, -1 where a token has none.   features, feature_at: {encoder: [n, f]}, {encoder: [n] index
+    of the token in the flattened batch}.   channels: {name: [b, t] or [b, t, f]}.   options: [b, t, 2] first id and number of the
+    possible answers at labelled tokens, or None.   names: one per stream.
+    """
+
+    ids: Tensor
+    layout: Layout
+    labels: Tensor
+    weight: Tensor
+    codes: Tensor | None = None
+    options: Tensor | None = None
+    features: dict[str, Tensor] = field(default_factory=dict)
+    feature_at: dict[str, Tensor] = field(default_factory=dict)
+    channels: dict[str, Tensor] = field(default_factory=dict)
+    tags: dict[str, Any] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor | Layout):
+                return value.to(device)
+            return {key: move(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+        return dataclasses.replace(self, **{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int((self.layout.document > 0).sum())
+
+
+def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = True) -> Batch:
+    """One batch row [1, t] that holds all streams, each its own document; no padding.
+
+    shift: where a segment gives no labels, a token with weight is predicted at the token before it (causal); else at its own place.
+    Raises DataError naming the stream whose parts do not fit together.
+    """
+    if not streams:
+        raise DataError("nothing to pack: the list of streams is empty.")
+    axes = streams[0].axes
+    columns: dict[str, list[Tensor]] = {
+        key: [] for key in ("ids", "labels", "weight", "document", "position", "mutual", "branch", "options")
+    }
+    features: dict[str, list[Tensor]] = {}
+    feature_at: dict[str, list[Tensor]] = {}
+    channels: dict[str, list[tuple[int, Tensor]]] = {}
+    codes: list[tuple[int, Tensor]] = []
+    total = 0
+    for number, stream in enumerate(streams, start=1):
+        if stream.axes != axes:
+            raise DataError(f"{_where(stream)}: position axes {stream.axes}, but the batch began with {axes}.")
+        if len(stream) == 0:
+            raise DataError(f"{_where(stream)}: the sample holds no tokens.")
+        start, clock = total, 0
+        target = torch.full((len(stream),), NO_LABEL)
+        weight = torch.zeros(len(stream))
+        for segment in stream.segments:
+            size, at = len(segment), total - start
+            ids = _ids(segment, vocabulary, stream)
+            columns["ids"].append(ids[:, 0])
+            if ids.shape[1] > 1:
+                codes.append((total, ids))
+            columns["document"].append(torch.full((size,), number))
+            columns["mutual"].append(torch.full((size,), segment.mutual))
+            columns["branch"].append(_spread(segment.branch, size, torch.long))
+            position, clock = _position(segment, clock, len(axes), stream)
+            columns["position"].append(position)
+            here = _spread(segment.weight, size, torch.float32)
+            if segment.labels is not None:
+                known = segment.labels != NO_LABEL
+                target[at : at + size] = torch.where(known, segment.labels + vocabulary.span(segment.modality).start, NO_LABEL)
+                weight[at : at + size] += torch.where(known, here, 0.0)
+            else:
+                move = 1 if shift else 0
+                keep = torch.arange(size)[(here > 0) & (torch.arange(at, at + size) >= move)]
+                target[at + keep - move], weight[at + keep - move] = ids[keep, 0], here[keep]
+            span = vocabulary.span(segment.modality) if segment.num_options else range(0)
+            columns["options"].append(torch.tensor([[span.start, segment.num_options]]).expand(size, 2))
+            if segment.features is not None:
+                name = segment.encoder or segment.modality
+                features.setdefault(name, []).append(segment.features)
+                inside = torch.arange(size) if segment.feature_at is None else segment.feature_at
+                if len(inside) != len(segment.features):
+                    raise DataError(f"{_where(stream)}: {len(segment.features)} features for {len(inside)} tokens of {segment.modality!r}.")
+                feature_at.setdefault(name, []).append(inside + total)
+            for name, value in segment.channels.items():
+                channels.setdefault(name, []).append((total, value))
+            total += size
+        columns["labels"].append(target)
+        columns["weight"].append(weight)
+    joined = {key: torch.cat(parts)[None] for key, parts in columns.items()}
+    mutual, branch, options = joined["mutual"], joined["branch"], joined["options"]
+    layout = Layout(
+        document=joined["document"].int(),
+        position=joined["position"],
+        axes=axes,
+        mutual=mutual if bool(mutual.any()) else None,
+        branch=branch if bool(branch.any()) else None,
+    )
+    return Batch(
+        ids=joined["ids"],
+        layout=layout,
+        labels=joined["labels"],
+        weight=joined["weight"],
+        codes=_scatter(codes, total, -1)[None] if codes else None,
+        options=options if bool(options.any()) else None,
+        features={name: torch.cat(parts) for name, parts in features.items()},
+        feature_at={name: torch.cat(parts) for name, parts in feature_at.items()},
+        channels={name: _scatter(parts, total, 0)[None] for name, parts in channels.items()},
+        names=[stream.name for stream in streams],
+    )
+
+
+def unpack(values: Tensor, layout: Layout) -> list[Tensor]:
+    """values [b, t, ...] at every token -> one tensor [t_i, ...] per document, in the order of the documents."""
+    flat, document = values.flatten(0, 1), layout.document.flatten()
+    return [flat[document == number] for number in range(1, int(document.max()) + 1)]
+
+
+def _where(stream: Stream) -> str:
+    return stream.source or stream.name or "a sample"
+
+
+def _ids(segment: Segment, vocabulary: Vocabulary, stream: Stream) -> Tensor:
+    """Global ids [t, u] of a segment; tokens that are features alone get the first id of the range."""
+    if segment.ids is None and segment.features is None:
+        raise DataError(f"{_where(stream)}: a segment of {segment.modality!r} has neither ids nor features.")
+    if segment.ids is None:
+        return torch.zeros(len(segment), 1, dtype=torch.long)
+    if segment.ids.ndim == 1:
+        ids = vocabulary.to_global(segment.modality, segment.ids)
+        return (ids if segment.hidden is None else ids.masked_fill(segment.hidden, vocabulary.span("mask").start))[:, None]
+    books = [vocabulary.to_global(f"{segment.modality}.{book}", ids) for book, ids in enumerate(segment.ids.unbind(1))]
+    return torch.stack(books, dim=1)
+
+
+def _spread(value: float | Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if isinstance(value, Tensor) else torch.full((size,), value, dtype=dtype)
+
+
+def _position(segment: Segment, clock: int, num_axes: int, stream: Stream) -> tuple[Tensor, int]:
+    """Positions [t, p] of a segment and the next free one; counted on from `clock`, the same on every axis, when none are given."""
+    size = len(segment)
+    if segment.position is None:
+        return torch.arange(clock, clock + size)[:, None].expand(size, num_axes), clock + size
+    if segment.position.shape != (size, num_axes):
+        raise DataError(
+            f"{_where(stream)}: positions of {segment.modality!r} have shape {tuple(segment.position.shape)}, not {(size, num_axes)}."
+        )
+    return segment.position, int(segment.position.max()) + 1 if size else clock
+
+
+def _scatter(parts: list[tuple[int, Tensor]], total: int, empty: int) -> Tensor:
+    """Values that begin at given tokens, laid into one tensor [total, ...]."""
+    first = parts[0][1]
+    out = first.new_full((total, *first.shape[1:]), empty)
+    for start, value in parts:
+        out[start : start + len(value)] = value
+    return out
