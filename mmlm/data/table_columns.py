@@ -15,7 +15,7 @@ import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import count
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Infinite = Literal["error", "missing"]
+Place = Callable[[int], str]  # the words for a row in a message, such as "line 17"
 PLAIN_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 FILE_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _INFINITE_TEXT = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
@@ -53,6 +54,7 @@ def column_of_texts(
     missing: frozenset[str] = frozenset(),
     file: bool = False,
     infinite: Infinite = "error",
+    place: Place | None = None,
 ) -> Column:
     """A column from texts given as codes int64 [rows] (-1 = missing) into distinct words.
 
@@ -72,7 +74,7 @@ def column_of_texts(
     elif len(shown) == len(present) and present and all(map(_DATE.fullmatch, present)):
         kind, values = "date", _dates(stripped, absent)
     if values is not None:
-        return Column(name, kind, finite(np.append(values, np.nan)[codes], name, infinite))
+        return Column(name, kind, finite(np.append(values, np.nan)[codes], name, infinite, place))
     order: dict[str, int] = {}
     lookup = [math.nan if gone else float(order.setdefault(word, len(order))) for word, gone in zip(stripped, absent)]
     return Column(name, "category", np.array([*lookup, math.nan])[codes], list(order))
@@ -104,11 +106,13 @@ def seconds_of(moment: date) -> float:
     return (moment - EPOCH) / timedelta(seconds=1)
 
 
-def finite(values: np.ndarray, name: str, infinite: Infinite) -> np.ndarray:
+def finite(values: np.ndarray, name: str, infinite: Infinite, place: Place | None = None) -> np.ndarray:
     """The values, infinite ones made missing or refused with a DataError naming column and row (counted from 0)."""
     bad = np.isinf(values)
     if bad.any() and infinite == "error":
-        raise DataError(f"column {name!r}, row {int(bad.argmax())}: the value is infinite; a number must be finite or missing.")
+        row = int(bad.argmax())
+        at = place(row) if place else f"row {row}"
+        raise DataError(f"column {name!r}, {at}: the value is infinite; a number must be finite or missing.")
     return np.where(bad, np.nan, values)
 
 
@@ -150,6 +154,8 @@ def cell_text(cell: Any) -> str:
             return date_text(seconds_of(moment))
         case "bytes":
             return _decoded(bytes(cell))
+        case _ if isinstance(cell, np.ndarray):
+            return str(cell.tolist())
         case _:
             return str(cell)
 
@@ -164,7 +170,7 @@ def _decoded(raw: bytes) -> str:
         return text
 
 
-def column_of_cells(name: str, cells: Sequence[Any], infinite: Infinite = "error") -> Column | None:
+def column_of_cells(name: str, cells: Sequence[Any], infinite: Infinite = "error", place: Place | None = None) -> Column | None:
     """A column from Python values; None (with a log line) if it holds bytes that are no text.
 
     Raises DataError naming column and row for an infinite number.
@@ -174,7 +180,7 @@ def column_of_cells(name: str, cells: Sequence[Any], infinite: Infinite = "error
     if sorts == {"number"}:
         values = _number_cells(cells, absent)
         if values is not None:
-            return Column(name, "number", finite(values, name, infinite))
+            return Column(name, "number", finite(values, name, infinite, place))
     try:
         texts = ["" if gone else cell if isinstance(cell, str) else cell_text(cell) for cell, gone in zip(cells, absent)]
     except UnicodeDecodeError as error:
@@ -183,7 +189,7 @@ def column_of_cells(name: str, cells: Sequence[Any], infinite: Infinite = "error
     codes, known = encode_texts(texts)
     if sorts == {"truth"}:
         return truth_column(name, np.array([math.nan if gone else float(bool(cell)) for cell, gone in zip(cells, absent)]))
-    return column_of_texts(name, codes, list(known), infinite=infinite)
+    return column_of_texts(name, codes, list(known), infinite=infinite, place=place)
 
 
 def _number_cells(cells: Sequence[Any], absent: Sequence[bool]) -> np.ndarray | None:
