@@ -146,9 +146,7 @@ def _read_json_lines(path: Path, options: Options) -> list[Column]:
     return _cell_columns(path, list(names), lambda name: [record.get(name) for record in records], lines, options.infinite)
 
 
-def _cell_columns(
-    path: Path, names: list[str], cells_of: Callable[[str], list[Any]], lines: list[int], infinite: Infinite
-) -> list[Column]:
+def _cell_columns(path: Path, names: list[str], cells_of: Callable[[str], list[Any]], lines: list[int], infinite: Infinite) -> list[Column]:
     try:
         found = [column_of_cells(name, cells_of(name), infinite, lambda row: f"line {lines[row]}") for name in names]
     except DataError as error:

@@ -70,9 +70,7 @@ def _first_undecodable(path: Path, encoding: str) -> tuple[int, int] | None:
                 return line + error.object[: error.start].count(b"\n"), error.object[error.start]
             if "\0" in text:
                 at = line + text[: text.index("\0")].count("\n")
-                raise DataError(
-                    f"{path}, line {at}: holds a NUL character. Is it a binary file, or UTF-16 without a byte-order mark?"
-                )
+                raise DataError(f"{path}, line {at}: holds a NUL character. Is it a binary file, or UTF-16 without a byte-order mark?")
             last = max(text.rfind("\n"), text.rfind("\r"))
             unbroken = unbroken + len(text) if last < 0 else len(text) - last
             line += text.count("\n")
@@ -158,10 +156,7 @@ def read_delimited(
 
     options: dict[str, Any] = {"missing": MISSING_TEXTS, "file": True, "infinite": infinite, "place": place}
     try:
-        return [
-            column_of_texts(name, np.concatenate(at), list(words or ()), **options)
-            for name, at, words in zip(names, codes, known)
-        ]
+        return [column_of_texts(name, np.concatenate(at), list(words or ()), **options) for name, at, words in zip(names, codes, known)]
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
 

@@ -157,9 +157,7 @@ class Table:
             seen[column.name] = at
             if len(column) != len(self.columns[0]):
                 first = self.columns[0]
-                raise DataError(
-                    f"{self.name}: column {column.name!r} has {len(column)} rows, but {first.name!r} has {len(first)}."
-                )
+                raise DataError(f"{self.name}: column {column.name!r} has {len(column)} rows, but {first.name!r} has {len(first)}.")
         if self.target is not None and self.target not in seen:
             raise DataError(f"{self.name}: target: {unknown_name('column', self.target, seen)}")
 
