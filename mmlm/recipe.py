@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from mmlm.base import yaml
 from mmlm.base.errors import RecipeError
-from mmlm.base.schema import Strict, check
 
 
 def apply_override(raw: dict[str, Any], item: str) -> None:

@@ -89,7 +89,11 @@ def faults(sources: dict[str, str], packages: set[str]) -> list[str]:
             tops = tuple(".".join(part.split(".")[:2]) for part in (module, name))
             if theirs == mine and mine != 1 and tops[0] != tops[1]:
                 sideways[tops] = f"{module}:{line}"
-    wrong += [f"{at} and {sideways[b, a]}: {a} and {b} import each other" for (a, b), at in sideways.items() if (b, a) in sideways and a < b]
+    wrong += [
+        f"{at} and {sideways[b, a]}: {a} and {b} import each other"
+        for (a, b), at in sideways.items()
+        if (b, a) in sideways and a < b
+    ]
     return wrong
 
 
@@ -112,8 +116,16 @@ def test_imports_point_downwards():
     ],
 )
 def test_the_reading_of_imports_finds_what_it_should(module, source, wrong):
-    others = ["mmlm", "mmlm.heads.lm", "mmlm.model", "mmlm.backbone.block", "mmlm.objectives.causal", "mmlm.recipe", "mmlm.base.errors"]
-    sources = {name: "" for name in others} | {"mmlm.objectives.causal": "import mmlm.heads.lm", module: source}
+    others = [
+        "mmlm",
+        "mmlm.heads.lm",
+        "mmlm.model",
+        "mmlm.backbone.block",
+        "mmlm.objectives.causal",
+        "mmlm.recipe",
+        "mmlm.base.errors",
+    ]
+    sources = dict.fromkeys(others, "") | {"mmlm.objectives.causal": "import mmlm.heads.lm", module: source}
     sources.setdefault("mmlm.heads", "")
     sources.setdefault("mmlm.objectives", "")
     text = "\n".join(faults(sources, set()))

@@ -41,6 +41,9 @@ def pytester_like(tmp_path):
         "    try:\n        socket.create_connection(('192.0.2.1', 80), 1)\n    except OSError:\n        pass\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     return {"failed": done.returncode == 1, "text": done.stdout}

@@ -35,7 +35,9 @@ def hits(source: str, path: str = "x.py") -> list[str]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
-                names[alias.asname or alias.name.split(".")[0]] = whole if alias.asname or "." not in alias.name else whole.split(".")[0]
+                names[alias.asname or alias.name.split(".")[0]] = (
+                    whole if alias.asname or "." not in alias.name else whole.split(".")[0]
+                )
                 if whole.split(".")[0] in MODULES or whole in CALLS:
                     found.append((node, f"imports {whole}"))
     for node in ast.walk(tree):
@@ -50,7 +52,9 @@ def hits(source: str, path: str = "x.py") -> list[str]:
             found.append((node, name))
         if name == "yaml.load" and not any(dotted(arg).endswith("RecipeLoader") for arg in [*node.args, *given.values()]):
             found.append((node, "yaml.load without the project's loader"))
-        if name == "torch.load" and not (isinstance(given.get("weights_only"), ast.Constant) and path.startswith("mmlm/interop/")):
+        if name == "torch.load" and not (
+            isinstance(given.get("weights_only"), ast.Constant) and path.startswith("mmlm/interop/")
+        ):
             found.append((node, "torch.load"))
         for key, bad in KEYWORDS.items():
             if key in given and (not isinstance(given[key], ast.Constant) or given[key].value in bad):
@@ -74,7 +78,14 @@ BAD = [
     "from yaml import full_load as safe\nsafe(x)", "AutoModel.from_pretrained(p, trust_remote_code=True)", "pd.read_pickle(p)",
     "archive.extractall(p)",
 ]  # fmt: skip
-GOOD = ["model.eval()", "re.compile(x)", "torch.compile(m)", "np.load(p, allow_pickle=False)", "yaml.load(x, RecipeLoader)", "subprocess.run(['cc'])"]
+GOOD = [
+    "model.eval()",
+    "re.compile(x)",
+    "torch.compile(m)",
+    "np.load(p, allow_pickle=False)",
+    "yaml.load(x, RecipeLoader)",
+    "subprocess.run(['cc'])",
+]
 
 
 @pytest.mark.parametrize("source", BAD)

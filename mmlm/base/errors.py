@@ -47,7 +47,7 @@ class NumericsError(MmlmError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """" Did you mean 'x'?" for the closest known name, or an empty string."""
+    """ " Did you mean 'x'?" for the closest known name, or an empty string."""
     near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
 

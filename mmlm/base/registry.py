@@ -97,7 +97,9 @@ class Registry:
             raise PydanticCustomError("choice", "must be a {kind} such as {{type: ...}}", {"kind": self.kind})
         if not isinstance(value.get("type"), str):
             raise PydanticCustomError(
-                "choice", "needs a key 'type' that names the {kind}. Known: {known}.", {"kind": self.kind, "known": ", ".join(sorted(self.entries))}
+                "choice",
+                "needs a key 'type' that names the {kind}. Known: {known}.",
+                {"kind": self.kind, "known": ", ".join(sorted(self.entries))},
             )
         try:
             config = self.get(value["type"])

@@ -1,25 +1,77 @@
 """Strict schemas, and all faults of a file told at once.
 
-Recipe sections are pydantic models that refuse unknown keys. `check` turns what pydantic found into sentences with the dotted path, the
-value, what is allowed and the nearest known key.
+Recipe sections are pydantic models that refuse unknown keys, texts where numbers belong and keys that have no effect. `check` turns
+what was found into sentences with the dotted path as the user wrote it, the value, what is allowed and the nearest known key.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any, TypeVar, get_args
+import types
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic.functional_validators import BeforeValidator, PlainValidator, WrapValidator
+from pydantic_core import PydanticCustomError
 
-from mmlm.base.errors import RecipeError, nearest
+from mmlm.base.errors import RecipeError, nearest, unknown_name
 
 M = TypeVar("M", bound=BaseModel)
+Path = tuple[Any, ...]
 
 
 class Strict(BaseModel):
     """A section of a recipe: unknown keys are refused, values are not changed afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, protected_namespaces=())
+    shorthand: ClassVar[dict[str, str]] = {}
+    """Key as stored: key that a user may write in its place, for the paths in messages."""
+
+    def without_effect(self) -> dict[str, str]:
+        """Keys that do nothing in this combination, each with the reason, such as "the schedule is constant".
+
+        Writing such a key is an error, and a dump leaves it out.
+        """
+        return {}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _whole(cls, data: Any, handler: Callable[[Any], Any]) -> Any:
+        faults = list(_wrong_kinds(cls, data)) if isinstance(data, dict) else []
+        found = {fault["loc"] for fault in faults}
+        try:
+            section = handler(data)
+        except ValidationError as error:
+            faults += [fault for fault in error.errors(include_url=False) if fault["loc"] not in found]
+        else:
+            idle = section.without_effect()
+            faults += [
+                {"type": "no_effect", "loc": (key_of(cls, name),), "ctx": {"why": why}, "input": getattr(section, name)}
+                for name, why in idle.items()
+                if name in section.model_fields_set
+            ]
+        if faults:
+            context = {"errors": faults, "model": cls, "data": data}
+            text = "; ".join(str(fault) for fault in _flat(faults, cls, data, ()))
+            raise PydanticCustomError("section", "{text}", {**context, "text": text})
+        return section
+
+    @model_serializer(mode="wrap")
+    def _what_counts(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        idle = {key_of(type(self), name) for name in self.without_effect()} | set(self.without_effect())
+        return {key: value for key, value in handler(self).items() if key not in idle}
+
+
+def key_of(model: type[BaseModel], name: str) -> str:
+    """The key that a recipe uses for the field `name`."""
+    field = model.model_fields.get(name)
+    return field.alias or name if field else name
+
+
+def keys(model: type[BaseModel]) -> list[str]:
+    """The keys of a section, in their order."""
+    return [key_of(model, name) for name in model.model_fields]
 
 
 def check(model: type[M], raw: Any, where: str) -> M:
@@ -27,63 +79,216 @@ def check(model: type[M], raw: Any, where: str) -> M:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        lines = _sentences(error.errors(include_url=False), (), model)
-        count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
-        raise RecipeError("\n".join([f"{where}: {count}", *(f"  {line}" for line in lines)])) from None
+        faults = [str(fault) for fault in _flat(error.errors(include_url=False), model, raw, ())]
+    raise told_at_once(where, faults)
 
 
-def _sentences(errors: list[Any], prefix: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
-    lines: list[str] = []
+def told_at_once(where: str, faults: Iterable[str]) -> RecipeError:
+    """One error for all faults of a file: how many, then a line for each."""
+    lines = list(dict.fromkeys(faults))
+    count = f"{len(lines)} problem{'s' if len(lines) != 1 else ''}"
+    return RecipeError("\n".join([f"{where}: {count}", *(f"  {line}" for line in lines)]))
+
+
+@dataclass(frozen=True)
+class _Fault:
+    path: Path  # as the user wrote it
+    branch: Path  # (place in path, name of the branch of a union) pairs still to be chosen among
+    want: str  # "a number", to be joined by "or" with what other branches want; or empty
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(map(str, self.path)) or 'recipe'}: {self.sentence}"
+
+
+def _flat(errors: Iterable[Any], model: type[BaseModel], data: Any, prefix: Path) -> list[_Fault]:
+    """Faults of nested sections in one list, of each union the branch that was most likely meant."""
+    faults: list[_Fault] = []
     for error in errors:
-        if error["type"] == "nested":
-            context = error["ctx"]
-            lines += _sentences(context["errors"], (*prefix, *error["loc"]), context["model"])
+        path, labels = _as_written(error, model, data)
+        here = tuple((len(prefix) + place, label) for place, label in labels)
+        if error["type"] == "section":
+            inner = error["ctx"]
+            for fault in _flat(inner["errors"], inner["model"], inner["data"], (*prefix, *path)):
+                faults.append(_Fault(fault.path, (*here, *fault.branch), fault.want, fault.sentence))
+        else:
+            want, sentence = _sentence(error, model)
+            faults.append(_Fault((*prefix, *path), here, want, sentence))
+    return _meant(faults)
+
+
+def _as_written(error: Any, model: type[BaseModel], data: Any) -> tuple[Path, list[tuple[int, Any]]]:
+    """Splits pydantic's location into keys that the user wrote and names of union branches or keys that were filled in."""
+    path: list[Any] = []
+    labels: list[tuple[int, Any]] = []
+    shorthand = getattr(model, "shorthand", {})
+    for at, part in enumerate(error["loc"]):
+        last = at == len(error["loc"]) - 1
+        written = shorthand.get(part, part) if isinstance(data, dict) and part not in data and not path else part
+        if isinstance(data, dict) and written in data:
+            path.append(written)
+            data = data[written]
+        elif isinstance(data, list | tuple) and isinstance(part, int) and part < len(data):
+            path.append(part)
+            data = data[part]
+        elif last and error["type"] == "missing":
+            path.append(part)
+        else:
+            labels.append((len(path), part))
+    return tuple(path), labels
+
+
+def _meant(faults: list[_Fault]) -> list[_Fault]:
+    """For each union, the faults of the branch that fits best; where none fits, one sentence with all that would."""
+    kept: list[_Fault] = []
+    groups: dict[tuple[Path, int], dict[Any, list[_Fault]]] = {}
+    for fault in faults:
+        if fault.branch:
+            place, label = fault.branch[0]
+            rest = _Fault(fault.path, fault.branch[1:], fault.want, fault.sentence)
+            groups.setdefault((fault.path[:place], place), {}).setdefault(label, []).append(rest)
+        else:
+            kept.append(fault)
+    for (path, _), branches in groups.items():
+        choices = [_meant(branch) for branch in branches.values()]
+        deeper = [branch for branch in choices if not any(fault.path == path and fault.want for fault in branch)]
+        if deeper or len(choices) == 1:
+            kept += min(deeper or choices, key=len)
             continue
-        name = ".".join(str(part) for part in (*prefix, *error["loc"])) or "recipe"
-        lines.append(f"{name}: {_sentence(error, model)}")
-    return lines
+        first = choices[0][0]
+        wants = list(dict.fromkeys(fault.want for branch in choices for fault in branch if fault.want and fault.path == path))
+        found = first.sentence.partition(", but is ")[2]
+        hint = next((f.sentence.partition(" Did you")[2] for branch in choices for f in branch if " Did you" in f.sentence), "")
+        found = found.partition(" Did you")[0] + (f" Did you{hint}" if hint else "")
+        kept.append(_Fault(path, (), " or ".join(wants), f"must be {' or '.join(wants)}, but is {found}"))
+    return kept
 
 
-def _sentence(error: Any, model: type[BaseModel]) -> str:
-    context = error.get("ctx", {})
-    shown = repr(error.get("input"))
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    match error["type"]:
+def shown(value: Any) -> str:
+    """A value as a message shows it: as YAML writes it, and short."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, BaseModel):
+        value = value.model_dump(by_alias=True)
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+_WANTS = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite_number": "a finite number",
+    "bool": "true or false",
+    "string": "a text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a section with keys",
+    "model": "a section with keys",
+    "none": "null",
+}
+
+
+def _sentence(error: Any, model: type[BaseModel]) -> tuple[str, str]:
+    """(what is wanted, the whole sentence) for one fault."""
+    kind, context = error["type"], error.get("ctx", {})
+    found = shown(error.get("input"))
+    hint = ""
+    match kind:
         case "extra_forbidden":
-            *parents, key = error["loc"]
-            known = _keys_at(model, parents)
-            return f"unknown key.{nearest(str(key), known)} Known: {', '.join(sorted(known)) or 'none'}."
+            known = keys(model)
+            near = nearest(str(error["loc"][-1]), known)
+            return "", f"unknown key.{near} Known: {', '.join(sorted(known)) or 'none'}."
         case "missing":
-            return "is missing."
+            return "", "is missing."
+        case "no_effect":
+            return "", f"has no effect: {context['why']}. Leave it out."
+        case "union_tag_invalid":
+            known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+            return "", unknown_name(context["discriminator"].strip("'"), context["tag"], known)
+        case "union_tag_not_found":
+            return "", f"needs a key {context['discriminator']}."
+        case "choice" | "value_error" | "assertion_error":
+            return "", f"{str(error['msg']).removeprefix('Value error, ').rstrip('.')}."
         case "greater_than_equal":
-            return f"must be at least {context['ge']}, but is {shown}."
+            want = f"at least {context['ge']}"
         case "greater_than":
-            return f"must be greater than {context['gt']}, but is {shown}."
+            want = f"greater than {context['gt']}"
         case "less_than_equal":
-            return f"must be at most {context['le']}, but is {shown}."
+            want = f"at most {context['le']}"
         case "less_than":
-            return f"must be less than {context['lt']}, but is {shown}."
+            want = f"less than {context['lt']}"
+        case "wrong_kind":
+            want = context["want"]
         case "literal_error":
-            near = nearest(str(error.get("input")), re.findall(r"'([^']*)'", context["expected"]))
-            return f"must be {context['expected']}, but is {shown}.{near}"
-        case "choice" | "value_error":
-            return f"{str(error['msg']).removeprefix('Value error, ').rstrip('.')}."
+            want = context["expected"]
+            hint = nearest(str(error.get("input")), [name.strip(" '") for name in want.replace(" or ", ",").split(",")])
         case _:
-            text = str(error["msg"]).removeprefix("Input should be ")
-            return f"must be {text}, but is {shown}." if text != error["msg"] else f"{text}: {shown}."
+            want = _WANTS.get(kind, "") or _WANTS.get(kind.partition("_")[0], "")
+            message = str(error["msg"])
+            if kind.endswith(("_too_short", "_too_long", "_mismatch")) or not want:
+                want = message.removeprefix("Input should be ") if message.startswith("Input should be ") else ""
+            if not want:
+                return "", f"{message[0].lower()}{message[1:]}, but is {found}."
+    return want, f"must be {want}, but is {found}.{hint}"
 
 
-def _keys_at(model: type[BaseModel], path: list[Any]) -> list[str]:
-    """The keys that the section at `path` below `model` knows."""
-    section: type[BaseModel] | None = model
-    for part in path:
-        if isinstance(part, str) and section is not None:
-            field = section.model_fields.get(part)
-            section = _section_in(field.annotation) if field else None
-    return [field.alias or name for name, field in section.model_fields.items()] if section else []
+def _wrong_kinds(model: type[BaseModel], data: dict[Any, Any]) -> Iterator[dict[str, Any]]:
+    """Faults that pydantic would convert away: true or a text where a number belongs, a number where true or false belongs."""
+    own = {
+        name
+        for decorator in model.__pydantic_decorators__.field_validators.values()
+        if decorator.info.mode != "after"
+        for name in decorator.info.fields
+    }
+    for name, field in model.model_fields.items():
+        key = field.alias if field.alias in data else name
+        if key in data and name not in own and not any(_converts(mark) for mark in field.metadata):
+            for loc, value, want in _wrong_kind(data[key], field.annotation):
+                yield {"type": "wrong_kind", "loc": (key, *loc), "ctx": {"want": want}, "input": value}
 
 
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+def _converts(mark: Any) -> bool:
+    return isinstance(mark, BeforeValidator | PlainValidator | WrapValidator)
+
+
+def _wrong_kind(value: Any, annotation: Any) -> Iterator[tuple[Path, Any, str]]:
+    options = list(_options(annotation))
+    if isinstance(value, list):
+        lists = [get_args(option) for option in options if get_origin(option) in (list, tuple)]
+        if len(lists) == 1 and lists[0]:
+            for place, item in enumerate(value):
+                inside = lists[0][min(place, len(lists[0]) - 1)]
+                for loc, found, want in _wrong_kind(item, inside if inside is not Ellipsis else lists[0][0]):
+                    yield (place, *loc), found, want
+    elif isinstance(value, dict):
+        dicts = [get_args(option) for option in options if get_origin(option) is dict]
+        if len(dicts) == 1 and len(options) - (types.NoneType in options) == 1:
+            for key, item in value.items():
+                for loc, found, want in _wrong_kind(item, dicts[0][1]):
+                    yield (key, *loc), found, want
+    elif isinstance(value, bool | str | int | float):
+        plain = {option for option in options if option in (bool, int, float)}
+        others = set(map(_hashable, options)) - plain - {types.NoneType}
+        takes_bool, is_bool = bool in plain, isinstance(value, bool)
+        if plain and not others and (isinstance(value, str) or is_bool != takes_bool and (is_bool or plain == {bool})):
+            names = [name for kind, name in ((int, "a whole number"), (float, "a number"), (bool, "true or false")) if kind in plain]
+            yield (), value, " or ".join(names)
+
+
+def _hashable(option: Any) -> Any:
+    return option if isinstance(option, type) else repr(option)
+
+
+def _options(annotation: Any) -> Iterator[Any]:
+    """The members of a union, or the annotation itself; a value that a validator converts counts as unknown."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _options(part)
+    elif origin is Annotated:
+        if any(_converts(mark) for mark in annotation.__metadata__):
+            yield Literal
+        else:
+            yield from _options(get_args(annotation)[0])
+    else:
+        yield annotation
