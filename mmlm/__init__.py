@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _root = Path(__file__).resolve().parent.parent
-if (_root / "pyproject.toml").is_file() and (_root / "tokenizers").is_dir():
+if (_root / "pyproject.toml").is_file() and (_root / "encoders").is_dir():
     __path__.append(str(_root))  # in a checkout, mmlm.tokenizers, .encoders, .heads and .kernels lie beside this package
 
 _LAZY = {

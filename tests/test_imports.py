@@ -90,9 +90,7 @@ def faults(sources: dict[str, str], packages: set[str]) -> list[str]:
             if theirs == mine and mine != 1 and tops[0] != tops[1]:
                 sideways[tops] = f"{module}:{line}"
     wrong += [
-        f"{at} and {sideways[b, a]}: {a} and {b} import each other"
-        for (a, b), at in sideways.items()
-        if (b, a) in sideways and a < b
+        f"{at} and {sideways[b, a]}: {a} and {b} import each other" for (a, b), at in sideways.items() if (b, a) in sideways and a < b
     ]
     return wrong
 

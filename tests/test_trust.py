@@ -35,9 +35,7 @@ def hits(source: str, path: str = "x.py") -> list[str]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
-                names[alias.asname or alias.name.split(".")[0]] = (
-                    whole if alias.asname or "." not in alias.name else whole.split(".")[0]
-                )
+                names[alias.asname or alias.name.split(".")[0]] = whole if alias.asname or "." not in alias.name else whole.split(".")[0]
                 if whole.split(".")[0] in MODULES or whole in CALLS:
                     found.append((node, f"imports {whole}"))
     for node in ast.walk(tree):
@@ -52,9 +50,7 @@ def hits(source: str, path: str = "x.py") -> list[str]:
             found.append((node, name))
         if name == "yaml.load" and not any(dotted(arg).endswith("RecipeLoader") for arg in [*node.args, *given.values()]):
             found.append((node, "yaml.load without the project's loader"))
-        if name == "torch.load" and not (
-            isinstance(given.get("weights_only"), ast.Constant) and path.startswith("mmlm/interop/")
-        ):
+        if name == "torch.load" and not (isinstance(given.get("weights_only"), ast.Constant) and path.startswith("mmlm/interop/")):
             found.append((node, "torch.load"))
         for key, bad in KEYWORDS.items():
             if key in given and (not isinstance(given[key], ast.Constant) or given[key].value in bad):

@@ -1,7 +1,7 @@
 """The one family of errors, and the sentences they share.
 
-A message says where (file, line or key), what was found, what is allowed and what to do. The CLI prints the message alone and exits 2
-for a user's mistake (RecipeError, DataError, MissingExtra) and 1 for a failure.
+A message says where (file, line or key), what was found, what is allowed and what to do. The CLI prints the message alone and exits
+2 for a user's mistake (RecipeError, DataError, MissingExtra) and 1 for a failure.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class NumericsError(MmlmError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'x'?" for the closest known name, or an empty string."""
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    """A hint (" Did you mean 'x'?") with the closest known name, or an empty string."""
+    near = difflib.get_close_matches(str(name)[:100], [str(k) for k in known], n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
@@ -56,18 +56,19 @@ def unknown_name(kind: str, name: str, known: Iterable[str], shown: int = 40) ->
     """The sentence for a name that is not known: nearest first, then all known names (the first `shown` of them)."""
     names = sorted(str(k) for k in known)
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"unknown {kind} {name!r}.{nearest(name, names)} Known: {', '.join(names[:shown]) or 'none'}{more}."
+    return f"unknown {kind} {str(name)[:100]!r}.{nearest(name, names)} Known: {', '.join(names[:shown]) or 'none'}{more}."
 
 
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional package where it is used.
 
     module: the module to import. extra: the extra of mmlm that installs it.
-    Raises MissingExtra with the command that installs it.
+    Raises MissingExtra with the command that installs it, or with the reason why an installed package does not import.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
-            raise
-        raise MissingExtra(f"{module!r} is not installed. Install it with: pip install 'mmlm[{extra}]'") from None
+        missing = isinstance(error, ModuleNotFoundError) and error.name is not None
+        if missing and str(error.name).partition(".")[0] == module.partition(".")[0]:
+            raise MissingExtra(f"{module!r} is not installed. Install it with: pip install 'mmlm[{extra}]'") from None
+        raise MissingExtra(f"{module!r} is installed but cannot be imported: {error}.") from error

@@ -1,25 +1,30 @@
 """One registry per kind of component.
 
-What is registered is a *config class*: a strict pydantic model whose `type` is the component's name and whose `target` names the class it
-builds, as "module:Class". Configs import no torch, so a recipe is checked in a moment; the class is imported when it is built.
+What is registered is a *config class*: a strict pydantic model whose `type` is the component's name and whose `target` names the
+class it builds, as "module:Class". Configs import no torch, so a recipe is checked in a moment; the class is imported when it is built.
 
-Another package adds a component by an entry point in the group of the registry (for example `mmlm.mixers`) whose name is the `type` and
-whose value is the config class. Entry points are looked up only when a recipe names something that is not built in.
+Another package adds a component by an entry point in the group of the registry (for example `mmlm.mixers`) whose name is the `type`
+and whose value is the config class. Entry points are looked up only when a recipe names something that is not built in.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, TypeVar
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
-from pydantic import GetJsonSchemaHandler, SerializeAsAny, ValidationError
+from pydantic import GetJsonSchemaHandler, SerializeAsAny
 from pydantic.functional_validators import BeforeValidator
 from pydantic_core import PydanticCustomError
 
 from mmlm.base.errors import RecipeError, unknown_name
 from mmlm.base.schema import Strict
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+logger = logging.getLogger(__name__)
 C = TypeVar("C", bound="type[Component]")
 
 
@@ -36,12 +41,23 @@ class Component(Strict):
         return getattr(importlib.import_module(module), name)(self, *args, **kwargs)
 
 
+REGISTRIES: dict[str, Registry] = {}
+"""Every registry whose module has been imported, by its plural."""
+
+
 class Registry:
     """Names of one kind of component. kind: the word for messages. group: entry-point group for other packages."""
 
     def __init__(self, kind: str, group: str) -> None:
         self.kind, self.group = kind, group
         self.entries: dict[str, type[Component]] = {}
+        self._loaded: set[str] = set()
+        REGISTRIES[self.plural] = self
+
+    @property
+    def plural(self) -> str:
+        """The word that lists use, such as mixers."""
+        return self.group.removeprefix("mmlm.").replace("_", "-")
 
     def register(self, target: str, source: str) -> Callable[[C], C]:
         """Decorator for a config class. target: "module:Class" that it builds. source: paper and equation, or standard."""
@@ -58,33 +74,47 @@ class Registry:
 
         return add
 
-    def load_plugins(self, name: str | None = None) -> None:
-        """Register what other installed packages offer: the entry point called `name`, or all."""
+    def load_plugin(self, name: str) -> None:
+        """Register the component that another installed package offers by this name, if one does."""
+        for point in self._offers():
+            if point.name == name:
+                self._load(point)
+
+    def _offers(self) -> Iterable[EntryPoint]:
         from importlib.metadata import entry_points
 
-        for point in entry_points(group=self.group):
-            if (name is None or point.name == name) and point.name not in self.entries:
-                config = point.load()
-                if not (isinstance(config, type) and issubclass(config, Component) and config.target):
-                    raise RecipeError(
-                        f"entry point {point.name!r} of {self.group} ({point.value}) must be a config class registered with "
-                        f"a target, but is {config!r}."
-                    )
-                if config.model_fields["type"].default != point.name:
-                    raise RecipeError(f"entry point {point.name!r} of {self.group} names a config of another type.")
-                self.entries[point.name] = config
+        return [point for point in entry_points(group=self.group) if point.value not in self._loaded]
+
+    def _load(self, point: EntryPoint) -> None:
+        where = f"entry point {point.name!r} of {self.group} ({point.value})"
+        try:
+            config = point.load()
+        except (ImportError, AttributeError) as error:
+            raise RecipeError(f"{where} cannot be imported: {error}.") from error
+        if (known := self.entries.get(point.name, config)) is not config:
+            raise RecipeError(f"{where}: {self.kind} {point.name!r} is registered already, by {known.target}.")
+        if not (isinstance(config, type) and issubclass(config, Component) and config.target):
+            raise RecipeError(f"{where} must be a config class registered with a target, but is {config!r}.")
+        if config.model_fields["type"].default != point.name:
+            raise RecipeError(f"{where} is a config of the type {config.model_fields['type'].default!r}.")
+        self.entries[point.name] = config
+        self._loaded.add(point.value)
 
     def get(self, name: str) -> type[Component]:
         """The config class called `name`. Raises RecipeError with the nearest known name."""
         if name not in self.entries:
-            self.load_plugins(name)
+            self.load_plugin(name)
         if name not in self.entries:
             raise RecipeError(unknown_name(self.kind, name, self.entries))
         return self.entries[name]
 
     def names(self) -> list[str]:
-        """All known names, those of other packages included, sorted."""
-        self.load_plugins()
+        """All known names, those of other packages included, sorted. A package that cannot be used is logged and left out."""
+        for point in self._offers():
+            try:
+                self._load(point)
+            except RecipeError as error:
+                logger.warning("%s", error)
         return sorted(self.entries)
 
     def parse(self, value: Any) -> Any:
@@ -93,31 +123,33 @@ class Registry:
             return value
         if isinstance(value, str):
             value = {"type": value}
-        if not isinstance(value, dict):
-            raise PydanticCustomError("choice", "must be a {kind} such as {{type: ...}}", {"kind": self.kind})
-        if not isinstance(value.get("type"), str):
-            raise PydanticCustomError(
-                "choice",
-                "needs a key 'type' that names the {kind}. Known: {known}.",
-                {"kind": self.kind, "known": ", ".join(sorted(self.entries))},
-            )
-        try:
-            config = self.get(value["type"])
-        except RecipeError as error:
-            raise PydanticCustomError("choice", "{text}", {"text": str(error)}) from None
-        try:
-            return config.model_validate(value)
-        except ValidationError as error:
-            context = {"errors": error.errors(include_url=False), "model": config}
-            raise PydanticCustomError("nested", "nested", context) from None
+        known = sorted(self.entries)
+        if not isinstance(value, dict) or "type" not in value:
+            want = f"a {self.kind}: a name or {{type: name, ...}}, with one of {', '.join(known) or 'none'} for the name"
+            raise PydanticCustomError("wrong_kind", "{want}", {"want": want})
+        name = value["type"]
+        if not isinstance(name, str):
+            raise PydanticCustomError("wrong_kind", "{want}", {"want": f"a {self.kind} whose type is a name"})
+        if name not in self.entries:
+            try:
+                self.load_plugin(name)
+            except RecipeError as error:
+                raise ValueError(str(error)) from error
+        if name not in self.entries:
+            raise PydanticCustomError("unknown_name", "unknown {kind}", {"kind": self.kind, "name": name, "known": known})
+        return self.entries[name].model_validate(value)
 
     @property
     def choice(self) -> Any:
         """Type annotation of a schema field that holds one component of this registry."""
-        registry = self
+        return Annotated[SerializeAsAny[Component], BeforeValidator(self.parse), _Choice(self)]
 
-        class Schema:
-            def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-                return {"x-mmlm-registry": registry.kind}
 
-        return Annotated[SerializeAsAny[Component], BeforeValidator(self.parse), Schema()]
+class _Choice:
+    """Stands for a registry in a type annotation; a JSON schema is filled in later, when all entries are known."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"x-registry": self.registry.plural}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
@@ -16,6 +16,7 @@ from pydantic.functional_validators import BeforeValidator, PlainValidator, Wrap
 from pydantic_core import PydanticCustomError
 
 from mmlm.base.errors import RecipeError, nearest, unknown_name
+from mmlm.base.yaml import shorten
 
 M = TypeVar("M", bound=BaseModel)
 Path = tuple[Any, ...]
@@ -94,11 +95,14 @@ def told_at_once(where: str, faults: Iterable[str]) -> RecipeError:
 class _Fault:
     path: Path  # as the user wrote it
     branch: Path  # (place in path, name of the branch of a union) pairs still to be chosen among
-    want: str  # "a number", to be joined by "or" with what other branches want; or empty
     sentence: str
+    value: Any = None
+    want: str = ""  # "a number", to be joined by "or" with what other branches want; or empty
+    known: tuple[str, ...] = ()  # names that would do
 
     def __str__(self) -> str:
-        return f"{'.'.join(map(str, self.path)) or 'recipe'}: {self.sentence}"
+        parts = [part if part.isprintable() and len(part) <= 60 else shorten(part) for part in map(str, self.path)]
+        return f"{'.'.join(parts) or 'recipe'}: {self.sentence}"
 
 
 def _flat(errors: Iterable[Any], model: type[BaseModel], data: Any, prefix: Path) -> list[_Fault]:
@@ -110,10 +114,9 @@ def _flat(errors: Iterable[Any], model: type[BaseModel], data: Any, prefix: Path
         if error["type"] == "section":
             inner = error["ctx"]
             for fault in _flat(inner["errors"], inner["model"], inner["data"], (*prefix, *path)):
-                faults.append(_Fault(fault.path, (*here, *fault.branch), fault.want, fault.sentence))
+                faults.append(replace(fault, branch=(*here, *fault.branch)))
         else:
-            want, sentence = _sentence(error, model)
-            faults.append(_Fault((*prefix, *path), here, want, sentence))
+            faults.append(_Fault((*prefix, *path), here, *_sentence(error, model)))
     return _meant(faults)
 
 
@@ -145,7 +148,7 @@ def _meant(faults: list[_Fault]) -> list[_Fault]:
     for fault in faults:
         if fault.branch:
             place, label = fault.branch[0]
-            rest = _Fault(fault.path, fault.branch[1:], fault.want, fault.sentence)
+            rest = replace(fault, branch=fault.branch[1:])
             groups.setdefault((fault.path[:place], place), {}).setdefault(label, []).append(rest)
         else:
             kept.append(fault)
@@ -154,13 +157,13 @@ def _meant(faults: list[_Fault]) -> list[_Fault]:
         deeper = [branch for branch in choices if not any(fault.path == path and fault.want for fault in branch)]
         if deeper or len(choices) == 1:
             kept += min(deeper or choices, key=len)
-            continue
-        first = choices[0][0]
-        wants = list(dict.fromkeys(fault.want for branch in choices for fault in branch if fault.want and fault.path == path))
-        found = first.sentence.partition(", but is ")[2]
-        hint = next((f.sentence.partition(" Did you")[2] for branch in choices for f in branch if " Did you" in f.sentence), "")
-        found = found.partition(" Did you")[0] + (f" Did you{hint}" if hint else "")
-        kept.append(_Fault(path, (), " or ".join(wants), f"must be {' or '.join(wants)}, but is {found}"))
+        else:
+            roots = [next(fault for fault in branch if fault.path == path and fault.want) for branch in choices]
+            known = tuple(name for fault in roots for name in fault.known)
+            want = " or ".join(dict.fromkeys(fault.want for fault in roots))
+            value = roots[0].value
+            hint = nearest(value, known) if isinstance(value, str) else ""
+            kept.append(_Fault(path, (), f"must be {want}, but is {shown(value)}.{hint}", value, want, known))
     return kept
 
 
@@ -170,8 +173,7 @@ def shown(value: Any) -> str:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, BaseModel):
         value = value.model_dump(by_alias=True)
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shorten(value, 80)
 
 
 _WANTS = {
@@ -188,27 +190,30 @@ _WANTS = {
 }
 
 
-def _sentence(error: Any, model: type[BaseModel]) -> tuple[str, str]:
-    """(what is wanted, the whole sentence) for one fault."""
-    kind, context = error["type"], error.get("ctx", {})
-    found = shown(error.get("input"))
-    hint = ""
+def _sentence(error: Any, model: type[BaseModel]) -> tuple[str, Any, str, tuple[str, ...]]:
+    """(sentence, value, what is wanted, names that would do) for one fault."""
+    kind, context, value = error["type"], error.get("ctx", {}), error.get("input")
+    known: tuple[str, ...] = ()
     match kind:
         case "extra_forbidden":
-            known = keys(model)
-            near = nearest(str(error["loc"][-1]), known)
-            return "", f"unknown key.{near} Known: {', '.join(sorted(known)) or 'none'}."
+            names = keys(model)
+            near = nearest(str(error["loc"][-1]), names)
+            return f"unknown key.{near} Known: {', '.join(sorted(names)) or 'none'}.", value, "", ()
         case "missing":
-            return "", "is missing."
+            return "is missing.", None, "", ()
         case "no_effect":
-            return "", f"has no effect: {context['why']}. Leave it out."
+            return f"has no effect: {context['why']}. Leave it out.", value, "", ()
         case "union_tag_invalid":
-            known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
-            return "", unknown_name(context["discriminator"].strip("'"), context["tag"], known)
+            known = tuple(tag.strip(" '") for tag in context["expected_tags"].split(","))
+            return unknown_name(context["discriminator"].strip("'"), context["tag"], known), value, "", ()
         case "union_tag_not_found":
-            return "", f"needs a key {context['discriminator']}."
-        case "choice" | "value_error" | "assertion_error":
-            return "", f"{str(error['msg']).removeprefix('Value error, ').rstrip('.')}."
+            return f"needs a key {context['discriminator']}.", value, "", ()
+        case "unknown_name":
+            known = tuple(context["known"])
+            want = f"a {context['kind']} ({', '.join(known)})"
+            return unknown_name(context["kind"], context["name"], known), value, want, known
+        case "value_error" | "assertion_error":
+            return f"{str(error['msg']).removeprefix('Value error, ').rstrip('.')}.", value, "", ()
         case "greater_than_equal":
             want = f"at least {context['ge']}"
         case "greater_than":
@@ -221,15 +226,19 @@ def _sentence(error: Any, model: type[BaseModel]) -> tuple[str, str]:
             want = context["want"]
         case "literal_error":
             want = context["expected"]
-            hint = nearest(str(error.get("input")), [name.strip(" '") for name in want.replace(" or ", ",").split(",")])
+            known = tuple(name.strip(" '") for name in want.replace(" or ", ",").split(","))
+        case "too_short" | "too_long":
+            bound = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
+            return f"must have {bound} items, but has {context['actual_length']}.", value, "", ()
         case _:
-            want = _WANTS.get(kind, "") or _WANTS.get(kind.partition("_")[0], "")
+            want = _WANTS.get(kind) or _WANTS.get(kind.rpartition("_")[0]) or _WANTS.get(kind.partition("_")[0], "")
             message = str(error["msg"])
             if kind.endswith(("_too_short", "_too_long", "_mismatch")) or not want:
                 want = message.removeprefix("Input should be ") if message.startswith("Input should be ") else ""
             if not want:
-                return "", f"{message[0].lower()}{message[1:]}, but is {found}."
-    return want, f"must be {want}, but is {found}.{hint}"
+                return f"{message[0].lower()}{message[1:]}, but is {shown(value)}.", value, "", ()
+    hint = nearest(value, known) if isinstance(value, str) else ""
+    return f"must be {want}, but is {shown(value)}.{hint}", value, want, known
 
 
 def _wrong_kinds(model: type[BaseModel], data: dict[Any, Any]) -> Iterator[dict[str, Any]]:

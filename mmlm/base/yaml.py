@@ -1,7 +1,7 @@
 """Reading YAML as people mean it.
 
-PyYAML's safe loader reads `1e-4` as text, `no` as false, `12:30:45` as 45045 and keeps the last of two equal keys. This loader reads
-numbers as numbers, only true and false as booleans, and refuses equal keys, aliases, tags and very deep nesting.
+PyYAML's safe loader reads `1e-4` as text, `no` as false, `12:30:45` as 45045 and keeps the last of two equal keys. This loader
+reads numbers as numbers, only true and false as booleans, and refuses equal keys, aliases, tags and very deep nesting.
 """
 
 from __future__ import annotations
@@ -19,34 +19,47 @@ _MAX_DEPTH = 40
 class RecipeLoader(yaml.SafeLoader):
     """Safe loader with the project's own rules; knows no tags and no aliases."""
 
-    depth = 0
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.depth = 0
+        self.repeated: list[str] = []
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose one node, refusing aliases (they can grow without bound) and nesting deeper than 40."""
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed in a recipe", event.start_mark)
+        """Compose one node, refusing aliases (they can grow without bound), tags and nesting deeper than 40."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed here", event.start_mark)
+        if getattr(event, "tag", None) is not None:
+            raise yaml.composer.ComposerError(None, None, f"tags ({shorten(event.tag)}) are not allowed here", event.start_mark)
+        if self.depth == _MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"nested deeper than {_MAX_DEPTH}", event.start_mark)
         self.depth += 1
-        if self.depth > _MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"nested deeper than {_MAX_DEPTH}", self.peek_event().start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Construct a mapping whose keys are texts, each written once."""
+        """Construct a mapping whose keys are texts; of equal keys the first counts and the others are noted in `repeated`."""
         seen: dict[str, int] = {}
-        for key_node, _ in node.value:
+        kept = []
+        for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} must be a text", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {shorten(key)} must be a text", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice (first in line {seen[key]})", key_node.start_mark
-                )
-            seen[key] = line
+                self.repeated.append(f"line {line}: key {shorten(key)} stands twice (first in line {seen[key]}).")
+            else:
+                seen[key] = line
+                kept.append((key_node, value_node))
+        node.value = kept
         return super().construct_mapping(node, deep=deep)
+
+
+def shorten(value: Any, limit: int = 60) -> str:
+    """A value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 RecipeLoader.yaml_implicit_resolvers = {}
@@ -64,16 +77,29 @@ for _tag, _pattern, _first in (
     RecipeLoader.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
 
 
-def parse(text: str, where: str) -> Any:
-    """The value of a YAML text. where: name of the file or option, for messages. Raises RecipeError with the line."""
+def parse(text: str, where: str, repeated: list[str] | None = None) -> Any:
+    """The value of a YAML text. where: name of the file or option, for messages.
+
+    repeated: takes a sentence for each key that stands twice in one section; without it such a key is an error.
+    Raises RecipeError with the line.
+    """
     try:
-        return yaml.load(text, RecipeLoader)  # noqa: S506  RecipeLoader is a safe loader
+        loader = RecipeLoader(text)
+        value = loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise RecipeError(f"{where}{line}: {error.problem or error.context}.") from None
+    except yaml.reader.ReaderError as error:
+        character = error.character if isinstance(error.character, int) else ord(error.character[:1])
+        raise RecipeError(f"{where}: the character U+{character:04X} at place {error.position} is not allowed.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{where}: not YAML: {error}.") from None
+    if repeated is None and loader.repeated:
+        raise RecipeError(f"{where}, {' '.join(loader.repeated)}")
+    if repeated is not None:
+        repeated += loader.repeated
+    return value
 
 
 class _Dumper(yaml.SafeDumper):
