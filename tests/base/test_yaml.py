@@ -63,8 +63,9 @@ def test_forty_levels_are_allowed():
     assert yaml.parse("[" * 40 + "]" * 40, "x")
 
 
+letters = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]))
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | letters,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc1e-.:# ", min_size=1, max_size=6), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
