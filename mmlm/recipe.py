@@ -2,29 +2,151 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
+from pydantic import Field, ValidationError, model_validator
+
+from mmlm.backbone.config import BackboneConfig
 from mmlm.base import yaml
-from mmlm.base.errors import RecipeError
+from mmlm.base.errors import RecipeError, nearest
+from mmlm.base.schema import Strict, problems, told_at_once
+from mmlm.encoders.config import ENCODERS
+from mmlm.heads.config import HEADS, LanguageModelHeadConfig
+from mmlm.objectives.config import OBJECTIVES, CausalConfig
+
+MAX_BYTES = 1 << 18
+
+
+class Recipe(Strict):
+    """What a run trains, on what, how and where to."""
+
+    shorthand: ClassVar[dict[str, str]] = {"tasks": "task"}
+
+    schema_version: Literal[1] = Field(alias="schema", description="version of these options")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="name of the run")
+    output: str = Field("", description="the run folder; default runs/<name>")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="decides weights, order of data and sampling")
+    encoders: dict[str, ENCODERS.choice] = Field({}, description="encoders by the name that segments use")
+    backbone: BackboneConfig = BackboneConfig()
+    heads: dict[str, HEADS.choice] = Field({"language_model": LanguageModelHeadConfig()}, description="heads by name")
+    objective: OBJECTIVES.choice = CausalConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _output_by_name(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and not raw.get("output") and isinstance(raw.get("name"), str):
+            return {**raw, "output": f"runs/{raw['name']}"}
+        return raw
+
+    @classmethod
+    def read(cls, source: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+        """The recipe in a file, in a YAML text of more than one line, in a mapping, or shipped under a name.
+
+        overrides: `path.to.key=value` items, set before the whole is checked.
+        Raises RecipeError that lists every fault with its path and the nearest known name.
+        """
+        if isinstance(source, Mapping):
+            return cls._checked(copy.deepcopy(dict(source)), "recipe", overrides, [])
+        if isinstance(source, str) and "\n" in source:
+            return cls.parse(source, "recipe", overrides)
+        path = find(os.fspath(source))
+        return cls.parse(_text(path), str(source), overrides)
+
+    @classmethod
+    def parse(cls, text: str, where: str, overrides: Iterable[str] = ()) -> Recipe:
+        """The recipe in a YAML text. where: its name in messages."""
+        if len(text) > MAX_BYTES:
+            raise RecipeError(f"{where}: is {len(text):,} characters long; a recipe has at most {MAX_BYTES:,}.")
+        repeated: list[str] = []
+        return cls._checked(yaml.parse(text, where, repeated), where, overrides, repeated)
+
+    @classmethod
+    def _checked(cls, raw: Any, where: str, overrides: Iterable[str], faults: list[str]) -> Recipe:
+        if isinstance(raw, dict):
+            for item in overrides:
+                try:
+                    apply_override(raw, item)
+                except RecipeError as error:
+                    faults.append(str(error))
+        try:
+            recipe = cls.model_validate(raw)
+        except ValidationError as error:
+            raise told_at_once(where, [*faults, *problems(error, cls, raw)]) from None
+        if faults:
+            raise told_at_once(where, faults)
+        return recipe
+
+    def dump(self) -> str:
+        """Complete YAML text, every default written out; it reads back as an equal recipe."""
+        return yaml.dump(self.model_dump(mode="json", by_alias=True))
 
 
 def apply_override(raw: dict[str, Any], item: str) -> None:
-    """Set one key of a loaded recipe from `path.to.key=value`; list items by number. Checked later by the schema."""
+    """Set one key of a loaded recipe from `path.to.key=value`; list items by number. Checked later by the schema.
+
+    A component written by its name alone becomes a section, so that its keys can be set.
+    """
     path, equals, text = item.partition("=")
     if not equals or not path:
-        raise RecipeError(f"override {item!r} must look like path.to.key=value.")
-    *parents, leaf = path.split(".")
+        raise RecipeError(f"override {yaml.shorten(item)} must look like path.to.key=value.")
+    parts = path.split(".")
     node: Any = raw
-    for at, key in enumerate([*parents, leaf]):
-        where = ".".join([*parents, leaf][:at]) or "the recipe"
-        if isinstance(node, list) and not (key.isdecimal() and int(key) < len(node)):
-            raise RecipeError(f"override {item!r}: {where} is a list of {len(node)}; {key!r} is no place in it.")
-        if not isinstance(node, dict | list):
-            raise RecipeError(f"override {item!r}: {where} is {node!r} and has no keys.")
+    for at, key in enumerate(parts):
+        where = f"override {yaml.shorten(item)}: {'.'.join(parts[:at]) or 'the recipe'}"
+        if isinstance(node, list):
+            if not (key.isdecimal() and len(key) < 10 and int(key) < len(node)):
+                raise RecipeError(f"{where} is a list of {len(node)}; {key!r} is no place in it.")
+        elif not isinstance(node, dict):
+            raise RecipeError(f"{where} is {yaml.shorten(node)} and has no keys.")
         place: Any = int(key) if isinstance(node, list) else key
-        if at == len(parents):
-            node[place] = yaml.parse(text, f"override {item!r}")
-        else:
-            if isinstance(node, dict) and node.get(place) is None:
-                node[place] = {}
-            node = node[place]
+        if at == len(parts) - 1:
+            node[place] = yaml.parse(text, f"override {yaml.shorten(item)}")
+            return
+        below = node[place] if isinstance(node, list) else node.get(place)
+        if below is None or isinstance(below, str):
+            node[place] = {} if below is None else {"type": below}
+        node = node[place]
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with mmlm: file by name, such as tabular/quickstart."""
+    import mmlm
+
+    found: dict[str, Path] = {}
+    for root in (Path(folder) / "recipes" for folder in mmlm.__path__):
+        for path in sorted(root.rglob("*.yaml")):
+            found.setdefault(path.relative_to(root).with_suffix("").as_posix(), path)
+    return found
+
+
+def find(name: str) -> Path:
+    """The file at a path, or the shipped recipe of that name. Raises RecipeError with the nearest shipped name."""
+    if "\0" in name:
+        raise RecipeError("the path of a recipe must not hold the character U+0000.")
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise RecipeError(f"{name}: is a folder; a recipe is a YAML file.")
+    known = shipped()
+    short = name.removeprefix("recipes/").removesuffix(".yaml").removesuffix(".yml")
+    if short in known:
+        return known[short]
+    hint = nearest(short, known)
+    raise RecipeError(f"{name[:200]}: no such file, and no shipped recipe has this name.{hint} See mmlm list recipes.")
+
+
+def _text(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise RecipeError(f"{path}: is {size:,} bytes long; a recipe has at most {MAX_BYTES:,}.")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}.") from None

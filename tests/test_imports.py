@@ -29,7 +29,7 @@ RANKS: list[tuple[str, ...]] = [
     ("mmlm.data", "mmlm.training", "mmlm.compression", "mmlm.analysis"),
     ("mmlm.tasks", "mmlm.retrieval"),
     ("mmlm.evaluation",),
-    ("mmlm.cli", "mmlm.serving"),
+    ("mmlm.cli", "mmlm.serving", "mmlm.__main__"),
     ("mmlm.demos",),
 ]
 
@@ -157,7 +157,6 @@ def test_the_recipe_and_all_configs_load_no_torch(tmp_path):
     assert "mmlm.recipe" in names and python(code, tmp_path, ROOT) == "[]"
 
 
-@pytest.mark.slow
 def test_packages_of_others_are_not_hidden_in_the_checkout_root(tmp_path):
     code = (
         "import tokenizers, mmlm.recipe; from tokenizers import Tokenizer; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
 
 from mmlm.base.registry import Component, Registry
 from mmlm.base.schema import Strict
@@ -154,6 +154,11 @@ class LayerConfig(Strict):
     def _mixer_alone(cls, value: Any) -> Any:
         return {"mixer": value} if isinstance(value, str) or (isinstance(value, dict) and "type" in value) else value
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """A layer, or a mixer alone."""
+        return {"anyOf": [handler(core), {"x-registry": MIXERS.plural}]}
+
     @model_validator(mode="after")
     def _something(self) -> LayerConfig:
         if self.mixer is None and self.feed_forward is None:
@@ -177,12 +182,11 @@ class BackboneConfig(Strict):
     dropout: float = Field(0.0, ge=0, lt=1, description="of embeddings, mixer and feed-forward outputs while training")
     recompute: bool = Field(False, description="recompute each layer's activations in the backward pass: less memory, more time")
 
-    @model_validator(mode="after")
-    def _pretrained_alone(self) -> BackboneConfig:
-        others = self.model_fields_set - {"pretrained", "recompute", "dropout"}
-        if self.pretrained is not None and others:
-            raise ValueError(f"pretrained decides {', '.join(sorted(others))}: leave them out")
-        return self
+    def without_effect(self) -> dict[str, str]:
+        """A pretrained decoder decides its own shape."""
+        if self.pretrained is None:
+            return {}
+        return {name: "pretrained decides it" for name in type(self).model_fields if name not in ("pretrained", "recompute", "dropout")}
 
     @property
     def layers(self) -> list[LayerConfig]:

@@ -80,8 +80,13 @@ def check(model: type[M], raw: Any, where: str) -> M:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        faults = [str(fault) for fault in _flat(error.errors(include_url=False), model, raw, ())]
+        faults = problems(error, model, raw)
     raise told_at_once(where, faults)
+
+
+def problems(error: ValidationError, model: type[BaseModel], raw: Any) -> list[str]:
+    """A sentence for each fault that pydantic found in `raw`."""
+    return [str(fault) for fault in _flat(error.errors(include_url=False), model, raw, ())]
 
 
 def told_at_once(where: str, faults: Iterable[str]) -> RecipeError:

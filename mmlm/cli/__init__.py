@@ -1,0 +1,105 @@
+"""The command line: one module per verb, imported when the verb is called.
+
+A verb's module has `options(parser)`, which adds its arguments, and `run(arguments)`, which returns the exit code. It imports heavy
+packages inside `run`, so that help and mistakes in flags are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from mmlm.base.errors import MmlmError, RecipeError, nearest, unknown_name
+
+
+class Verb(NamedTuple):
+    """A verb's module below mmlm.cli, what it does, and one line that shows its use."""
+
+    module: str
+    does: str
+    example: str
+
+
+VERBS = {
+    "validate": Verb(
+        "validate", "check a recipe: every fault at once, nothing is loaded", "mmlm validate my_recipe.yaml backbone.width=128"
+    ),
+    "list": Verb("listing", "list recipes, mixers, tokenizers, heads, ... by name", "mmlm list mixers 'mamba*'"),
+    "recipe": Verb("recipe", "copy a shipped recipe, to edit it", "mmlm recipe copy tabular/quickstart my_recipe.yaml"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises RecipeError, with the nearest known flag."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found wrong."""
+        known = [flag for action in self._actions for flag in action.option_strings]
+        wrong = next((word for word in message.split() if word.startswith("-") and word not in known), "")
+        raise RecipeError(f"{self.prog}: {message}.{nearest(wrong, known) if wrong else ''} See {self.prog} --help.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit code: 0, 1 for a failure, 2 for a user's mistake."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    traceback = "--traceback" in words
+    words = [word for word in words if word != "--traceback"]
+    try:
+        return _run(words)
+    except MmlmError as error:
+        if traceback:
+            raise
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if traceback:
+            raise
+        print(f"mmlm: {type(error).__name__}: {error} (--traceback shows where)", file=sys.stderr)
+        return 1
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from mmlm import __version__
+
+        print(f"mmlm {__version__}")
+        return 0
+    name, *rest = words
+    if name not in VERBS:
+        raise RecipeError(f"mmlm: {unknown_name('verb', name, VERBS)} See mmlm --help.")
+    verb = VERBS[name]
+    parser = Parser(
+        prog=f"mmlm {name}",
+        description=f"{verb.does[0].upper()}{verb.does[1:]}.",
+        epilog=f"example:\n  {verb.example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module = importlib.import_module(f"mmlm.cli.{verb.module}")
+    module.options(parser)
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    try:
+        parsed = parser.parse_args(rest)
+    except SystemExit as done:
+        return int(done.code or 0)
+    code: int = module.run(parsed)
+    return code
+
+
+def _help() -> str:
+    lines = ["usage: mmlm VERB ...", "", "One decoder backbone that reads and writes every modality, trained from one recipe file.", ""]
+    lines += [f"  {name:<10} {verb.does}" for name, verb in VERBS.items()]
+    return "\n".join([*lines, "", "mmlm VERB --help shows the options of a verb and an example; --version the version."])

@@ -1,0 +1,187 @@
+"""The command line: light, frozen flags, one clear message, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmlm import cli
+from mmlm.base.errors import NumericsError, RecipeError
+
+ROOT = Path(__file__).resolve().parent.parent
+GOOD = "schema: 1\nname: tiny\nbackbone: {width: 32, num_layers: 1}\n"
+
+# A flag that is here may be used by somebody's script: taking one away or renaming it is a decision, adding one is a line here.
+FLAGS = {
+    "list": ["KIND", "PATTERN"],
+    "recipe": ["--overwrite", "FILE", "NAME", "action"],
+    "validate": ["--resolved", "--schema", "RECIPE", "key.path=value"],
+}
+
+
+def flags(verb: str) -> list[str]:
+    parser = argparse.ArgumentParser(add_help=False)
+    importlib.import_module(f"mmlm.cli.{cli.VERBS[verb].module}").options(parser)
+    return sorted(flag for action in parser._actions for flag in action.option_strings or [action.metavar or action.dest])
+
+
+def test_the_flags_of_every_verb_are_frozen():
+    assert {verb: flags(verb) for verb in cli.VERBS} == FLAGS
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_a_verb_has_an_example_that_its_parser_accepts(verb, capsys):
+    assert cli.main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"example:\n  mmlm {verb}" in text and "--traceback" in text
+    import shlex
+
+    parser = cli.Parser(prog="x")
+    importlib.import_module(f"mmlm.cli.{cli.VERBS[verb].module}").options(parser)
+    parser.parse_args(shlex.split(cli.VERBS[verb].example)[2:])
+
+
+def test_help_names_every_verb(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {verb} " in text for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["vaildate"], "unknown verb 'vaildate'. Did you mean 'validate'?"),
+        (["validate", "--scema"], "Did you mean '--schema'?"),
+        (["validate"], "needs a RECIPE"),
+        (["validate", "nothing.yaml"], "nothing.yaml: no such file"),
+        (["list", "mixrs"], "Did you mean 'mixers'?"),
+        (["list", "mixers", "mamba9"], "unknown name 'mamba9'. Did you mean 'mamba2'?"),
+        (["recipe", "cop", "x"], "invalid choice: 'cop'"),
+        (["recipe", "copy", "no/such"], "no shipped recipe has this name"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(words, message, capsys):
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and "Traceback" not in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (RecipeError("a wrong key"), 2, "a wrong key\n"),
+        (NumericsError("not finite"), 1, "not finite\n"),
+        (OSError(28, "No space left on device", "runs/x"), 1, "mmlm: OSError: [Errno 28] No space left"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_exit_codes_and_traceback(error, code, said, monkeypatch, capsys):
+    def fails(arguments):
+        raise error
+
+    monkeypatch.setattr("mmlm.cli.listing.run", fails)
+    assert cli.main(["list"]) == code
+    assert capsys.readouterr().err.startswith(said)
+    if code != 130:
+        with pytest.raises(type(error)):
+            cli.main(["list", "--traceback"])
+
+
+def test_validate_tells_all_faults_or_that_it_is_valid(tmp_path, capsys):
+    path = tmp_path / "r.yaml"
+    path.write_text(GOOD)
+    assert cli.main(["validate", str(path)]) == 0
+    assert "valid; the run folder is runs/tiny" in capsys.readouterr().out
+    assert cli.main(["validate", str(path), "backbone.widht=3", "seeed=1"]) == 2
+    assert f"{path}: 2 problems\n" in capsys.readouterr().err
+
+
+def test_validate_prints_the_whole_recipe_which_is_valid_again(tmp_path, capsys):
+    path = tmp_path / "r.yaml"
+    path.write_text(GOOD)
+    assert cli.main(["validate", "--resolved", str(path)]) == 0
+    path.write_text(capsys.readouterr().out)
+    assert cli.main(["validate", "--resolved", str(path)]) == 0
+    assert capsys.readouterr().out.strip() == path.read_text().strip()
+
+
+def test_the_schema_for_editors_is_json(capsys):
+    assert cli.main(["validate", "--schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "mmlm recipe"
+
+
+def test_list_prints_one_name_a_line_first_on_it_and_its_source(capsys):
+    assert cli.main(["list", "mixers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 2 and {line.split()[0] for line in lines} >= {"attention", "mamba2"}
+    assert all(line.rstrip().endswith("]") for line in lines)
+    assert cli.main(["list", "mixers", "mam*"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["mamba2"]
+
+
+def test_list_without_a_kind_counts_every_kind(capsys):
+    assert cli.main(["list"]) == 0
+    rows = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert {"recipes", "mixers", "heads", "encoders", "objectives"} <= rows.keys() and int(rows["mixers"]) >= 2
+
+
+def test_recipe_copy_writes_once(tmp_path, monkeypatch, capsys):
+    shipped = tmp_path / "shipped.yaml"
+    shipped.write_text(GOOD)
+    monkeypatch.setattr("mmlm.recipe.shipped", lambda: {"toy/tiny": shipped})
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["recipe", "copy", "toy/tiny", "mine.yaml"]) == 0
+    assert (tmp_path / "mine.yaml").read_text() == GOOD and "wrote mine.yaml" in capsys.readouterr().out
+    assert cli.main(["recipe", "copy", "toy/tiny", "mine.yaml"]) == 2
+    assert cli.main(["recipe", "copy", "toy/tiny", "mine.yaml", "--overwrite"]) == 0
+    assert cli.main(["recipe", "copy", "toy/tiny", "no/such/folder.yaml"]) == 2
+    assert cli.main(["recipe", "copy", "toy/tni"]) == 2
+    assert "Did you mean 'toy/tiny'?" in capsys.readouterr().err
+
+
+HEAVY = "{'torch', 'numpy', 'pandas', 'transformers', 'accelerate', 'peft'} & set(sys.modules)"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["validate", "--help"], ["list"], ["list", "mixers"], ["validate", "RECIPE"], ["nonsense"]],
+    ids=" ".join,
+)
+def test_light_verbs_load_no_torch(words, tmp_path):
+    (tmp_path / "RECIPE").write_text(GOOD)
+    light = words[-1] in ("--help", "--version", "nonsense")
+    code = (
+        f"import sys; from mmlm.cli import main; main({words!r}); "
+        f"sys.exit(str({HEAVY}) if {HEAVY} or ({light} and 'pydantic' in sys.modules) else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def spent(words: list[str], cwd: Path, env: dict[str, str]) -> float:
+    """CPU seconds of a process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(words, cwd=cwd, env=env, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("words", [["--help"], ["validate", "RECIPE"], ["list", "mixers"]], ids=" ".join)
+def test_light_verbs_cost_little_beside_pydantic_alone(words, tmp_path):
+    """CPU time against importing pydantic and yaml in the same minute, with compiled bytecode, best of three."""
+    (tmp_path / "RECIPE").write_text(GOOD)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(tmp_path / "cache")}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    ours = [spent([sys.executable, "-m", "mmlm", *words], tmp_path, env) for _ in range(4)]
+    floor = [spent([sys.executable, "-c", "import pydantic.main, yaml"], tmp_path, env) for _ in range(4)]
+    assert min(ours[1:]) < (1.0 if words == ["--help"] else 4.0) * min(floor[1:])
