@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,8 +31,8 @@ class RegressionHead(nn.Module):
         target_bt = batch.tags[self.config.channel]
         known = torch.isfinite(target_bt)
         got, want = self.predict(h_btd[known]), target_bt[known].float()
-        kind = {"squared": F.mse_loss, "absolute": F.l1_loss, "huber": F.huber_loss}[self.config.loss]
-        return {"regression": (kind(got, want, reduction="sum"), known.sum().float())}
+        kinds: dict[str, Any] = {"squared": F.mse_loss, "absolute": F.l1_loss, "huber": F.huber_loss}
+        return {"regression": (kinds[self.config.loss](got, want, reduction="sum"), known.sum().float())}
 
     def loss_weights(self, batch: Batch) -> dict[str, float]:
         """The weight that `loss` will report, without computing it."""

@@ -6,6 +6,8 @@ Source: arXiv:1706.03762; grouped heads arXiv:2305.13245; query and key norm as 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,8 +61,8 @@ class Attention(nn.Module):
         parts, at = [], 0
         for bucket in plan.buckets:
             n, size = bucket.index.shape
-            part = (x.narrow(0, at, n * size).unflatten(0, (n, size)) for x in (q, k, v))
-            parts.append(self._attend(*part, bucket.visible, causal).flatten(0, 1))
+            q_part, k_part, v_part = (x.narrow(0, at, n * size).unflatten(0, (n, size)) for x in (q, k, v))
+            parts.append(self._attend(q_part, k_part, v_part, bucket.visible, causal).flatten(0, 1))
             at += n * size
         y_nd = self.out(parts[0] if len(parts) == 1 else torch.cat(parts))
         y_nd = y_nd if plan.ordered else reorder(y_nd, plan.inverse, plan.order)
@@ -135,12 +137,12 @@ class _Reorder(torch.autograd.Function):
     """Rows in another order; the gradient takes the way back instead of adding into place."""
 
     @staticmethod
-    def forward(ctx, x_nd: Tensor, index: Tensor, back: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, x_nd: Tensor, index: Tensor, back: Tensor) -> Tensor:
         ctx.save_for_backward(index, back)
         return _rows(x_nd, index)
 
     @staticmethod
-    def backward(ctx, grad_nd: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad_nd: Tensor) -> tuple[Tensor, None, None]:
         _, back = ctx.saved_tensors
         return _rows(grad_nd, back), None, None
 

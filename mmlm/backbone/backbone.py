@@ -16,6 +16,7 @@ from mmlm.backbone.cache import Cache, State
 from mmlm.backbone.config import BackboneConfig, LayerConfig
 from mmlm.backbone.norms import norm
 from mmlm.base.errors import RecipeError
+from mmlm.base.registry import Component
 from mmlm.layout import Layout
 from mmlm.parameters import name_axes
 
@@ -30,7 +31,7 @@ class Layer(nn.Module):
         self.parallel, self.dropout = config.parallel, backbone.dropout
         width, kind, eps = backbone.width, backbone.norm, backbone.norm_eps
         self.mixer = config.mixer.build(width) if config.mixer else None
-        self.feed_forward = config.feed_forward.build(width) if config.feed_forward else None
+        self.feed_forward = config.feed_forward.build(width) if isinstance(config.feed_forward, Component) else None
         self.mixer_norm = norm(kind, width, eps) if self.mixer else None
         self.feed_forward_norm = norm(kind, width, eps) if self.feed_forward and not self.parallel else None
 

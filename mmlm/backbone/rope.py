@@ -54,6 +54,8 @@ def _yarn(f: Tensor, scaling: YarnScaling, base: float, turning: int) -> tuple[T
 class Rope(nn.Module):
     """Angles for a layout's positions, and their use on queries and keys."""
 
+    frequencies: Tensor
+
     def __init__(self, config: RopeConfig, head_size: int) -> None:
         super().__init__()
         self.key = f"{head_size} {config.model_dump_json()}"

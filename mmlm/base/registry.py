@@ -41,6 +41,11 @@ class Component(Strict):
         return getattr(importlib.import_module(module), name)(self, *args, **kwargs)
 
 
+def type_name(config: type[Component]) -> Any:
+    """The name under which a config class is registered: the default of its `type`."""
+    return config.model_fields["type"].default
+
+
 REGISTRIES: dict[str, Registry] = {}
 """Every registry whose module has been imported, by its plural."""
 
@@ -63,7 +68,7 @@ class Registry:
         """Decorator for a config class. target: "module:Class" that it builds. source: paper and equation, or standard."""
 
         def add(config: C) -> C:
-            name = config.model_fields["type"].default
+            name = type_name(config)
             if not isinstance(name, str):
                 raise RecipeError(f"{config.__name__}: `type` needs a default, the name of the {self.kind}.")
             if name in self.entries and self.entries[name] is not config:
@@ -95,8 +100,8 @@ class Registry:
             raise RecipeError(f"{where}: {self.kind} {point.name!r} is registered already, by {known.target}.")
         if not (isinstance(config, type) and issubclass(config, Component) and config.target):
             raise RecipeError(f"{where} must be a config class registered with a target, but is {config!r}.")
-        if config.model_fields["type"].default != point.name:
-            raise RecipeError(f"{where} is a config of the type {config.model_fields['type'].default!r}.")
+        if type_name(config) != point.name:
+            raise RecipeError(f"{where} is a config of the type {type_name(config)!r}.")
         self.entries[point.name] = config
         self._loaded.add(point.value)
 

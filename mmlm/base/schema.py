@@ -39,7 +39,7 @@ class Strict(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _whole(cls, data: Any, handler: Callable[[Any], Any]) -> Any:
-        faults = list(_wrong_kinds(cls, data)) if isinstance(data, dict) else []
+        faults: list[Any] = list(_wrong_kinds(cls, data)) if isinstance(data, dict) else []
         found = {fault["loc"] for fault in faults}
         try:
             section = handler(data)
@@ -161,7 +161,7 @@ def _meant(faults: list[_Fault]) -> list[_Fault]:
         choices = [_meant(branch) for branch in branches.values()]
         deeper = [branch for branch in choices if not any(fault.path == path and fault.want for fault in branch)]
         if deeper or len(choices) == 1:
-            kept += min(deeper or choices, key=len)
+            kept.extend(min(deeper or choices, key=len))
         else:
             roots = [next(fault for fault in branch if fault.path == path and fault.want) for branch in choices]
             known = tuple(name for fault in roots for name in fault.known)
