@@ -72,7 +72,8 @@ class Column:
 
     def take(self, rows: Any) -> Column:
         """The same column with these rows (indices or a bool mask)."""
-        return replace(self, values=self.values[np.asarray(rows)])
+        rows = np.asarray(rows)
+        return replace(self, values=self.values[rows if rows.size else rows.astype(np.int64)])
 
     def codes(self) -> np.ndarray:
         """Category codes as int64 [rows], -1 where missing."""

@@ -8,8 +8,8 @@ import pytest
 
 from mmlm.base.errors import RecipeError
 from mmlm.base.schema import check
+from mmlm.data.config import TableCleaning
 from mmlm.data.table_cleaning import (
-    TableCleaning,
     choose_target,
     clean,
     contaminated,

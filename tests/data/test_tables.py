@@ -125,6 +125,7 @@ def test_hashes_change_with_content_and_not_with_order_of_columns_or_codes():
 def test_rows_and_columns_are_chosen_and_faults_are_named():
     table = table_of(price=[1, 2, 3], city=["a", "b", "a"]).with_target("price")
     assert table.take([2, 0]).texts("price") == ["3", "1"] and table.take(np.array([True, False, True])).num_rows == 2
+    assert table.take([]).num_rows == 0 == table.take(np.zeros(3, dtype=bool)).num_rows
     assert table.select(["city"]).target is None and table.drop(["city"]).names == ["price"] and table.features == ["city"]
     for call in (lambda: table.column("pryce"), lambda: table.with_target("pryce"), lambda: table.drop(["pryce"])):
         with pytest.raises(DataError, match="made: .*'pryce'. Did you mean 'price'"):

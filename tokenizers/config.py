@@ -1,0 +1,34 @@
+"""Configs of the tokenizers. Imports no torch and no numpy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mmlm.base.schema import Strict
+
+_HEADER_ONCE = "form csv names the columns once for all rows"
+
+
+class RowText(Strict):
+    """How a row of a table is written as text."""
+
+    form: Literal["template", "list", "json", "markdown", "csv", "structured"] = Field(
+        "template", description="sentences | lines | a JSON object | a small table | cells under one header | marked keys and values"
+    )
+    choices: Literal["front", "back", "both"] = Field("both", description="where the possible answers are listed")
+    missing: Literal["omit", "word", "nan"] = Field("omit", description="missing cells: left out, the word missing, or nan")
+    shuffle_columns: bool = Field(False, description="another order of columns for each row")
+    feature_dropout: float = Field(0.0, ge=0, lt=1, description="chance that a cell is left out; one always stays")
+    metafeatures: bool = Field(False, description="rank and scale of a number among the example rows, beside its name")
+    max_precision: int | None = Field(None, ge=0, le=17, description="digits after the point; null: as many as the number has")
+    max_cell_characters: int = Field(64, ge=3, description="longer cells lose their middle")
+    expand_dates: bool = Field(False, description="year, month, weekday and days since the first example beside a date")
+    dictionary: dict[str, dict[str, str]] = Field({}, description="column: {code as written: what it means}")
+
+    def without_effect(self) -> dict[str, str]:
+        """Cells under one header can be neither reordered nor named anew in each row."""
+        if self.form != "csv":
+            return {}
+        return {"shuffle_columns": _HEADER_ONCE, "metafeatures": _HEADER_ONCE}
