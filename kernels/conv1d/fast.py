@@ -1,0 +1,112 @@
+"""Causal depthwise convolution with a carried state and document borders, as Mamba and its relatives use before the recurrence.
+
+The torch form is one grouped convolution over the whole row; the few tokens that stand less than k - 1 places after a border are computed
+again from their own document's inputs, so nothing of a neighbour is ever in them.
+
+Axes: b rows   t tokens   c channels   k taps, the last one for the current token   m tokens after a border
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmlm.base.errors import RecipeError
+from mmlm.kernels.conv1d.reference import causal_conv1d_reference
+from mmlm.kernels.dispatch import KERNELS, choose, register
+from mmlm.kernels.documents import continuing, documents
+
+
+def causal_conv1d(
+    x_btc: Tensor,
+    weight_ck: Tensor,
+    bias_c: Tensor | None,
+    document_bt: Tensor,
+    state_bck: Tensor | None = None,
+    activation: str | None = "silu",
+    *,
+    continues: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """y [b, t, c], zero at padding, and the last k - 1 inputs [b, c, k - 1] of each row's last document; both in the dtype of x.
+
+    document: [b, t], 0 for padding, which is passed over. state: the inputs before the rows; they belong to the first document of those
+    rows where continues [b] is true (default: all). activation: "silu" or None.
+    Raises RecipeError for another activation, or where the back end asked for cannot serve.
+    """
+    if activation not in ("silu", None):
+        raise RecipeError(f"causal_conv1d: activation must be 'silu' or None, but is {activation!r}.")
+    name = choose("causal_conv1d", backend, x_btc, weight_ck, bias_c, state_bck)
+    with torch.autocast(x_btc.device.type, enabled=False):
+        return KERNELS["causal_conv1d"][name](
+            x_btc, weight_ck, bias_c, document_bt, state_bck, continuing(continues, state_bck), activation
+        )
+
+
+def causal_conv1d_torch(
+    x_btc: Tensor,
+    weight_ck: Tensor,
+    bias_c: Tensor | None,
+    document_bt: Tensor,
+    state_bck: Tensor | None = None,
+    continues_b: Tensor | None = None,
+    activation: str | None = "silu",
+) -> tuple[Tensor, Tensor]:
+    """One grouped convolution, then the tokens after borders anew."""
+    known = documents(document_bt)
+    if not known.padded_at_end:
+        order, back = known.order
+        y, state = _packed(
+            _take(x_btc, order), weight_ck, bias_c, document_bt.gather(1, order), state_bck, continues_b, activation
+        )
+        return _take(y, back), state
+    return _packed(x_btc, weight_ck, bias_c, document_bt, state_bck, continues_b, activation)
+
+
+def _take(x_btc: Tensor, place_bt: Tensor) -> Tensor:
+    return x_btc.gather(1, place_bt[..., None].expand_as(x_btc))
+
+
+def _packed(
+    x_btc: Tensor,
+    weight_ck: Tensor,
+    bias_c: Tensor | None,
+    document_bt: Tensor,
+    state_bck: Tensor | None,
+    continues_b: Tensor | None,
+    activation: str | None,
+) -> tuple[Tensor, Tensor]:
+    b, t, channels = x_btc.shape
+    past = weight_ck.shape[1] - 1
+    weight, bias = weight_ck.to(x_btc.dtype), None if bias_c is None else bias_c.to(x_btc.dtype)
+    before = x_btc.new_zeros(b, channels, past) if state_bck is None else state_bck.to(x_btc.dtype)
+    whole = torch.cat([before, x_btc.transpose(1, 2)], dim=2)  # [b, c, past + t]
+    known = documents(document_bt)
+    if t == 0:
+        return x_btc, before
+    y = F.conv1d(whole, weight[:, None], bias, groups=channels)
+    if known.plain and (continues_b is None or bool(continues_b.all())):
+        return (F.silu(y) if activation else y).transpose(1, 2), whole[:, :, t:]
+
+    segment = known.segment_after(continues_b)
+    belongs = torch.cat([segment.new_zeros(b, past), segment], dim=1)  # segment of each column of `whole`
+    windows = belongs.unfold(1, past + 1, 1)  # [b, t, k]
+    row, place = (known.real & (windows[..., 0] != windows[..., -1])).nonzero(as_tuple=True)
+    if len(row):
+        taps = place[:, None] + torch.arange(past + 1, device=place.device)
+        own = belongs[row[:, None], taps] == segment[row, place][:, None]
+        inputs = torch.where(own[..., None], whole.transpose(1, 2)[row[:, None], taps], 0)  # [m, k, c]
+        anew = (inputs * weight.T).sum(1)
+        channel = torch.arange(channels, device=row.device)
+        y = y.index_put((row[:, None], channel, place[:, None]), anew if bias is None else anew + bias)
+    y = F.silu(y) if activation else y
+    y = torch.where(known.real[:, None], y, 0).transpose(1, 2)
+    taps = known.real.sum(1)[:, None] + torch.arange(past, device=x_btc.device)  # columns of the last inputs
+    own = belongs.gather(1, taps) == belongs.gather(1, known.real.sum(1)[:, None] + past - 1) if past else taps.bool()
+    last = whole.gather(2, taps[:, None].expand(b, channels, past))
+    return y, torch.where(own[:, None], last, 0)
+
+
+register("causal_conv1d", "reference", causal_conv1d_reference)
+register("causal_conv1d", "torch", causal_conv1d_torch)

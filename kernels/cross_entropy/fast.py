@@ -1,0 +1,139 @@
+"""The language-model loss from hidden states and output rows, without full logits.
+
+    z = x weight^T + bias;  loss = log sum_v exp z_v - z_target
+with label smoothing, z-loss (PaLM, arXiv:2204.02311) and soft cap (Gemma 2, arXiv:2408.00118).
+Tokens without weight and rows that are not allowed are never computed. Under autocast the products are taken in its dtype, everything
+else in float32.
+
+Axes: n tokens   d width   v vocabulary rows
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmlm.base.errors import DataError, RecipeError
+from mmlm.kernels.cross_entropy.reference import logit_terms_reference
+from mmlm.kernels.cross_entropy.tiles import TorchPasses, logit_terms
+from mmlm.kernels.dispatch import KERNELS, choose, register
+
+Rows = range | slice | Tensor
+
+
+class LossTerms(NamedTuple):
+    """Of each token, in float32 and differentiable but for `best`: cross-entropy, log partition, logit of the target, entropy of the
+    prediction in nats, id of the best allowed row."""
+
+    loss: Tensor
+    log_partition: Tensor
+    target_logit: Tensor
+    entropy: Tensor
+    best: Tensor
+
+
+def linear_cross_entropy(
+    x_nd: Tensor,
+    weight_vd: Tensor,
+    target_n: Tensor,
+    weight_n: Tensor | None = None,
+    *,
+    bias_v: Tensor | None = None,
+    rows: Rows | None = None,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    product_dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Sum over tokens of weight * (cross-entropy + z_loss * log_partition^2), a float32 scalar (float64 for float64 inputs).
+
+    target: ids of vocabulary rows. weight_n: default one; tokens of weight zero cost nothing. rows: the allowed rows, as a range, a slice
+    or ids (increasing); default all. product_dtype: of the matrix products; default that of autocast where it is on, else that of x.
+    Raises DataError if a target is not among the allowed rows.
+    """
+    if weight_n is not None:
+        used = weight_n != 0
+        if not bool(used.all()):
+            at = used.nonzero()[:, 0]
+            x_nd, target_n, weight_n = x_nd[at], target_n[at], weight_n[at]
+    terms = linear_cross_entropy_terms(
+        x_nd,
+        weight_vd,
+        target_n,
+        bias_v=bias_v,
+        rows=rows,
+        softcap=softcap,
+        label_smoothing=label_smoothing,
+        product_dtype=product_dtype,
+        backend=backend,
+    )
+    loss = terms.loss
+    if z_loss:
+        loss = loss + z_loss * terms.log_partition.square()
+    return (loss if weight_n is None else loss * weight_n.to(loss.dtype)).sum()
+
+
+def linear_cross_entropy_terms(
+    x_nd: Tensor,
+    weight_vd: Tensor,
+    target_n: Tensor,
+    *,
+    bias_v: Tensor | None = None,
+    rows: Rows | None = None,
+    softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    product_dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> LossTerms:
+    """The terms of every token; arguments as for `linear_cross_entropy`."""
+    if softcap is not None and softcap <= 0:
+        raise RecipeError(f"linear_cross_entropy: softcap must be above 0, but is {softcap}.")
+    target_n = target_n.long()
+    weight_vd, bias_v, place_n, ids = _allowed(weight_vd, bias_v, target_n, rows)
+    if product_dtype is None:
+        device = x_nd.device.type
+        product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_nd.dtype
+        if x_nd.dtype == torch.float64:
+            product_dtype = torch.float64
+    name = choose("linear_cross_entropy", backend, x_nd, weight_vd, bias_v)
+    with torch.autocast(x_nd.device.type, enabled=False):
+        partition, target, mean, entropy, best = KERNELS["linear_cross_entropy"][name](
+            x_nd, weight_vd, place_n, bias_v, softcap, product_dtype
+        )
+    chosen = target if not label_smoothing else (1 - label_smoothing) * target + label_smoothing * mean
+    return LossTerms(partition - chosen, partition, target, entropy, best + ids if isinstance(ids, int) else ids[best])
+
+
+def _allowed(
+    weight_vd: Tensor, bias_v: Tensor | None, target_n: Tensor, rows: Rows | None
+) -> tuple[Tensor, Tensor | None, Tensor, int | Tensor]:
+    """Output rows and bias of the allowed ids, place of each target among them, and the first id or all ids."""
+    ids: int | Tensor
+    index: slice | Tensor
+    if isinstance(rows, Tensor) and len(rows) and int(rows[-1]) - int(rows[0]) + 1 == len(rows) and bool((rows.diff() == 1).all()):
+        rows = range(int(rows[0]), int(rows[-1]) + 1)  # a view instead of a copy
+    if isinstance(rows, Tensor):
+        rows = rows.to(target_n.device)
+        if bool((rows.diff() <= 0).any()) or not len(rows):
+            raise RecipeError("linear_cross_entropy: rows must be increasing vocabulary ids, at least one.")
+        place = torch.searchsorted(rows, target_n).clamp(max=len(rows) - 1)
+        wrong = rows[place] != target_n
+        allowed, ids, index = f"one of the {len(rows)} allowed rows", rows, rows
+    else:
+        if isinstance(rows, range) and rows.step != 1:
+            raise RecipeError(f"linear_cross_entropy: rows must be a range of step 1, but is {rows}.")
+        span = rows if isinstance(rows, range) else range(*(rows or slice(None)).indices(len(weight_vd))[:2])
+        place = target_n - span.start
+        wrong = (place < 0) | (place >= len(span))
+        allowed, ids, index = f"within {span.start} to {span.stop - 1}", span.start, slice(span.start, span.stop)
+    if bool(wrong.any()):
+        raise DataError(f"linear_cross_entropy: target {int(target_n[wrong][0])} of token {int(wrong.nonzero()[0])} is not {allowed}.")
+    return weight_vd[index], None if bias_v is None else bias_v[index], place, ids
+
+
+register("linear_cross_entropy", "reference", logit_terms_reference)
+register("linear_cross_entropy", "torch", functools.partial(logit_terms, TorchPasses()))
