@@ -63,11 +63,12 @@ def documents(document_bt: Tensor) -> Documents:
     """The `Documents` of a tensor, remembered while the tensor lives and is not written to."""
     if document_bt.is_inference():
         return Documents(document_bt)
+    now = document_bt._version
     for seen, version, found in _recent:
-        if seen() is document_bt and version == document_bt._version:
+        if version == now and seen() is document_bt:
             return found
     found = Documents(document_bt.detach())
-    _recent.insert(0, (weakref.ref(document_bt), document_bt._version, found))
+    _recent.insert(0, (weakref.ref(document_bt), now, found))
     del _recent[4:]
     return found
 

@@ -25,7 +25,7 @@ def with_gradients(function: Callable[..., Tensor | Sequence[Tensor]], tensors: 
     found = {f"output {i}": y for i, y in enumerate(outputs)}
     wanted = [name for name, x in tensors.items() if x.requires_grad]
     smooth = [y.double() for y in outputs if y.requires_grad]
-    total = sum((y * torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).view_as(y)).sum() for y in smooth)
+    total = sum((y * (torch.arange(y.numel()) % 13 - 5).view_as(y) / 8).sum() for y in smooth)  # weights that bfloat16 holds exactly
     if wanted and isinstance(total, Tensor):
         found |= {f"d {name}": g for name, g in zip(wanted, torch.autograd.grad(total, [tensors[name] for name in wanted]))}
     return found

@@ -11,7 +11,7 @@ Axes: n tokens   d width   v vocabulary rows
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from mmlm.kernels.cross_entropy.reference import logit_terms_reference
 from mmlm.kernels.cross_entropy.tiles import TorchPasses, logit_terms
 from mmlm.kernels.dispatch import KERNELS, choose, register
 
-Rows = range | slice | Tensor
+Rows: TypeAlias = range | slice | Tensor
 
 
 class LossTerms(NamedTuple):
