@@ -112,27 +112,30 @@ def _allowed(
     weight_vd: Tensor, bias_v: Tensor | None, target_n: Tensor, rows: Rows | None
 ) -> tuple[Tensor, Tensor | None, Tensor, int | Tensor]:
     """Output rows and bias of the allowed ids, place of each target among them, and the first id or all ids."""
-    ids: int | Tensor
-    index: slice | Tensor
-    if isinstance(rows, Tensor) and len(rows) and int(rows[-1]) - int(rows[0]) + 1 == len(rows) and bool((rows.diff() == 1).all()):
-        rows = range(int(rows[0]), int(rows[-1]) + 1)  # a view instead of a copy
-    if isinstance(rows, Tensor):
-        rows = rows.to(target_n.device)
-        if bool((rows.diff() <= 0).any()) or not len(rows):
+    if rows is None or isinstance(rows, slice):
+        rows = range(*(rows or slice(None)).indices(len(weight_vd)))
+    if not isinstance(rows, range):
+        ids_r = torch.as_tensor(rows, device=target_n.device)
+        if not len(ids_r) or bool((ids_r.diff() <= 0).any()):
             raise RecipeError("linear_cross_entropy: rows must be increasing vocabulary ids, at least one.")
-        place = torch.searchsorted(rows, target_n).clamp(max=len(rows) - 1)
-        wrong = rows[place] != target_n
-        allowed, ids, index = f"one of the {len(rows)} allowed rows", rows, rows
-    else:
-        if isinstance(rows, range) and rows.step != 1:
-            raise RecipeError(f"linear_cross_entropy: rows must be a range of step 1, but is {rows}.")
-        span = rows if isinstance(rows, range) else range(*(rows or slice(None)).indices(len(weight_vd))[:2])
-        place = target_n - span.start
-        wrong = (place < 0) | (place >= len(span))
-        allowed, ids, index = f"within {span.start} to {span.stop - 1}", span.start, slice(span.start, span.stop)
-    if bool(wrong.any()):
-        raise DataError(f"linear_cross_entropy: target {int(target_n[wrong][0])} of token {int(wrong.nonzero()[0])} is not {allowed}.")
-    return weight_vd[index], None if bias_v is None else bias_v[index], place, ids
+        first, last = int(ids_r[0]), int(ids_r[-1])
+        if len(ids_r) <= last - first:
+            place = torch.searchsorted(ids_r, target_n).clamp(max=len(ids_r) - 1)
+            _refuse(target_n, ids_r[place] != target_n, f"one of the {len(ids_r)} allowed rows")
+            return weight_vd[ids_r], None if bias_v is None else bias_v[ids_r], place, ids_r
+        rows = range(first, last + 1)  # a view instead of a copy
+    if rows.step != 1:
+        raise RecipeError(f"linear_cross_entropy: rows must be a range of step 1, but is {rows}.")
+    place = target_n - rows.start
+    _refuse(target_n, (place < 0) | (place >= len(rows)), f"within {rows.start} to {rows.stop - 1}")
+    run = slice(rows.start, rows.stop)
+    return weight_vd[run], None if bias_v is None else bias_v[run], place, rows.start
+
+
+def _refuse(target_n: Tensor, wrong_n: Tensor, allowed: str) -> None:
+    if bool(wrong_n.any()):
+        at = int(wrong_n.nonzero()[0])
+        raise DataError(f"linear_cross_entropy: target {int(target_n[at])} of token {at} is not {allowed}.")
 
 
 register("linear_cross_entropy", "reference", logit_terms_reference)
