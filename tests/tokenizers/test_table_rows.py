@@ -110,6 +110,11 @@ def test_column_order_and_dropped_cells_are_drawn_by_row_and_still_read_back(for
         write_bodies(rows, "species", config)
 
 
+def test_a_cell_that_looks_like_an_earlier_cell_is_read_back_whole():
+    body = write_bodies(Table.from_frame(pd.DataFrame({"a": [1], "b": ["so. The a is 2"], "y": [0]}), "t"), "y", RowText())[0]
+    assert parse_body(body, ["a", "b"], RowText()) == {"a": "1", "b": "so. The a is 2"}
+
+
 def test_a_table_without_features_still_asks():
     only = PETS.select(["species"])
     for form in FORMS:
@@ -247,6 +252,8 @@ def test_the_oldest_examples_give_way_and_the_query_is_never_cut():
     assert full == ("".join(shots) + "the query", 5, len("".join(shots)) + 9)
     part = assemble(shots, "the query", 9 + len(shots[4]) + len(shots[3]) + 3, len)
     assert part.text == shots[3] + shots[4] + "the query" and part.num_shots == 2
+    assert assemble(shots, "the query", 9 + len(shots[4]), len).num_shots == 1
+    assert assemble(shots, "the query", 8 + len(shots[4]), len).num_shots == 0
     assert assemble(shots, "the query", 9, len) == ("the query", 0, 9)
     assert assemble(shots[-1:], "q", 1000, len, header="head\n").text == "head\n" + shots[4] + "q"
     with pytest.raises(DataError, match="has 9 tokens, but the context holds 8"):
