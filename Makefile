@@ -30,6 +30,9 @@ lint: .venv/installed-dev
 		if [ -e $$folder ]; then ln -s $(CURDIR)/$$folder build/types/mmlm/; fi; done
 	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p mmlm
 
+docs: .venv/installed-dev
+	$(BIN)/python -m mmlm.cli.docs docs
+
 # An interpreter of its own, once; pip again whenever the list of packages changes.
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "mmlm needs Python 3.11 or newer; none of python3, python3.11 to 3.13 is." >&2; exit 1; }

@@ -27,8 +27,7 @@ def json_schema(model: type[BaseModel], title: str) -> dict[str, Any]:
         if not isinstance(node, dict):
             return node
         if (kind := node.get("x-registry")) is not None:
-            rest = {key: value for key, value in node.items() if key != "x-registry"}
-            return {**rest, "oneOf": [*sections[kind], {"enum": list(kinds[kind])}]}
+            return {**node, "oneOf": [*sections[kind], {"enum": list(kinds[kind])}]}
         return {key: filled(value) for key, value in node.items()}
 
     definitions = filled(definitions)

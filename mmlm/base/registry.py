@@ -9,8 +9,10 @@ and whose value is the config class. Entry points are looked up only when a reci
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
@@ -39,6 +41,14 @@ class Component(Strict):
         """The component itself: `target` imported and called with this config first."""
         module, _, name = self.target.partition(":")
         return getattr(importlib.import_module(module), name)(self, *args, **kwargs)
+
+
+@functools.lru_cache(maxsize=64)
+def _entry_points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """What installed packages offer in a group; looked up once for each search path."""
+    from importlib.metadata import entry_points
+
+    return tuple(entry_points(group=group))
 
 
 def type_name(config: type[Component]) -> Any:
@@ -86,9 +96,7 @@ class Registry:
                 self._load(point)
 
     def _offers(self) -> Iterable[EntryPoint]:
-        from importlib.metadata import entry_points
-
-        return [point for point in entry_points(group=self.group) if point.value not in self._loaded]
+        return [point for point in _entry_points(self.group, tuple(sys.path)) if point.value not in self._loaded]
 
     def _load(self, point: EntryPoint) -> None:
         where = f"entry point {point.name!r} of {self.group} ({point.value})"

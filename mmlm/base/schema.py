@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from mmlm.base.errors import RecipeError, nearest, unknown_name
 from mmlm.base.yaml import shorten
 
+_MOST = 100
 M = TypeVar("M", bound=BaseModel)
 Path = tuple[Any, ...]
 
@@ -93,6 +94,8 @@ def told_at_once(where: str, faults: Iterable[str]) -> RecipeError:
     """One error for all faults of a file: how many, then a line for each."""
     lines = list(dict.fromkeys(faults))
     count = f"{len(lines)} problem{'s' if len(lines) != 1 else ''}"
+    if len(lines) > _MOST:
+        lines = [*lines[:_MOST], f"... and {len(lines) - _MOST:,} more."]
     return RecipeError("\n".join([f"{where}: {count}", *(f"  {line}" for line in lines)]))
 
 
@@ -161,7 +164,8 @@ def _meant(faults: list[_Fault]) -> list[_Fault]:
         choices = [_meant(branch) for branch in branches.values()]
         deeper = [branch for branch in choices if not any(fault.path == path and fault.want for fault in branch)]
         if deeper or len(choices) == 1:
-            kept.extend(min(deeper or choices, key=len))
+            sizes = [len(branch) for branch in deeper or choices]
+            kept += (deeper or choices)[sizes.index(min(sizes))]
         else:
             roots = [next(fault for fault in branch if fault.path == path and fault.want) for branch in choices]
             known = tuple(name for fault in roots for name in fault.known)
