@@ -26,7 +26,7 @@ Path = tuple[Any, ...]
 class Strict(BaseModel):
     """A section of a recipe: unknown keys are refused, values are not changed afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, protected_namespaces=(), defer_build=True)
     shorthand: ClassVar[dict[str, str]] = {}
     """Key as stored: key that a user may write in its place, for the paths in messages."""
 
