@@ -21,6 +21,7 @@ GOOD = "schema: 1\nname: tiny\nbackbone: {width: 32, num_layers: 1}\n"
 
 # A flag that is here may be used by somebody's script: taking one away or renaming it is a decision, adding one is a line here.
 FLAGS = {
+    "data": ["--rows", "--target", "FILE", "action"],
     "list": ["KIND", "PATTERN"],
     "recipe": ["--overwrite", "FILE", "NAME", "action"],
     "validate": ["--resolved", "--schema", "RECIPE", "key.path=value"],
@@ -145,6 +146,19 @@ def test_recipe_copy_writes_once(tmp_path, monkeypatch, capsys):
     assert cli.main(["recipe", "copy", "toy/tiny", "no/such/folder.yaml"]) == 2
     assert cli.main(["recipe", "copy", "toy/tni"]) == 2
     assert "Did you mean 'toy/tiny'?" in capsys.readouterr().err
+
+
+def test_data_check_tells_what_is_in_every_file_and_what_is_wrong(tmp_path, capsys):
+    good, ragged = tmp_path / "good.csv", tmp_path / "ragged.csv"
+    good.write_text("id,city,price,empty\n1,Rome,3.5,\n2,Oslo,4,\n3,Rome,,\n")
+    ragged.write_text("a,b\n1,2,3\n")
+    assert cli.main(["data", "check", str(ragged), str(good), "--target", "price"]) == 2
+    out, err = capsys.readouterr()
+    assert f"{good}: 3 rows, 4 columns" in out and "the target" in out and "all its cells are missing" in out
+    assert f"{ragged}, line 2" in err and err.count("\n") == 1
+    assert cli.main(["data", "check", str(good)]) == 0
+    assert cli.main(["data", "check", str(good), "--target", "prcie"]) == 2
+    assert "Did you mean 'price'?" in capsys.readouterr().err
 
 
 HEAVY = "{'torch', 'numpy', 'pandas', 'transformers', 'accelerate', 'peft'} & set(sys.modules)"

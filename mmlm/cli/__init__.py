@@ -29,6 +29,7 @@ VERBS = {
         "validate", "check a recipe: every fault at once, nothing is loaded", "mmlm validate my_recipe.yaml backbone.width=128"
     ),
     "list": Verb("listing", "list recipes, mixers, tokenizers, heads, ... by name", "mmlm list mixers 'mamba*'"),
+    "data": Verb("data", "check tables: what is in each column, and what is wrong", "mmlm data check houses.csv --target price"),
     "recipe": Verb("recipe", "copy a shipped recipe, to edit it", "mmlm recipe copy tabular/quickstart my_recipe.yaml"),
 }
 
