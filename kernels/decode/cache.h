@@ -1,0 +1,161 @@
+// Keys and values of all sequences, and attention of one query row to one of its key heads.
+//
+// A block belongs to one layer, sequence and key head. Its keys are a packed matrix of tokens (panels.h): 16 tokens side by side, so that
+// scores come out 16 at a time. Its values are [token group][channels][tokens of the group], so that the weighted sum is the same dot.
+#pragma once
+#include <cstdlib>
+#include <new>
+
+#include "panels.h"
+
+struct Block {
+    char *keys, *values;
+};
+
+template <class F>
+struct Cache {
+    int64_t layers = 0, heads = 0, head_size = 0, groups = 0, channels = 0;  // groups of a key, padded channels of a value
+    int64_t batch = 0, tokens = 0;                                          // room
+    std::vector<char*> memory;                                              // one a layer, as calloc gave it
+    std::vector<int64_t> length;                                            // one a sequence: the truth about how many there are
+
+    Cache(int64_t layers_, int64_t heads_, int64_t head_size_) : layers(layers_), heads(heads_), head_size(head_size_) {
+        groups = round_up(round_up(head_size, F::GROUP) / F::GROUP, 4);
+        channels = round_up(head_size, LANES);
+        memory.assign(layers, nullptr);
+    }
+    ~Cache() {
+        for (char* m : memory) free(m);
+    }
+    Cache(const Cache&) = delete;
+
+    static int64_t key_bytes(int64_t tokens, int64_t groups) { return tokens / LANES * groups * 64; }
+    int64_t block_bytes(int64_t tokens_) const { return key_bytes(tokens_, groups) + tokens_ / F::GROUP * channels * 4; }
+
+    Block at(char* base, int64_t tokens_, int64_t sequence, int64_t head) const {
+        char* aligned = reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(base), 64));
+        char* keys = aligned + (sequence * heads + head) * block_bytes(tokens_);
+        return {keys, keys + key_bytes(tokens_, groups)};
+    }
+    Block at(int64_t layer, int64_t sequence, int64_t head) const { return at(memory[layer], tokens, sequence, head); }
+
+    // Sequence i of the new cache is sequence from[i] of the old one; from is null where nothing is kept.
+    void remake(int64_t batch_, int64_t tokens_, const int64_t* from) {
+        tokens_ = round_up(std::max<int64_t>(tokens_, LANES), LANES);
+        std::vector<int64_t> lengths(batch_, 0);
+        for (int64_t i = 0; from && i < batch_; i++) lengths[i] = length[from[i]];
+        std::vector<char*> fresh(layers, nullptr);  // calloc takes no memory before it is written, so this fails early or not at all
+        for (char*& m : fresh)
+            if (!(m = static_cast<char*>(calloc(batch_ * heads * block_bytes(tokens_) + 64 + PREFETCH, 1)))) {
+                for (char* made : fresh) free(made);
+                throw std::bad_alloc();
+            }
+        for (int64_t layer = 0; layer < layers; layer++) {
+            for (int64_t i = 0; from && i < batch_; i++)
+                for (int64_t head = 0; head < heads; head++) {
+                    const Block to = at(fresh[layer], tokens_, i, head), old = at(layer, from[i], head);
+                    const int64_t kept = round_up(lengths[i], LANES);
+                    memcpy(to.keys, old.keys, key_bytes(kept, groups));
+                    memcpy(to.values, old.values, kept / F::GROUP * channels * 4);
+                }
+            free(memory[layer]);
+            memory[layer] = fresh[layer];
+        }
+        batch = batch_, tokens = tokens_;
+        length = lengths;
+    }
+
+    // key: head_size channels in the form of F (one row of Activations); value: floats.
+    void put(const Block& block, int64_t token, const uint32_t* key, const float* value) const {
+        char* column = block.keys + token / LANES * groups * 64 + token % LANES * 4;
+        for (int64_t i = 0; i < groups; i++) memcpy(column + i * 64, &key[i], 4);
+        if (F::GROUP == 1) {
+            memcpy(block.values + token * channels * 4, value, head_size * 4);
+        } else {
+            uint16_t* words = reinterpret_cast<uint16_t*>(block.values + token / 2 * channels * 4);
+            for (int64_t i = 0; i < head_size; i++) {
+                words[2 * i + token % 2] = to_bf16(value[i]);
+                if (token % 2 == 0) words[2 * i + 1] = 0;  // its partner is read, with weight 0, before it is written
+            }
+        }
+    }
+};
+
+struct Scratch {
+    Activations input, query, weights;
+    std::vector<float> normed, scores;
+};
+
+// M rows of weights times J * 16 channels; values stand `step` bytes apart from one token group to the next.
+template <class F, int M, int J>
+INLINE void weighted_sum(const char* values, int64_t step, int64_t groups, const uint32_t* p, int64_t stride, Lanes (&acc)[M][J]) {
+    for (int64_t t = 0; t < groups; t++)
+        for (int j = 0; j < J; j++) {
+            IntLanes v = load_bits(values + t * step + j * 64);
+            for (int m = 0; m < M; m++) acc[m][j] = F::dot(acc[m][j], v, p[m * stride + t]);
+        }
+}
+
+template <class F, int M, int J>
+void mix_lanes(const Cache<F>& c, const char* values, int64_t groups, const uint32_t* p, int64_t stride, const float* scale, float* out) {
+    Lanes acc[M][J] = {};
+    weighted_sum<F, M, J>(values, c.channels * 4, groups, p, stride, acc);
+    for (int m = 0; m < M; m++)
+        for (int j = 0; j < J; j++) store(out + m * c.channels + j * LANES, acc[m][j] * scale[m]);
+}
+
+template <class F, int M>
+void mix_values(const Cache<F>& c, const char* values, int64_t groups, const uint32_t* p, int64_t stride, const float* scale, float* out) {
+    int64_t j = 0;
+    for (const int64_t n = c.channels / LANES; j < n;) {
+        const char* at = values + j * 64;
+        if (n - j >= 4) mix_lanes<F, M, 4>(c, at, groups, p, stride, scale, out + j * LANES), j += 4;
+        else if (n - j >= 2) mix_lanes<F, M, 2>(c, at, groups, p, stride, scale, out + j * LANES), j += 2;
+        else mix_lanes<F, M, 1>(c, at, groups, p, stride, scale, out + j * LANES), j += 1;
+    }
+}
+
+// softmax(scale q K^T) V for the `rows` query heads that share a key head, over tokens [start, length).
+// q: [rows][head_size]; y: [rows][head_size].
+template <class F>
+void attend(const Cache<F>& c, const Block& block, Scratch& s, const float* q, int rows, int64_t start, int64_t length, float scale, float* y) {
+    const int64_t first = start / LANES, last = (length + LANES - 1) / LANES, span = (last - first) * LANES;
+    s.query.reserve(rows, c.groups);
+    s.weights.reserve(rows, span);
+    if (static_cast<int64_t>(s.scores.size()) < rows * span) s.scores.resize(2 * rows * span);
+    for (int m = 0; m < rows; m++) set_row<F>(s.query, m, q + m * c.head_size, c.head_size, c.groups);
+    for (int64_t p = first; p < last; p++)
+        for (int m = 0, n; m < rows; m += n) {
+            n = rows_at_once(rows - m);
+            Lanes out[VECTOR_ROWS];
+            panel_rows<F>(n, block.keys + p * c.groups * 64, c.groups, s.query.data + m * c.groups, c.groups, out);
+            for (int i = 0; i < n; i++) store(&s.scores[(m + i) * span + (p - first) * LANES], out[i] * scale);
+        }
+    const int64_t stride = span / F::GROUP, groups = (length - first * LANES + F::GROUP - 1) / F::GROUP;
+    std::vector<float>& out = s.normed;
+    if (static_cast<int64_t>(out.size()) < rows * (c.channels + 1)) out.resize(rows * (c.channels + 1));
+    float* inverse = out.data() + rows * c.channels;
+    for (int m = 0; m < rows; m++) {
+        float* score = &s.scores[m * span];
+        for (int64_t i = first * LANES; i < start; i++) score[i - first * LANES] = -INFINITY;
+        for (int64_t i = length; i < last * LANES; i++) score[i - first * LANES] = -INFINITY;
+        Lanes tops = load(score), totals = {};
+        for (int64_t i = LANES; i < span; i += LANES) tops = larger(load(score + i), tops);
+        const float top = largest(tops);
+        for (int64_t i = 0; i < span; i += LANES) {
+            Lanes p = exp_lanes(load(score + i) - top);
+            totals += p;
+            uint32_t* to = s.weights.data + m * stride;
+            if (F::GROUP == 1) store(reinterpret_cast<float*>(to) + i, p);
+            else store_bf16(reinterpret_cast<uint16_t*>(to) + i, p);
+        }
+        inverse[m] = 1 / sum(totals);
+    }
+    const char* values = block.values + first * LANES / F::GROUP * c.channels * 4;
+    for (int m = 0, n; m < rows; m += n) {
+        n = rows - m >= 4 ? 4 : rows - m >= 2 ? 2 : 1;
+        const auto mix = n == 4 ? mix_values<F, 4> : n == 2 ? mix_values<F, 2> : mix_values<F, 1>;
+        mix(c, values, groups, s.weights.data + m * stride, stride, inverse + m, out.data() + m * c.channels);
+    }
+    for (int m = 0; m < rows; m++) memcpy(y + m * c.head_size, out.data() + m * c.channels, c.head_size * 4);
+}

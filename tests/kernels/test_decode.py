@@ -1,0 +1,441 @@
+"""The one-call decoder gives what the plain PyTorch step and transformers give, and refuses what it was not made for."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import pytest
+import torch
+
+from mmlm.base.errors import DataError, NumericsError
+from mmlm.kernels import native
+from mmlm.kernels.decode.fast import PRECISIONS, TOLERANCE, Decoder
+from mmlm.kernels.decode.reference import decode_step, empty_caches
+from mmlm.kernels.decode.spec import DecoderSpec, Unsupported
+
+
+def rope(pairs, base=10_000.0):
+    return base ** (-torch.arange(pairs) / pairs)
+
+
+LLAMA = DecoderSpec(vocabulary=97, width=72, num_layers=2, num_heads=6, num_kv_heads=2, head_size=24, hidden=100, rope=rope(12))
+GPT2 = dataclasses.replace(
+    LLAMA, num_kv_heads=6, rope=None, positions=80, norm="layer", gated=False, activation="gelu_tanh", tied=True, hidden=150
+)
+SPECS = {
+    "llama": (LLAMA, False),
+    "llama_biases": (LLAMA, True),
+    "tied": (dataclasses.replace(LLAMA, tied=True, embedding_scale=3.0, logit_scale=0.5), False),
+    "one_key_head_qk_norm": (dataclasses.replace(LLAMA, num_kv_heads=1, qk_norm=True, qk_norm_eps=1e-3), False),
+    "many_query_heads": (dataclasses.replace(LLAMA, num_heads=22, num_kv_heads=2, head_size=8, rope=rope(4)), True),
+    "odd_head": (dataclasses.replace(LLAMA, num_heads=3, num_kv_heads=3, head_size=7, rope=rope(2), rope_scale=1.3), False),
+    "wide_head": (dataclasses.replace(LLAMA, num_heads=2, num_kv_heads=1, head_size=144, rope=rope(40), vocabulary=33), False),
+    "gpt2": (GPT2, True),
+    "gelu": (dataclasses.replace(GPT2, activation="gelu", tied=False), False),
+    "relu": (dataclasses.replace(GPT2, activation="relu"), True),
+    "relu_squared": (dataclasses.replace(LLAMA, gated=False, activation="relu_squared"), False),
+    "parallel": (dataclasses.replace(LLAMA, parallel=True, norm="layer"), False),
+    "parallel_two_norms": (dataclasses.replace(LLAMA, parallel=True), True),
+    "window": (dataclasses.replace(LLAMA, window=5, attention_scale=0.3), False),
+    "window_of_one_layer": (dataclasses.replace(LLAMA, window=(None, 18)), False),
+    "smallest": (DecoderSpec(vocabulary=1, width=1, num_layers=1, num_heads=1, num_kv_heads=1, head_size=1, hidden=1), False),
+}
+
+
+def random_weights(spec, *, biases=False, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in (spec.shapes() | (spec.optional() if biases else {})).items():
+        draw = torch.randn(shape, generator=generator)
+        if name.endswith("norm.weight") or "norm1.weight" in name or "norm2.weight" in name:
+            draw = 1 + 0.1 * draw
+        elif len(shape) == 2 and name not in ("embedding.weight", "positions.weight"):
+            draw = draw * shape[1] ** -0.5
+        weights[name] = draw if len(shape) == 2 else draw * 0.5 if name.endswith("bias") else draw
+    return weights
+
+
+def relative(got, want):
+    return float((got - want).norm() / want.norm())
+
+
+def feed(spec, weights, caches, ids_bt, lengths):
+    """The reference, one sequence at a time; logits after the last token of each."""
+    rows = []
+    for row, (ids, length) in enumerate(zip(ids_bt, lengths)):
+        own = [[layer[row]] for layer in caches]
+        for token in ids[:length]:
+            logits, _ = decode_step(spec, weights, token[None], own)
+        for layer, kept in zip(caches, own):
+            layer[row] = kept[0]
+        rows.append(logits[0])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", SPECS)
+def test_every_kind_of_decoder_equals_the_reference(name, precision):
+    spec, biases = SPECS[name]
+    weights, generator = random_weights(spec, biases=biases), torch.Generator().manual_seed(1)
+    lengths = [19, 1, 34, 8]
+    decoder, caches = Decoder(spec, weights, precision, threads=1, max_length=16, batch=4), empty_caches(spec, 4)
+    ids_bt = torch.randint(0, spec.vocabulary, (4, 34), generator=generator)
+    pairs = [(decoder.extend(ids_bt, lengths).clone(), feed(spec, weights, caches, ids_bt, lengths))]
+    for _ in range(3):
+        ids_b = torch.randint(0, spec.vocabulary, (4,), generator=generator)
+        pairs.append((decoder.step(ids_b).clone(), decode_step(spec, weights, ids_b, caches)[0]))
+    assert decoder.lengths == [length + 3 for length in lengths]
+    for got, want in pairs:
+        assert got.shape == want.shape == (4, spec.vocabulary)
+        assert relative(got, want) < TOLERANCE[precision]
+    if precision == "fp32":
+        assert max(float((got - want).abs().max()) for got, want in pairs) < 1e-4
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 33, 130])
+def test_any_batch_size_equals_the_reference(batch, precision):
+    weights, ids = random_weights(LLAMA), torch.randint(0, 97, (2, batch), generator=torch.Generator().manual_seed(batch))
+    decoder, caches = Decoder(LLAMA, weights, precision, threads=1, batch=batch), empty_caches(LLAMA, batch)
+    for ids_b in ids:
+        assert relative(decoder.step(ids_b), decode_step(LLAMA, weights, ids_b, caches)[0]) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_long_prompt_at_once_equals_it_token_by_token_and_the_room_grows(precision):
+    weights, ids_bt = random_weights(LLAMA), torch.randint(0, 97, (3, 150), generator=torch.Generator().manual_seed(2))
+    whole, single = (Decoder(LLAMA, weights, precision, threads=1, max_length=2, batch=3) for _ in range(2))
+    at_once = whole.extend(ids_bt, [150, 3, 77]).clone()
+    assert whole.room >= 150 and single.room == 16
+    seen = torch.zeros(3, 97)
+    for i in range(150):
+        counts = [1, int(i < 3), int(i < 77)]
+        logits = single.extend(ids_bt[:, i : i + 1], counts)
+        seen = torch.where(torch.tensor(counts)[:, None] > 0, logits, seen)
+    assert single.room == 256 and single.lengths == whole.lengths == [150, 3, 77]
+    assert relative(at_once, seen) < (1e-5 if precision == "fp32" else 5e-3)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("window", [None, 6])
+def test_keys_and_values_computed_elsewhere_are_continued(precision, window):
+    spec = dataclasses.replace(LLAMA, window=window)
+    weights, generator = random_weights(spec), torch.Generator().manual_seed(3)
+    lengths, caches = [9, 0, 21], empty_caches(spec, 3)
+    for row, length in enumerate(lengths):
+        own = [[layer[row]] for layer in caches]
+        for _ in range(length):
+            decode_step(spec, weights, torch.randint(0, 97, (1,), generator=generator), own)
+        for layer, kept in zip(caches, own):
+            layer[row] = kept[0]
+    padded = [[[torch.nn.functional.pad(x, (0, 0, 0, 25 - x.shape[1])) for x in row] for row in layer] for layer in caches]
+    k, v = (torch.stack([torch.stack([row[i] for row in layer]) for layer in padded]) for i in range(2))
+    decoder = Decoder(spec, weights, precision, threads=1, max_length=4)
+    decoder.step(torch.tensor([5]))
+    decoder.prefill(k, v, lengths)
+    assert decoder.batch == 3 and decoder.lengths == lengths
+    for _ in range(2):
+        ids_b = torch.randint(0, 97, (3,), generator=generator)
+        assert relative(decoder.step(ids_b), decode_step(spec, weights, ids_b, caches)[0]) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_selected_cropped_and_reset_sequences_continue_as_the_reference(precision):
+    weights, generator = random_weights(LLAMA), torch.Generator().manual_seed(4)
+
+    def draw(b):
+        return torch.randint(0, 97, (b,), generator=generator)
+
+    decoder, caches = Decoder(LLAMA, weights, precision, threads=1, max_length=8, batch=3), empty_caches(LLAMA, 3)
+    ids_bt = torch.randint(0, 97, (3, 20), generator=generator)
+    decoder.extend(ids_bt, [20, 5, 12])
+    feed(LLAMA, weights, caches, ids_bt, [20, 5, 12])
+    for index in ([2, 2, 0, 1], [3, 0], [1, 0]):
+        logits = decoder._logits[:, :97].clone()
+        decoder.select(index)
+        assert torch.equal(decoder._logits[:, :97], logits[index])
+        caches = [[layer[i] for i in index] for layer in caches]
+        for _ in range(2):
+            ids_b = draw(len(index))
+            assert relative(decoder.step(ids_b), decode_step(LLAMA, weights, ids_b, caches)[0]) < TOLERANCE[precision]
+    kept = [7, decoder.lengths[1]]
+    decoder.crop(kept)
+    caches = [[(k[:, :n], v[:, :n]) for (k, v), n in zip(layer, kept)] for layer in caches]
+    for _ in range(2):
+        ids_b = draw(2)
+        assert relative(decoder.step(ids_b), decode_step(LLAMA, weights, ids_b, caches)[0]) < TOLERANCE[precision]
+    decoder.reset(5)
+    caches, ids_b = empty_caches(LLAMA, 5), draw(5)
+    assert relative(decoder.step(ids_b), decode_step(LLAMA, weights, ids_b, caches)[0]) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_greedy_gives_the_tokens_of_steps_and_stops(precision):
+    spec = dataclasses.replace(LLAMA, positions=40)
+    weights, start = random_weights(spec), torch.tensor([3, 50, 96])
+    decoder = Decoder(spec, weights, precision, threads=1, batch=3)
+    ids_b, steps = start, []
+    for _ in range(12):
+        ids_b = decoder.step(ids_b).argmax(-1)
+        steps.append(ids_b)
+    want_bt = torch.stack(steps, dim=1)
+    decoder.reset()
+    assert torch.equal(decoder.greedy(start, 12), want_bt) and decoder.lengths == [12] * 3
+    stops = [int(want_bt[0, 4]), int(want_bt[1, 2])]
+    decoder.reset()
+    got_bt = decoder.greedy(start, 12, stops)
+    for row, want in enumerate(want_bt.tolist()):
+        ends = [i for i, token in enumerate(want) if token in stops]
+        kept = want[: ends[0] + 1] if ends else want
+        assert got_bt[row].tolist() == kept + [-1] * (got_bt.shape[1] - len(kept))
+        assert decoder.lengths[row] == len(kept)
+    with pytest.raises(DataError, match="beyond the 40 learned positions"):
+        decoder.greedy(start, 60)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_vocabulary_rows_vectors_and_hidden_states(precision):
+    spec = dataclasses.replace(LLAMA, vocabulary=333)
+    weights = random_weights(spec)
+    one, other = (Decoder(spec, weights, precision, threads=1, batch=2) for _ in range(2))
+    ids_b = torch.tensor([3, 332])
+    all_bv, (want_bv, hidden_bd) = one.step(ids_b).clone(), decode_step(spec, weights, ids_b, empty_caches(spec, 2))
+    assert relative(all_bv, want_bv) < TOLERANCE[precision] and relative(one.hidden, hidden_bd) < TOLERANCE[precision]
+    for first, last in ((0, 1), (5, 40), (48, 49), (300, 333), (0, 333), (7, 7)):
+        other.reset()
+        other._logits.fill_(float("nan"))
+        assert torch.equal(other.step(ids_b, rows=(first, last)), all_bv[:, first:last])
+        assert torch.equal(other.hidden, one.hidden)
+    other.reset()
+    kept = weights["embedding.weight"] if precision == "fp32" else weights["embedding.weight"].bfloat16().float()
+    assert torch.equal(other.step(None, x_bd=kept[ids_b]), all_bv)
+    other.reset()
+    assert torch.equal(other.extend(None, x_btd=kept[ids_b][:, None]), all_bv)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_threads_do_not_change_a_bit(precision):
+    spec = dataclasses.replace(LLAMA, vocabulary=5000, width=320, hidden=1200, num_layers=3)  # more than 4 MB in int8
+    weights, ids_bt = random_weights(spec), torch.randint(0, 5000, (3, 20), generator=torch.Generator().manual_seed(5))
+    seen = []
+    for threads in (1, 2, 3):
+        decoder = Decoder(spec, weights, precision, threads=threads, batch=3)
+        prompt = decoder.extend(ids_bt, [20, 1, 9]).clone()
+        seen.append([prompt, decoder.greedy(prompt.argmax(-1), 8), decoder.step(ids_bt[:, 0]).clone()])
+    for other in seen[1:]:
+        assert all(torch.equal(got, want) for got, want in zip(other, seen[0]))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_decodes_with_threads_of_its_own():
+    spec = dataclasses.replace(LLAMA, vocabulary=5000, width=320, hidden=1200, num_layers=3)
+    decoder, start = Decoder(spec, random_weights(spec), "int8", threads=2), torch.tensor([7])
+    want = decoder.greedy(start, 4)
+    decoder.reset()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(decoder.greedy(start, 4), want) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert torch.equal(decoder.greedy(start, 4), want)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_is_not_finite_is_not_hidden(precision):
+    weights = random_weights(LLAMA)
+    for name in ("layers.0.norm1.weight", "layers.1.up.weight", "head.weight", "layers.0.qkv.weight"):
+        broken = {key: tensor.clone() for key, tensor in weights.items()}
+        broken[name].view(-1)[3] = float("nan")
+        decoder = Decoder(LLAMA, broken, precision, threads=1)
+        assert not decoder.step(torch.tensor([1])).isfinite().all()
+        with pytest.raises(NumericsError, match="not finite"):
+            decoder.greedy(torch.tensor([1]), 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_kv_heads": 4}, "not a multiple of num_kv_heads"),
+        ({"activation": "tanh"}, "activation 'tanh'"),
+        ({"norm": "batch"}, "norm 'batch'"),
+        ({"rope": rope(13)}, "for heads of 24 channels"),
+        ({"window": (3,)}, "1 windows for 2 layers"),
+        ({"window": 0}, "a window of 0 tokens"),
+        ({"hidden": 0}, "hidden must be at least 1"),
+        ({"hidden": 101}, "weights do not fit: layers.0.down.weight is"),
+        ({"tied": True}, "unknown head.weight"),
+        ({"qk_norm": True}, "missing layers.0.k_norm.weight"),
+    ],
+)
+def test_it_refuses_what_it_was_not_made_for(change, reason):
+    with pytest.raises(Unsupported, match=reason) as caught:
+        Decoder(dataclasses.replace(LLAMA, **change), random_weights(LLAMA))
+    assert caught.value.reason in str(caught.value)
+
+
+def test_bad_input_is_an_error_that_changes_nothing():
+    decoder = Decoder(LLAMA, random_weights(LLAMA), "fp32", threads=1, batch=2)
+    with pytest.raises(Unsupported, match="precision 'fp8'"):
+        Decoder(LLAMA, random_weights(LLAMA), "fp8")
+    with pytest.raises(Unsupported, match="head.weight is torch.int64"):
+        Decoder(LLAMA, random_weights(LLAMA) | {"head.weight": torch.zeros(97, 72, dtype=torch.long)})
+    good = torch.tensor([1, 2])
+    decoder.step(good)
+    for call, message in (
+        (lambda: decoder.step(torch.tensor([1, 97])), "within 0 to 96"),
+        (lambda: decoder.step(torch.tensor([-1, 3])), "within 0 to 96"),
+        (lambda: decoder.step(torch.tensor([1])), r"whole numbers \[2\]"),
+        (lambda: decoder.step(torch.tensor([0.5, 1.0])), "whole numbers"),
+        (lambda: decoder.step(good, rows=(0, 98)), "vocabulary rows 0 to 98"),
+        (lambda: decoder.step(None), "either ids or vectors"),
+        (lambda: decoder.step(None, x_bd=torch.zeros(2, 71)), r"where \[2, 72\]"),
+        (lambda: decoder.extend(good[:, None], [2, 0]), "do not fit 2 sequences"),
+        (lambda: decoder.select([0, 2]), "from 0 to 1"),
+        (lambda: decoder.crop([2, 1]), "have \\[1, 1\\] tokens"),
+        (lambda: decoder.prefill(torch.zeros(2, 1, 2, 4, 24), torch.zeros(2, 1, 2, 4, 24), [5]), "from 0 to 4"),
+    ):
+        with pytest.raises(DataError, match=message):
+            call()
+    with pytest.raises(Unsupported, match="is needed"):
+        decoder.prefill(torch.zeros(2, 1, 3, 4, 24), torch.zeros(2, 1, 3, 4, 24), [4])
+    assert decoder.lengths == [1, 1]
+
+
+def llama_weights(model, names):
+    """Weights of a transformers model of the Llama kind under the names of DecoderSpec."""
+    state, found = model.state_dict(), {}
+    found["embedding.weight"], found["norm.weight"] = state["model.embed_tokens.weight"], state["model.norm.weight"]
+    if "head.weight" in names:
+        found["head.weight"] = state["lm_head.weight"]
+    for i in range(model.config.num_hidden_layers):
+        at, to = f"model.layers.{i}.", f"layers.{i}."
+        for part in ("weight", "bias"):
+            if at + "self_attn.q_proj." + part in state:
+                found[f"{to}qkv.{part}"] = torch.cat([state[f"{at}self_attn.{x}_proj.{part}"] for x in "qkv"])
+            if at + "self_attn.o_proj." + part in state:
+                found[f"{to}out.{part}"] = state[f"{at}self_attn.o_proj.{part}"]
+        found[f"{to}up.weight"] = torch.cat([state[f"{at}mlp.{x}_proj.weight"] for x in ("gate", "up")])
+        found[f"{to}down.weight"] = state[f"{at}mlp.down_proj.weight"]
+        found[f"{to}norm1.weight"], found[f"{to}norm2.weight"] = (
+            state[f"{at}{x}_layernorm.weight"] for x in ("input", "post_attention")
+        )
+        for x in "qk":
+            if f"{at}self_attn.{x}_norm.weight" in state:
+                found[f"{to}{x}_norm.weight"] = state[f"{at}self_attn.{x}_norm.weight"]
+    return found
+
+
+def llama_spec(model, **more):
+    config, rotary = model.config, model.model.rotary_emb
+    return DecoderSpec(
+        vocabulary=config.vocab_size, width=config.hidden_size, num_layers=config.num_hidden_layers, num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads, head_size=model.model.layers[0].self_attn.head_dim, hidden=config.intermediate_size,
+        norm_eps=config.rms_norm_eps, tied=config.tie_word_embeddings, rope=rotary.inv_freq, rope_scale=rotary.attention_scaling, **more
+    )  # fmt: skip
+
+
+def check_beside_transformers(model, spec, weights):
+    model.eval()
+    generator = torch.Generator().manual_seed(6)
+    ids_bt = torch.randint(0, spec.vocabulary, (2, 24), generator=generator)
+    with torch.no_grad():
+        want_btv = model(ids_bt).logits
+    for precision in PRECISIONS:
+        decoder = Decoder(spec, weights, precision, threads=1, batch=2)
+        got = [decoder.extend(ids_bt[:, :10]).clone()] + [decoder.step(ids_b).clone() for ids_b in ids_bt[:, 10:].T]
+        got_btv = torch.stack(got, dim=1)
+        assert relative(got_btv, want_btv[:, 9:]) < TOLERANCE[precision]
+        if precision == "fp32":
+            assert float((got_btv - want_btv[:, 9:]).abs().max()) < 1e-4
+            with torch.no_grad():
+                long_bt = model.generate(ids_bt, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+            decoder.reset()
+            first = decoder.extend(ids_bt).argmax(-1)
+            assert torch.equal(torch.cat([first[:, None], decoder.greedy(first, 11)], dim=1), long_bt[:, 24:])
+
+
+def spread(model):
+    """Weights large enough that logits differ; torch's own generator stays as it was."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5
+        else:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_llama_of_transformers(tied):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    scaling = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = LlamaConfig(
+        vocab_size=101, hidden_size=72, intermediate_size=90, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3,
+        attention_bias=True, rope_parameters=scaling | {"original_max_position_embeddings": 16}, tie_word_embeddings=tied,
+    )  # fmt: skip
+    model = spread(LlamaForCausalLM(config))
+    spec = llama_spec(model)
+    check_beside_transformers(model, spec, llama_weights(model, spec.shapes()))
+
+
+def test_qwen3_of_transformers():
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=101, hidden_size=72, intermediate_size=90, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=24
+    )
+    model = spread(Qwen3ForCausalLM(config))
+    spec = llama_spec(model, qk_norm=True, qk_norm_eps=config.rms_norm_eps)
+    check_beside_transformers(model, spec, llama_weights(model, spec.shapes()))
+
+
+def test_gpt2_of_transformers():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = spread(GPT2LMHeadModel(GPT2Config(vocab_size=101, n_positions=50, n_embd=72, n_layer=2, n_head=3)))
+    state, weights = model.state_dict(), {}
+    names = {"ln_1": "norm1", "ln_2": "norm2", "attn.c_attn": "qkv", "attn.c_proj": "out", "mlp.c_fc": "up", "mlp.c_proj": "down"}
+    for i in range(2):
+        for theirs, ours in names.items():
+            for part in ("weight", "bias"):
+                tensor = state[f"transformer.h.{i}.{theirs}.{part}"]
+                weights[f"layers.{i}.{ours}.{part}"] = tensor.T if tensor.dim() == 2 else tensor
+    weights |= {f"norm.{part}": state[f"transformer.ln_f.{part}"] for part in ("weight", "bias")}
+    weights |= {"embedding.weight": state["transformer.wte.weight"], "positions.weight": state["transformer.wpe.weight"]}
+    spec = DecoderSpec(
+        vocabulary=101, width=72, num_layers=2, num_heads=3, num_kv_heads=3, head_size=24, hidden=288, gated=False, activation="gelu_tanh",
+        norm="layer", tied=True, positions=50,
+    )  # fmt: skip
+    check_beside_transformers(model, spec, weights)
+
+
+@pytest.fixture
+def other_flags(monkeypatch, tmp_path):
+    """Native code compiled with other flags, in a folder of its own."""
+
+    def use(march):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(native, "FLAGS", tuple(f"-march={march}" if flag == "-march=native" else flag for flag in native.FLAGS))
+        native.forget()
+
+    yield use
+    monkeypatch.undo()
+    native.forget()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("march", ["x86-64", "haswell", "skylake-avx512", "cascadelake"])
+def test_simpler_processors_compute_the_same(march, other_flags):
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        flags = set(next(line for line in file if line.startswith("flags")).split())
+    needs = {"haswell": {"avx2", "fma"}, "skylake-avx512": {"avx512bw", "avx512vl"}, "cascadelake": {"avx512_vnni"}}
+    if missing := needs.get(march, set()) - flags:
+        pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
+    other_flags(march)
+    for name in ("llama_biases", "gpt2", "many_query_heads"):
+        for precision in PRECISIONS:
+            test_every_kind_of_decoder_equals_the_reference(name, precision)
+    for batch in (2, 9, 17):
+        test_any_batch_size_equals_the_reference(batch, "int8")
