@@ -25,8 +25,8 @@ bench: .venv/installed-dev
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
-	rm -rf build/types && mkdir -p build/types/mmlm
-	for folder in mmlm/* tokenizers encoders heads kernels demos; do \
+	@rm -rf build/types && mkdir -p build/types/mmlm
+	@for folder in mmlm/* tokenizers encoders heads kernels demos; do \
 		if [ -e $$folder ]; then ln -s $(CURDIR)/$$folder build/types/mmlm/; fi; done
 	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p mmlm
 
@@ -42,9 +42,9 @@ docs: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --compile --editable '.[tabular]'
 	@touch $@
 
-.venv/installed-dev: .venv/installed
+.venv/installed-dev: pyproject.toml setup.py | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --compile --editable '.[all,dev]'
-	@touch $@
+	@touch .venv/installed $@
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

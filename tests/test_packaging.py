@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -81,8 +82,10 @@ def test_an_editable_install_imports_from_an_empty_folder(source, tmp_path):
     with zipfile.ZipFile(tmp_path / name) as archive:
         archive.extractall(tmp_path / "site")
     (tmp_path / "empty").mkdir()
-    code = f"import site, sys; site.addsitedir(sys.argv[1]); import {LIGHT}, tokenizers; print(mmlm.heads.config.__file__)"
-    assert run(sys.executable, "-c", code, str(tmp_path / "site"), cwd=tmp_path / "empty").startswith(str(source))
+    packages = sysconfig.get_paths()["purelib"]  # as plain folder, so that an mmlm installed there in editable form does not count
+    code = f"import site, sys; sys.path.append(sys.argv[2]); site.addsitedir(sys.argv[1]); import {LIGHT}, tokenizers"
+    words = ("-S", "-c", f"{code}; print(mmlm.heads.config.__file__)", str(tmp_path / "site"), packages)
+    assert run(sys.executable, *words, cwd=tmp_path / "empty").startswith(str(source))
 
 
 @pytest.mark.parametrize("folder", ["root", "empty"])

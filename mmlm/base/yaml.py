@@ -27,12 +27,13 @@ class RecipeLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Compose one node, refusing aliases (they can grow without bound), tags and nesting deeper than 40."""
         event = self.peek_event()
+        mark: Any = event.start_mark
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed here", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed here", mark)
         if getattr(event, "tag", None) is not None:
-            raise yaml.composer.ComposerError(None, None, f"tags ({shorten(event.tag)}) are not allowed here", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"tags ({shorten(event.tag)}) are not allowed here", mark)
         if self.depth == _MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"nested deeper than {_MAX_DEPTH}", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"nested deeper than {_MAX_DEPTH}", mark)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
