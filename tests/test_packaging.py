@@ -83,7 +83,7 @@ def test_an_editable_install_imports_from_an_empty_folder(source, tmp_path):
         archive.extractall(tmp_path / "site")
     (tmp_path / "empty").mkdir()
     packages = sysconfig.get_paths()["purelib"]  # as plain folder, so that an mmlm installed there in editable form does not count
-    code = f"import site, sys; sys.path.append(sys.argv[2]); site.addsitedir(sys.argv[1]); import {LIGHT}, tokenizers"
+    code = f"import site, sys; site.addsitedir(sys.argv[1]); sys.path.append(sys.argv[2]); import {LIGHT}, tokenizers"
     words = ("-S", "-c", f"{code}; print(mmlm.heads.config.__file__)", str(tmp_path / "site"), packages)
     assert run(sys.executable, *words, cwd=tmp_path / "empty").startswith(str(source))
 
