@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -367,3 +368,23 @@ def test_the_pages_of_options_and_components_are_up_to_date(tmp_path):
     assert sorted(pages) == ["components.md", "options.md"]
     old = [name for name, text in pages.items() if (ROOT / "docs" / name).read_text(encoding="utf-8") != text]
     assert old == [], "run `make docs` and commit what it writes"
+
+
+def test_a_recipe_with_random_damage_is_read_or_refused_and_never_breaks_the_reader():
+    rng = random.Random(0)
+    whole = Recipe.read(FULL).dump()
+    signs = "{}[]:,-#&*!|>'\"%@` \n\t0179.eEnN~\\\u00e9\u2028"
+    refused = 0
+    for _ in range(500):
+        text = rng.choice([FULL, whole])
+        for _ in range(rng.randint(1, 4)):
+            start = rng.randrange(len(text))
+            end = min(len(text), start + rng.choice([0, 0, 1, 1, 5, 40]))
+            text = text[:start] + "".join(rng.choices(signs, k=rng.randint(0, 3))) + text[end:]
+        try:
+            recipe = Recipe.read(text + "\n")
+        except RecipeError:
+            refused += 1
+        else:
+            assert Recipe.read(recipe.dump()) == recipe
+    assert 250 < refused < 500
