@@ -206,6 +206,11 @@ def test_a_hostile_recipe_is_one_short_recipe_error(case, tmp_path, monkeypatch)
     assert max(map(len, lines)) < 1000 and len(lines) <= 102 and not (tmp_path / "MARK").exists()
 
 
+def test_a_text_that_is_too_long_is_refused_before_it_is_parsed():
+    with pytest.raises(RecipeError, match="characters long; a recipe has at most 262,144"):
+        Recipe.read(HEAD + "#" * MAX_BYTES)
+
+
 def test_there_are_twenty_hostile_recipes():
     assert len(HOSTILE) >= 20
 

@@ -158,6 +158,21 @@ def test_a_good_file_passes_and_its_dump_reads_back_equal():
     assert check(Whole, plain, "f") == whole
 
 
+def test_a_fault_under_a_shorter_key_is_told_at_the_key_that_was_written():
+    class Jobs(Strict):
+        shorthand = {"jobs": "job"}
+        jobs: list[Deep]
+
+        @model_validator(mode="before")
+        @classmethod
+        def _one(cls, raw):
+            return {"jobs": [raw["job"]]} if "job" in raw else raw
+
+    for raw, path in (({"job": {"num_step": 1}}, "job.num_step"), ({"jobs": [{"num_step": 1}]}, "jobs.0.num_step")):
+        with pytest.raises(RecipeError, match=rf"  {path}: unknown key. Did you mean 'num_steps'"):
+            check(Jobs, raw, "f")
+
+
 def test_configs_made_in_python_say_what_is_wrong():
     with pytest.raises(ValidationError, match=r"sise: unknown key. Did you mean 'size'"):
         Small(sise=3)
