@@ -97,3 +97,52 @@ def test_the_reading_leaves_harmless_calls(source):
 def test_safe_mode_is_allowed_in_the_conversion_alone():
     assert not hits("import torch\ntorch.load(p, weights_only=True)", "mmlm/interop/pt.py")
     assert hits("import torch\ntorch.load(p, weights_only=False)", "mmlm/interop/pt.py")
+
+
+NETWORK = {
+    "socket",
+    "ssl",
+    "http",
+    "urllib.request",
+    "ftplib",
+    "smtplib",
+    "xmlrpc",
+    "requests",
+    "httpx",
+    "aiohttp",
+    "urllib3",
+    "websockets",
+}
+LISTENS = ("mmlm/serving/", "demos/")
+
+
+def reaches(source: str) -> list[str]:
+    """Imports of a source through which it could call somebody."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        found += [name for name in names if name in NETWORK or name.partition(".")[0] in NETWORK]
+    return found
+
+
+def test_nothing_but_what_listens_imports_a_network_package():
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    found = {path.relative_to(ROOT).as_posix(): reaches(path.read_text(encoding="utf-8")) for path in files}
+    assert {name: each for name, each in found.items() if each and not name.startswith(LISTENS)} == {}
+
+
+@pytest.mark.parametrize(
+    "source", ["import requests", "from urllib import request", "import urllib.request as u", "from http.client import X"]
+)
+def test_the_reading_finds_network_packages(source):
+    assert reaches(source)
+    assert not reaches("from urllib.parse import quote\nfrom . import http")
+
+
+def test_no_source_file_is_long_or_left_unfinished():
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    long = {path.name: lines for path in files if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 600}
+    marks = [path.name for path in files if any(mark in path.read_text(encoding="utf-8") for mark in ("TODO", "FIXME", "XXX"))]
+    assert (long, marks) == ({}, [])
