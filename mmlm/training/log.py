@@ -1,0 +1,46 @@
+"""log.jsonl: one JSON object a line. A killed run leaves lines beyond its last checkpoint; they are cut off when it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+class RunLog:
+    """Appends lines to a file. size: bytes that belong to the state the run goes on from; what follows them is cut off."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        path.touch()
+        if path.stat().st_size > size:
+            os.truncate(path, size)
+        self._file = path.open("ab")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One line; numbers that are not finite become null, since JSON has none."""
+        clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+        self._file.write(json.dumps(clean, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def size(self) -> int:
+        """Bytes written so far, all of them on the disk."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_log(path: Path | str) -> list[dict[str, Any]]:
+    """The lines of a log that are whole; a line that a killed run left half-written is not."""
+    records = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records

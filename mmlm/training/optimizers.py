@@ -1,0 +1,141 @@
+"""Optimizers by name, their parameter groups, and their state as named tensors and numbers.
+
+Groups follow what a parameter is: matrices decay, vectors and whatever carries `no_weight_decay` do not; `lr_scale` on a parameter
+multiplies its rate. Muon takes the matrices inside the network; embeddings and layers with a `vocab` axis stay with AdamW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adafactor, AdamW, Muon, Optimizer
+
+from mmlm.base.errors import CheckpointError, RecipeError
+from mmlm.training.config import AdafactorConfig, AdamWConfig, LionConfig, MuonConfig, TrainConfig
+
+Group = dict[str, Any]
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that want a gradient, by name, each once. Raises RecipeError when there is none."""
+    found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not found:
+        raise RecipeError("adapt.freeze: every parameter of the model is frozen; nothing is left to train.")
+    return found
+
+
+def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[Group]:
+    """Groups of equal weight decay and rate scale, in the order in which they first occur."""
+    groups: dict[tuple[float, float], Group] = {}
+    for parameter in parameters:
+        decays = parameter.ndim >= 2 and not getattr(parameter, "no_weight_decay", False)
+        scale = float(getattr(parameter, "lr_scale", 1.0))
+        key = weight_decay if decays else 0.0, scale
+        groups.setdefault(key, {"params": [], "weight_decay": key[0], "lr_scale": scale})["params"].append(parameter)
+    return list(groups.values())
+
+
+def adamw(config: AdamWConfig | MuonConfig, groups: list[Group], model: nn.Module) -> list[Optimizer]:
+    """torch's fused AdamW: one pass over the memory, four times as fast as its default on a CPU."""
+    return [AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)]
+
+
+def muon(config: MuonConfig, groups: list[Group], model: nn.Module) -> list[Optimizer]:
+    """Muon for matrices inside the network, AdamW for the rest, both at AdamW's rate."""
+    looked_up = {id(p) for part in model.modules() if isinstance(part, nn.Embedding) for p in part.parameters(recurse=False)}
+
+    def inside(parameter: nn.Parameter) -> bool:
+        return parameter.ndim == 2 and id(parameter) not in looked_up and "vocab" not in getattr(parameter, "axes", ())
+
+    parts: list[list[Group]] = [
+        [{**group, "params": kept} for group in groups if (kept := [p for p in group["params"] if inside(p) == is_matrix])]
+        for is_matrix in (True, False)
+    ]
+    found: list[Optimizer] = []
+    if parts[0]:
+        found.append(Muon(parts[0], lr=0.0, momentum=config.momentum, ns_steps=config.num_iterations, adjust_lr_fn="match_rms_adamw"))
+    if parts[1]:
+        found += adamw(config, parts[1], model)
+    return found
+
+
+def adafactor(config: AdafactorConfig, groups: list[Group], model: nn.Module) -> list[Optimizer]:
+    """torch's Adafactor."""
+    return [Adafactor(groups, lr=0.0, beta2_decay=config.beta2_decay, d=config.clip_update)]
+
+
+def lion(config: LionConfig, groups: list[Group], model: nn.Module) -> list[Optimizer]:
+    """Lion."""
+    return [Lion(groups, betas=(config.beta1, config.beta2))]
+
+
+class Lion(Optimizer):
+    """update = sign(beta1 m + (1 - beta1) g);  w <- w - lr (update + decay w);  m <- beta2 m + (1 - beta2) g."""
+
+    def __init__(self, groups: list[Group], betas: tuple[float, float]) -> None:
+        super().__init__(groups, {"lr": 0.0, "betas": betas, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update all parameters that have a gradient."""
+        for group in self.param_groups:
+            with_grad = [p for p in group["params"] if p.grad is not None]
+            if not with_grad:
+                continue
+            grads: list[Tensor] = [p.grad for p in with_grad if p.grad is not None]
+            for parameter in with_grad:
+                if "momentum" not in self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            momenta = [self.state[p]["momentum"] for p in with_grad]
+            updates = torch._foreach_lerp(momenta, grads, 1.0 - group["betas"][0])
+            torch._foreach_sign_(updates)
+            torch._foreach_mul_(with_grad, 1.0 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(with_grad, updates, alpha=-group["lr"])
+            torch._foreach_lerp_(momenta, grads, 1.0 - group["betas"][1])
+
+
+def build_optimizers(config: TrainConfig, model: nn.Module) -> list[Optimizer]:
+    """The optimizers of a run over all trained parameters of the model."""
+    groups = parameter_groups(trained_parameters(model).values(), config.weight_decay)
+    return list(config.optimizer.build(groups, model))
+
+
+def set_rate(optimizers: Iterable[Optimizer], rate: float) -> None:
+    """Give every group its rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+
+
+def optimizer_state(optimizers: Iterable[Optimizer], names: dict[Tensor, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, numbers) of all states, each by "<parameter>/<field>"."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for optimizer in optimizers:
+        for parameter, fields in optimizer.state.items():
+            for field, value in fields.items():
+                place: dict[str, Any] = tensors if isinstance(value, Tensor) else numbers
+                place[f"{names[parameter]}/{field}"] = value
+    return tensors, numbers
+
+
+def load_optimizer_state(
+    optimizers: list[Optimizer], names: dict[Tensor, str], tensors: dict[str, Tensor], numbers: dict[str, Any], where: str
+) -> None:
+    """Give optimizers the state that `optimizer_state` returned. Raises CheckpointError naming what belongs to no parameter."""
+    fields: dict[str, dict[str, Any]] = {}
+    for key, value in {**tensors, **numbers}.items():
+        name, _, field = key.rpartition("/")
+        fields.setdefault(name, {})[field] = value
+    if unknown := sorted(fields.keys() - set(names.values())):
+        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+        raise CheckpointError(f"{where}: holds states of parameters that are not trained: {', '.join(unknown[:10])}{more}.")
+    for optimizer in optimizers:
+        content = optimizer.state_dict()
+        in_order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        numbered = [number for group in content["param_groups"] for number in group["params"]]
+        state = {number: fields[names[p]] for number, p in zip(numbered, in_order, strict=True) if names[p] in fields}
+        optimizer.load_state_dict({"state": state, "param_groups": content["param_groups"]})

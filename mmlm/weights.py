@@ -1,0 +1,92 @@
+"""Tensors by name, into files and out of them. The format is safetensors: a length, a JSON header, raw bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmlm.base.errors import CheckpointError
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_CHUNK_BYTES = 1 << 24
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
+    """The bytes of a safetensors file in pieces, so that no second copy of all tensors is ever held."""
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # wide types first keeps all aligned
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for _, tensor in ordered:
+        if tensor.numel():
+            whole = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            for at in range(0, len(whole), _CHUNK_BYTES):
+                yield whole[at : at + _CHUNK_BYTES]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises CheckpointError for a missing, cut or broken file."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file.")
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: broken weight file: {error}.") from None
+
+
+def copy_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
+    """Copy found tensors into own ones. Raises CheckpointError naming up to ten that are missing, unknown or of another shape."""
+    faults = [f"missing {name}" for name in own.keys() - found.keys()]
+    faults += [f"unknown {name}" for name in found.keys() - own.keys()]
+    faults += [
+        f"{name} is {list(found[name].shape)}, not {list(own[name].shape)}"
+        for name in own.keys() & found.keys()
+        if found[name].shape != own[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise CheckpointError(f"{where}: {len(faults)} tensors do not fit the model: {'; '.join(sorted(faults)[:10])}{more}.")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(found[name])
+
+
+def without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that share memory under their first name only, as safetensors wants them."""
+    return {names[0]: tensors[names[0]] for names in _shared(tensors)}
+
+
+def with_aliases(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `without_aliases` of the same tensors kept, under all names again."""
+    names = {alias: group[0] for group in _shared(own) for alias in group}
+    return {**found, **{alias: found[first] for alias, first in names.items() if alias not in found and first in found}}
+
+
+def _shared(tensors: Mapping[str, Tensor]) -> Iterable[list[str]]:
+    groups: dict[object, list[str]] = {}
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
+        groups.setdefault(place, []).append(name)
+    return groups.values()
