@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -22,16 +21,12 @@ import torch
 from torch import Tensor
 
 from mmlm.base.errors import RecipeError, unknown_name
-from mmlm.kernels import native
-
-logger = logging.getLogger(__name__)
 
 BACKENDS = ("triton", "native", "torch", "reference")  # in the order `auto` asks them
 OPS = {
     "attention": "mmlm.kernels.attention.fast",
     "causal_conv1d": "mmlm.kernels.conv1d.fast",
     "linear_cross_entropy": "mmlm.kernels.cross_entropy.fast",
-    "layer_norm": "mmlm.kernels.layer_norm.fast",
     "rms_norm": "mmlm.kernels.rms_norm.fast",
     "rope": "mmlm.kernels.rope.fast",
     "ssd": "mmlm.kernels.ssd.fast",
@@ -103,6 +98,17 @@ def choose(op: str, backend: str = "auto", *tensors: Tensor | None) -> str:
     return backend
 
 
+def run(op: str, backend: str, tensors: tuple[Tensor | None, ...], *arguments: Any, **options: Any) -> Any:
+    """Call the back end that serves the tensors, the first of which is given, with autocast off; it sees every dtype as it is."""
+    name = choose(op, backend, *tensors)
+    function = KERNELS[op][name]
+    device = tensors[0].device.type  # type: ignore[union-attr]
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return function(*arguments, **options)
+    return function(*arguments, **options)
+
+
 def _from_environment(op: str) -> str:
     found = "auto"
     for part in os.environ["MMLM_KERNEL"].split(","):
@@ -141,21 +147,6 @@ def pointers(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS) 
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def compiled(load: Callable[[], Any]) -> str | None:
-    """Why a native library cannot be had, or None. A compiler that fails is told once as a warning."""
-    try:
-        load()
-    except native.Unavailable as missing:
-        if missing.broke and missing.reason not in _told:
-            _told.add(missing.reason)
-            logger.warning("native kernels fall back to PyTorch: %s", missing.reason)
-        return missing.reason
-    return None
-
-
-_told: set[str] = set()
 
 
 def available(op: str, *, but: str | None = None) -> list[str]:

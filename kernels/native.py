@@ -66,6 +66,36 @@ def load(source: Path | str, functions: Mapping[str, Sequence[Any]], returns: Ma
     return SimpleNamespace(**callables)
 
 
+class Library:
+    """A C++ file loaded when it is first called for, then at the cost of a look at the environment; arguments as for `load`."""
+
+    def __init__(self, source: Path | str, functions: Mapping[str, Sequence[Any]], returns: Mapping[str, Any] | None = None) -> None:
+        self.source, self.functions, self.returns = Path(source), functions, returns
+        self._found: Any = None
+
+    def __call__(self) -> Any:
+        """The object with the functions. Raises Unavailable."""
+        if self._found is None or os.environ.get("MMLM_NATIVE") == "0":
+            self._found = load(self.source, self.functions, self.returns)
+        return self._found
+
+    def missing(self) -> str | None:
+        """Why the functions cannot be had, or None. A compiler that failed is told once as a warning."""
+        if self._found is not None and os.environ.get("MMLM_NATIVE") != "0":
+            return None
+        try:
+            self()
+        except Unavailable as unavailable:
+            if unavailable.broke and unavailable.reason not in _told:
+                _told.add(unavailable.reason)
+                logger.warning("native kernels fall back to PyTorch: %s", unavailable.reason)
+            return unavailable.reason
+        return None
+
+
+_told: set[str] = set()
+
+
 def threads(work_seconds: float) -> int:
     """Threads to give a loop that takes this long on one: those of torch, or 1 for little work."""
     if work_seconds < PARALLEL_SECONDS:
@@ -73,6 +103,16 @@ def threads(work_seconds: float) -> int:
     import torch
 
     return torch.get_num_threads()
+
+
+def address(x: Any) -> int | None:
+    """Where a tensor's numbers lie; None for None."""
+    return None if x is None else x.data_ptr()
+
+
+def letters(*tensors: Any) -> str:
+    """One letter a tensor, f for float32 and b for bfloat16: how functions for several types are named."""
+    return "".join("b" if x.element_size() == 2 else "f" for x in tensors)
 
 
 def local_includes(source: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels.conv1d.reference import causal_conv1d_reference
-from mmlm.kernels.dispatch import KERNELS, choose, register
+from mmlm.kernels.dispatch import register, run
 from mmlm.kernels.documents import continuing, documents
 
 
@@ -37,11 +37,9 @@ def causal_conv1d(
     """
     if activation not in ("silu", None):
         raise RecipeError(f"causal_conv1d: activation must be 'silu' or None, but is {activation!r}.")
-    name = choose("causal_conv1d", backend, x_btc, weight_ck, bias_c, state_bck)
-    with torch.autocast(x_btc.device.type, enabled=False):
-        return KERNELS["causal_conv1d"][name](
-            x_btc, weight_ck, bias_c, document_bt, state_bck, continuing(continues, state_bck), activation
-        )
+    tensors = (x_btc, weight_ck, bias_c, state_bck)
+    arguments = (x_btc, weight_ck, bias_c, document_bt, state_bck, continuing(continues, state_bck), activation)
+    return run("causal_conv1d", backend, tensors, *arguments)
 
 
 def causal_conv1d_torch(

@@ -19,7 +19,7 @@ from torch import Tensor
 from mmlm.base.errors import DataError, RecipeError
 from mmlm.kernels.cross_entropy.reference import logit_terms_reference
 from mmlm.kernels.cross_entropy.tiles import TorchPasses, logit_terms
-from mmlm.kernels.dispatch import KERNELS, choose, register
+from mmlm.kernels.dispatch import register, run
 
 Rows: TypeAlias = range | slice | Tensor
 
@@ -99,11 +99,9 @@ def linear_cross_entropy_terms(
         product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_nd.dtype
         if x_nd.dtype == torch.float64:
             product_dtype = torch.float64
-    name = choose("linear_cross_entropy", backend, x_nd, weight_vd, bias_v)
-    with torch.autocast(x_nd.device.type, enabled=False):
-        partition, target, mean, entropy, best = KERNELS["linear_cross_entropy"][name](
-            x_nd, weight_vd, place_n, bias_v, softcap, product_dtype
-        )
+    partition, target, mean, entropy, best = run(
+        "linear_cross_entropy", backend, (x_nd, weight_vd, bias_v), x_nd, weight_vd, place_n, bias_v, softcap, product_dtype
+    )
     chosen = target if not label_smoothing else (1 - label_smoothing) * target + label_smoothing * mean
     return LossTerms(partition - chosen, partition, target, entropy, best + ids if isinstance(ids, int) else ids[best])
 

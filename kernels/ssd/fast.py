@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.base.errors import RecipeError
-from mmlm.kernels.dispatch import KERNELS, choose, register
+from mmlm.kernels.dispatch import register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.ssd.reference import ssd_reference
 
@@ -46,11 +46,9 @@ def ssd(
     heads, groups = x_bthp.shape[2], key_btgn.shape[2]
     if heads % groups:
         raise RecipeError(f"ssd: {heads} heads cannot share {groups} groups evenly; heads must be a multiple of groups.")
-    continues_b = continuing(continues, state_bhpn)
-    name = choose("ssd", backend, x_bthp, step_bth, decay_h, key_btgn, query_btgn, state_bhpn)
-    arguments = (x_bthp, step_bth, decay_h, key_btgn, query_btgn, document_bt, state_bhpn, continues_b)
-    with torch.autocast(x_bthp.device.type, enabled=False):
-        return KERNELS["ssd"][name](*arguments, **({"chunk_size": chunk_size} if name == "torch" else {}))
+    tensors = (x_bthp, step_bth, decay_h, key_btgn, query_btgn, state_bhpn)
+    arguments = (x_bthp, step_bth, decay_h, key_btgn, query_btgn, document_bt, state_bhpn, continuing(continues, state_bhpn), chunk_size)
+    return run("ssd", backend, tensors, *arguments)
 
 
 def ssd_chunked(
@@ -62,7 +60,6 @@ def ssd_chunked(
     document_bt: Tensor,
     state_bhpn: Tensor | None = None,
     continues_b: Tensor | None = None,
-    *,
     chunk_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """The chunked form. Products are in the dtype of x on a GPU; on a CPU, where bfloat16 gains 6 %, in float32."""

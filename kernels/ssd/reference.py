@@ -18,6 +18,7 @@ def ssd_reference(
     document_bt: Tensor,
     state_bhpn: Tensor | None = None,
     continues_b: Tensor | None = None,
+    chunk_size: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """h_t = exp(step_t decay) h_{t-1} + step_t x_t key_t^T;  y_t = h_t query_t;  h = 0 where a document begins. Padding changes nothing."""
     b, t, heads, p = x_bthp.shape

@@ -1,0 +1,168 @@
+// Sixteen floats at once, from float or bfloat16 memory. GCC and clang lower the vector types to what the machine has; intrinsics stand
+// behind #ifdef. Every loop names the order of its sums, so a result does not depend on the number of threads.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#pragma GCC diagnostic ignored "-Wpsabi"
+#define INLINE static inline __attribute__((always_inline))
+#define ROWS_IN_PARALLEL(threads) _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")
+
+constexpr int64_t LANES = 16;
+typedef float V __attribute__((vector_size(64)));
+typedef int32_t I __attribute__((vector_size(64)));
+typedef uint32_t U __attribute__((vector_size(64)));
+typedef uint16_t H __attribute__((vector_size(32)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+INLINE V splat(float x) { return V{} + x; }
+
+INLINE V load(const float* p) {
+    V x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+INLINE V load(const bf16* p) {
+    H half;
+    memcpy(&half, p, sizeof half);
+#if defined(__AVX512F__)
+    return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)half), 16);
+#else
+    return (V)(__builtin_convertvector(half, U) << 16);
+#endif
+}
+INLINE void store(float* p, V x) { memcpy(p, &x, sizeof x); }
+INLINE H narrow(V x) {
+#if defined(__AVX512BF16__)
+    return (H)_mm512_cvtneps_pbh((__m512)x);
+#else
+    U bits = (U)x;
+    U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    U quiet = (bits >> 16) | 0x40u;
+    return __builtin_convertvector((U)(x != x ? (I)quiet : (I)rounded), H);
+#endif
+}
+INLINE void store(bf16* p, V x) {
+    H half = narrow(x);
+    memcpy(p, &half, sizeof half);
+}
+
+// The same for the last `count` (below 16) elements of a row; lanes beyond them are `rest`.
+template <class T>
+INLINE V load_some(const T* p, int64_t count, float rest = 0) {
+    T part[LANES];
+    memcpy(part, p, count * sizeof(T));
+    V x = load(part);
+    for (int64_t i = count; i < LANES; i++) x[i] = rest;
+    return x;
+}
+template <class T>
+INLINE void store_some(T* p, V x, int64_t count) {
+    T part[LANES];
+    store(part, x);
+    memcpy(p, part, count * sizeof(T));
+}
+// A row of n in steps of sixteen: each(i, all) for the full steps, each(i, some) for what is left; at and put take the tag.
+struct All {};
+struct Some {
+    int64_t count;
+};
+template <class F>
+INLINE void lanes(int64_t n, F each) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) each(i, All{});
+    if (i < n) each(i, Some{n - i});
+}
+template <class T>
+INLINE V at(const T* p, All, float = 0) {
+    return load(p);
+}
+template <class T>
+INLINE V at(const T* p, Some some, float rest = 0) {
+    return load_some(p, some.count, rest);
+}
+template <class T>
+INLINE void put(T* p, V x, All) {
+    store(p, x);
+}
+template <class T>
+INLINE void put(T* p, V x, Some some) {
+    store_some(p, x, some.count);
+}
+
+// The sixteen lanes added in a fixed order: halves, quarters, ...
+INLINE float sum(V x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    float part[LANES];
+    memcpy(part, &x, sizeof part);
+    for (int64_t half = LANES / 2; half; half /= 2)
+        for (int64_t i = 0; i < half; i++) part[i] += part[i + half];
+    return part[0];
+#endif
+}
+INLINE V larger(V a, V b) { return a > b ? a : b; }
+INLINE float largest(V x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
+    float part[LANES];
+    memcpy(part, &x, sizeof part);
+    for (int64_t half = LANES / 2; half; half /= 2)
+        for (int64_t i = 0; i < half; i++) part[i] = part[i] > part[i + half] ? part[i] : part[i + half];
+    return part[0];
+#endif
+}
+
+// e^x to 2 units in the last place; 0 below -104, infinity above 88.7, NaN for NaN.
+INLINE V exp(V x) {
+#if defined(__AVX512F__)
+    // the bound stands first: where x is NaN, the second operand is taken
+    V y = (V)_mm512_max_ps(_mm512_set1_ps(-104.0f), _mm512_min_ps(_mm512_set1_ps(89.0f), (__m512)x));
+    V n = (V)_mm512_roundscale_ps((__m512)(y * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    V y = x < -104.0f ? splat(-104.0f) : (x > 89.0f ? splat(89.0f) : x);
+    V turns = y * 1.44269504f;
+    V n = __builtin_convertvector(__builtin_convertvector(turns + (turns < 0.0f ? splat(-0.5f) : splat(0.5f)), I), V);
+#endif
+    V r = y - n * 0.693359375f + n * 2.12194440e-4f;
+    V p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+#if defined(__AVX512F__)
+    return (V)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    // 2^n in two factors: n goes from -150 to 128, which one float exponent does not
+    I half = __builtin_convertvector(n, I) >> 1;
+    I rest = __builtin_convertvector(n, I) - half;
+    p = p * (V)((half + 127) << 23) * (V)((rest + 127) << 23);
+    return x != x ? x : p;
+#endif
+}
+
+// 1 / x to 2 units in the last place, for normal x.
+INLINE V reciprocal(V x) {
+#if defined(__AVX512F__)
+    V y = (V)_mm512_rcp14_ps((__m512)x);
+    return y * (2.0f - x * y);
+#else
+    return 1.0f / x;
+#endif
+}
+INLINE V sigmoid(V x) {
+    V s = reciprocal(1.0f + exp(x < -87.0f ? splat(87.0f) : -x));
+    return x < -87.0f ? V{} : s;
+}

@@ -1,0 +1,111 @@
+"""RMSNorm over the last axis, alone or with the addition to the residual stream before it. Statistics are float32.
+
+Source: arXiv:1910.07467.
+Axes: n rows   d width
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmlm.kernels import native
+from mmlm.kernels.dispatch import FLOATS, pointers, register, run
+from mmlm.kernels.native import address, letters
+from mmlm.kernels.rms_norm.reference import rms_norm_reference
+
+
+def rms_norm(x: Tensor, weight_d: Tensor, eps: float = 1e-6, *, dtype: torch.dtype | None = None, backend: str = "auto") -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight, in `dtype` (default: that of x)."""
+    return run("rms_norm", backend, (x, weight_d), x, weight_d, eps, None, dtype or x.dtype)[0]
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight_d: Tensor, eps: float = 1e-6, *, dtype: torch.dtype | None = None, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The norm of x + residual in `dtype` (default: that of x), and x + residual, the stream that goes on."""
+    return run("rms_norm", backend, (x, weight_d, residual), x, weight_d, eps, residual, dtype or x.dtype)
+
+
+def rms_norm_torch(x: Tensor, weight_d: Tensor, eps: float, residual: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """torch's own norm, in float32."""
+    total = x if residual is None else x + residual
+    exact = torch.promote_types(total.dtype, torch.float32)
+    return F.rms_norm(total.to(exact), weight_d.shape, weight_d.to(exact), eps).to(dtype), total
+
+
+_POINTER, _SIZE = native.ADDRESS, native.SIZE
+_FORWARD = [*[_POINTER] * 6, _SIZE, _SIZE, native.REAL, ctypes.c_int]
+_BACKWARD = [*[_POINTER] * 7, _SIZE, _SIZE, ctypes.c_int]
+_library = native.Library(
+    Path(__file__).parent / "fast.cpp",
+    {f"forward_{types}": _FORWARD for types in ("fff", "ffb", "bff", "bfb", "bbf", "bbb")}
+    | {f"backward_{types}": _BACKWARD for types in ("ff", "fb", "bf", "bb")},
+)
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight_d: Tensor, eps: float, residual: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        library = _library()
+        d = x.shape[-1]
+        x = x.contiguous()
+        total = None
+        if residual is not None:
+            residual = residual.contiguous()
+            if letters(x, residual) == "fb":  # the stream is float32 where either is
+                x, residual = residual, x
+            total = torch.empty_like(residual)
+        weight = weight_d.detach().float().contiguous()
+        y = torch.empty_like(x, dtype=dtype)
+        rows = x.numel() // max(d, 1)
+        inverse = torch.empty(rows, dtype=torch.float32)
+        threads = native.threads(x.numel() * 4e-10)
+        getattr(library, f"forward_{letters(x, x if total is None else total, y)}")(
+            address(x), address(residual), address(total), address(weight), address(y), address(inverse), rows, d, eps, threads
+        )
+        ctx.save_for_backward(x if total is None else total, weight, inverse)
+        ctx.weight_dtype, ctx.has_residual = weight_d.dtype, residual is not None
+        ctx.set_materialize_grads(False)
+        return y, total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, dtotal: Tensor | None) -> tuple[Any, ...]:
+        total, weight, inverse = ctx.saved_tensors
+        if dy is None:
+            return dtotal, None, None, dtotal if ctx.has_residual else None, None
+        d, rows = total.shape[-1], len(inverse)
+        dy = dy.contiguous()
+        dtotal = None if dtotal is None else dtotal.contiguous()
+        dx = torch.empty_like(total)
+        threads = native.threads(total.numel() * 6e-10)
+        dweight = torch.zeros(threads, d, dtype=torch.float32)
+        getattr(_library(), f"backward_{letters(total, dy)}")(
+            *(address(part) for part in (total, weight, inverse, dy, dtotal, dx, dweight)), rows, d, threads
+        )
+        return dx, dweight.sum(0).to(ctx.weight_dtype), None, dx if ctx.has_residual else None, None
+
+
+def rms_norm_native(x: Tensor, weight_d: Tensor, eps: float, residual: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """One pass over each row in C++, forward and backward."""
+    y, total = _RmsNorm.apply(x, weight_d, eps, residual, dtype if dtype in FLOATS else torch.float32)
+    return y.to(dtype), x if total is None else total
+
+
+def _serves(*tensors: Tensor) -> str | None:
+    if len(tensors) == 3 and tensors[0].shape != tensors[2].shape:
+        return "x and the residual differ in shape"
+    return pointers(*tensors) or _library.missing()
+
+
+register("rms_norm", "reference", rms_norm_reference)
+register("rms_norm", "torch", rms_norm_torch)
+register("rms_norm", "native", rms_norm_native, _serves)

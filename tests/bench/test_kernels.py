@@ -1,0 +1,169 @@
+"""How fast the kernels are beside their plain forms: ratios of CPU time on one thread, median of interleaved rounds, behind a parity check.
+
+The bars are the goals divided by a margin of 1.3 for the noise of a shared machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import statistics
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmlm.kernels.conv1d.fast import causal_conv1d
+from mmlm.kernels.cross_entropy.fast import linear_cross_entropy
+from mmlm.kernels.dispatch import available
+from mmlm.kernels.parity import disagreements, with_gradients
+from mmlm.kernels.rms_norm.fast import rms_norm
+from mmlm.kernels.rope.fast import rope
+from mmlm.kernels.ssd.fast import ssd
+from mmlm.kernels.swiglu.fast import swiglu
+
+pytestmark = pytest.mark.bench
+MARGIN = 1.3
+
+
+def normal(*shape, dtype=torch.float32, scale=1.0):
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))) * scale
+    return x.to(dtype).requires_grad_()
+
+
+def step(function, tensors):
+    """Forward and backward of a function, as a call without arguments."""
+    inputs = [x for x in tensors.values() if x.requires_grad]
+    grads = []
+
+    def run():
+        outputs = function(**tensors)
+        outputs = [outputs] if isinstance(outputs, torch.Tensor) else [y for y in outputs if y.requires_grad]
+        if not grads:
+            grads.extend(torch.ones_like(y) for y in outputs)
+        torch.autograd.grad(outputs, inputs, grads)
+
+    return run
+
+
+def compare(contestants, rounds=5, seconds=0.15):
+    """CPU milliseconds of each contestant: median over interleaved rounds on one thread."""
+    torch.set_num_threads(1)
+    repeats, times = {}, {name: [] for name in contestants}
+    for name, run in contestants.items():
+        run()
+        begin = time.process_time()
+        run()
+        repeats[name] = max(1, int(seconds / rounds / max(time.process_time() - begin, 1e-6)))
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            begin = time.process_time()
+            for _ in range(repeats[name]):
+                run()
+            times[name].append((time.process_time() - begin) / repeats[name] * 1e3)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def peak_mb(run):
+    """Rise of the peak resident memory of a fresh process that runs this once."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+        before = resident("VmRSS")
+        run()
+        os.write(write, str(resident("VmHWM") - before).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        found = float(answer.read())
+    os.waitpid(child, 0)
+    return found
+
+
+def resident(kind):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(kind)) / 1024
+
+
+def show(what, times, peer, goal=None):
+    """Print a row and hold the goal, for the best of our back ends."""
+    ours = {name: peer_ms / ms for name, ms in times.items() if name != peer and (peer_ms := times[peer])}
+    row = "   ".join(f"{name} {ms:.2f} ms" + (f" ({ours[name]:.2f}x)" if name in ours else "") for name, ms in times.items())
+    print(f"\n{what}: {row}" + (f"   goal {goal}x" if goal else ""))
+    if goal and "native" in ours:
+        assert ours["native"] >= goal / MARGIN, f"{what}: {ours['native']:.2f}x {peer}, goal {goal}x"
+
+
+def parity(op, tensors, tolerance, **options):
+    exact = with_gradients(op, tensors, backend="reference", **options)
+    for backend in available(NAMES[op], but="reference"):
+        assert disagreements(with_gradients(op, tensors, backend=backend, **options), exact, tolerance) == [], backend
+
+
+def all_forms(op, tensors, peer, **options):
+    forms = {"plain": step(peer, tensors)}
+    for backend in available(NAMES[op], but="reference"):
+        forms[backend] = step(functools.partial(op, **options, backend=backend), tensors)
+    return forms
+
+
+NAMES = {
+    rms_norm: "rms_norm",
+    swiglu: "swiglu",
+    rope: "rope",
+    ssd: "ssd",
+    causal_conv1d: "causal_conv1d",
+    linear_cross_entropy: "linear_cross_entropy",
+}
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def tolerance(dtype):
+    return 1e-5 if dtype == torch.float32 else 1e-2
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rms_norm(dtype):
+    tensors = {"x": normal(1024, 768, dtype=dtype), "weight_d": normal(768, dtype=dtype)}
+    parity(rms_norm, tensors, tolerance(dtype))
+
+    def plain(x, weight_d):  # as transformers writes it
+        s = x.float()
+        return weight_d * (s * torch.rsqrt(s.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+    times = compare(all_forms(rms_norm, tensors, plain))
+    show(f"RMSNorm 1024 x 768, {dtype}", times, "plain", {torch.float32: 5, torch.bfloat16: 8}[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_swiglu(dtype):
+    tensors = {"gate_up": normal(1024, 4096, dtype=dtype)}
+    parity(swiglu, tensors, tolerance(dtype))
+
+    def plain(gate_up):
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    times = compare(all_forms(swiglu, tensors, plain))
+    show(f"SwiGLU 1024 x (2 x 2048), {dtype}", times, "plain", {torch.float32: 2.5, torch.bfloat16: 2.5}[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rope(dtype):
+    angle = normal(2, 512, 32).detach()
+    tensors = {"q_bthk": normal(2, 512, 12, 64, dtype=dtype), "k_btgk": normal(2, 512, 4, 64, dtype=dtype)}
+    tensors |= {"cos_btj": angle.cos(), "sin_btj": angle.sin()}
+    parity(rope, tensors, tolerance(dtype))
+
+    def plain(q_bthk, k_btgk, cos_btj, sin_btj):
+        cos, sin = (torch.cat([part, part], -1).unsqueeze(2).to(q_bthk.dtype) for part in (cos_btj, sin_btj))
+
+        def half(x):
+            return torch.cat([-x[..., 32:], x[..., :32]], -1)
+
+        return q_bthk * cos + half(q_bthk) * sin, k_btgk * cos + half(k_btgk) * sin
+
+    show(f"rotary positions 2 x 512 x (12 + 4) x 64, {dtype}", compare(all_forms(rope, tensors, plain)), "plain")
