@@ -99,7 +99,12 @@ def main() -> None:
     config = TrainConfig(**json.loads(sys.argv[2]))
     samples = ToySamples(seconds=float(sys.argv[3]) if len(sys.argv) > 3 else 0.0)
     hooks = {"validate": validate if config.validate_every else None, "draw": draw if config.sample_every else None}
-    result = Trainer(Toy(), samples, config, Path(sys.argv[1]), seed=5, progress=lambda step, _: print(step, flush=True), **hooks).fit()
+
+    def tell(step: int, record: dict) -> None:
+        sys.stdout.write(f"{step}\n")
+        sys.stdout.flush()
+
+    result = Trainer(Toy(), samples, config, Path(sys.argv[1]), seed=5, progress=tell, **hooks).fit()
     sys.exit(result.exit_code)
 
 
