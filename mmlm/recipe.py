@@ -17,6 +17,7 @@ from mmlm.base.schema import Strict, problems, told_at_once
 from mmlm.encoders.config import ENCODERS
 from mmlm.heads.config import HEADS, LanguageModelHeadConfig
 from mmlm.objectives.config import OBJECTIVES, CausalConfig
+from mmlm.training.config import AdaptConfig, TrainConfig
 
 MAX_BYTES = 1 << 18
 
@@ -31,9 +32,11 @@ class Recipe(Strict):
     output: str = Field("", description="the run folder; default runs/<name>")
     seed: int = Field(0, ge=0, lt=1 << 63, description="decides weights, order of data and sampling")
     encoders: dict[str, ENCODERS.choice] = Field({}, description="encoders by the name that segments use")
-    backbone: BackboneConfig = BackboneConfig()
+    backbone: BackboneConfig = Field(BackboneConfig(), description="the decoder")
     heads: dict[str, HEADS.choice] = Field({"language_model": LanguageModelHeadConfig()}, description="heads by name")
-    objective: OBJECTIVES.choice = CausalConfig()
+    adapt: AdaptConfig = Field(AdaptConfig(), description="which parts are trained, how fast, through which adapters")
+    objective: OBJECTIVES.choice = Field(CausalConfig(), description="what is hidden, shifted or compared")
+    train: TrainConfig = Field(TrainConfig(), description="how long, how fast and what is kept")
 
     @model_validator(mode="before")
     @classmethod

@@ -68,6 +68,12 @@ FAULTS: list[tuple[str, str, str, str | None]] = [
     ("typo", "heads: {a: {type: language_model, labelsmoothing: 0.1}}", "heads.a.labelsmoothing: unknown key.", "label_smoothing"),
     ("typo", "encoders: {cell: {type: table_cells, hiden: 8}}", "encoders.cell.hiden: unknown key.", "hidden"),
     ("typo", "objective: {type: masked, rte: 0.1}", "objective.rte: unknown key.", "rate"),
+    ("typo", "train: {step: 5}", "train.step: unknown key.", "steps"),
+    ("typo", "train: {learning_rate: 1e-3}", "train.learning_rate: unknown key.", "lr"),
+    ("typo", "train: {batchsize: 4}", "train.batchsize: unknown key.", "batch_size"),
+    ("typo", "train: {optimizer: {type: adamw, betta1: 0.9}}", "train.optimizer.betta1: unknown key.", "beta1"),
+    ("typo", "train: {keep_best: {metrik: loss}, validate_every: 5}", "train.keep_best.metrik: unknown key.", "metric"),
+    ("typo", "adapt: {lora: {ranks: 4}}", "adapt.lora.ranks: unknown key.", "rank"),
     # a name that is none of the choices
     ("choice", "backbone: {pattern: [mamba3]}", "backbone.pattern.0: unknown mixer 'mamba3'.", "mamba2"),
     ("choice", "backbone: {pattern: [mamba]}", "backbone.pattern.0: unknown mixer 'mamba'.", "mamba2"),
@@ -85,7 +91,12 @@ FAULTS: list[tuple[str, str, str, str | None]] = [
     ("choice", "objective: {type: masked, policy: spans}", "objective.policy: must be", "span"),
     ("choice", "objective: {type: mask}", "objective: unknown objective 'mask'.", "masked"),
     ("choice", "backbone: {pattern: [{type: attention, rope: {scaling: {type: yarm}}}]}", "backbone.pattern.0.rope.scaling: un", "yarn"),
+    ("choice", "train: {optimizer: adam}", "train.optimizer: unknown optimizer 'adam'.", "adamw"),
+    ("choice", "train: {schedule: cosin}", "train.schedule: unknown schedule 'cosin'.", "cosine"),
+    ("choice", "train: {precision: fp16}", "train.precision: must be 'fp32' or 'bf16', but is 'fp16'.", "bf16"),
     # another kind of value
+    ("kind", "train: {trackers: wandb}", "train.trackers: must be a list, but is 'wandb'.", None),
+    ("kind", "adapt: {lr_scale: {backbone: '0.1'}}", "adapt.lr_scale.backbone: must be a number, but is '0.1'.", None),
     ("kind", "seed: one", "seed: must be a whole number, but is 'one'.", None),
     ("kind", "seed: '7'", "seed: must be a whole number, but is '7'.", None),
     ("kind", "seed: 1.5", "seed: must be a whole number, but is 1.5.", None),
@@ -109,6 +120,9 @@ FAULTS: list[tuple[str, str, str, str | None]] = [
     ("range", "backbone: {pattern: [{type: mamba2, state_size: 4096}]}", "backbone.pattern.0.state_size: must be at most 1024", None),
     ("range", "objective: {type: masked, rate: 1.5}", "objective.rate: must be at most 1.0, but is 1.5.", None),
     ("range", "backbone: {pattern: [{type: attention, num_heads: 4, num_kv_heads: 3}]}", "backbone.pattern.0: num_heads (4) must be", None),
+    ("range", "train: {lr: 0}", "train.lr: must be greater than 0.0, but is 0.", None),
+    ("range", "train: {batch_size: 4, micro_batch_size: 8}", "train: micro_batch_size (8) must be at most batch_size (4).", None),
+    ("range", "train: {warmup: 1.5}", "train.warmup: must be a share below 1 or a whole number of steps, but is 1.5.", None),
     # missing
     ("missing", "backbone: {pattern: [{type: attention, rope: {scaling: linear}}]}", "backbone.pattern.0.rope.scaling: must be a section", None),
     ("missing", "backbone: {pattern: [{type: attention, rope: {scaling: {factor: 2}}}]}", "backbone.pattern.0.rope.scaling: needs a key", None),
@@ -121,6 +135,7 @@ FAULTS: list[tuple[str, str, str, str | None]] = [
     ("twice", "name: other", "line 3: key 'name' stands twice (first in line 2).", None),
     # no effect
     ("no effect", "backbone: {pretrained: some/model, width: 64}", "backbone.width: has no effect: pretrained decides it.", None),
+    ("no effect", "train: {schedule: constant, min_lr_ratio: 0.5}", "train.min_lr_ratio: has no effect: the schedule is constant.", None),
 ]  # fmt: skip
 
 
@@ -149,7 +164,7 @@ def test_all_faults_of_a_file_and_of_its_overrides_are_told_at_once():
     assert sorted(paths) == sorted(
         [
             "line 4", "override 'no equals sign' must look like path.to.key=value.", "override 'backbone.pattern.7=mamba2'",
-            "schema", "name", "nmae", "seed", "backbone.widht", "backbone.num_layers", "backbone.pattern.0",
+            "schema", "nmae", "seed", "backbone.widht", "backbone.num_layers", "backbone.pattern.0",
             "backbone.pattern.1.state_size",
             "backbone.pattern.1.x", "heads.a.loss", "objective", "backbone.drop", "encoders.c",
         ]
@@ -319,7 +334,7 @@ def test_the_json_schema_accepts_and_refuses_what_the_recipe_does():
     validator = jsonschema.Draft202012Validator(json_schema(Recipe, "recipe"))
     assert validator.is_valid(yaml.parse(FULL, "x")) and validator.is_valid(yaml.parse(Recipe.read(FULL).dump(), "x"))
     assert validator.is_valid(yaml.parse(HEAD + "backbone: {pattern: [{mixer: mamba2, feed_forward: null}, attention]}", "x"))
-    beyond = (".nan", "num_kv_heads: 3", "mixer: null")  # what a JSON schema cannot say
+    beyond = (".nan", "num_kv_heads: 3", "mixer: null", "micro_batch_size", "warmup", "metrik")  # what a JSON schema cannot say
     for kind, text, _, _ in FAULTS:
         if kind in ("typo", "choice", "range", "missing") and not any(each in text for each in beyond):
             assert not validator.is_valid(yaml.parse(HEAD + text, "x")), text

@@ -48,8 +48,27 @@ class NumericsError(MmlmError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint (" Did you mean 'x'?") with the closest known name, or an empty string."""
-    near = difflib.get_close_matches(str(name)[:100], [str(k) for k in known], n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    best = closest(name, known)
+    return f" Did you mean {best!r}?" if best else ""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """The known name that was most likely meant, or an empty string."""
+    name, best, most = str(name)[:100], "", 0.5
+    for each in map(str, known):
+        likeness = _likeness(name.lower().replace("-", "_"), each.lower().replace("-", "_"))
+        if likeness > most:
+            best, most = each, likeness
+    return best
+
+
+def _likeness(name: str, known: str) -> float:
+    """0 to 1: equal letters in order, whole words in common, or one standing for the first letters of the other's words."""
+    mine, theirs = name.split("_"), known.split("_")
+    if len(theirs) > 1 and name == "".join(word[:1] for word in theirs) or len(mine) > 1 and known == "".join(word[:1] for word in mine):
+        return 0.9
+    words = 0.7 if set(mine) <= set(theirs) or set(theirs) <= set(mine) else 0.0
+    return max(words, difflib.SequenceMatcher(None, name, known).ratio())
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], shown: int = 40) -> str:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, Valid
 from pydantic.functional_validators import BeforeValidator, PlainValidator, WrapValidator
 from pydantic_core import PydanticCustomError
 
-from mmlm.base.errors import RecipeError, nearest, unknown_name
+from mmlm.base.errors import RecipeError, closest, nearest, unknown_name
 from mmlm.base.yaml import shorten
 
 _MOST = 100
@@ -116,7 +116,11 @@ class _Fault:
 def _flat(errors: Iterable[Any], model: type[BaseModel], data: Any, prefix: Path) -> list[_Fault]:
     """Faults of nested sections in one list, of each union the branch that was most likely meant."""
     faults: list[_Fault] = []
+    errors = list(errors)
+    mistyped = {(*loc[:-1], closest(str(loc[-1]), keys(model))) for loc in (e["loc"] for e in errors if e["type"] == "extra_forbidden")}
     for error in errors:
+        if error["type"] == "missing" and error["loc"] in mistyped:
+            continue
         path, labels = _as_written(error, model, data)
         here = tuple((len(prefix) + place, label) for place, label in labels)
         if error["type"] == "section":

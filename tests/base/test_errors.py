@@ -45,3 +45,11 @@ def test_an_unknown_name_comes_with_the_nearest_and_all_known():
     assert "and 60 more" in unknown_name("table", "x", [f"t{i}" for i in range(100)])
     assert len(unknown_name("table", "x" * 10**7, ["y"])) < 300
     assert nearest("zzz", ["attention"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("learning_rate", "lr"), ("heads", "num_heads"), ("bs", "batch_size"), ("Batch-Size", "batch_size"), ("stpes", "steps")],
+)
+def test_the_nearest_name_knows_words_and_first_letters(name, near):
+    assert nearest(name, ["steps", "lr", "batch_size", "num_heads", "warmup", "seed"]) == f" Did you mean {near!r}?"
