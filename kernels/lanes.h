@@ -89,6 +89,13 @@ template <class T>
 INLINE V at(const T* p, Some some, float rest = 0) {
     return load_some(p, some.count, rest);
 }
+// x with `rest` in the lanes beyond a row's end.
+INLINE V within(V x, All, float) { return x; }
+INLINE V within(V x, Some some, float rest) {
+    float part[LANES];
+    memcpy(part, &x, sizeof part);
+    return load_some(part, some.count, rest);
+}
 template <class T>
 INLINE void put(T* p, V x, All) {
     store(p, x);

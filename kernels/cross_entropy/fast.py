@@ -10,16 +10,20 @@ Axes: n tokens   d width   v vocabulary rows
 
 from __future__ import annotations
 
+import ctypes
 import functools
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from mmlm.base.errors import DataError, RecipeError
+from mmlm.kernels import native
 from mmlm.kernels.cross_entropy.reference import logit_terms_reference
-from mmlm.kernels.cross_entropy.tiles import TorchPasses, logit_terms
-from mmlm.kernels.dispatch import register, run
+from mmlm.kernels.cross_entropy.tiles import Found, Grads, Running, TorchPasses, logit_terms
+from mmlm.kernels.dispatch import pointers, register, run
+from mmlm.kernels.native import address, letters
 
 Rows: TypeAlias = range | slice | Tensor
 
@@ -60,17 +64,7 @@ def linear_cross_entropy(
         if not bool(used.all()):
             at = used.nonzero()[:, 0]
             x_nd, target_n, weight_n = x_nd[at], target_n[at], weight_n[at]
-    terms = linear_cross_entropy_terms(
-        x_nd,
-        weight_vd,
-        target_n,
-        bias_v=bias_v,
-        rows=rows,
-        softcap=softcap,
-        label_smoothing=label_smoothing,
-        product_dtype=product_dtype,
-        backend=backend,
-    )
+    terms = _terms(x_nd, weight_vd, target_n, bias_v, rows, softcap, label_smoothing, product_dtype, backend, label_smoothing != 0)
     loss = terms.loss
     if z_loss:
         loss = loss + z_loss * terms.log_partition.square()
@@ -90,26 +84,40 @@ def linear_cross_entropy_terms(
     backend: str = "auto",
 ) -> LossTerms:
     """The terms of every token; arguments as for `linear_cross_entropy`."""
+    return _terms(x_nd, weight_vd, target_n, bias_v, rows, softcap, label_smoothing, product_dtype, backend, True)
+
+
+def _terms(
+    x_nd: Tensor,
+    weight_vd: Tensor,
+    target_n: Tensor,
+    bias_v: Tensor | None,
+    rows: Rows | None,
+    softcap: float | None,
+    label_smoothing: float,
+    product_dtype: torch.dtype | None,
+    backend: str,
+    more: bool,
+) -> LossTerms:
     if softcap is not None and softcap <= 0:
         raise RecipeError(f"linear_cross_entropy: softcap must be above 0, but is {softcap}.")
     target_n = target_n.long()
-    weight_vd, bias_v, place_n, ids = _allowed(weight_vd, bias_v, target_n, rows)
+    weight_vd, bias_v, place_n, run_of_rows, ids = _allowed(weight_vd, bias_v, target_n, rows)
     if product_dtype is None:
         device = x_nd.device.type
         product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_nd.dtype
         if x_nd.dtype == torch.float64:
             product_dtype = torch.float64
-    partition, target, mean, entropy, best = run(
-        "linear_cross_entropy", backend, (x_nd, weight_vd, bias_v), x_nd, weight_vd, place_n, bias_v, softcap, product_dtype
-    )
+    arguments = (x_nd, weight_vd, place_n, bias_v, run_of_rows, softcap, product_dtype, more)
+    partition, target, mean, entropy, best = run("linear_cross_entropy", backend, (x_nd, weight_vd, bias_v), *arguments)
     chosen = target if not label_smoothing else (1 - label_smoothing) * target + label_smoothing * mean
-    return LossTerms(partition - chosen, partition, target, entropy, best + ids if isinstance(ids, int) else ids[best])
+    return LossTerms(partition - chosen, partition, target, entropy, best + run_of_rows.start if ids is None else ids[best])
 
 
 def _allowed(
     weight_vd: Tensor, bias_v: Tensor | None, target_n: Tensor, rows: Rows | None
-) -> tuple[Tensor, Tensor | None, Tensor, int | Tensor]:
-    """Output rows and bias of the allowed ids, place of each target among them, and the first id or all ids."""
+) -> tuple[Tensor, Tensor | None, Tensor, range, Tensor | None]:
+    """Output rows and bias, place of each target among the allowed rows, their run, and their ids where they are no run of all rows."""
     if rows is None or isinstance(rows, slice):
         rows = range(*(rows or slice(None)).indices(len(weight_vd)))
     if not isinstance(rows, range):
@@ -117,17 +125,23 @@ def _allowed(
         if not len(ids_r) or bool((ids_r.diff() <= 0).any()):
             raise RecipeError("linear_cross_entropy: rows must be increasing vocabulary ids, at least one.")
         first, last = int(ids_r[0]), int(ids_r[-1])
+        _within(first, last, len(weight_vd))
         if len(ids_r) <= last - first:
             place = torch.searchsorted(ids_r, target_n).clamp(max=len(ids_r) - 1)
             _refuse(target_n, ids_r[place] != target_n, f"one of the {len(ids_r)} allowed rows")
-            return weight_vd[ids_r], None if bias_v is None else bias_v[ids_r], place, ids_r
-        rows = range(first, last + 1)  # a view instead of a copy
+            return weight_vd[ids_r], None if bias_v is None else bias_v[ids_r], place, range(len(ids_r)), ids_r
+        rows = range(first, last + 1)
     if rows.step != 1:
         raise RecipeError(f"linear_cross_entropy: rows must be a range of step 1, but is {rows}.")
+    _within(rows.start, rows.stop - 1, len(weight_vd))
     place = target_n - rows.start
     _refuse(target_n, (place < 0) | (place >= len(rows)), f"within {rows.start} to {rows.stop - 1}")
-    run = slice(rows.start, rows.stop)
-    return weight_vd[run], None if bias_v is None else bias_v[run], place, rows.start
+    return weight_vd, bias_v, place, rows, None
+
+
+def _within(first: int, last: int, rows: int) -> None:
+    if not 0 <= first <= last < rows:
+        raise RecipeError(f"linear_cross_entropy: rows go from {first} to {last}, but the output matrix holds 0 to {rows - 1}.")
 
 
 def _refuse(target_n: Tensor, wrong_n: Tensor, allowed: str) -> None:
@@ -136,5 +150,44 @@ def _refuse(target_n: Tensor, wrong_n: Tensor, allowed: str) -> None:
         raise DataError(f"linear_cross_entropy: target {int(target_n[at])} of token {at} is not {allowed}.")
 
 
+class NativePasses:
+    """The elementwise work in C++: two looks at a tile in the forward pass, one in the backward pass, which writes over it."""
+
+    def gather(self, z_nr: Tensor, first: int, running: Running) -> None:
+        """Take a tile's raw logits into the running terms."""
+        getattr(_library(), f"gather_{letters(z_nr)}")(
+            *(address(z_nr), *z_nr.shape, first, address(running.wanted), running.softcap or 0.0),
+            *(address(running.kept), address(running.best), int(running.more), native.threads(z_nr.numel() * 5e-10)),
+        )
+
+    def differentiate(self, z_nr: Tensor, first: int, rows: int, found: Found, grads: Grads) -> Tensor:
+        """The gradient of a tile's raw logits, in their memory."""
+        packed = z_nr.new_zeros(4, len(z_nr), dtype=torch.float32)
+        for row, grad in zip(packed, grads):
+            if grad is not None:
+                row.copy_(grad)
+        packed[2] /= rows
+        more = grads.mean is not None or grads.entropy is not None or found.softcap is not None
+        getattr(_library(), f"differentiate_{letters(z_nr)}")(
+            *(address(z_nr), *z_nr.shape, first, address(found.target), found.softcap or 0.0),
+            *(address(found.log_partition), address(found.entropy), address(packed), int(more), native.threads(z_nr.numel() * 5e-10)),
+        )
+        return z_nr
+
+
+_TILE = [native.ADDRESS, native.SIZE, native.SIZE, native.SIZE, native.ADDRESS, native.REAL]
+_GATHER = [*_TILE, native.ADDRESS, native.ADDRESS, ctypes.c_int, ctypes.c_int]
+_DIFFERENTIATE = [*_TILE, native.ADDRESS, native.ADDRESS, native.ADDRESS, ctypes.c_int, ctypes.c_int]
+_library = native.Library(
+    Path(__file__).parent / "fast.cpp",
+    {f"{name}_{letter}": types for name, types in (("gather", _GATHER), ("differentiate", _DIFFERENTIATE)) for letter in "fb"},
+)
+
+
+def _serves(*tensors: Tensor | None) -> str | None:
+    return pointers(*tensors) or _library.missing()
+
+
 register("linear_cross_entropy", "reference", logit_terms_reference)
 register("linear_cross_entropy", "torch", functools.partial(logit_terms, TorchPasses()))
+register("linear_cross_entropy", "native", functools.partial(logit_terms, NativePasses()), _serves)

@@ -167,3 +167,70 @@ def test_rope(dtype):
         return q_bthk * cos + half(q_bthk) * sin, k_btgk * cos + half(k_btgk) * sin
 
     show(f"rotary positions 2 x 512 x (12 + 4) x 64, {dtype}", compare(all_forms(rope, tensors, plain)), "plain")
+
+
+def test_cross_entropy_of_fifty_thousand_words():
+    g = torch.Generator().manual_seed(0)
+    x, weight = normal(1024, 768), normal(50304, 768, scale=0.02)
+    target = torch.randint(0, 50304, (1024,), generator=g)
+    gradients_mb = (x.nbytes + weight.nbytes) / 2**20
+
+    def full(dtype, x_nd, weight_vd):
+        logits = F.linear(x_nd.to(dtype), weight_vd.to(dtype))
+        return F.cross_entropy(logits.float(), target, reduction="sum")
+
+    def ours(backend, dtype, x_nd, weight_vd):
+        return linear_cross_entropy(x_nd, weight_vd, target, product_dtype=dtype, backend=backend)
+
+    tensors = {"x_nd": x, "weight_vd": weight}
+    half, single = torch.bfloat16, torch.float32
+    forms = {"full float32": functools.partial(full, single), "full bfloat16": functools.partial(full, half)}
+    for backend in available("linear_cross_entropy", but="reference"):
+        forms |= {f"{backend} float32": functools.partial(ours, backend, single), backend: functools.partial(ours, backend, half)}
+    exact = with_gradients(forms["full float32"], tensors)
+    for name in forms.keys() - {"full float32", "full bfloat16"}:
+        limit = tolerance(single if "32" in name else half)
+        assert disagreements(with_gradients(forms[name], tensors), exact, limit) == [], name
+    del exact
+    contestants = {name: step(function, tensors) for name, function in forms.items()}
+    times = compare(contestants, rounds=3)
+    memory = {name: peak_mb(run) - gradients_mb for name, run in contestants.items()}
+    show("cross-entropy 1024 x 768 -> 50304", times, "full float32", 2.4)
+    print("   peak memory beyond the gradients: " + ", ".join(f"{name} {mb:.0f} MB" for name, mb in memory.items()))
+    best = "native" if "native" in memory else "torch"
+    assert memory[best] <= memory["full float32"] / 6
+    assert times["full bfloat16"] / times[best] >= 1.2 / MARGIN
+
+
+def test_ssd():
+    heads, p, n = 8, 64, 64
+    for length in (256, 1024, 4096):
+        tensors = {
+            "x_bthp": normal(1, length, heads, p),
+            "step_bth": normal(1, length, heads).detach().exp().mul(0.1).requires_grad_(),
+            "decay_h": normal(heads).detach().exp().neg().requires_grad_(),
+            "key_btgn": normal(1, length, 1, n),
+            "query_btgn": normal(1, length, 1, n),
+        }
+        document = torch.ones(1, length, dtype=torch.int32)
+        if length == 256:
+            parity(ssd, tensors, 1e-5, document_bt=document)
+        backends = available("ssd", but="reference")
+        runs = {b: step(functools.partial(ssd, document_bt=document, backend=b), tensors) for b in backends}
+        show(f"Mamba-2 recurrence 1 x {length}, 8 heads of 64, state 64, both ways", compare(runs, rounds=3), "torch", 2)
+        fixed = {k: v.detach() for k, v in tensors.items()}
+        runs = {b: functools.partial(ssd, **fixed, document_bt=document, backend=b) for b in backends}
+        show(f"Mamba-2 recurrence 1 x {length}, forward", compare(runs, rounds=3), "torch", 3)
+
+
+def test_causal_conv1d():
+    tensors = {"x_btc": normal(1, 1024, 640), "weight_ck": normal(640, 4), "bias_c": normal(640)}
+    document = torch.ones(1, 1024, dtype=torch.int32)
+    parity(causal_conv1d, tensors, 1e-5, document_bt=document)
+
+    def plain(x_btc, weight_ck, bias_c):
+        x_bct = F.conv1d(F.pad(x_btc.transpose(1, 2), (3, 0)), weight_ck[:, None], bias_c, groups=640)
+        return F.silu(x_bct).transpose(1, 2)
+
+    times = compare(all_forms(causal_conv1d, tensors, plain, document_bt=document))
+    show("causal convolution 1024 x 640, 4 taps, SiLU, both ways", times, "plain", 4)

@@ -152,5 +152,8 @@ def test_options_that_cannot_be_are_refused():
         linear_cross_entropy(**tensors, target_n=target, softcap=-1)
     with pytest.raises(RecipeError, match="rows must be increasing"):
         linear_cross_entropy(**tensors, target_n=target, rows=torch.tensor([5, 3]))
+    for rows in (range(50, 102), torch.tensor([3, 101]), range(7, 7)):
+        with pytest.raises(RecipeError, match="but the output matrix holds 0 to 100"):
+            linear_cross_entropy(**tensors, target_n=target, rows=rows)
     with pytest.raises(DataError, match="target 101 of token 0 is not within 0 to 100"):
         linear_cross_entropy(**tensors, target_n=target * 0 + 101)
