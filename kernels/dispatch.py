@@ -24,7 +24,6 @@ from mmlm.base.errors import RecipeError, unknown_name
 
 BACKENDS = ("triton", "native", "torch", "reference")  # in the order `auto` asks them
 OPS = {
-    "attention": "mmlm.kernels.attention.fast",
     "causal_conv1d": "mmlm.kernels.conv1d.fast",
     "linear_cross_entropy": "mmlm.kernels.cross_entropy.fast",
     "rms_norm": "mmlm.kernels.rms_norm.fast",

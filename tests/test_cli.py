@@ -22,6 +22,7 @@ GOOD = "schema: 1\nname: tiny\nbackbone: {width: 32, num_layers: 1}\n"
 # A flag that is here may be used by somebody's script: taking one away or renaming it is a decision, adding one is a line here.
 FLAGS = {
     "data": ["--rows", "--target", "FILE", "action"],
+    "kernels": ["OPERATION"],
     "list": ["KIND", "PATTERN"],
     "recipe": ["--overwrite", "FILE", "NAME", "action"],
     "validate": ["--resolved", "--schema", "RECIPE", "key.path=value"],
@@ -159,6 +160,19 @@ def test_data_check_tells_what_is_in_every_file_and_what_is_wrong(tmp_path, caps
     assert cli.main(["data", "check", str(good)]) == 0
     assert cli.main(["data", "check", str(good), "--target", "prcie"]) == 2
     assert "Did you mean 'price'?" in capsys.readouterr().err
+
+
+def test_kernels_tells_what_serves_each_operation_and_why_the_others_do_not(capsys):
+    from mmlm.kernels.dispatch import OPS
+
+    assert cli.main(["kernels"]) == 0
+    rows = [line.split(None, 2) for line in capsys.readouterr().out.splitlines()]
+    assert {row[0] for row in rows} == set(OPS) and all(len(row) == 3 for row in rows)
+    assert [row[0] for row in rows if row[2] == "serves"] == list(OPS)
+    assert cli.main(["kernels", "ssd"]) == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"ssd"}
+    assert cli.main(["kernels", "sdd"]) == 2
+    assert "Did you mean 'ssd'?" in capsys.readouterr().err
 
 
 HEAVY = "{'torch', 'numpy', 'pandas', 'transformers', 'accelerate', 'peft'} & set(sys.modules)"

@@ -30,6 +30,7 @@ VERBS = {
     ),
     "list": Verb("listing", "list recipes, mixers, tokenizers, heads, ... by name", "mmlm list mixers 'mamba*'"),
     "data": Verb("data", "check tables: what is in each column, and what is wrong", "mmlm data check houses.csv --target price"),
+    "kernels": Verb("kernels", "tell which back end serves each operation here, and why the others do not", "mmlm kernels ssd"),
     "recipe": Verb("recipe", "copy a shipped recipe, to edit it", "mmlm recipe copy tabular/quickstart my_recipe.yaml"),
 }
 
