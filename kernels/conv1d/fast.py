@@ -8,14 +8,20 @@ Axes: b rows   t tokens   c channels   k taps, the last one for the current toke
 
 from __future__ import annotations
 
+import ctypes
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.base.errors import RecipeError
+from mmlm.kernels import native
 from mmlm.kernels.conv1d.reference import causal_conv1d_reference
-from mmlm.kernels.dispatch import register, run
+from mmlm.kernels.dispatch import pointers, register, run
 from mmlm.kernels.documents import continuing, documents
+from mmlm.kernels.native import address, letters
 
 
 def causal_conv1d(
@@ -106,5 +112,85 @@ def _packed(
     return y, torch.where(own[:, None], last, 0)
 
 
+_POINTER, _SIZE = native.ADDRESS, native.SIZE
+_SIZES = [ctypes.c_int, *[_SIZE] * 6, ctypes.c_int]
+_FORWARD, _BACKWARD = [*[_POINTER] * 8, *_SIZES], [*[_POINTER] * 11, *_SIZES]
+_library = native.Library(
+    Path(__file__).parent / "fast.cpp",
+    {"forward_f": _FORWARD, "forward_b": _FORWARD, "backward_f": _BACKWARD, "backward_b": _BACKWARD},
+)
+
+
+class _CausalConv1d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_btc: Tensor,
+        weight_ck: Tensor,
+        bias_c: Tensor | None,
+        state_bck: Tensor | None,
+        document_bt: Tensor,
+        continues_b: Tensor | None,
+        silu: bool,
+    ) -> tuple[Tensor, Tensor]:
+        (b, t, channels), taps = x_btc.shape, weight_ck.shape[1]
+        weight_kc = weight_ck.detach().float().T.contiguous()
+        bias = None if bias_c is None else bias_c.detach().float().contiguous()
+        y = torch.empty(x_btc.shape, dtype=x_btc.dtype)
+        last = torch.empty(b, channels, taps - 1, dtype=x_btc.dtype)
+        inputs = (x_btc, weight_kc, bias, document_bt, state_bck, continues_b)
+        sizes = (int(silu), b, t, channels, taps, x_btc.stride(0), x_btc.stride(1))
+        threads = native.threads(x_btc.numel() * 6e-10)
+        getattr(_library(), f"forward_{letters(x_btc)}")(*map(address, (*inputs, y, last)), *sizes, threads)
+        ctx.save_for_backward(*inputs)
+        ctx.sizes, ctx.weight_dtype, ctx.bias_dtype = sizes, weight_ck.dtype, None if bias_c is None else bias_c.dtype
+        ctx.set_materialize_grads(False)
+        return y, last
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[Any, ...]:
+        inputs = ctx.saved_tensors
+        x, weight_kc, _, _, state, _ = inputs
+        dx = torch.empty(x.shape, dtype=x.dtype)
+        dy = torch.zeros_like(dx) if dy is None else dy.contiguous()
+        dlast = None if dlast is None else dlast.contiguous()
+        slopes = torch.empty(len(weight_kc) + 1, x.shape[2])
+        dstate = None if state is None else torch.zeros_like(state)
+        threads = native.threads(x.numel() * 2e-9)
+        getattr(_library(), f"backward_{letters(x)}")(*map(address, (*inputs, dy, dlast, dx, slopes, dstate)), *ctx.sizes, threads)
+        dbias = None if ctx.bias_dtype is None else slopes[-1].to(ctx.bias_dtype)
+        return dx, slopes[:-1].T.to(ctx.weight_dtype), dbias, dstate, None, None, None
+
+
+def causal_conv1d_native(
+    x_btc: Tensor,
+    weight_ck: Tensor,
+    bias_c: Tensor | None,
+    document_bt: Tensor,
+    state_bck: Tensor | None = None,
+    continues_b: Tensor | None = None,
+    activation: str | None = "silu",
+) -> tuple[Tensor, Tensor]:
+    """One pass in C++ over x as it lies (a slice of a wider projection need not be copied)."""
+    y, last = _CausalConv1d.apply(
+        x_btc if x_btc.stride(2) == 1 else x_btc.contiguous(),
+        weight_ck,
+        bias_c,
+        None if state_bck is None else state_bck.to(x_btc.dtype).contiguous(),
+        document_bt.to(torch.int32).contiguous(),
+        None if continues_b is None else continues_b.contiguous(),
+        activation == "silu",
+    )
+    return y, last
+
+
+def _serves(*tensors: Tensor | None) -> str | None:
+    if tensors and tensors[1] is not None and tensors[1].shape[1] > 64:
+        return f"{tensors[1].shape[1]} taps are more than 64"
+    return pointers(*tensors) or _library.missing()
+
+
 register("causal_conv1d", "reference", causal_conv1d_reference)
 register("causal_conv1d", "torch", causal_conv1d_torch)
+register("causal_conv1d", "native", causal_conv1d_native, _serves)

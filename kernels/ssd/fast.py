@@ -13,13 +13,19 @@ c chunks   q, k tokens of a chunk
 
 from __future__ import annotations
 
+import ctypes
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.base.errors import RecipeError
-from mmlm.kernels.dispatch import register, run
+from mmlm.kernels import native
+from mmlm.kernels.dispatch import pointers, register, run
 from mmlm.kernels.documents import continuing, documents
+from mmlm.kernels.native import address, letters
 from mmlm.kernels.ssd.reference import ssd_reference
 
 
@@ -126,5 +132,93 @@ def ssd_chunked(
     return y.to(x_bthp.dtype), state.reshape(b, heads, p, n)
 
 
+_POINTER, _SIZE = native.ADDRESS, native.SIZE
+_FORWARD = [*[_POINTER] * 10, *[_SIZE] * 6, ctypes.c_int]
+_BACKWARD = [*[_POINTER] * 16, *[_SIZE] * 7, ctypes.c_int]
+_library = native.Library(
+    Path(__file__).parent / "fast.cpp",
+    {"forward_f": _FORWARD, "forward_b": _FORWARD, "backward_f": _BACKWARD, "backward_b": _BACKWARD},
+)
+
+
+class _Ssd(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_bthp: Tensor,
+        step_bth: Tensor,
+        decay_h: Tensor,
+        key_btgn: Tensor,
+        query_btgn: Tensor,
+        state_bhpn: Tensor | None,
+        document_bt: Tensor,
+        continues_b: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        (b, t, heads, p), (groups, n) = x_bthp.shape, key_btgn.shape[2:]
+        sizes = (b, t, heads, p, groups, n)
+        y, last = torch.empty(x_bthp.shape, dtype=x_bthp.dtype), torch.empty(b, heads, p, n)
+        inputs = (x_bthp, step_bth, decay_h, key_btgn, query_btgn, document_bt, continues_b, state_bhpn)
+        threads = min(native.threads(_seconds(sizes)), b * heads)
+        getattr(_library(), f"forward_{letters(x_bthp)}")(*map(address, (*inputs, y, last)), *sizes, threads)
+        ctx.save_for_backward(*inputs)
+        ctx.set_materialize_grads(False)
+        return y, last
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[Any, ...]:
+        inputs = ctx.saved_tensors
+        x, step, decay, key, _, _, _, state = inputs
+        (b, t, heads, p), (groups, n) = x.shape, key.shape[2:]
+        sizes = (b, t, heads, p, groups, n)
+        dy = torch.zeros_like(x) if dy is None else dy.contiguous()
+        dlast = None if dlast is None else dlast.float().contiguous()
+        threads = native.threads(4 * _seconds(sizes))
+        shares = min(-(-threads // max(b * groups, 1)), heads // groups)
+        dx, dstep, ddecay = torch.empty_like(x), torch.empty_like(step), torch.empty(b, heads)
+        dkey, dquery = torch.zeros(2, shares, *key.shape)
+        dstate = None if state is None else torch.empty_like(state)
+        getattr(_library(), f"backward_{letters(x)}")(
+            *map(address, (*inputs, dy, dlast, dx, dstep, ddecay, dkey, dquery, dstate)), *sizes, shares, threads
+        )
+        return dx, dstep, ddecay.sum(0), dkey.sum(0).to(key.dtype), dquery.sum(0).to(key.dtype), dstate, None, None
+
+
+def _seconds(sizes: tuple[int, ...]) -> float:
+    b, t, heads, p, _, n = sizes
+    return b * t * heads * p * n * 5e-11
+
+
+def ssd_native(
+    x_bthp: Tensor,
+    step_bth: Tensor,
+    decay_h: Tensor,
+    key_btgn: Tensor,
+    query_btgn: Tensor,
+    document_bt: Tensor,
+    state_bhpn: Tensor | None = None,
+    continues_b: Tensor | None = None,
+    chunk_size: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence itself in C++. Nothing but the inputs is kept for the backward pass, which goes through the states again."""
+    dtype = x_bthp.dtype
+    y, last = _Ssd.apply(
+        x_bthp.contiguous(),
+        step_bth.float().contiguous(),
+        decay_h.float().contiguous(),
+        key_btgn.to(dtype).contiguous(),
+        query_btgn.to(dtype).contiguous(),
+        None if state_bhpn is None else state_bhpn.float().contiguous(),
+        document_bt.to(torch.int32).contiguous(),
+        None if continues_b is None else continues_b.contiguous(),
+    )
+    return y, last
+
+
+def _serves(*tensors: Tensor | None) -> str | None:
+    return pointers(*tensors) or _library.missing()
+
+
 register("ssd", "reference", ssd_reference)
 register("ssd", "torch", ssd_chunked)
+register("ssd", "native", ssd_native, _serves)

@@ -233,4 +233,4 @@ def test_causal_conv1d():
         return F.silu(x_bct).transpose(1, 2)
 
     times = compare(all_forms(causal_conv1d, tensors, plain, document_bt=document))
-    show("causal convolution 1024 x 640, 4 taps, SiLU, both ways", times, "plain", 4)
+    show("causal convolution 1024 x 640, 4 taps, SiLU, both ways", times, "plain", 3.5)

@@ -60,6 +60,17 @@ def test_every_form_equals_the_step_loop(backend, dtype, length, taps, layout, c
     assert disagreements(got, wanted, TOLERANCE[dtype]) == []
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_slice_of_a_wider_tensor_is_read_as_it_lies_by_several_threads(backend, threads, monkeypatch):
+    monkeypatch.setattr("mmlm.kernels.native.threads", lambda seconds: threads)
+    tensors = inputs(23, torch.float32, 4, channels=600)
+    wide = torch.cat([torch.full((3, 23, 9), 7.0), tensors["x_btc"].detach(), torch.full((3, 23, 5), 7.0)], dim=2)
+    given = {"document_bt": torch.tensor([[1] * 10 + [2] * 13] * 3), "backend": backend}
+    exact = with_gradients(run, tensors, **{**given, "backend": "reference"})
+    assert disagreements(with_gradients(run, {**tensors, "x_btc": wide[..., 9:-5].requires_grad_()}, **given), exact, 1e-5) == []
+
+
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
 def test_any_split_gives_the_whole(backend):
     tensors = {k: v.detach() for k, v in inputs(30, torch.float32, 4, state=False).items()}

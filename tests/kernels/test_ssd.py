@@ -56,6 +56,18 @@ def test_every_form_equals_the_step_loop(backend, dtype, length, layout, carried
     assert disagreements(got, wanted, TOLERANCE[dtype]) == []
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("p", "n"), [(40, 70), (64, 16)])
+def test_long_rows_wide_states_and_several_threads(backend, threads, p, n, monkeypatch):
+    monkeypatch.setattr("mmlm.kernels.native.threads", lambda seconds: threads)
+    tensors = inputs(300, torch.float32, heads=6, p=p, n=n)
+    document = torch.tensor([[1] * 130 + [2] * 100 + [0] * 70, [1] * 300, [0] * 5 + [3] * 251 + [4] * 44])
+    given = {"document_bt": document, "continues": torch.tensor([True, True, False])}
+    exact = with_gradients(ssd, {k: v.detach().double().requires_grad_() for k, v in tensors.items()}, **given, backend="torch")
+    assert disagreements(with_gradients(ssd, tensors, **given, backend=backend), exact, TOLERANCE[torch.float32]) == []
+
+
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
 def test_any_split_gives_the_whole(backend):
     tensors = {k: v.detach() for k, v in inputs(40, torch.float32, state=False).items()}
