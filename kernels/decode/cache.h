@@ -3,9 +3,7 @@
 // A block belongs to one layer, sequence and key head. Its keys are a packed matrix of tokens (panels.h): 16 tokens side by side, so that
 // scores come out 16 at a time. Its values are [token group][channels][tokens of the group], so that the weighted sum is the same dot.
 #pragma once
-#include <cstdlib>
-#include <new>
-
+#include "pages.h"
 #include "panels.h"
 
 struct Block {
@@ -16,53 +14,39 @@ template <class F>
 struct Cache {
     int64_t layers = 0, heads = 0, head_size = 0, groups = 0, channels = 0;  // groups of a key, padded channels of a value
     int64_t batch = 0, tokens = 0;                                          // room
-    std::vector<char*> memory;                                              // one a layer, as calloc gave it
+    Pages memory;
     std::vector<int64_t> length;                                            // one a sequence: the truth about how many there are
 
     Cache(int64_t layers_, int64_t heads_, int64_t head_size_) : layers(layers_), heads(heads_), head_size(head_size_) {
         groups = round_up(round_up(head_size, F::GROUP) / F::GROUP, 4);
         channels = round_up(head_size, LANES);
-        memory.assign(layers, nullptr);
     }
-    ~Cache() {
-        for (char* m : memory) free(m);
-    }
-    Cache(const Cache&) = delete;
 
     static int64_t key_bytes(int64_t tokens, int64_t groups) { return tokens / LANES * groups * 64; }
     int64_t block_bytes(int64_t tokens_) const { return key_bytes(tokens_, groups) + tokens_ / F::GROUP * channels * 4; }
 
-    Block at(char* base, int64_t tokens_, int64_t sequence, int64_t head) const {
-        char* aligned = reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(base), 64));
-        char* keys = aligned + (sequence * heads + head) * block_bytes(tokens_);
-        return {keys, keys + key_bytes(tokens_, groups)};
+    Block at(int64_t layer, int64_t sequence, int64_t head) const {
+        char* keys = memory.data + ((layer * batch + sequence) * heads + head) * block_bytes(tokens);
+        return {keys, keys + key_bytes(tokens, groups)};
     }
-    Block at(int64_t layer, int64_t sequence, int64_t head) const { return at(memory[layer], tokens, sequence, head); }
 
     // Sequence i of the new cache is sequence from[i] of the old one; from is null where nothing is kept.
     void remake(int64_t batch_, int64_t tokens_, const int64_t* from) {
-        tokens_ = round_up(std::max<int64_t>(tokens_, LANES), LANES);
-        std::vector<int64_t> lengths(batch_, 0);
-        for (int64_t i = 0; from && i < batch_; i++) lengths[i] = length[from[i]];
-        std::vector<char*> fresh(layers, nullptr);  // calloc takes no memory before it is written, so this fails early or not at all
-        for (char*& m : fresh)
-            if (!(m = static_cast<char*>(calloc(batch_ * heads * block_bytes(tokens_) + 64 + PREFETCH, 1)))) {
-                for (char* made : fresh) free(made);
-                throw std::bad_alloc();
-            }
-        for (int64_t layer = 0; layer < layers; layer++) {
-            for (int64_t i = 0; from && i < batch_; i++)
+        Cache fresh(layers, heads, head_size);
+        fresh.batch = batch_, fresh.tokens = round_up(std::max<int64_t>(tokens_, LANES), LANES);
+        fresh.length.assign(batch_, 0);
+        fresh.memory = Pages(layers * batch_ * heads * block_bytes(fresh.tokens));
+        for (int64_t i = 0; from && i < batch_; i++) {
+            fresh.length[i] = length[from[i]];
+            const int64_t kept = round_up(fresh.length[i], LANES);
+            for (int64_t layer = 0; layer < layers; layer++)
                 for (int64_t head = 0; head < heads; head++) {
-                    const Block to = at(fresh[layer], tokens_, i, head), old = at(layer, from[i], head);
-                    const int64_t kept = round_up(lengths[i], LANES);
+                    const Block to = fresh.at(layer, i, head), old = at(layer, from[i], head);
                     memcpy(to.keys, old.keys, key_bytes(kept, groups));
                     memcpy(to.values, old.values, kept / F::GROUP * channels * 4);
                 }
-            free(memory[layer]);
-            memory[layer] = fresh[layer];
         }
-        batch = batch_, tokens = tokens_;
-        length = lengths;
+        *this = std::move(fresh);
     }
 
     // key: head_size channels in the form of F (one row of Activations); value: floats.
@@ -72,10 +56,16 @@ struct Cache {
         if (F::GROUP == 1) {
             memcpy(block.values + token * channels * 4, value, head_size * 4);
         } else {
-            uint16_t* words = reinterpret_cast<uint16_t*>(block.values + token / 2 * channels * 4);
-            for (int64_t i = 0; i < head_size; i++) {
-                words[2 * i + token % 2] = to_bf16(value[i]);
-                if (token % 2 == 0) words[2 * i + 1] = 0;  // its partner is read, with weight 0, before it is written
+            char* words = block.values + token / 2 * channels * 4;
+            int64_t i = 0;
+            for (; i + LANES <= head_size; i += LANES) {
+                IntLanes bits = bf16_bits(load(value + i));
+                IntLanes pair = token % 2 ? (load_bits(words + i * 4) & 0xffff) | (bits << 16) : bits;  // an even token clears its partner
+                memcpy(words + i * 4, &pair, 64);
+            }
+            for (; i < head_size; i++) {
+                const uint16_t pair[2] = {to_bf16(value[i]), 0};
+                memcpy(words + i * 4 + token % 2 * 2, pair, token % 2 ? 2 : 4);
             }
         }
     }
@@ -91,7 +81,9 @@ template <class F, int M, int J>
 INLINE void weighted_sum(const char* values, int64_t step, int64_t groups, const uint32_t* p, int64_t stride, Lanes (&acc)[M][J]) {
     for (int64_t t = 0; t < groups; t++)
         for (int j = 0; j < J; j++) {
-            IntLanes v = load_bits(values + t * step + j * 64);
+            const char* at = values + t * step + j * 64;
+            __builtin_prefetch(at + PREFETCH, 0, 2);
+            IntLanes v = load_bits(at);
             for (int m = 0; m < M; m++) acc[m][j] = F::dot(acc[m][j], v, p[m * stride + t]);
         }
 }
@@ -131,6 +123,8 @@ void attend(const Cache<F>& c, const Block& block, Scratch& s, const float* q, i
             panel_rows<F>(n, block.keys + p * c.groups * 64, c.groups, s.query.data + m * c.groups, c.groups, out);
             for (int i = 0; i < n; i++) store(&s.scores[(m + i) * span + (p - first) * LANES], out[i] * scale);
         }
+    const char* values = block.values + first * LANES / F::GROUP * c.channels * 4;
+    fetch(values, 2 * PREFETCH);
     const int64_t stride = span / F::GROUP, groups = (length - first * LANES + F::GROUP - 1) / F::GROUP;
     std::vector<float>& out = s.normed;
     if (static_cast<int64_t>(out.size()) < rows * (c.channels + 1)) out.resize(rows * (c.channels + 1));
@@ -151,7 +145,6 @@ void attend(const Cache<F>& c, const Block& block, Scratch& s, const float* q, i
         }
         inverse[m] = 1 / sum(totals);
     }
-    const char* values = block.values + first * LANES / F::GROUP * c.channels * 4;
     for (int m = 0, n; m < rows; m += n) {
         n = rows - m >= 4 ? 4 : rows - m >= 2 ? 2 : 1;
         const auto mix = n == 4 ? mix_values<F, 4> : n == 2 ? mix_values<F, 2> : mix_values<F, 1>;

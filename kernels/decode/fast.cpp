@@ -3,10 +3,6 @@
 #include "cache.h"
 #include "team.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace {
 
 struct Sizes {  // in the order of fast.py
@@ -18,7 +14,7 @@ struct Reals {
 };
 enum MatrixId { QKV, OUT, UP, DOWN, HEAD, EMBEDDING, POSITIONS };
 enum VectorId { NORM1, NORM1_BIAS, NORM2, NORM2_BIAS, Q_NORM, K_NORM, BIAS_QKV, BIAS_OUT, BIAS_UP, BIAS_DOWN, FINAL, FINAL_BIAS, BIAS_HEAD };
-enum Kind { DO_QKV, DO_APPEND, DO_ATTEND, DO_OUT, DO_UP, DO_DOWN, DO_HEAD, PREPARE = 16 };
+enum Kind { DO_QKV, DO_APPEND, DO_KEEP, DO_ATTEND, DO_OUT, DO_UP, DO_DOWN, DO_HEAD, PREPARE = 16 };
 enum Fault { FINE = 0, BAD_ID = -1, BAD_POSITION = -2, NO_MEMORY = -3, NOT_FINITE = -4 };
 
 constexpr int64_t PASS_ROWS = 128;            // tokens that go through the layers together
@@ -58,7 +54,7 @@ struct TypedDecoder : Decoder {
     std::vector<float> final_norm, final_bias, frequencies, positions, embedding_float;
     std::vector<uint16_t> embedding_half;
     Cache<C> cache;
-    char* arena = nullptr;
+    Pages arena;
     int64_t arena_bytes = 0;
     bool tiles = false;
     std::vector<Scratch> scratch;
@@ -100,14 +96,8 @@ struct TypedDecoder : Decoder {
             m->scale.assign(W::GROUP == 4 ? m->panels * LANES : 0, 0);
             m->offset.assign(W::GROUP == 4 ? m->panels * LANES : 0, 0);
         }
-        constexpr int64_t PAGE = 2 << 20;
-        arena = static_cast<char*>(aligned_alloc(PAGE, round_up(arena_bytes + PREFETCH, PAGE)));
-        if (!arena) throw std::bad_alloc();
-#if defined(__linux__)
-        madvise(arena, round_up(arena_bytes + PREFETCH, PAGE), MADV_HUGEPAGE);
-#endif
-        memset(arena, 0, arena_bytes + PREFETCH);
-        char* at = arena;
+        arena = Pages(arena_bytes);
+        char* at = arena.data;
         for (Matrix* m : all) m->data = at, at += m->bytes();
         x_stride = round_up(z.width, LANES);
         qkv_stride = round_up(q + 2 * kv, LANES);
@@ -117,7 +107,6 @@ struct TypedDecoder : Decoder {
         if (W::GROUP == 1) embedding_float.resize(z.vocabulary * z.width);
         else embedding_half.resize(z.vocabulary * z.width);
     }
-    ~TypedDecoder() override { free(arena); }
 
     void set_rows(int64_t layer, int id, int64_t first, int64_t count, const float* data) override {
         if (id == POSITIONS) {
@@ -211,12 +200,15 @@ struct TypedDecoder : Decoder {
         cache.put(cache.at(layer, rows[row].sequence, g), rows[row].position, s.query.data, value);
     }
 
-    void attend_row(int64_t layer, int64_t row, int64_t g, Scratch& s) {
+    // y: the row that takes the result; in the last layer only the rows that have logits remain, moved together.
+    void attend_row(int64_t layer, int64_t y, int64_t g, Scratch& s) {
+        const int64_t row = layer == z.layers - 1 ? out_rows[y] : y;
+        fetch(cache.at(layer, rows[row].sequence, g).keys, 2 * PREFETCH);
         if (alone) append(layer, row, g, s);
         const int64_t group = z.heads / z.kv_heads, at = g * group * z.head_size, window = layers[layer].window;
         const int64_t length = rows[row].position + 1, start = window > 0 ? std::max<int64_t>(0, length - window) : 0;
         attend(cache, cache.at(layer, rows[row].sequence, g), s, &qkv[row * qkv_stride + at], static_cast<int>(group), start, length,
-               r.attention_scale, &attended[row * attended_stride + at]);
+               r.attention_scale, &attended[y * attended_stride + at]);
     }
 
     // The vectors that a product reads, in its own form.
@@ -228,12 +220,11 @@ struct TypedDecoder : Decoder {
             if (kind == DO_OUT) from = &attended[i * attended_stride], n = z.heads * z.head_size, groups = layers[layer].matrix[OUT].groups;
             else if (kind == DO_DOWN) from = &h[i * hidden_stride], n = z.hidden, groups = layers[layer].matrix[DOWN].groups;
             else {
-                const int64_t row = kind == DO_HEAD ? out_rows[i] : i;
-                if (kind == DO_HEAD) norm(&x[row * x_stride], final_norm, final_bias, s.normed.data());
+                if (kind == DO_HEAD) norm(&x[i * x_stride], final_norm, final_bias, s.normed.data());
                 else {
                     const auto& v = layers[layer].vector;
                     const bool second = kind == DO_UP && !v[NORM2].empty();
-                    norm(&x[row * x_stride], v[second ? NORM2 : NORM1], v[second ? NORM2_BIAS : NORM1_BIAS], s.normed.data());
+                    norm(&x[i * x_stride], v[second ? NORM2 : NORM1], v[second ? NORM2_BIAS : NORM1_BIAS], s.normed.data());
                 }
                 from = s.normed.data();
             }
@@ -246,6 +237,10 @@ struct TypedDecoder : Decoder {
         return layers[layer].matrix[kind == DO_QKV ? QKV : kind == DO_OUT ? OUT : kind == DO_UP ? UP : DOWN];
     }
 
+    int64_t vectors_of(int kind, int64_t layer) const {
+        return static_cast<int64_t>(kind == DO_HEAD || (kind > DO_KEEP && layer == z.layers - 1) ? out_rows.size() : rows.size());
+    }
+
     int64_t panels_per_chunk(const Matrix& m) const {
         if (team.size() == 1) return round_up(m.panels, 2);
         const int64_t fair = m.panels / (8 * team.size()), fit = CHUNK_BYTES / m.panel_bytes();
@@ -255,19 +250,25 @@ struct TypedDecoder : Decoder {
     // One chunk of one phase.
     void work(int kind, int64_t layer, int64_t chunk, int64_t, int thread, bool first_chunk) {
         Scratch& s = scratch[thread];
-        const int64_t count = static_cast<int64_t>(rows.size());
+        if (kind == DO_KEEP) {
+            for (size_t i = 0; i < out_rows.size(); i++) memmove(&x[i * x_stride], &x[out_rows[i] * x_stride], x_stride * 4);
+            return;
+        }
         if (kind == DO_APPEND) {  // one sequence and key head, its rows in order
             const int64_t sequence = chunk / z.kv_heads;
-            for (int64_t i = 0; i < count; i++)
+            for (size_t i = 0; i < rows.size(); i++)
                 if (rows[i].sequence == sequence) append(layer, i, chunk % z.kv_heads, s);
             return;
         }
         if (kind == DO_ATTEND) return attend_row(layer, chunk / z.kv_heads, chunk % z.kv_heads, s);
-        const int64_t vectors = kind % PREPARE == DO_HEAD ? static_cast<int64_t>(out_rows.size()) : count;
+        const int64_t vectors = vectors_of(kind % PREPARE, layer);
         if (kind >= PREPARE) return prepare(kind - PREPARE, layer, chunk * 16, std::min<int64_t>(vectors, chunk * 16 + 16), shared, s);
         const bool own = vectors <= 16;
-        if (own && first_chunk) prepare(kind, layer, 0, vectors, s.input, s);
         const Matrix& m = matrix(kind, layer);
+        if (own && first_chunk) {
+            fetch(m.data + PREFETCH, PREFETCH);
+            prepare(kind, layer, 0, vectors, s.input, s);
+        }
         const int64_t per = panels_per_chunk(m), begin = kind == DO_HEAD ? first_panel : 0, end = kind == DO_HEAD ? last_panel : m.panels;
         const int64_t first = begin + chunk * per, last = std::min(first + per, end);
         const Activations& a = own ? s.input : shared;
@@ -322,7 +323,7 @@ struct TypedDecoder : Decoder {
     }
 
     void plan_product(int kind, int64_t layer) {
-        const int64_t vectors = kind == DO_HEAD ? static_cast<int64_t>(out_rows.size()) : static_cast<int64_t>(rows.size());
+        const int64_t vectors = vectors_of(kind, layer);
         if (vectors > 16) team.add(kind + PREPARE, static_cast<int>(layer), static_cast<int>((vectors + 15) / 16));
         const Matrix& m = matrix(kind, layer);
         const int64_t panels = kind == DO_HEAD ? last_panel - first_panel : m.panels, per = panels_per_chunk(m);
@@ -343,11 +344,14 @@ struct TypedDecoder : Decoder {
         tiles = W::TILES && count >= TILES_FROM_ROWS && tiles_granted();
         embed(embedded);
         team.clear();
-        const int64_t units = count * z.kv_heads;
         for (int64_t layer = 0; layer < z.layers; layer++) {
             plan_product(DO_QKV, layer);
             if (!alone) team.add(DO_APPEND, static_cast<int>(layer), static_cast<int>(cache.batch * z.kv_heads));
-            team.add(DO_ATTEND, static_cast<int>(layer), static_cast<int>(units));
+            if (layer == z.layers - 1) {
+                if (out_rows.empty()) break;
+                if (out_rows.size() < rows.size()) team.add(DO_KEEP, static_cast<int>(layer), 1);
+            }
+            team.add(DO_ATTEND, static_cast<int>(layer), static_cast<int>(vectors_of(DO_ATTEND, layer) * z.kv_heads));
             if (z.parallel) plan_product(DO_UP, layer), plan_product(DO_OUT, layer);
             else plan_product(DO_OUT, layer), plan_product(DO_UP, layer);
             plan_product(DO_DOWN, layer);
@@ -355,7 +359,8 @@ struct TypedDecoder : Decoder {
         if (!out_rows.empty() && last_panel > first_panel) plan_product(DO_HEAD, 0);
         team.run(arena_bytes * std::max<int64_t>(1, count / 16) >= TOGETHER_BYTES);
         for (const Row& row : rows) cache.length[row.sequence]++;
-        for (int64_t i : out_rows) norm(&x[i * x_stride], final_norm, final_bias, hidden_out + rows[i].sequence * z.width);
+        for (size_t i = 0; i < out_rows.size(); i++)
+            norm(&x[i * x_stride], final_norm, final_bias, hidden_out + rows[out_rows[i]].sequence * z.width);
     }
 
     int extend(const int64_t* counts, const int64_t* ids, const float* embedded, float* logits_, int64_t first, int64_t last,

@@ -26,6 +26,11 @@ INLINE Lanes splat(float v) { return v - Lanes{}; }
 INLINE IntLanes splat_bits(uint32_t v) { return static_cast<int32_t>(v) - IntLanes{}; }
 INLINE Lanes larger(Lanes a, Lanes b) { return a > b ? a : b; }
 
+// Bring bytes near while something else is computed, so that memory does not rest.
+INLINE void fetch(const char* from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
 INLINE float sum(Lanes v) {
     float total = 0;
     for (int i = 0; i < LANES; i++) total += v[i];
@@ -100,11 +105,24 @@ INLINE float from_bf16(uint16_t x) {
     return value;
 }
 
+// bf16 in the low half of each lane.
+INLINE IntLanes bf16_bits(Lanes v) {
+#if defined(__AVX512BF16__)
+    return (IntLanes)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
+#else
+    typedef uint32_t Bits __attribute__((vector_size(64)));
+    Bits bits = (Bits)v;
+    IntLanes rounded = (IntLanes)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    return v != v ? splat_bits(0x7fc0) : rounded;
+#endif
+}
+
 INLINE void store_bf16(uint16_t* p, Lanes v) {
 #if defined(__AVX512BF16__)
     __m256bh half = _mm512_cvtneps_pbh((__m512)v);
     memcpy(p, &half, 32);
 #else
-    for (int i = 0; i < LANES; i++) p[i] = to_bf16(v[i]);
+    IntLanes bits = bf16_bits(v);
+    for (int i = 0; i < LANES; i++) p[i] = static_cast<uint16_t>(bits[i]);
 #endif
 }
