@@ -74,26 +74,32 @@ struct Cache {
 struct Scratch {
     Activations input, query, weights;
     std::vector<float> normed, scores;
+    std::vector<char> room;
 };
 
-// M rows of weights times J * 16 channels; values stand `step` bytes apart from one token group to the next.
-template <class F, int M, int J>
-INLINE void weighted_sum(const char* values, int64_t step, int64_t groups, const uint32_t* p, int64_t stride, Lanes (&acc)[M][J]) {
-    for (int64_t t = 0; t < groups; t++)
-        for (int j = 0; j < J; j++) {
-            const char* at = values + t * step + j * 64;
-            __builtin_prefetch(at + PREFETCH, 0, 2);
-            IntLanes v = load_bits(at);
-            for (int m = 0; m < M; m++) acc[m][j] = F::dot(acc[m][j], v, p[m * stride + t]);
-        }
-}
-
+// M rows of weights p times J * 16 channels of the values.
 template <class F, int M, int J>
 void mix_lanes(const Cache<F>& c, const char* values, int64_t groups, const uint32_t* p, int64_t stride, const float* scale, float* out) {
-    Lanes acc[M][J] = {};
-    weighted_sum<F, M, J>(values, c.channels * 4, groups, p, stride, acc);
+    constexpr int UNROLL = M * J <= 4 ? 4 : M * J <= 8 ? 2 : 1;  // enough sums at once to hide the time that one takes
+    const int64_t step = c.channels * 4;
+    Lanes acc[UNROLL][M][J] = {};
+    int64_t t = 0;
+    for (; t + UNROLL <= groups; t += UNROLL)
+        for (int u = 0; u < UNROLL; u++)
+            for (int j = 0; j < J; j++) {
+                const char* at = values + (t + u) * step + j * 64;
+                __builtin_prefetch(at + PREFETCH, 0, 2);
+                IntLanes v = load_bits(at);
+                for (int m = 0; m < M; m++) acc[u][m][j] = F::dot(acc[u][m][j], v, p[m * stride + t + u]);
+            }
+    for (; t < groups; t++)
+        for (int j = 0; j < J; j++)
+            for (int m = 0; m < M; m++) acc[0][m][j] = F::dot(acc[0][m][j], load_bits(values + t * step + j * 64), p[m * stride + t]);
     for (int m = 0; m < M; m++)
-        for (int j = 0; j < J; j++) store(out + m * c.channels + j * LANES, acc[m][j] * scale[m]);
+        for (int j = 0; j < J; j++) {
+            for (int u = 1; u < UNROLL; u++) acc[0][m][j] += acc[u][m][j];
+            store(out + m * c.channels + j * LANES, acc[0][m][j] * scale[m]);
+        }
 }
 
 template <class F, int M>

@@ -83,19 +83,15 @@ struct TypedDecoder : Decoder {
         for (int64_t i = 0; i < z.layers; i++) {
             Layer& layer = layers[i];
             layer.window = windows[i];
-            layer.matrix[QKV].shape(q + 2 * kv, z.width, W::GROUP);
-            layer.matrix[OUT].shape(z.width, q, W::GROUP);
-            layer.matrix[UP].shape(up, z.width, W::GROUP);
-            layer.matrix[DOWN].shape(z.width, z.hidden, W::GROUP);
+            layer.matrix[QKV].template shape<W>(q + 2 * kv, z.width);
+            layer.matrix[OUT].template shape<W>(z.width, q);
+            layer.matrix[UP].template shape<W>(up, z.width);
+            layer.matrix[DOWN].template shape<W>(z.width, z.hidden);
             for (Matrix& m : layer.matrix) all.push_back(&m);
         }
-        head.shape(z.vocabulary, z.width, W::GROUP);
+        head.template shape<W>(z.vocabulary, z.width);
         all.push_back(&head);
-        for (Matrix* m : all) {
-            arena_bytes += m->bytes();
-            m->scale.assign(W::GROUP == 4 ? m->panels * LANES : 0, 0);
-            m->offset.assign(W::GROUP == 4 ? m->panels * LANES : 0, 0);
-        }
+        for (Matrix* m : all) arena_bytes += m->bytes();
         arena = Pages(arena_bytes);
         char* at = arena.data;
         for (Matrix* m : all) m->data = at, at += m->bytes();
@@ -243,7 +239,7 @@ struct TypedDecoder : Decoder {
 
     int64_t panels_per_chunk(const Matrix& m) const {
         if (team.size() == 1) return round_up(m.panels, 2);
-        const int64_t fair = m.panels / (8 * team.size()), fit = CHUNK_BYTES / m.panel_bytes();
+        const int64_t fair = m.panels / (8 * team.size()), fit = CHUNK_BYTES / m.panel_bytes;
         return std::max<int64_t>(2, std::min(fair, fit) / 2 * 2);
     }
 
@@ -274,29 +270,29 @@ struct TypedDecoder : Decoder {
         const Activations& a = own ? s.input : shared;
         const bool use_tiles = tiles && vectors >= TILES_FROM_ROWS;
         if (kind == DO_QKV)
-            multiply<W>(m, a, vectors, first, last, use_tiles, [&](int64_t p, int64_t row, Lanes left, Lanes right, bool two) {
+            multiply<W>(m, a, vectors, first, last, use_tiles, s.room, [&](int64_t p, int64_t row, Lanes left, Lanes right, bool two) {
                 float* y = &qkv[row * qkv_stride + p * LANES];
                 store(y, left);
                 if (two) store(y + LANES, right);
             });
         else if (kind == DO_HEAD)
-            multiply<W>(m, a, vectors, first, last, use_tiles, [&](int64_t p, int64_t row, Lanes left, Lanes right, bool two) {
+            multiply<W>(m, a, vectors, first, last, use_tiles, s.room, [&](int64_t p, int64_t row, Lanes left, Lanes right, bool two) {
                 float* y = logits + rows[out_rows[row]].sequence * head.panels * LANES + p * LANES;
                 store(y, left * r.logit_scale);
                 if (two) store(y + LANES, right * r.logit_scale);
             });
         else if (kind == DO_UP && z.gated)
-            multiply<W>(m, a, vectors, first, last, use_tiles, [&](int64_t p, int64_t row, Lanes gate, Lanes up, bool) {
+            multiply<W>(m, a, vectors, first, last, use_tiles, s.room, [&](int64_t p, int64_t row, Lanes gate, Lanes up, bool) {
                 store(&h[row * hidden_stride + p / 2 * LANES], activate(static_cast<int>(z.activation), gate) * up);
             });
         else if (kind == DO_UP)
-            multiply<W>(m, a, vectors, first, last, use_tiles, [&](int64_t p, int64_t row, Lanes left, Lanes right, bool two) {
+            multiply<W>(m, a, vectors, first, last, use_tiles, s.room, [&](int64_t p, int64_t row, Lanes left, Lanes right, bool two) {
                 float* y = &h[row * hidden_stride + p * LANES];
                 store(y, activate(static_cast<int>(z.activation), left));
                 if (two) store(y + LANES, activate(static_cast<int>(z.activation), right));
             });
         else
-            multiply<W>(m, a, vectors, first, last, use_tiles, [&](int64_t p, int64_t row, Lanes left, Lanes right, bool two) {
+            multiply<W>(m, a, vectors, first, last, use_tiles, s.room, [&](int64_t p, int64_t row, Lanes left, Lanes right, bool two) {
                 float* y = &x[row * x_stride + p * LANES];
                 store(y, load(y) + left);
                 if (two) store(y + LANES, load(y + LANES) + right);
@@ -462,7 +458,7 @@ void* decoder_create(const int64_t* sizes, const float* reals, const int64_t* wi
     memcpy(&r, reals, sizeof r);
     try {
         if (precision == 0) return static_cast<Decoder*>(new TypedDecoder<Float32, Float32>(z, r, windows, frequencies));
-        if (precision == 1) return static_cast<Decoder*>(new TypedDecoder<Bf16, Bf16>(z, r, windows, frequencies));
+        if (precision == 1) return static_cast<Decoder*>(new TypedDecoder<Bf12, Bf16>(z, r, windows, frequencies));
         return static_cast<Decoder*>(new TypedDecoder<Int8, Bf16>(z, r, windows, frequencies));
     } catch (const std::bad_alloc&) {
         return nullptr;

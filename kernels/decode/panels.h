@@ -1,8 +1,12 @@
 // Matrices packed once into panels of 16 rows, and their products with a few vectors.
 //
 // A panel holds 16 rows of the matrix, the inner channels in groups of 4 bytes: 1 float, 2 bf16 or 4 int8. One 64-byte load is a group of
-// all 16 rows, so a product needs no sum across lanes, and the same bytes are an AMX tile of 16 groups. Inner channels and rows are padded
-// with zeros to whole tiles; activations likewise, so there are no tails.
+// all 16 rows, so a product needs no sum across lanes, and 16 groups are an AMX tile. Inner channels and rows are padded to whole tiles,
+// activations with zeros, so there are no tails.
+//
+// Decoding waits for memory, so bf16 weights are stored in 12 bits: each row is scaled by a power of two to a largest size within 1 to 2, and
+// then 4 bits of exponent hold every weight down to 2^-15 of the largest without loss; smaller ones become 2^-15 of it, a hundredth of what
+// the rounding to bf16 costs. Four groups (4 x 64 bytes) lie in three loads, and 11 bit operations bring them back.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -27,6 +31,7 @@ constexpr int VECTOR_ROWS = 4;
 #endif
 
 struct Float32 {
+    static constexpr int BYTES = 64;  // of a group of 16 rows
     static constexpr int GROUP = 1;
     typedef Lanes Sum;
     static constexpr bool TILES = false;
@@ -38,6 +43,7 @@ struct Float32 {
 };
 
 struct Bf16 {
+    static constexpr int BYTES = 64;
     static constexpr int GROUP = 2;
     typedef Lanes Sum;
     static constexpr bool TILES = HAS_AMX;
@@ -52,8 +58,33 @@ struct Bf16 {
     }
 };
 
+// bf16 weights in 12 bits; see above.
+struct Bf12 : Bf16 {
+    static constexpr int BYTES = 48;
+    INLINE void expand(const char* at, IntLanes* group) {
+        const IntLanes a = load_bits(at), b = load_bits(at + 64), c = load_bits(at + 128);
+        const IntLanes top = splat_bits(0x38003800), keep = splat_bits(0x87ff87ff);
+        group[0] = (a & keep) | top;
+        group[1] = (b & keep) | top;
+        group[2] = (c & keep) | top;
+        group[3] = top | ((a >> 4) & 0x07800780) | ((b >> 8) & 0x00780078) | ((c << 1) & splat_bits(0x80008000)) | ((c >> 11) & 0x00070007);
+    }
+    // 8 channels of one row in its four bytes of three loads, as 12 bits each: sign, exponent, mantissa.
+    static void put(char* at, const uint16_t* field) {
+        for (int half = 0; half < 2; half++) {
+            const uint16_t *f = field + half, last = f[6];
+            const uint16_t word[3] = {static_cast<uint16_t>(spread(f[0]) | (last >> 7 & 15) << 11),
+                                      static_cast<uint16_t>(spread(f[2]) | (last >> 3 & 15) << 11),
+                                      static_cast<uint16_t>(spread(f[4]) | (last >> 11 << 3 | (last & 7)) << 11)};
+            for (int i = 0; i < 3; i++) memcpy(at + 64 * i + 2 * half, &word[i], 2);
+        }
+    }
+    static uint16_t spread(uint16_t field) { return static_cast<uint16_t>((field & 0x800) << 4 | (field & 0x7ff)); }
+};
+
 // Weights are signed; activations are stored plus 128 as unsigned bytes, which the row's `offset` takes back.
 struct Int8 {
+    static constexpr int BYTES = 64;  // of a group of 16 rows
     static constexpr int GROUP = 4;
     typedef IntLanes Sum;
     static constexpr bool TILES = HAS_AMX;
@@ -69,36 +100,64 @@ struct Int8 {
 
 struct Matrix {
     char* data = nullptr;
-    int64_t rows = 0, inner = 0, panels = 0, groups = 0;  // groups: of one row, padded
-    std::vector<float> scale, bias;                       // by padded row; scale of int8 only, bias may be empty
-    std::vector<int32_t> offset;                          // 128 * sum of the row, int8 only
-    int64_t panel_bytes() const { return groups * 64; }
-    int64_t bytes() const { return panels * panel_bytes(); }
-    void shape(int64_t rows_, int64_t inner_, int group) {
+    int64_t rows = 0, inner = 0, panels = 0, groups = 0, panel_bytes = 0;  // groups: of one row, padded
+    std::vector<float> scale, bias;                                        // by padded row; either may be empty
+    std::vector<int32_t> offset;                                           // 128 * sum of the row, int8 only
+    int64_t bytes() const { return panels * panel_bytes; }
+    template <class F>
+    void shape(int64_t rows_, int64_t inner_) {
         rows = rows_, inner = inner_;
         panels = round_up(rows, LANES) / LANES;
-        groups = round_up(round_up(inner, group) / group, TILE_GROUPS);
+        groups = round_up(round_up(inner, F::GROUP) / F::GROUP, TILE_GROUPS);
+        panel_bytes = groups * F::BYTES;
+        if (F::GROUP == 4 || F::BYTES == 48) scale.assign(panels * LANES, 0);
+        if (F::GROUP == 4) offset.assign(panels * LANES, 0);
     }
 };
 
-// Row `to` of the packed matrix becomes the given row.
+INLINE float largest_size(const float* row, int64_t n) {
+    float top = 0;
+    for (int64_t k = 0; k < n; k++) {
+        if (!std::isfinite(row[k])) return NAN;
+        top = std::max(top, std::fabs(row[k]));
+    }
+    return top;
+}
+
+// Row `to` of the packed matrix becomes the given row; one that is not finite gives products that are NaN.
 template <class F>
 void pack_row(Matrix& m, int64_t to, const float* row) {
-    char* base = m.data + (to / LANES) * m.panel_bytes() + (to % LANES) * 4;
-    float top = 0;
-    if (F::GROUP == 4) {
-        bool finite = true;
-        for (int64_t k = 0; k < m.inner; k++) top = std::max(top, std::fabs(row[k])), finite &= std::isfinite(row[k]);
-        m.scale[to] = finite ? top / 127 : NAN;
+    char* base = m.data + (to / LANES) * m.panel_bytes + (to % LANES) * 4;
+    if (F::BYTES == 48) {
+        const float top = largest_size(row, m.inner);
+        int exponent = 0;
+        if (top > 0) {
+            std::frexp(top, &exponent);
+            if (from_bf16(to_bf16(std::ldexp(top, 1 - exponent))) >= 2) exponent++;  // rounded up to the next power
+        }
+        m.scale[to] = top > 0 ? std::ldexp(1.0f, exponent - 1) : top;  // 0 and NaN stay
+        for (int64_t k = 0; k < m.groups * 2; k += 8) {
+            uint16_t field[8];
+            for (int64_t i = 0; i < 8; i++) {
+                const float w = k + i < m.inner && top > 0 ? std::ldexp(row[k + i], 1 - exponent) : 0;
+                const uint16_t bits = to_bf16(w), power = bits >> 7 & 255;
+                field[i] = power < 112 ? (w < 0 || (w == 0 && i % 2)) << 11 : (bits >> 15) << 11 | (bits & 0x7ff);
+            }
+            Bf12::put(base + k / 8 * 192, field);
+        }
+        return;
     }
-    const float inverse = top > 0 ? 127 / top : 0;
+    float inverse = 0;
+    if (F::GROUP == 4) {
+        const float top = largest_size(row, m.inner);
+        m.scale[to] = top / 127, inverse = top > 0 ? 127 / top : 0;
+    }
     int32_t total = 0;
     for (int64_t k = 0; k < m.inner; k++) {
         char* at = base + (k / F::GROUP) * 64;
         if (F::GROUP == 1) memcpy(at, &row[k], 4);
-        if (F::GROUP == 2) reinterpret_cast<uint16_t*>(at)[k % 2] = to_bf16(row[k]);
         if (F::GROUP == 4) {
-            int8_t q = static_cast<int8_t>(std::lrint(row[k] * inverse));
+            const int8_t q = static_cast<int8_t>(std::lrint(row[k] * inverse));
             reinterpret_cast<int8_t*>(at)[k % 4] = q;
             total += q;
         }
@@ -108,12 +167,21 @@ void pack_row(Matrix& m, int64_t to, const float* row) {
 
 template <class F>
 void unpack_row(const Matrix& m, int64_t from, float* row) {
-    const char* base = m.data + (from / LANES) * m.panel_bytes() + (from % LANES) * 4;
+    const char* base = m.data + (from / LANES) * m.panel_bytes + (from % LANES) * 4;
     for (int64_t k = 0; k < m.inner; k++) {
         const char* at = base + (k / F::GROUP) * 64;
         if (F::GROUP == 1) memcpy(&row[k], at, 4);
-        if (F::GROUP == 2) row[k] = from_bf16(reinterpret_cast<const uint16_t*>(at)[k % 2]);
         if (F::GROUP == 4) row[k] = m.scale[from] * reinterpret_cast<const int8_t*>(at)[k % 4];
+    }
+    if (F::BYTES != 48) return;
+    for (int64_t k = 0; k < m.groups * 2; k += 8) {
+        IntLanes word[3] = {}, group[4];
+        for (int i = 0; i < 3; i++) memcpy(&word[i], base + k / 8 * 192 + 64 * i, 4);
+        Bf12::expand(reinterpret_cast<const char*>(word), group);
+        for (int64_t i = 0; i < 8 && k + i < m.inner; i++) {
+            const uint32_t pair = static_cast<uint32_t>(group[i / 2][0]);
+            row[k + i] = m.scale[from] * from_bf16(static_cast<uint16_t>(i % 2 ? pair >> 16 : pair));
+        }
     }
 }
 
@@ -167,17 +235,18 @@ void set_row(Activations& a, int64_t row, const float* x, int64_t n, int64_t gro
 // M vectors times one panel.
 template <class F, int M>
 INLINE void panel_vector(const char* w, int64_t groups, const uint32_t* x, int64_t stride, typename F::Sum* out) {
-    constexpr int UNROLL = M <= VECTOR_ROWS / 2 ? 4 : 2;
-    typename F::Sum acc[M][UNROLL] = {};
-    for (int64_t k = 0; k < groups; k += UNROLL)
-        for (int u = 0; u < UNROLL; u++) {
-            const char* at = w + (k + u) * 64;
-            __builtin_prefetch(at + PREFETCH, 0, 2);
-            IntLanes v = load_bits(at);
-            for (int m = 0; m < M; m++) acc[m][u] = F::dot(acc[m][u], v, x[m * stride + k + u]);
-        }
+    constexpr int SUMS = M <= VECTOR_ROWS / 2 ? 4 : 2;
+    typename F::Sum acc[M][SUMS] = {};
+    for (int64_t k = 0; k < groups; k += 4, w += 4 * F::BYTES) {
+        IntLanes v[4];
+        for (int i = 0; i < 4 * F::BYTES; i += 64) __builtin_prefetch(w + i + PREFETCH, 0, 2);
+        if constexpr (F::BYTES == 48) F::expand(w, v);
+        else for (int u = 0; u < 4; u++) v[u] = load_bits(w + u * 64);
+        for (int u = 0; u < 4; u++)
+            for (int m = 0; m < M; m++) acc[m][u % SUMS] = F::dot(acc[m][u % SUMS], v[u], x[m * stride + k + u]);
+    }
     for (int m = 0; m < M; m++) {
-        for (int u = 1; u < UNROLL; u++) acc[m][0] += acc[m][u];
+        for (int u = 1; u < SUMS; u++) acc[m][0] += acc[m][u];
         out[m] = acc[m][0];
     }
 }
@@ -233,6 +302,7 @@ void panel_tiles(const char* w, int64_t panel_bytes, int64_t groups, const uint3
     const char* second = w + panel_bytes;
     for (int64_t k = 0; k < groups; k += TILE_GROUPS) {
         for (int i = 0; i < TILE_GROUPS; i++) {
+            if (F::BYTES != 64) break;
             __builtin_prefetch(w + (k + i) * 64 + PREFETCH, 0, 2);
             if (TWO_PANELS) __builtin_prefetch(second + (k + i) * 64 + PREFETCH, 0, 2);
         }
@@ -264,6 +334,7 @@ INLINE void tiles_end() {}
 constexpr int TILES_FROM_ROWS = 4;  // below, plain vectors are as fast
 
 INLINE Lanes finished(const Matrix& m, int64_t panel, Lanes acc, float) {
+    if (!m.scale.empty()) acc *= load(&m.scale[panel * LANES]);
     return m.bias.empty() ? acc : acc + load(&m.bias[panel * LANES]);
 }
 INLINE Lanes finished(const Matrix& m, int64_t panel, IntLanes acc, float scale) {
@@ -272,28 +343,51 @@ INLINE Lanes finished(const Matrix& m, int64_t panel, IntLanes acc, float scale)
     return m.bias.empty() ? y : y + load(&m.bias[panel * LANES]);
 }
 
+#if HAS_AMX
+// Where the tiles read: two panels as they are, or bf16 brought back from 12 bits.
+template <class F>
+const char* tile_bytes(const Matrix& m, const char* w, bool two, std::vector<char>& room) {
+    if constexpr (F::BYTES != 48) return w;
+    else {
+        if (static_cast<int64_t>(room.size()) < 2 * m.groups * 64 + 64) room.resize(2 * m.groups * 64 + 64);
+        char* to = reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(room.data()), 64));
+        for (int64_t k = 0; k < m.groups * (two ? 2 : 1); k += 4) {
+            IntLanes v[4];
+            const char* at = w + k * F::BYTES;
+            for (int i = 0; i < 192; i += 64) __builtin_prefetch(at + i + PREFETCH, 0, 2);
+            F::expand(at, v);
+            memcpy(to + k * 64, v, 256);
+        }
+        return to;
+    }
+}
+#endif
+
 // Panels [first, last) times all vectors. `take` gets (panel, row, its 16 results, those of the next panel, whether there is a next one).
 template <class F, class Take>
-void multiply(const Matrix& m, const Activations& a, int64_t rows, int64_t first, int64_t last, bool tiles, Take take) {
+void multiply(const Matrix& m, const Activations& a, int64_t rows, int64_t first, int64_t last, bool tiles, std::vector<char>& room, Take take) {
     typedef typename F::Sum Sum;
     alignas(64) Sum out[2][32];
     for (int64_t p = first; p < last; p += 2) {
-        const char* w = m.data + p * m.panel_bytes();
+        const char* w = m.data + p * m.panel_bytes;
         const bool two = p + 1 < last;
+#if HAS_AMX
+        const char* tile = F::TILES && tiles ? tile_bytes<F>(m, w, two, room) : nullptr;
+#endif
         for (int64_t r = 0, block; r < rows; r += block) {
             const uint32_t* x = a.data + r * a.stride;
 #if HAS_AMX
             if (F::TILES && tiles) {
                 block = std::min<int64_t>(32, rows - r);
-                auto* call = block > 16 ? (two ? panel_tiles<F, true, true> : panel_tiles<F, false, true>)
-                                        : (two ? panel_tiles<F, true, false> : panel_tiles<F, false, false>);
-                call(w, m.panel_bytes(), m.groups, x, a.stride, out);
+                const auto call = block > 16 ? (two ? panel_tiles<F, true, true> : panel_tiles<F, false, true>)
+                                             : (two ? panel_tiles<F, true, false> : panel_tiles<F, false, false>);
+                call(tile, m.groups * 64, m.groups, x, a.stride, out);
             } else
 #endif
             {
                 block = rows_at_once(rows - r);
                 panel_rows<F>(block, w, m.groups, x, a.stride, out[0]);
-                if (two) panel_rows<F>(block, w + m.panel_bytes(), m.groups, x, a.stride, out[1]);
+                if (two) panel_rows<F>(block, w + m.panel_bytes, m.groups, x, a.stride, out[1]);
             }
             for (int64_t i = 0; i < block; i++) {
                 const float scale = F::GROUP == 4 ? a.scale[r + i] : 1.0f;
@@ -303,5 +397,5 @@ void multiply(const Matrix& m, const Activations& a, int64_t rows, int64_t first
             }
         }
     }
-    (void)tiles;
+    (void)tiles, (void)room;
 }
