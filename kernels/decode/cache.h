@@ -6,6 +6,8 @@
 #include "pages.h"
 #include "panels.h"
 
+constexpr int NEAR = 1024;  // bytes to prefetch ahead in the cache, whose runs are short
+
 struct Block {
     char *keys, *values;
 };
@@ -88,7 +90,7 @@ void mix_lanes(const Cache<F>& c, const char* values, int64_t groups, const uint
         for (int u = 0; u < UNROLL; u++)
             for (int j = 0; j < J; j++) {
                 const char* at = values + (t + u) * step + j * 64;
-                __builtin_prefetch(at + PREFETCH, 0, 2);
+                __builtin_prefetch(at + NEAR, 0, 2);
                 IntLanes v = load_bits(at);
                 for (int m = 0; m < M; m++) acc[u][m][j] = F::dot(acc[u][m][j], v, p[m * stride + t + u]);
             }
@@ -126,11 +128,11 @@ void attend(const Cache<F>& c, const Block& block, Scratch& s, const float* q, i
         for (int m = 0, n; m < rows; m += n) {
             n = rows_at_once(rows - m);
             Lanes out[VECTOR_ROWS];
-            panel_rows<F>(n, block.keys + p * c.groups * 64, c.groups, s.query.data + m * c.groups, c.groups, out);
+            panel_rows<F>(n, block.keys + p * c.groups * 64, c.groups, s.query.data + m * c.groups, c.groups, NEAR, out);
             for (int i = 0; i < n; i++) store(&s.scores[(m + i) * span + (p - first) * LANES], out[i] * scale);
         }
     const char* values = block.values + first * LANES / F::GROUP * c.channels * 4;
-    fetch(values, 2 * PREFETCH);
+    fetch(values, NEAR);
     const int64_t stride = span / F::GROUP, groups = (length - first * LANES + F::GROUP - 1) / F::GROUP;
     std::vector<float>& out = s.normed;
     if (static_cast<int64_t>(out.size()) < rows * (c.channels + 1)) out.resize(rows * (c.channels + 1));

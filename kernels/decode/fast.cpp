@@ -199,7 +199,7 @@ struct TypedDecoder : Decoder {
     // y: the row that takes the result; in the last layer only the rows that have logits remain, moved together.
     void attend_row(int64_t layer, int64_t y, int64_t g, Scratch& s) {
         const int64_t row = layer == z.layers - 1 ? out_rows[y] : y;
-        fetch(cache.at(layer, rows[row].sequence, g).keys, 2 * PREFETCH);
+        fetch(cache.at(layer, rows[row].sequence, g).keys, NEAR);
         if (alone) append(layer, row, g, s);
         const int64_t group = z.heads / z.kv_heads, at = g * group * z.head_size, window = layers[layer].window;
         const int64_t length = rows[row].position + 1, start = window > 0 ? std::max<int64_t>(0, length - window) : 0;
@@ -262,7 +262,7 @@ struct TypedDecoder : Decoder {
         const bool own = vectors <= 16;
         const Matrix& m = matrix(kind, layer);
         if (own && first_chunk) {
-            fetch(m.data + PREFETCH, PREFETCH);
+            fetch(m.data, PREFETCH);
             prepare(kind, layer, 0, vectors, s.input, s);
         }
         const int64_t per = panels_per_chunk(m), begin = kind == DO_HEAD ? first_panel : 0, end = kind == DO_HEAD ? last_panel : m.panels;

@@ -23,7 +23,7 @@
 
 constexpr int TILE_GROUPS = 16;
 constexpr int TILE_ROWS = 16;
-constexpr int PREFETCH = 4096;  // bytes ahead; without it one core reaches half the bandwidth beyond the third cache level
+constexpr int PREFETCH = 8192;  // bytes ahead in weights; without it one core reaches half the bandwidth beyond the third cache level
 #if defined(__AVX512F__)
 constexpr int VECTOR_ROWS = 8;
 #else
@@ -234,12 +234,12 @@ void set_row(Activations& a, int64_t row, const float* x, int64_t n, int64_t gro
 
 // M vectors times one panel.
 template <class F, int M>
-INLINE void panel_vector(const char* w, int64_t groups, const uint32_t* x, int64_t stride, typename F::Sum* out) {
+INLINE void panel_vector(const char* w, int64_t groups, const uint32_t* x, int64_t stride, int ahead, typename F::Sum* out) {
     constexpr int SUMS = M <= VECTOR_ROWS / 2 ? 4 : 2;
     typename F::Sum acc[M][SUMS] = {};
     for (int64_t k = 0; k < groups; k += 4, w += 4 * F::BYTES) {
         IntLanes v[4];
-        for (int i = 0; i < 4 * F::BYTES; i += 64) __builtin_prefetch(w + i + PREFETCH, 0, 2);
+        for (int i = 0; i < 4 * F::BYTES; i += 64) __builtin_prefetch(w + i + ahead, 0, 2);
         if constexpr (F::BYTES == 48) F::expand(w, v);
         else for (int u = 0; u < 4; u++) v[u] = load_bits(w + u * 64);
         for (int u = 0; u < 4; u++)
@@ -257,13 +257,13 @@ INLINE int rows_at_once(int64_t rows) {
 }
 
 template <class F>
-void panel_rows(int rows, const char* w, int64_t groups, const uint32_t* x, int64_t stride, typename F::Sum* out) {
+void panel_rows(int rows, const char* w, int64_t groups, const uint32_t* x, int64_t stride, int ahead, typename F::Sum* out) {
     switch (rows) {
-        case 1: return panel_vector<F, 1>(w, groups, x, stride, out);
-        case 2: return panel_vector<F, 2>(w, groups, x, stride, out);
-        case 4: return panel_vector<F, 4>(w, groups, x, stride, out);
+        case 1: return panel_vector<F, 1>(w, groups, x, stride, ahead, out);
+        case 2: return panel_vector<F, 2>(w, groups, x, stride, ahead, out);
+        case 4: return panel_vector<F, 4>(w, groups, x, stride, ahead, out);
 #if defined(__AVX512F__)
-        case 8: return panel_vector<F, 8>(w, groups, x, stride, out);
+        case 8: return panel_vector<F, 8>(w, groups, x, stride, ahead, out);
 #endif
     }
 }
@@ -292,29 +292,48 @@ INLINE void tiles_end() { _tile_release(); }
         else _tile_dpbusd(c, a, b);                                                   \
     } while (0)
 
-// 16 or 32 vectors times one or two panels; out: [panel][32][16].
-template <class F, bool TWO_PANELS, bool TWO_BLOCKS>
+// Sixteen groups of 12-bit weights as a tile of bf16.
+INLINE void expand_tile(const char* from, char* to) {
+    for (int k = 0; k < TILE_GROUPS; k += 4) {
+        IntLanes v[4];
+        Bf12::expand(from + k * Bf12::BYTES, v);
+        memcpy(to + k * 64, v, 256);
+    }
+}
+
+// 16 or 32 vectors times one or two panels; out: [panel][32][16]. IN_PLACE: the panels are tiles; else they are brought back from 12 bits
+// two tiles ahead of their use.
+template <class F, bool IN_PLACE, bool TWO_PANELS, bool TWO_BLOCKS>
 void panel_tiles(const char* w, int64_t panel_bytes, int64_t groups, const uint32_t* x, int64_t stride, typename F::Sum (*out)[32]) {
+    constexpr int BYTES = IN_PLACE ? 1024 : TILE_GROUPS * Bf12::BYTES, AHEAD = 2;
+    alignas(64) char ring[IN_PLACE ? 1 : 4][2][1024];
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     const char* second = w + panel_bytes;
-    for (int64_t k = 0; k < groups; k += TILE_GROUPS) {
-        for (int i = 0; i < TILE_GROUPS; i++) {
-            if (F::BYTES != 64) break;
-            __builtin_prefetch(w + (k + i) * 64 + PREFETCH, 0, 2);
-            if (TWO_PANELS) __builtin_prefetch(second + (k + i) * 64 + PREFETCH, 0, 2);
+    const int64_t tiles = groups / TILE_GROUPS;
+    for (int64_t t = IN_PLACE ? 0 : -AHEAD; t < tiles; t++) {
+        const int64_t next = IN_PLACE ? t : t + AHEAD;
+        for (int i = 0; i < BYTES && (!IN_PLACE || F::BYTES == 64); i += 64) {
+            __builtin_prefetch(w + next * BYTES + i + PREFETCH, 0, 2);
+            if (TWO_PANELS) __builtin_prefetch(second + next * BYTES + i + PREFETCH, 0, 2);
         }
-        _tile_loadd(4, x + k, stride * 4);
-        _tile_loadd(6, w + k * 64, 64);
+        if (!IN_PLACE && next < tiles) {
+            expand_tile(w + next * BYTES, ring[next % 4][0]);
+            if (TWO_PANELS) expand_tile(second + next * BYTES, ring[next % 4][1]);
+        }
+        if (t < 0) continue;
+        const char *left = IN_PLACE ? w + t * BYTES : ring[t % 4][0], *right = IN_PLACE ? second + t * BYTES : ring[t % 4][1];
+        _tile_loadd(4, x + t * TILE_GROUPS, stride * 4);
+        _tile_loadd(6, left, 64);
         MULTIPLY(0, 4, 6);
         if (TWO_PANELS) {
-            _tile_loadd(7, second + k * 64, 64);
+            _tile_loadd(7, right, 64);
             MULTIPLY(1, 4, 7);
         }
         if (TWO_BLOCKS) {
-            _tile_loadd(5, x + 16 * stride + k, stride * 4);
+            _tile_loadd(5, x + 16 * stride + t * TILE_GROUPS, stride * 4);
             MULTIPLY(2, 5, 6);
             if (TWO_PANELS) MULTIPLY(3, 5, 7);
         }
@@ -323,6 +342,15 @@ void panel_tiles(const char* w, int64_t panel_bytes, int64_t groups, const uint3
     if (TWO_PANELS) _tile_stored(1, &out[1][0], 64);
     if (TWO_BLOCKS) _tile_stored(2, &out[0][16], 64);
     if (TWO_BLOCKS && TWO_PANELS) _tile_stored(3, &out[1][16], 64);
+}
+
+// Any number of vectors up to 32.
+template <class F, bool IN_PLACE>
+void multiply_tiles(int64_t rows, bool two, const char* w, int64_t bytes, int64_t groups, const uint32_t* x, int64_t stride,
+                    typename F::Sum (*out)[32]) {
+    const auto call = rows > 16 ? (two ? panel_tiles<F, IN_PLACE, true, true> : panel_tiles<F, IN_PLACE, false, true>)
+                                : (two ? panel_tiles<F, IN_PLACE, true, false> : panel_tiles<F, IN_PLACE, false, false>);
+    call(w, bytes, groups, x, stride, out);
 }
 #undef MULTIPLY
 #else
@@ -344,22 +372,15 @@ INLINE Lanes finished(const Matrix& m, int64_t panel, IntLanes acc, float scale)
 }
 
 #if HAS_AMX
-// Where the tiles read: two panels as they are, or bf16 brought back from 12 bits.
-template <class F>
-const char* tile_bytes(const Matrix& m, const char* w, bool two, std::vector<char>& room) {
-    if constexpr (F::BYTES != 48) return w;
-    else {
-        if (static_cast<int64_t>(room.size()) < 2 * m.groups * 64 + 64) room.resize(2 * m.groups * 64 + 64);
-        char* to = reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(room.data()), 64));
-        for (int64_t k = 0; k < m.groups * (two ? 2 : 1); k += 4) {
-            IntLanes v[4];
-            const char* at = w + k * F::BYTES;
-            for (int i = 0; i < 192; i += 64) __builtin_prefetch(at + i + PREFETCH, 0, 2);
-            F::expand(at, v);
-            memcpy(to + k * 64, v, 256);
-        }
-        return to;
+// Two panels of 12-bit weights as tiles, for use by more than 32 vectors.
+INLINE const char* expand_panels(const Matrix& m, const char* w, bool two, std::vector<char>& room) {
+    if (static_cast<int64_t>(room.size()) < 2 * m.groups * 64 + 64) room.resize(2 * m.groups * 64 + 64);
+    char* to = reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(room.data()), 64));
+    for (int64_t k = 0; k < m.groups * (two ? 2 : 1); k += TILE_GROUPS) {
+        fetch(w + k * Bf12::BYTES + PREFETCH, TILE_GROUPS * Bf12::BYTES);
+        expand_tile(w + k * Bf12::BYTES, to + k * 64);
     }
+    return to;
 }
 #endif
 
@@ -372,22 +393,22 @@ void multiply(const Matrix& m, const Activations& a, int64_t rows, int64_t first
         const char* w = m.data + p * m.panel_bytes;
         const bool two = p + 1 < last;
 #if HAS_AMX
-        const char* tile = F::TILES && tiles ? tile_bytes<F>(m, w, two, room) : nullptr;
+        const bool expanded = F::BYTES == 48 && tiles && rows > 32;
+        const char* tile = expanded ? expand_panels(m, w, two, room) : w;
 #endif
         for (int64_t r = 0, block; r < rows; r += block) {
             const uint32_t* x = a.data + r * a.stride;
 #if HAS_AMX
             if (F::TILES && tiles) {
                 block = std::min<int64_t>(32, rows - r);
-                const auto call = block > 16 ? (two ? panel_tiles<F, true, true> : panel_tiles<F, false, true>)
-                                             : (two ? panel_tiles<F, true, false> : panel_tiles<F, false, false>);
-                call(tile, m.groups * 64, m.groups, x, a.stride, out);
+                if (F::BYTES == 64 || expanded) multiply_tiles<F, true>(block, two, tile, m.groups * 64, m.groups, x, a.stride, out);
+                else multiply_tiles<F, false>(block, two, w, m.panel_bytes, m.groups, x, a.stride, out);
             } else
 #endif
             {
                 block = rows_at_once(rows - r);
-                panel_rows<F>(block, w, m.groups, x, a.stride, out[0]);
-                if (two) panel_rows<F>(block, w + m.panel_bytes, m.groups, x, a.stride, out[1]);
+                panel_rows<F>(block, w, m.groups, x, a.stride, PREFETCH, out[0]);
+                if (two) panel_rows<F>(block, w + m.panel_bytes, m.groups, x, a.stride, PREFETCH, out[1]);
             }
             for (int64_t i = 0; i < block; i++) {
                 const float scale = F::GROUP == 4 ? a.scale[r + i] : 1.0f;
