@@ -64,7 +64,7 @@ struct TypedDecoder : Decoder {
     int64_t x_stride, qkv_stride, attended_stride, hidden_stride;
     std::vector<float> x, qkv, attended, h, cosine, sine;
     std::vector<Row> rows;
-    std::vector<int64_t> out_rows;
+    std::vector<int64_t> out_rows, out_sequences;  // rows of the pass whose logits are wanted
     float *logits = nullptr, *hidden_out = nullptr;
     int64_t first_panel = 0, last_panel = 0;
     bool alone = true;  // no two rows of this pass belong to one sequence
@@ -269,34 +269,12 @@ struct TypedDecoder : Decoder {
         const int64_t first = begin + chunk * per, last = std::min(first + per, end);
         const Activations& a = own ? s.input : shared;
         const bool use_tiles = tiles && vectors >= TILES_FROM_ROWS;
-        if (kind == DO_QKV)
-            multiply<W>(m, a, vectors, first, last, use_tiles, s.room, [&](int64_t p, int64_t row, Lanes left, Lanes right, bool two) {
-                float* y = &qkv[row * qkv_stride + p * LANES];
-                store(y, left);
-                if (two) store(y + LANES, right);
-            });
-        else if (kind == DO_HEAD)
-            multiply<W>(m, a, vectors, first, last, use_tiles, s.room, [&](int64_t p, int64_t row, Lanes left, Lanes right, bool two) {
-                float* y = logits + rows[out_rows[row]].sequence * head.panels * LANES + p * LANES;
-                store(y, left * r.logit_scale);
-                if (two) store(y + LANES, right * r.logit_scale);
-            });
-        else if (kind == DO_UP && z.gated)
-            multiply<W>(m, a, vectors, first, last, use_tiles, s.room, [&](int64_t p, int64_t row, Lanes gate, Lanes up, bool) {
-                store(&h[row * hidden_stride + p / 2 * LANES], activate(static_cast<int>(z.activation), gate) * up);
-            });
-        else if (kind == DO_UP)
-            multiply<W>(m, a, vectors, first, last, use_tiles, s.room, [&](int64_t p, int64_t row, Lanes left, Lanes right, bool two) {
-                float* y = &h[row * hidden_stride + p * LANES];
-                store(y, activate(static_cast<int>(z.activation), left));
-                if (two) store(y + LANES, activate(static_cast<int>(z.activation), right));
-            });
-        else
-            multiply<W>(m, a, vectors, first, last, use_tiles, s.room, [&](int64_t p, int64_t row, Lanes left, Lanes right, bool two) {
-                float* y = &x[row * x_stride + p * LANES];
-                store(y, load(y) + left);
-                if (two) store(y + LANES, load(y + LANES) + right);
-            });
+        const int activation = static_cast<int>(z.activation);
+        const Target target = kind == DO_QKV    ? Target{Target::STORE, qkv.data(), qkv_stride}
+                              : kind == DO_UP   ? Target{z.gated ? Target::GATE : Target::ACTIVATE, h.data(), hidden_stride, activation}
+                              : kind == DO_HEAD ? Target{Target::STORE, logits, m.panels * LANES, 0, r.logit_scale, out_sequences.data()}
+                                                : Target{Target::ADD, x.data(), x_stride};
+        multiply<W>(m, a, vectors, first, last, use_tiles, s.room, target);
     }
 
     void embed(const float* embedded) {
@@ -356,7 +334,7 @@ struct TypedDecoder : Decoder {
         team.run(arena_bytes * std::max<int64_t>(1, count / 16) >= TOGETHER_BYTES);
         for (const Row& row : rows) cache.length[row.sequence]++;
         for (size_t i = 0; i < out_rows.size(); i++)
-            norm(&x[i * x_stride], final_norm, final_bias, hidden_out + rows[out_rows[i]].sequence * z.width);
+            norm(&x[i * x_stride], final_norm, final_bias, hidden_out + out_sequences[i] * z.width);
     }
 
     int extend(const int64_t* counts, const int64_t* ids, const float* embedded, float* logits_, int64_t first, int64_t last,
@@ -377,17 +355,17 @@ struct TypedDecoder : Decoder {
         logits = logits_, hidden_out = hidden_;
         first_panel = first / LANES / 2 * 2, last_panel = std::min(head.panels, round_up(last, 2 * LANES) / LANES);
         if (last <= first) last_panel = first_panel;
-        rows.clear(), out_rows.clear();
+        rows.clear(), out_rows.clear(), out_sequences.clear();
         alone = true;
         const std::vector<int64_t> before = cache.length;
         for (int64_t b = 0, at = 0; b < cache.batch; b++)
             for (int64_t i = 0; i < counts[b]; i++, at++) {
                 if (!rows.empty() && rows.back().sequence == b) alone = false;
                 rows.push_back({b, before[b] + i, embedded ? 0 : ids[at], at});
-                if (i == counts[b] - 1) out_rows.push_back(static_cast<int64_t>(rows.size()) - 1);
+                if (i == counts[b] - 1) out_rows.push_back(static_cast<int64_t>(rows.size()) - 1), out_sequences.push_back(b);
                 if (static_cast<int64_t>(rows.size()) == PASS_ROWS) {
                     pass(embedded);
-                    rows.clear(), out_rows.clear();
+                    rows.clear(), out_rows.clear(), out_sequences.clear();
                     alone = true;
                 }
             }

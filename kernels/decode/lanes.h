@@ -108,7 +108,8 @@ INLINE float from_bf16(uint16_t x) {
 // bf16 in the low half of each lane.
 INLINE IntLanes bf16_bits(Lanes v) {
 #if defined(__AVX512BF16__)
-    return (IntLanes)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
+    typedef uint16_t Half __attribute__((vector_size(32)));
+    return __builtin_convertvector((Half)_mm512_cvtneps_pbh((__m512)v), IntLanes);
 #else
     typedef uint32_t Bits __attribute__((vector_size(64)));
     Bits bits = (Bits)v;

@@ -384,9 +384,32 @@ INLINE const char* expand_panels(const Matrix& m, const char* w, bool two, std::
 }
 #endif
 
-// Panels [first, last) times all vectors. `take` gets (panel, row, its 16 results, those of the next panel, whether there is a next one).
-template <class F, class Take>
-void multiply(const Matrix& m, const Activations& a, int64_t rows, int64_t first, int64_t last, bool tiles, std::vector<char>& room, Take take) {
+// What becomes of a product's results.
+struct Target {
+    enum Way { STORE, ADD, ACTIVATE, GATE } way;  // GATE: even panels are gates of the odd ones, and y has half as many channels
+    float* y;
+    int64_t stride;
+    int activation = 0;
+    float scale = 1;
+    const int64_t* row = nullptr;  // row of y for each vector, if not the same
+
+    void take(int64_t panel, int64_t vector, Lanes left, Lanes right, bool two) const {
+        float* to = y + (row ? row[vector] : vector) * stride + panel / (way == GATE ? 2 : 1) * LANES;
+        switch (way) {
+            case STORE: left *= scale, right *= scale; break;
+            case ADD: left += load(to), right += two ? load(to + LANES) : Lanes{}; break;
+            case ACTIVATE: left = activate(activation, left), right = activate(activation, right); break;
+            case GATE: left = activate(activation, left) * right, two = false; break;
+        }
+        store(to, left);
+        if (two) store(to + LANES, right);
+    }
+};
+
+// Panels [first, last) times all vectors.
+template <class F>
+void multiply(const Matrix& m, const Activations& a, int64_t rows, int64_t first, int64_t last, bool tiles, std::vector<char>& room,
+              const Target& target) {
     typedef typename F::Sum Sum;
     alignas(64) Sum out[2][32];
     for (int64_t p = first; p < last; p += 2) {
@@ -414,7 +437,7 @@ void multiply(const Matrix& m, const Activations& a, int64_t rows, int64_t first
                 const float scale = F::GROUP == 4 ? a.scale[r + i] : 1.0f;
                 Lanes left = finished(m, p, out[0][i], scale);
                 Lanes right = two ? finished(m, p + 1, out[1][i], scale) : Lanes{};
-                take(p, r + i, left, right, two);
+                target.take(p, r + i, left, right, two);
             }
         }
     }
