@@ -1,6 +1,6 @@
 // Keys and values of all sequences, and attention of one query row to one of its key heads.
 //
-// A block belongs to one layer, sequence and key head. Its keys are a packed matrix of tokens (panels.h): 16 tokens side by side, so that
+// A block belongs to one layer, sequence and key head. Its keys are a packed matrix of tokens (forms.h): 16 tokens side by side, so that
 // scores come out 16 at a time. Its values are [token group][channels][tokens of the group], so that the weighted sum is the same dot.
 #pragma once
 #include "pages.h"
@@ -12,12 +12,15 @@ struct Block {
     char *keys, *values;
 };
 
+struct Sequences {
+    int64_t batch = 0, tokens = 0;  // room
+    std::vector<int64_t> length;    // tokens of each sequence
+};
+
 template <class F>
-struct Cache {
+struct Cache : Sequences {
     int64_t layers = 0, heads = 0, head_size = 0, groups = 0, channels = 0;  // groups of a key, padded channels of a value
-    int64_t batch = 0, tokens = 0;                                          // room
     Pages memory;
-    std::vector<int64_t> length;                                            // one a sequence: the truth about how many there are
 
     Cache(int64_t layers_, int64_t heads_, int64_t head_size_) : layers(layers_), heads(heads_), head_size(head_size_) {
         groups = round_up(round_up(head_size, F::GROUP) / F::GROUP, 4);
@@ -110,7 +113,6 @@ void mix_values(const Cache<F>& c, const char* values, int64_t groups, const uin
     for (const int64_t n = c.channels / LANES; j < n;) {
         const char* at = values + j * 64;
         if (n - j >= 4) mix_lanes<F, M, 4>(c, at, groups, p, stride, scale, out + j * LANES), j += 4;
-        else if (n - j >= 2) mix_lanes<F, M, 2>(c, at, groups, p, stride, scale, out + j * LANES), j += 2;
         else mix_lanes<F, M, 1>(c, at, groups, p, stride, scale, out + j * LANES), j += 1;
     }
 }

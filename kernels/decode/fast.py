@@ -1,6 +1,7 @@
 """The one-call decoder: weights packed once, then one call into C++ a token, for a batch of sequences of different lengths.
 
-precision "fp32": all in float32. "bf16": weights, activations and cache in bf16, sums in float32. "int8": weights with one scale a row,
+precision "fp32": all in float32. "bf16": weights, activations and cache in bf16, sums in float32; the weights are stored in 12 bits, which
+costs less than their rounding to bf16 (forms.h), or in 16 where a row's sizes differ too much for that. "int8": weights with one scale a row,
 activations with one scale a token, both symmetric, sums in int32; cache in bf16. The residual stream and norms are float32 in all three.
 The equations are in reference.py; the tolerances in `TOLERANCE` are relative errors of the logits' norm against it, checked by
 tests/kernels/test_decode.py. Speed: tests/bench/test_decode.py.
@@ -11,6 +12,7 @@ Axes: b sequences   t tokens   d width   g key heads   k channels of a head   l 
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +26,8 @@ from mmlm.base.errors import DataError, NumericsError
 from mmlm.kernels import native
 from mmlm.kernels.decode.spec import ACTIVATIONS, DecoderSpec, Unsupported
 
+logger = logging.getLogger(__name__)
+
 Precision = Literal["fp32", "bf16", "int8"]
 PRECISIONS: tuple[str, ...] = ("fp32", "bf16", "int8")
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "int8": 6e-2}
@@ -31,6 +35,7 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "int8": 6e-2}
 _MATRICES = ["qkv.weight", "out.weight", "up.weight", "down.weight", "head.weight", "embedding.weight", "positions.weight"]
 _VECTORS = [f"{name}.{part}" for name in ("norm1", "norm2") for part in ("weight", "bias")]
 _VECTORS += ["q_norm.weight", "k_norm.weight", "qkv.bias", "out.bias", "up.bias", "down.bias", "norm.weight", "norm.bias", "head.bias"]
+_BF16_IN_16_BITS = 3
 _ROWS_AT_ONCE = 1 << 22  # floats converted at a time while packing
 _P, _I = native.ADDRESS, native.SIZE
 _FUNCTIONS: dict[str, list[Any]] = {
@@ -38,6 +43,7 @@ _FUNCTIONS: dict[str, list[Any]] = {
     "decoder_destroy": [_P],
     "decoder_set_rows": [_P, _I, _I, _I, _I, _P],
     "decoder_set_vector": [_P, _I, _I, _P, _I],
+    "decoder_misfits": [_P],
     "decoder_remake": [_P, _I, _I, _P],
     "decoder_room": [_P],
     "decoder_get_lengths": [_P, _P],
@@ -46,7 +52,14 @@ _FUNCTIONS: dict[str, list[Any]] = {
     "decoder_extend": [_P, _P, _P, _P, _P, _I, _I, _P],
     "decoder_greedy": [_P, _P, _I, _P, _I, _P, _P, _P],
 }
-_RETURNS = {"decoder_create": _P, "decoder_remake": _I, "decoder_room": _I, "decoder_extend": _I, "decoder_greedy": _I}
+_RETURNS = {
+    "decoder_create": _P,
+    "decoder_misfits": _I,
+    "decoder_remake": _I,
+    "decoder_room": _I,
+    "decoder_extend": _I,
+    "decoder_greedy": _I,
+}
 
 
 class Decoder:
@@ -85,13 +98,20 @@ class Decoder:
         reals = torch.tensor([spec.norm_eps, spec.qk_norm_eps, *scales], dtype=torch.float32)
         windows = torch.tensor(spec.windows)
         arrays = (sizes.data_ptr(), reals.data_ptr(), windows.data_ptr(), rope.data_ptr())
-        self._handle = self._c.decoder_create(*arrays, PRECISIONS.index(precision))
-        if not self._handle:
-            raise Unsupported("memory is too short for the packed weights")
-        weakref.finalize(self, self._c.decoder_destroy, self._handle)
-        self._load(weights)
+        self._make(arrays, PRECISIONS.index(precision), weights)
+        if misfits := self._c.decoder_misfits(self._handle):
+            logger.info("%d rows have weights of too different sizes for 12 bits; bf16 weights take 16", misfits)
+            self._finalizer()
+            self._make(arrays, _BF16_IN_16_BITS, weights)
         self._width_v = math.ceil(spec.vocabulary / 16) * 16
         self.reset(batch, max_length)
+
+    def _make(self, arrays: tuple[int, ...], form: int, weights: Mapping[str, Tensor]) -> None:
+        self._handle = self._c.decoder_create(*arrays, form)
+        if not self._handle:
+            raise Unsupported("memory is too short for the packed weights")
+        self._finalizer = weakref.finalize(self, self._c.decoder_destroy, self._handle)
+        self._load(weights)
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         for name, tensor in weights.items():

@@ -24,7 +24,7 @@ struct alignas(64) Phase {
 
 class Team {
   public:
-    typedef std::function<void(int kind, int layer, int chunk, int chunks, int thread, bool first)> Work;
+    typedef std::function<void(int kind, int layer, int chunk, int thread, bool first)> Work;
     typedef std::function<void(int thread, bool begin)> Border;
 
     Team(int size, int max_phases, Work work, Border border)
@@ -141,7 +141,7 @@ class Team {
                 if ((word & LOW) >= chunks) break;
                 if (!p.next.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel)) continue;
                 if (!begun) border_(thread, true), begun = true;
-                work_(p.kind, p.layer, static_cast<int>(word & LOW), static_cast<int>(chunks), thread, first);
+                work_(p.kind, p.layer, static_cast<int>(word & LOW), thread, first);
                 first = false;
                 p.done.fetch_add(1, std::memory_order_release);
                 word = p.next.load(std::memory_order_acquire);

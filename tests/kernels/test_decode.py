@@ -10,6 +10,7 @@ import torch
 
 from mmlm.base.errors import DataError, NumericsError
 from mmlm.kernels import native
+from mmlm.kernels.decode import fast
 from mmlm.kernels.decode.fast import PRECISIONS, TOLERANCE, Decoder
 from mmlm.kernels.decode.reference import decode_step, empty_caches
 from mmlm.kernels.decode.spec import DecoderSpec, Unsupported
@@ -253,6 +254,44 @@ def test_what_is_not_finite_is_not_hidden(precision):
             decoder.greedy(torch.tensor([1]), 2)
 
 
+def uneven(kind):
+    """Weights whose sizes within a row differ by so much that 12 bits may not hold them."""
+    weights, generator = random_weights(LLAMA), torch.Generator().manual_seed(9)
+    for name in [name for name in weights if name.endswith(("qkv.weight", "up.weight", "out.weight", "down.weight"))]:
+        w = weights[name]
+        if kind == "pruned":
+            w *= torch.rand(w.shape, generator=generator) < 0.5
+        if kind == "rows_of_all_sizes":
+            w *= 10.0 ** torch.randint(-12, 2, (len(w), 1), generator=generator)
+            w[::7] = 0
+        if kind == "one_channel_above_all" and not name.endswith(("out.weight", "down.weight")):
+            w[:, 5] *= 1e6
+    if kind == "one_channel_above_all":
+        for name in ("layers.0.norm1.weight", "layers.0.norm2.weight", "layers.1.norm1.weight", "layers.1.norm2.weight"):
+            weights[name][5] = 0.0
+    return weights
+
+
+@pytest.mark.parametrize("kind", ["pruned", "rows_of_all_sizes", "one_channel_above_all"])
+def test_bf16_holds_weights_of_uneven_sizes(kind, caplog):
+    caplog.set_level("INFO")
+    weights, ids_b = uneven(kind), torch.tensor([3, 50])
+    for precision in ("fp32", "bf16"):
+        decoder, caches = Decoder(LLAMA, weights, precision, threads=1, batch=2), empty_caches(LLAMA, 2)
+        for _ in range(2):
+            assert relative(decoder.step(ids_b), decode_step(LLAMA, weights, ids_b, caches)[0]) < TOLERANCE[precision]
+    assert ("bf16 weights take 16" in caplog.text) == (kind == "one_channel_above_all")
+
+
+@pytest.mark.parametrize("rows", [1, 5, 20, 40])
+def test_bf16_in_16_bits_equals_12_bits_where_both_hold(rows, monkeypatch):
+    weights, ids_b = random_weights(LLAMA), torch.randint(0, 97, (rows,), generator=torch.Generator().manual_seed(rows))
+    narrow = Decoder(LLAMA, weights, "bf16", threads=1, batch=rows).step(ids_b).clone()
+    monkeypatch.setattr(fast, "PRECISIONS", ("fp32", "none", "none", "bf16"))
+    wide = Decoder(LLAMA, weights, "bf16", threads=1, batch=rows).step(ids_b)
+    assert relative(narrow, wide) < 1e-3
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -317,9 +356,7 @@ def llama_weights(model, names):
                 found[f"{to}out.{part}"] = state[f"{at}self_attn.o_proj.{part}"]
         found[f"{to}up.weight"] = torch.cat([state[f"{at}mlp.{x}_proj.weight"] for x in ("gate", "up")])
         found[f"{to}down.weight"] = state[f"{at}mlp.down_proj.weight"]
-        found[f"{to}norm1.weight"], found[f"{to}norm2.weight"] = (
-            state[f"{at}{x}_layernorm.weight"] for x in ("input", "post_attention")
-        )
+        found[f"{to}norm1.weight"], found[f"{to}norm2.weight"] = (state[f"{at}{x}_layernorm.weight"] for x in ("input", "post_attention"))
         for x in "qk":
             if f"{at}self_attn.{x}_norm.weight" in state:
                 found[f"{to}{x}_norm.weight"] = state[f"{at}self_attn.{x}_norm.weight"]
