@@ -11,7 +11,7 @@
 
 #include "../lanes.h"
 
-constexpr int64_t SECTION = 128;
+constexpr int64_t SECTION = 32;
 
 struct Shape {
     int64_t b, t, h, p, g, n;
