@@ -219,7 +219,7 @@ struct Decoder {
         const bool own = vectors <= 16;
         const Matrix& m = matrix(kind, layer);
         if (own && first_chunk) {
-            fetch(m.data, PREFETCH);
+            fetch(m.data + PREFETCH, PREFETCH);
             prepare(kind, layer, 0, vectors, s.input, s);
         }
         const int64_t per = panels_per_chunk(m), begin = kind == DO_HEAD ? first_panel : 0, end = kind == DO_HEAD ? last_panel : m.panels;

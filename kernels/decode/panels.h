@@ -21,12 +21,13 @@ template <class F, int M>
 INLINE void panel_vector(const char* w, int64_t groups, const uint32_t* x, int64_t stride, int ahead, typename F::Sum* out) {
     constexpr int SUMS = M <= VECTOR_ROWS / 2 ? 4 : 2;
     typename F::Sum acc[M][SUMS] = {};
-    for (int64_t k = 0; k < groups; k += 4, w += 4 * F::BYTES) {
-        IntLanes v[4];
-        for (int i = 0; i < 4 * F::BYTES; i += 64) __builtin_prefetch(w + i + ahead, 0, 2);
+    constexpr int STEP = F::BYTES == 48 ? 4 : SUMS;  // no sum twice in a step, or the compiler regroups what it adds
+    for (int64_t k = 0; k < groups; k += STEP, w += STEP * F::BYTES) {
+        IntLanes v[STEP];
+        for (int i = 0; i < STEP * F::BYTES; i += 64) __builtin_prefetch(w + i + ahead, 0, 2);
         if constexpr (F::BYTES == 48) F::expand(w, v);
-        else for (int u = 0; u < 4; u++) v[u] = load_bits(w + u * 64);
-        for (int u = 0; u < 4; u++)
+        else for (int u = 0; u < STEP; u++) v[u] = load_bits(w + u * 64);
+        for (int u = 0; u < STEP; u++)
             for (int m = 0; m < M; m++) acc[m][u % SUMS] = F::dot(acc[m][u % SUMS], v[u], x[m * stride + k + u]);
     }
     for (int m = 0; m < M; m++) {
