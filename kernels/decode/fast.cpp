@@ -54,9 +54,7 @@ struct TypedDecoder : Decoder {
         multiply<W>(m, a, vectors, first, last, use_tiles, s.room, target);
     }
     void put(int64_t layer, int64_t sequence, int64_t g, int64_t token, const float* key, const float* value, Scratch& s) override {
-        s.query.reserve(1, cache.groups);
-        set_row<C>(s.query, 0, key, z.head_size, cache.groups);
-        cache.put(cache.at(layer, sequence, g), token, s.query.data, value);
+        cache.put(cache.at(layer, sequence, g), token, key, value, s.query);
     }
     void fetch_keys(int64_t layer, int64_t sequence, int64_t g) const override { fetch(cache.at(layer, sequence, g).keys, NEAR); }
     void attend_to(int64_t layer, int64_t sequence, int64_t g, const float* q, int64_t start, int64_t length, Scratch& s, float* y) override {
@@ -88,7 +86,7 @@ void* decoder_create(const int64_t* sizes, const float* reals, const int64_t* wi
         if (form == 0) return static_cast<Decoder*>(new TypedDecoder<Float32, Float32>(z, r, windows, frequencies));
         if (form == 1) return static_cast<Decoder*>(new TypedDecoder<Bf12, Bf16>(z, r, windows, frequencies));
         if (form == 3) return static_cast<Decoder*>(new TypedDecoder<Bf16, Bf16>(z, r, windows, frequencies));
-        return static_cast<Decoder*>(new TypedDecoder<Int8, Bf16>(z, r, windows, frequencies));
+        return static_cast<Decoder*>(new TypedDecoder<Int8, Int8>(z, r, windows, frequencies));
     } catch (const std::bad_alloc&) {
         return nullptr;
     }

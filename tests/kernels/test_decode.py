@@ -142,6 +142,19 @@ def test_keys_and_values_computed_elsewhere_are_continued(precision, window):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_seventy_thousand_tokens_overflow_no_sum(precision):
+    spec = DecoderSpec(vocabulary=17, width=16, num_layers=1, num_heads=1, num_kv_heads=1, head_size=16, hidden=16)
+    weights, tokens = random_weights(spec), 70_000
+    k, v = torch.zeros(1, 1, 1, tokens, 16), torch.ones(1, 1, 1, tokens, 16)
+    v[..., tokens // 2 :, :8] = 3.0
+    decoder, caches = Decoder(spec, weights, precision, threads=1), [[(k[0, 0], v[0, 0])]]
+    decoder.prefill(k, v, [tokens])
+    for token in (3, 16):
+        ids_b = torch.tensor([token])
+        assert relative(decoder.step(ids_b), decode_step(spec, weights, ids_b, caches)[0]) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_selected_cropped_and_reset_sequences_continue_as_the_reference(precision):
     weights, generator = random_weights(LLAMA), torch.Generator().manual_seed(4)
 
