@@ -208,7 +208,13 @@ class Trainer:
         while not reason and state.step < last:
             reason = self._agree()
             if not reason:
-                self._count(self.stepper(feed.step(), state.step, self.rate), plan)
+                try:
+                    batches = feed.step()
+                except RuntimeError:
+                    if self.interrupts.signal:
+                        continue  # the same signal has ended the workers
+                    raise
+                self._count(self.stepper(batches, state.step, self.rate), plan)
                 self._after_step(is_last=state.step >= last)
             elif reason == "time":
                 self._after_step(is_last=True)

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-import importlib.util
+import multiprocessing
 import os
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
 
 
 @pytest.fixture(scope="session")
-def toy() -> ModuleType:
-    """The toy model and samples, under an importable name, so that worker processes find them."""
-    if "toy" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("toy", HERE / "toy.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules["toy"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["toy"])
-    return sys.modules["toy"]
+def toy() -> Iterator[ModuleType]:
+    """The toy model and samples, under a name that other processes can import."""
+    sys.path.insert(0, str(HERE))
+    import toy
+
+    yield toy
+    sys.path.remove(str(HERE))
 
 
-@pytest.fixture
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts toy.py with arguments as a process of its own, its output a pipe."""
+@pytest.fixture(scope="session")
+def start(toy: ModuleType) -> Callable[..., BaseProcess]:
+    """Starts a run as a process of its own, forked from one that has imported torch and done nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["toy", "accelerate"])
+    with pytest.MonkeyPatch.context() as patch:  # the server does not take over sys.path
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent.parent)]))
+        forkserver.ensure_running()
 
-    def begin(*arguments: Any) -> subprocess.Popen[str]:
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(HERE / "toy.py"), *map(str, arguments)]
-        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def begin(folder: Path, options: dict, seconds: float = 0.0) -> BaseProcess:
+        process = context.Process(target=toy.child, args=(folder, options, seconds))
+        process.start()
+        return process
 
     return begin

@@ -1,19 +1,23 @@
-"""A model and samples that cost nothing, for tests of the trainer; also a program that trains them."""
+"""A model and samples that cost nothing, for tests of the trainer."""
 
 from __future__ import annotations
 
-import json
+import multiprocessing
+import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmlm.training import checkpoint
 from mmlm.training.config import TrainConfig
-from mmlm.training.trainer import Trainer
+from mmlm.training.log import read_log
+from mmlm.training.trainer import Result, Trainer
 
 WIDTH = 6
 
@@ -93,20 +97,45 @@ def draw(model: nn.Module, step: int, folder: Path) -> None:
     (folder / "sample.txt").write_text(f"{step} {float(torch.rand(1)):.3f}")
 
 
-def main() -> None:
-    """python toy.py FOLDER CONFIG [SECONDS]: train with every hook; SECONDS of sleep a sample. Ends with the trainer's exit code."""
+def hooks(config: TrainConfig) -> dict[str, Any]:
+    return {"validate": validate if config.validate_every else None, "draw": draw if config.sample_every else None}
+
+
+def train(folder: Path, options: dict[str, Any], seconds: float = 0.0, seed: int = 5, **more: Any) -> tuple[Toy, Result]:
+    """One run with the hooks that its config asks for. seconds: of sleep a sample."""
+    config = TrainConfig(**options)
+    model = Toy()
+    return model, Trainer(model, ToySamples(seconds=seconds), config, folder, seed=seed, **hooks(config), **more).fit()
+
+
+def child(folder: Path, options: dict[str, Any], seconds: float) -> None:
+    """A run in a process and process group of its own, which ends with the exit code of the run."""
+    os.setsid()
+    os.dup2(os.open(folder.with_suffix(".stderr"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     torch.set_num_threads(1)
-    config = TrainConfig(**json.loads(sys.argv[2]))
-    samples = ToySamples(seconds=float(sys.argv[3]) if len(sys.argv) > 3 else 0.0)
-    hooks = {"validate": validate if config.validate_every else None, "draw": draw if config.sample_every else None}
-
-    def tell(step: int, record: dict) -> None:
-        sys.stdout.write(f"{step}\n")
-        sys.stdout.flush()
-
-    result = Trainer(Toy(), samples, config, Path(sys.argv[1]), seed=5, progress=tell, **hooks).fit()
-    sys.exit(result.exit_code)
+    multiprocessing.set_start_method("fork", force=True)  # for the workers, as in a process that was not forked from a server
+    sys.exit(train(folder, options, seconds)[1].exit_code)
 
 
-if __name__ == "__main__":
-    main()
+FULL = {
+    "steps": 12, "batch_size": 4, "micro_batch_size": 3, "lr": 1e-2, "log_every": 5, "checkpoint_every": 4, "keep_last": 100,
+    "validate_every": 6, "sample_every": 6, "ema_decay": 0.9, "keep_best": {"metric": "error", "mode": "min"},
+}  # fmt: skip
+TIMES = ("tokens_per_second", "data_wait", "peak_gib", "seconds")
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The log of a run but for times."""
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in read_log(folder / "log.jsonl")]
+
+
+def assert_same(one: Path, other: Path, step: int = 12, ignore: tuple[str, ...] = ()) -> None:
+    """Both runs have the same checkpoint of a step: every tensor of every file bit for bit, and every counter but times."""
+    found = [checkpoint.read(folder / "checkpoints" / checkpoint.step_name(step)) for folder in (one, other)]
+    states = [{key: value for key, value in state.items() if key not in {"seconds", "log_bytes", "config", *ignore}} for _, state in found]
+    assert states[0] == states[1]
+    assert [file.keys() for file in found[0][0].values()] == [file.keys() for file in found[1][0].values()]
+    assert found[0][0].keys() == found[1][0].keys() >= {"model", "optimizer"}
+    for file, tensors in found[0][0].items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, found[1][0][file][name]), f"{file} {name}"
