@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -90,7 +92,9 @@ class Feed:
         self.waited = 0.0
         more: dict[str, Any] = {"worker_init_fn": _begin_worker, "prefetch_factor": 2} if workers else {}
         source = _Prepared(samples, plan.seed)
-        self._batches = iter(DataLoader(source, batch_size=None, sampler=plan, num_workers=workers, collate_fn=_as_is, **more))
+        self._batches: Iterator[Any] = iter(
+            DataLoader(source, batch_size=None, sampler=plan, num_workers=workers, collate_fn=_as_is, **more)
+        )
 
     def step(self) -> list[Any]:
         """The micro-batches of the next step. Raises what went wrong while they were prepared."""
@@ -102,12 +106,23 @@ class Feed:
                 raise batch
         return batches
 
+    def close(self) -> None:
+        """End the workers now. Left to the garbage collector, they may be waited for in vain."""
+        self._batches = iter(())
+
 
 def _as_is(batch: Any) -> Any:
     return batch
 
 
 def _begin_worker(number: int) -> None:
-    """Signals to the whole group are for the main process, which ends its workers after the step."""
+    """Signals to the whole group are for the main process, which ends its workers itself after the step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

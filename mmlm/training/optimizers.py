@@ -48,7 +48,8 @@ def muon(config: MuonConfig, groups: list[Group], model: nn.Module) -> list[Opti
     looked_up = {id(p) for part in model.modules() if isinstance(part, nn.Embedding) for p in part.parameters(recurse=False)}
 
     def inside(parameter: nn.Parameter) -> bool:
-        return parameter.ndim == 2 and id(parameter) not in looked_up and "vocab" not in getattr(parameter, "axes", ())
+        is_output = "vocab" in getattr(parameter, "axes", ())
+        return min(parameter.shape, default=0) > 1 and parameter.ndim == 2 and id(parameter) not in looked_up and not is_output
 
     parts: list[list[Group]] = [
         [{**group, "params": kept} for group in groups if (kept := [p for p in group["params"] if inside(p) == is_matrix])]

@@ -120,7 +120,8 @@ class Trainer:
             try:
                 reason = self._run(last)
             finally:
-                self.feed = None
+                if self.feed is not None:
+                    self.feed.close()
                 self.model.eval()
             self._save()
             self.ranks.wait()

@@ -30,7 +30,7 @@ def toy() -> Iterator[ModuleType]:
 def start(toy: ModuleType) -> Callable[..., BaseProcess]:
     """Starts a run as a process of its own, forked from one that has imported torch and done nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["toy", "accelerate"])
+    context.set_forkserver_preload(["toy", "accelerate", "torch._dynamo"])
     with pytest.MonkeyPatch.context() as patch:  # the server does not take over sys.path
         patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent.parent)]))
         forkserver.ensure_running()
