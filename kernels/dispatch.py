@@ -24,6 +24,7 @@ from mmlm.base.errors import RecipeError, unknown_name
 
 BACKENDS = ("triton", "native", "torch", "reference")  # in the order `auto` asks them
 OPS = {
+    "attention": "mmlm.kernels.attention.fast",
     "causal_conv1d": "mmlm.kernels.conv1d.fast",
     "linear_cross_entropy": "mmlm.kernels.cross_entropy.fast",
     "rms_norm": "mmlm.kernels.rms_norm.fast",
@@ -75,13 +76,9 @@ def choose(op: str, backend: str = "auto", *tensors: Tensor | None) -> str:
 
     Raises RecipeError if a back end asked for by name is not known or cannot serve; the text says why.
     """
-    kernel = KERNELS[op]
-    where = "backend"
+    kernel, where = KERNELS[op], "backend"
     if backend == "auto":
-        if _forced:
-            backend, where = _forced[-1], "forced()"
-        elif "MMLM_KERNEL" in os.environ:
-            backend, where = _from_environment(op), "MMLM_KERNEL"
+        backend, where = asked(op), "forced()" if _forced else "MMLM_KERNEL"
     if backend == "auto":
         for name in BACKENDS:
             if name in kernel and kernel.serves[name](*tensors) is None:
@@ -108,13 +105,16 @@ def run(op: str, backend: str, tensors: tuple[Tensor | None, ...], *arguments: A
     return function(*arguments, **options)
 
 
-def _from_environment(op: str) -> str:
+def asked(op: str) -> str:
+    """What `auto` means for an operation now: the back end of the innermost `forced` block, that of MMLM_KERNEL, or auto."""
+    if _forced:
+        return _forced[-1]
     found = "auto"
-    for part in os.environ["MMLM_KERNEL"].split(","):
+    for part in os.environ.get("MMLM_KERNEL", "").split(","):
         name, equals, value = part.strip().rpartition("=")
         if equals and name == op:
             return value
-        if not equals and value:
+        if value and not equals:
             found = value
     return found
 

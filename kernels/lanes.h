@@ -56,6 +56,19 @@ INLINE void store(bf16* p, V x) {
 }
 
 // The same for the last `count` (below 16) elements of a row; lanes beyond them are `rest`.
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+#define MASKED_LANES 1
+INLINE __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+INLINE V load_some(const float* p, int64_t count, float rest = 0) {
+    return (V)_mm512_mask_loadu_ps(_mm512_set1_ps(rest), first_lanes(count), p);
+}
+INLINE V load_some(const bf16* p, int64_t count, float rest = 0) {
+    __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(count), p));
+    return (V)_mm512_mask_mov_ps(_mm512_set1_ps(rest), first_lanes(count), (__m512)_mm512_slli_epi32(bits, 16));
+}
+INLINE void store_some(float* p, V x, int64_t count) { _mm512_mask_storeu_ps(p, first_lanes(count), (__m512)x); }
+INLINE void store_some(bf16* p, V x, int64_t count) { _mm256_mask_storeu_epi16(p, first_lanes(count), (__m256i)narrow(x)); }
+#else
 template <class T>
 INLINE V load_some(const T* p, int64_t count, float rest = 0) {
     T part[LANES];
@@ -70,6 +83,8 @@ INLINE void store_some(T* p, V x, int64_t count) {
     store(part, x);
     memcpy(p, part, count * sizeof(T));
 }
+#endif
+
 // A row of n in steps of sixteen: each(i, all) for the full steps, each(i, some) for what is left; at and put take the tag.
 struct All {};
 struct Some {
@@ -92,6 +107,9 @@ INLINE V at(const T* p, Some some, float rest = 0) {
 // x with `rest` in the lanes beyond a row's end.
 INLINE V within(V x, All, float) { return x; }
 INLINE V within(V x, Some some, float rest) {
+#if defined(MASKED_LANES)
+    return (V)_mm512_mask_mov_ps(_mm512_set1_ps(rest), first_lanes(some.count), (__m512)x);
+#endif
     float part[LANES];
     memcpy(part, &x, sizeof part);
     return load_some(part, some.count, rest);

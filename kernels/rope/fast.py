@@ -22,7 +22,8 @@ from mmlm.kernels.rope.reference import turn_reference
 def rope(q_bthk: Tensor, k_btgk: Tensor, cos_btj: Tensor, sin_btj: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """Queries [..., t, h, k] and keys [..., t, g, k] with their first 2j channels turned, in the dtypes given.
 
-    cos, sin: [..., t, j], not differentiated; leading axes of size one serve all rows. Computed in float32.
+    cos, sin: [..., t, j], not differentiated; leading axes of size one serve all rows. The torch form takes them in the dtypes of q and k,
+    the others compute in float32.
     Raises RecipeError if a head has fewer than 2j channels, or where the back end asked for cannot serve.
     """
     if 2 * cos_btj.shape[-1] > min(q_bthk.shape[-1], k_btgk.shape[-1]):
@@ -34,12 +35,9 @@ def rope(q_bthk: Tensor, k_btgk: Tensor, cos_btj: Tensor, sin_btj: Tensor, *, ba
 def turn_torch(x_bthk: Tensor, cos_btj: Tensor, sin_btj: Tensor) -> Tensor:
     """The halves turned and put together again."""
     pairs = cos_btj.shape[-1]
-    cos, sin = cos_btj.unsqueeze(-2), sin_btj.unsqueeze(-2)
-    if x_bthk.dtype == torch.float64:
-        cos, sin = cos.double(), sin.double()
-    left, right, rest = x_bthk[..., :pairs], x_bthk[..., pairs : 2 * pairs], x_bthk[..., 2 * pairs :]
-    turned = torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x_bthk.dtype)
-    return turned if not rest.shape[-1] else torch.cat([turned, rest], dim=-1)
+    cos, sin = cos_btj.unsqueeze(-2).to(x_bthk.dtype), sin_btj.unsqueeze(-2).to(x_bthk.dtype)
+    left, right, rest = x_bthk.split([pairs, pairs, x_bthk.shape[-1] - 2 * pairs], dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
 
 
 _TURN = [*[native.ADDRESS] * 5, *[native.SIZE] * 6, native.REAL, ctypes.c_int]

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmlm.kernels.attention.fast import attention
 from mmlm.kernels.conv1d.fast import causal_conv1d
 from mmlm.kernels.cross_entropy.fast import linear_cross_entropy
 from mmlm.kernels.dispatch import available
@@ -111,6 +112,7 @@ def all_forms(op, tensors, peer, **options):
 
 
 NAMES = {
+    attention: "attention",
     rms_norm: "rms_norm",
     swiglu: "swiglu",
     rope: "rope",
@@ -234,3 +236,17 @@ def test_causal_conv1d():
 
     times = compare(all_forms(causal_conv1d, tensors, plain, document_bt=document))
     show("causal convolution 1024 x 640, 4 taps, SiLU, both ways", times, "plain", 3.5)
+
+
+@pytest.mark.parametrize(("b", "h", "t", "goal"), [(16, 5, 128, 3), (2, 5, 512, 1.3), (1, 12, 2048, None)], ids=str)
+def test_attention(b, h, t, goal):
+    q, k, v = (torch.randn(b, t, h, 64, generator=torch.Generator().manual_seed(i)).transpose(1, 2) for i in range(3))
+    tensors = {"q_bhtk": q, "k_bglk": k, "v_bglk": v}
+    tensors = {name: x.to(torch.bfloat16).requires_grad_() for name, x in tensors.items()}
+    parity(attention, tensors, 1e-2, causal=True)
+
+    def plain(q_bhtk, k_bglk, v_bglk):
+        return F.scaled_dot_product_attention(q_bhtk, k_bglk, v_bglk, is_causal=True)
+
+    times = compare(all_forms(attention, tensors, plain, causal=True), rounds=3)
+    show(f"causal attention {b} x {h} x {t} x 64, bfloat16, both ways", times, "plain", goal)

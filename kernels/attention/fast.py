@@ -1,0 +1,157 @@
+"""Which form of softmax attention serves: torch's fused one, or blocks of matrix products where these measured faster.
+
+Forwards torch's fused form is the quickest on a CPU; its backward pass in bfloat16 is not (tests/bench/test_kernels.py), so `auto` takes
+the blocks for training in bfloat16 and for soft caps, which the fused form does not know.
+
+Axes: b rows   h query heads   g key and value heads   t queries   l keys   k channels
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmlm.base.errors import RecipeError
+from mmlm.kernels import native
+from mmlm.kernels.attention.blocks import Part, Rule, TorchPasses, attention_in_blocks
+from mmlm.kernels.attention.reference import attention_reference, visible_pairs
+from mmlm.kernels.dispatch import asked, pointers, register, run
+from mmlm.kernels.native import address, letters
+
+FEW_SCORES = 1 << 15  # below, one fused call costs less than several products
+
+
+def attention(
+    q_bhtk: Tensor,
+    k_bglk: Tensor,
+    v_bglk: Tensor,
+    *,
+    causal: bool,
+    mask: Tensor | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """softmax(q k^T scale) v [b, h, t, k] in the dtype given; heads h share the g key and value heads in order (h / g each).
+
+    causal: a query sees the keys up to its own place, queries being the last t of the l tokens. window: it sees the last `window` of them.
+    mask: bool [b or 1, h or 1, t, l], true where a key may be seen, besides both. scale: default 1 / sqrt(k). softcap: scores become
+    cap * tanh(score / cap). A query that sees no key gets zeros.
+    Raises RecipeError where shapes do not fit or the back end asked for cannot serve.
+    """
+    heads, groups = q_bhtk.shape[1], k_bglk.shape[1]
+    if heads % groups:
+        raise RecipeError(f"attention: {heads} query heads cannot share {groups} key heads evenly.")
+    if causal and q_bhtk.shape[2] > k_bglk.shape[2]:
+        raise RecipeError(f"attention: {q_bhtk.shape[2]} causal queries need as many keys at least, but there are {k_bglk.shape[2]}.")
+    if mask is not None:
+        mask = mask.reshape((1,) * (4 - mask.dim()) + mask.shape)
+    if scale is None:
+        scale = 1 / math.sqrt(q_bhtk.shape[-1])
+    if backend == "auto":
+        backend = asked("attention")
+    if backend == "auto" and softcap is None and not _pays(q_bhtk, k_bglk, v_bglk):
+        backend = "torch"
+    arguments = (q_bhtk, k_bglk, v_bglk, mask, causal, window, scale, softcap)
+    return run("attention", backend, (q_bhtk, k_bglk, v_bglk, mask), *arguments)
+
+
+def attention_torch(
+    q_bhtk: Tensor,
+    k_bglk: Tensor,
+    v_bglk: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """Blocks of products for soft caps and for training on short bfloat16 rows, else torch's fused form."""
+    t, length = q_bhtk.shape[2], k_bglk.shape[2]
+    if softcap is not None or (t <= 256 and _pays(q_bhtk, k_bglk, v_bglk)):
+        return attention_in_blocks(TorchPasses(), q_bhtk, k_bglk, v_bglk, mask, causal, window, scale, softcap)
+    simple = mask is None and window is None and (not causal or t == length)
+    if not simple:
+        pairs = visible_pairs(t, length, causal, window, q_bhtk.device)
+        mask = pairs if mask is None else mask & pairs
+    y = F.scaled_dot_product_attention(
+        q_bhtk, k_bglk, v_bglk, mask, is_causal=causal and simple, scale=scale, enable_gqa=q_bhtk.shape[1] != k_bglk.shape[1]
+    )
+    return y if mask is None else torch.where(mask.any(-1, keepdim=True), y, 0)
+
+
+def _pays(*qkv: Tensor) -> bool:
+    """Whether blocks were measured faster than torch's fused form: in bfloat16, where a gradient is asked for, on the CPU."""
+    q, k, _ = qkv
+    training = torch.is_grad_enabled() and any(x.requires_grad for x in qkv)
+    many = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] >= FEW_SCORES
+    return many and training and all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in qkv)
+
+
+class _Block(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("n", "heads", "queries", "keys", "first_query", "first_key", "causal", "window")),
+        *((name, ctypes.c_int64) for name in ("mask_n", "mask_head", "mask_query")),
+        ("scale", ctypes.c_float),
+        ("cap", ctypes.c_float),
+    ]
+
+
+_KEPT = [native.ADDRESS, native.SIZE, native.SIZE, native.ADDRESS, ctypes.c_int]
+_SOFTMAX, _DIFFERENTIATE = [native.ADDRESS, native.ADDRESS, *_KEPT], [native.ADDRESS, native.ADDRESS, native.ADDRESS, *_KEPT]
+_library = native.Library(
+    Path(__file__).parent / "fast.cpp",
+    {"softmax_f": _SOFTMAX, "softmax_b": _SOFTMAX, "differentiate_f": _DIFFERENTIATE, "differentiate_b": _DIFFERENTIATE},
+)
+
+
+class NativePasses:
+    """The elementwise work in C++, over the memory of its inputs."""
+
+    fused = True
+
+    def softmax(self, scores: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> Tensor:
+        """Probabilities and log denominators."""
+        block, mask = _block(scores, part, rule)
+        getattr(_library(), f"softmax_{letters(scores)}")(
+            *(address(scores), address(mask), address(log_sum), log_sum.stride(0), log_sum.stride(1)),
+            *(ctypes.addressof(block), native.threads(scores.numel() * 1e-9)),
+        )
+        return scores
+
+    def slopes(self, scores: Tensor, slopes: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities and the gradient of the raw scores."""
+        block, mask = _block(scores, part, rule)
+        getattr(_library(), f"differentiate_{letters(scores)}")(
+            *(address(scores), address(slopes), address(mask), address(log_sum), log_sum.stride(0), log_sum.stride(1)),
+            *(ctypes.addressof(block), native.threads(scores.numel() * 1e-9)),
+        )
+        return scores, slopes
+
+
+def _block(scores: Tensor, part: Part, rule: Rule) -> tuple[_Block, Tensor | None]:
+    mask = None if part.mask is None else part.mask.expand(scores.shape)
+    if mask is not None and mask.stride(3) != 1:
+        mask = mask.contiguous()
+    strides = (0, 0, 0) if mask is None else mask.stride()[:3]
+    first_query = part.queries.start + part.offset
+    where = (first_query, part.keys.start, int(rule.causal), rule.window or 0)
+    return _Block(*scores.shape, *where, *strides, rule.scale, rule.softcap or 0.0), mask
+
+
+def _serves(*tensors: Tensor | None) -> str | None:
+    if len({x.dtype for x in tensors[:3] if x is not None}) > 1:
+        return "queries, keys and values differ in dtype"
+    return pointers(*tensors) or _library.missing()
+
+
+register("attention", "reference", attention_reference)
+register("attention", "torch", attention_torch)
+register("attention", "native", functools.partial(attention_in_blocks, NativePasses()), _serves)

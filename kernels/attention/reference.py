@@ -1,0 +1,40 @@
+"""Softmax attention from full scores. Source: arXiv:1706.03762, eq. 1; grouped heads arXiv:2305.13245; soft cap arXiv:2408.00118.
+
+Axes: b rows   h query heads   g key and value heads   t queries   l keys   k channels
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def visible_pairs(t: int, l: int, causal: bool, window: int | None, device: torch.device) -> Tensor:  # noqa: E741
+    """bool [t, l]: query i, standing at l - t + i, sees key j if j is not after it (causal) and less than `window` before it."""
+    distance = torch.arange(l - t, l, device=device)[:, None] - torch.arange(l, device=device)
+    seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    return seen if window is None else seen & (distance < window)
+
+
+def attention_reference(
+    q_bhtk: Tensor,
+    k_bglk: Tensor,
+    v_bglk: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """softmax(cap(q k^T scale)) v over the visible keys, in float32 at least; a query that sees no key gets zeros."""
+    exact = torch.promote_types(q_bhtk.dtype, torch.float32)
+    shared = q_bhtk.shape[1] // k_bglk.shape[1]
+    q, k, v = q_bhtk.to(exact), *(part.to(exact).repeat_interleave(shared, dim=1) for part in (k_bglk, v_bglk))
+    scores = q @ k.transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    seen = visible_pairs(q.shape[2], k.shape[2], causal, window, scores.device)
+    seen = (seen if mask is None else seen & mask).expand(scores.shape)
+    p = torch.where(seen, scores, -torch.inf).softmax(-1)
+    p = torch.where(seen.any(-1, keepdim=True), p, 0)
+    return (p @ v).to(q_bhtk.dtype)
