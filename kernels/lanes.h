@@ -1,5 +1,5 @@
 // Sixteen floats at once, from float or bfloat16 memory. GCC and clang lower the vector types to what the machine has; intrinsics stand
-// behind #ifdef. Every loop names the order of its sums, so a result does not depend on the number of threads.
+// behind #ifdef. Every loop fixes the order of its sums, so the same number of threads gives the same bits.
 #pragma once
 #include <cmath>
 #include <cstdint>
