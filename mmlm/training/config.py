@@ -41,7 +41,7 @@ class AdafactorConfig(Component):
 
     type: Literal["adafactor"] = "adafactor"
     beta2_decay: float = Field(-0.8, lt=0, description="exponent by which the memory of squared gradients grows with the step")
-    clip_update: float = Field(1.0, gt=0, description="largest root mean square of an update")
+    clip_update: float = Field(1.0, ge=1, description="largest root mean square of an update")
 
 
 @OPTIMIZERS.register("mmlm.training.optimizers:lion", source="Lion, arXiv:2302.06675, algorithm 2")

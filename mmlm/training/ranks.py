@@ -51,13 +51,13 @@ class Ranks:
             for tensor in tensors:
                 tensor.copy_(broadcast(tensor.contiguous()))
 
-    def sum_gradients(self, parameters: list[nn.Parameter], loss: Tensor) -> Tensor:
-        """Sum gradients over the processes in place, and return the summed loss. A gradient that no process has stays None."""
+    def sum_gradients(self, parameters: list[nn.Parameter], losses: Tensor) -> Tensor:
+        """Sum gradients over the processes in place, and return the summed losses [n]. A gradient that no process has stays None."""
         if self.world == 1:
-            return loss
+            return losses
         has = [float(parameter.grad is not None) for parameter in parameters]
-        summed = self._sum(torch.cat([loss.detach().float().view(1), torch.tensor(has, device=loss.device)]))
-        used = [parameter for parameter, count in zip(parameters, summed[1:].tolist(), strict=True) if count]
+        summed = self._sum(torch.cat([losses, torch.tensor(has).to(losses)]))
+        used = [parameter for parameter, count in zip(parameters, summed[len(losses) :].tolist(), strict=True) if count]
         for parameter in used:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -66,7 +66,7 @@ class Ranks:
                 flat = self._sum(torch.cat([gradient.flatten() for gradient in bucket]))
                 for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
                     gradient.copy_(part.view_as(gradient))
-        return summed[0]
+        return summed[: len(losses)]
 
     def wait(self) -> None:
         """Until all processes are here."""

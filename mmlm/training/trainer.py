@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -129,7 +130,7 @@ class Trainer:
                 self.parts.hold_final_weights(self.folder / CHECKPOINTS)
         state = self.state
         best = None if state.best_step is None or state.best_value is None else (state.best_step, state.best_value)
-        number = self.interrupts.signal if reason == "signal" else 0
+        number = (self.interrupts.signal or signal.SIGTERM) if reason == "signal" else 0  # another process may have got it
         return Result(state.step, reason, state.seconds, state.skipped, number, dict(state.metrics), best)
 
     @property
@@ -143,7 +144,9 @@ class Trainer:
         keep_memory()
         for name in self.config.trackers:
             require_tracker(name)
-        self.accelerator = Accelerator(mixed_precision="no", log_with=list(self.config.trackers) or None, project_dir=str(self.folder))
+        cpu = not torch.accelerator.is_available()  # told to accelerate, or it would take several processes for as many lone ones
+        trackers = list(self.config.trackers) or None
+        self.accelerator = Accelerator(mixed_precision="no", cpu=cpu, log_with=trackers, project_dir=str(self.folder))
         self.ranks, device = Ranks(self.accelerator), self.accelerator.device
         if self.config.batch_size % self.ranks.world:
             raise RecipeError(f"train.batch_size: must be a multiple of the {self.ranks.world} processes, but is {self.config.batch_size}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmlm.training import checkpoint
@@ -62,13 +64,14 @@ class ToySamples:
 
 
 class Toy(nn.Module):
-    """Two layers, two losses of different weight, dropout, a buffer that training moves."""
+    """Two layers, two losses of different weight, dropout, a buffer that training moves, a parameter that is seldom used."""
 
     def __init__(self, seed: int = 0, dropout: float = 0.1) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.inner = nn.Linear(WIDTH, 8)
         self.outer = nn.Linear(8, 1)
+        self.rare = nn.Parameter(torch.zeros(()))
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("calls", torch.zeros(()))
         with torch.no_grad():
@@ -79,6 +82,8 @@ class Toy(nn.Module):
         self.calls += batch.x.sum() * 1e-3
         hidden = torch.tanh(self.inner(self.dropout(batch.x)))
         error = self.outer(hidden)[:, 0].float() - batch.y
+        if bool((batch.y > 11).any()):  # a parameter that many batches do not use at all
+            error = error + self.rare * (batch.y > 11)
         rows = torch.tensor(float(len(batch.x)))
         return {"fit": ((error.square() * batch.weight).sum(), batch.weight.sum()), "size": (hidden.float().square().sum(), rows)}
 
@@ -101,11 +106,13 @@ def hooks(config: TrainConfig) -> dict[str, Any]:
     return {"validate": validate if config.validate_every else None, "draw": draw if config.sample_every else None}
 
 
-def train(folder: Path, options: dict[str, Any], seconds: float = 0.0, seed: int = 5, **more: Any) -> tuple[Toy, Result]:
+def train(
+    folder: Path, options: dict[str, Any], seconds: float = 0.0, seed: int = 5, dropout: float = 0.1, until: int | None = None, **more: Any
+) -> tuple[Toy, Result]:
     """One run with the hooks that its config asks for. seconds: of sleep a sample."""
     config = TrainConfig(**options)
-    model = Toy()
-    return model, Trainer(model, ToySamples(seconds=seconds), config, folder, seed=seed, **hooks(config), **more).fit()
+    model = Toy(dropout=dropout)
+    return model, Trainer(model, ToySamples(seconds=seconds), config, folder, seed=seed, **hooks(config), **more).fit(until=until)
 
 
 def child(folder: Path, options: dict[str, Any], seconds: float) -> None:
@@ -115,6 +122,21 @@ def child(folder: Path, options: dict[str, Any], seconds: float) -> None:
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # for the workers, as in a process that was not forked from a server
     sys.exit(train(folder, options, seconds)[1].exit_code)
+
+
+def ranked(rank: int, world: int, port: int, folder: Path, options: dict[str, Any], stop: int = 0) -> None:
+    """One of several processes of a run without dropout. stop: the step after which the first of them gets SIGTERM."""
+
+    def tell(step: int, record: dict[str, Any]) -> None:
+        if step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    model, result = train(folder, options, dropout=0.0, progress=tell)
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, str(folder / f"rank{rank}.safetensors"))
+    torch.distributed.destroy_process_group()
+    sys.exit(result.exit_code)
 
 
 FULL = {

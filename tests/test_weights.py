@@ -1,0 +1,60 @@
+"""Tensors into safetensors files and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load
+from torch import nn
+
+from mmlm.base.errors import CheckpointError
+from mmlm.weights import _DTYPES, copy_tensors, read_tensors, safetensors_bytes, with_aliases, without_aliases
+
+
+def test_every_dtype_and_shape_is_read_by_the_safetensors_package_as_it_was():
+    tensors = {str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in _DTYPES}
+    tensors |= {"scalar": torch.tensor(3.5), "empty": torch.zeros(0, 4), "turned": torch.arange(6.0).reshape(2, 3).t(), "ä": torch.ones(1)}
+    found = load(b"".join(bytes(piece) for piece in safetensors_bytes(tensors)))
+    assert found.keys() == tensors.keys()
+    assert all(found[name].equal(tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+def test_no_tensors_make_a_file_too():
+    assert load(b"".join(bytes(piece) for piece in safetensors_bytes({}))) == {}
+
+
+def test_a_large_tensor_is_written_in_pieces():
+    pieces = list(safetensors_bytes({"big": torch.arange(10_000_000, dtype=torch.float32)}))
+    assert max(map(len, pieces)) <= 1 << 24 and len(pieces) == 4
+    assert load(b"".join(bytes(piece) for piece in pieces))["big"][-1] == 9_999_999
+
+
+def test_tied_weights_are_stored_once_and_come_back_under_both_names():
+    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    model["b"].weight = model["a"].weight
+    own = model.state_dict()
+    stored = without_aliases(own)
+    assert list(stored) == ["a.weight", "a.bias", "b.bias"]
+    assert with_aliases(own, stored).keys() == own.keys()
+    copy_tensors(own, with_aliases(own, {name: torch.ones_like(tensor) for name, tensor in stored.items()}), "x")
+    assert bool((model["b"].weight == 1).all())
+
+
+def test_up_to_ten_misfits_are_named_and_nothing_is_copied():
+    own = {f"w{number:02}": torch.zeros(2) for number in range(12)}
+    with pytest.raises(CheckpointError) as error:
+        copy_tensors(own, {"w00": torch.ones(3), "w01": torch.ones(2), "other": torch.ones(1)}, "file")
+    text = str(error.value)
+    assert text.startswith("file: 12 tensors do not fit the model: missing w02; missing w03") and "and 2 more" in text
+    assert all(bool((tensor == 0).all()) for tensor in own.values())
+    with pytest.raises(CheckpointError, match=r"unknown b; w is \[3\], not \[2\]"):
+        copy_tensors({"w": torch.zeros(2)}, {"w": torch.zeros(3), "b": torch.zeros(1)}, "file")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x10\0\0\0\0\0\0\0{}", b"not a weight file at all"])
+def test_a_broken_file_is_told_by_name(tmp_path, content):
+    path = tmp_path / "w.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="w.safetensors: (broken|no such file)"):
+        read_tensors(path)

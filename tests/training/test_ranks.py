@@ -1,0 +1,81 @@
+"""Several processes train as one with the same global batch does, though masks and micro-batches are ragged."""
+
+from __future__ import annotations
+
+import signal
+import socket
+
+import pytest
+import torch
+
+from mmlm.training import checkpoint
+from mmlm.weights import read_tensors
+
+OPTIONS = {"steps": 12, "batch_size": 4, "micro_batch_size": 1, "lr": 1e-2, "log_every": 1, "checkpoint_every": 6, "ema_decay": 0.9}
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def run(toy, server, folder, options, stop=0, world=2, code=0):
+    port = free_port()
+    processes = [server.Process(target=toy.ranked, args=(rank, world, port, folder, options, stop)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [code] + [code] * (world - 1)
+
+
+@pytest.fixture(scope="module")
+def one(toy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    toy.train(folder, {**OPTIONS, "micro_batch_size": None}, dropout=0.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(toy, server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two") / "run"
+    run(toy, server, folder, OPTIONS)
+    return folder
+
+
+def assert_close(one, two, toy):
+    a, b = toy.lines(one), toy.lines(two)
+    assert len(a) == len(b) == 12
+    for left, right in zip(a, b, strict=True):
+        assert left.keys() == right.keys() and left["step"] == right["step"] and left["tokens"] == right["tokens"]
+        for key in ("loss", "loss.fit", "loss.size", "grad_norm", "lr"):
+            assert left[key] == pytest.approx(right[key], rel=1e-5), key
+    (first, _), (second, _) = (checkpoint.read(folder / "checkpoints" / "step_000012") for folder in (one, two))
+    for file in ("model", "ema", "optimizer"):
+        for name, tensor in first[file].items():
+            if name != "calls":  # each process counts its own samples there
+                torch.testing.assert_close(second[file][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_give_the_losses_of_one(toy, one, two):
+    assert_close(one, two, toy)
+
+
+def test_all_processes_end_with_the_same_weights(two):
+    first, second = (read_tensors(two / f"rank{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first if name != "calls")
+
+
+def test_a_run_of_two_processes_goes_on_as_one_and_the_other_way(toy, server, one, tmp_path):
+    toy.train(tmp_path / "up", OPTIONS, dropout=0.0, until=6)
+    run(toy, server, tmp_path / "up", OPTIONS)
+    assert_close(one, tmp_path / "up", toy)
+    run(toy, server, tmp_path / "down", {**OPTIONS, "checkpoint_every": 100}, stop=5, code=128 + signal.SIGTERM)
+    assert checkpoint.steps(tmp_path / "down" / "checkpoints") == [5]
+    toy.train(tmp_path / "down", OPTIONS, dropout=0.0)
+    assert_close(one, tmp_path / "down", toy)
+
+
+def test_a_batch_that_cannot_be_dealt_out_is_refused(toy, server, tmp_path):
+    run(toy, server, tmp_path / "odd", {**OPTIONS, "batch_size": 3}, code=1)
