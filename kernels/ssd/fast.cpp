@@ -7,6 +7,7 @@
 // with x standing for step * x. No state is kept between the passes. The decay's gradient needs none either: with s the running sum of
 // log decays, ds_t = query_t dC_t - X_t dX_t, and the gradient of a log decay is the sum of ds from there to the document's end. So that
 // such sums do not drift, each SECTION of tokens begins with their exact value, decay times the product of state and gradient.
+#include <functional>
 #include <vector>
 
 #include "../lanes.h"
@@ -44,8 +45,11 @@ INLINE int64_t whole(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
 // `steps` tokens with a state of rows x (16 lanes_v). left and read fill rows numbers of a token, right fills the lanes, out takes them;
 // decay gives what S is multiplied with before the token is taken in. BLOCK tokens share one pass over S.
-template <int LANES_V, int BLOCK, class Left, class Right, class Read, class Decay, class Out>
-static void sweep(int64_t steps, int64_t rows, float* state, Left left, Right right, Read read, Decay decay, Out out) {
+using Fill = std::function<void(int64_t, float*)>;
+using Take = std::function<void(int64_t, const float*)>;
+template <int LANES_V, int BLOCK>
+static void sweep(int64_t steps, int64_t rows, float* state, const Fill& left, const Fill& right, const Fill& read,
+                  const std::function<float(int64_t)>& decay, const Take& out) {
     int64_t padded = whole(rows);
     std::vector<float> buffer(2 * BLOCK * padded);
     float *left_rows = buffer.data(), *read_rows = left_rows + BLOCK * padded;

@@ -80,7 +80,8 @@ def test_every_operation_is_told_with_its_back_ends_in_order():
         assert mine[-1].backend == "reference" and all(line.serves or line.reason for line in mine)
 
 
-def test_every_native_file_compiles_where_there_is_a_compiler():
+def test_every_native_file_compiles_where_there_is_a_compiler(monkeypatch):
+    monkeypatch.delenv("MMLM_NATIVE", raising=False)
     try:
         native._compiler()
     except native.Unavailable:
@@ -96,6 +97,7 @@ def test_without_native_code_the_torch_form_serves_and_the_report_says_why(monke
 
 
 def test_a_compiler_that_fails_is_told_once_and_one_that_is_absent_is_not(monkeypatch, caplog, tmp_path):
+    monkeypatch.delenv("MMLM_NATIVE", raising=False)
     broken = tmp_path / "fast.cpp"
     broken.write_text("this is no C++")
     monkeypatch.setattr(fast, "_library", native.Library(broken, {}))
