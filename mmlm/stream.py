@@ -194,6 +194,46 @@ def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = Tru
     )
 
 
+def pad(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = True) -> Batch:
+    """One row [b, t] a stream, filled up at the end with document 0: what a cache needs. Otherwise as `pack`."""
+    packed = pack(streams, vocabulary, shift=shift)
+    lengths = [len(stream) for stream in streams]
+    rows, length = len(streams), max(lengths)
+    place = torch.cat([torch.arange(size) + row * length for row, size in enumerate(lengths)])
+
+    def spread(value: Tensor | None, empty: float = 0) -> Tensor | None:
+        if value is None:
+            return None
+        out = value.new_full((rows * length, *value.shape[2:]), empty)
+        out[place] = value[0]
+        return out.unflatten(0, (rows, length))
+
+    old = packed.layout
+    layout = dataclasses.replace(
+        old,
+        document=(spread(old.document) > 0).int(),  # type: ignore[operator]
+        position=spread(old.position),
+        mutual=spread(old.mutual),
+        branch=spread(old.branch),
+    )
+    return dataclasses.replace(
+        packed,
+        ids=spread(packed.ids),
+        layout=layout,
+        labels=spread(packed.labels, NO_LABEL),
+        weight=spread(packed.weight),
+        codes=spread(packed.codes, -1),
+        options=spread(packed.options),
+        feature_at={name: place[at] for name, at in packed.feature_at.items()},
+        channels={name: spread(value) for name, value in packed.channels.items()},
+    )
+
+
+def text_stream(ids: Tensor, modality: str = "text", name: str = "") -> Stream:
+    """A stream of one segment of ids, as a prompt has it."""
+    return Stream([Segment(modality, ids)], name=name)
+
+
 def unpack(values: Tensor, layout: Layout) -> list[Tensor]:
     """values [b, t, ...] at every token -> one tensor [t_i, ...] per document, in the order of the documents."""
     flat, document = values.flatten(0, 1), layout.document.flatten()

@@ -1,0 +1,138 @@
+"""Decoders of transformers in and out: their tensors are loaded into our modules, not wrapped.
+
+Read are config.json and safetensors files (one, or shards with an index); transformers itself is not needed. Nothing is fetched unless a
+hub id is named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmlm.base.errors import CheckpointError, unknown_name
+from mmlm.interop import gpt2, llama, mamba2
+from mmlm.interop.name_map import Family, check_keys
+from mmlm.model import MultimodalLM, load_weights
+
+FAMILIES: dict[str, Family] = {family.model_type: family for module in (llama, gpt2, mamba2) for family in module.FAMILIES}
+OPTIONAL = re.compile(r"rotary_emb\.inv_freq|\.attn\.(masked_)?bias$")
+
+
+def load_hugging_face(name: Path | str) -> MultimodalLM:
+    """A decoder from a local folder or a hub id.
+
+    Raises CheckpointError where the family is not known, its config has unknown keys, or a tensor is missing, left over or misshapen.
+    """
+    folder = _folder(name)
+    where = str(folder / "config.json")
+    config = _read_config(folder)
+    kind = str(config.get("model_type"))
+    if kind not in FAMILIES:
+        raise CheckpointError(f"{where}: {unknown_name('model type', kind, FAMILIES)}")
+    family = FAMILIES[kind]
+    check_keys(config, family, where)
+    try:
+        ours = family.to_ours(config)
+    except KeyError as error:
+        raise CheckpointError(f"{where}: key {error} is missing.") from None
+    model = MultimodalLM(ours)
+    tensors = _Tensors(folder)
+    rules = family.rules(ours)
+    used = {name for rule in rules.values() for name in rule.theirs}
+    left = sorted(name for name in tensors.names - used if not OPTIONAL.search(name))
+    if "language_model" in ours.heads and getattr(ours.heads["language_model"], "tied", False):
+        left = [name for name in left if name != "lm_head.weight"]
+    missing = sorted(used - tensors.names)
+    if missing or left:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} tensors are missing ({', '.join(missing[:10])}) and "
+            f"{len(left)} are not known ({', '.join(left[:10])})."
+        )
+    load_weights(model, {name: rule.read(tensors.get) for name, rule in rules.items()}, str(folder))
+    return model.eval()
+
+
+def save_hugging_face(model: MultimodalLM, folder: Path | str, dtype: torch.dtype | None = None) -> str:
+    """Write config.json and model.safetensors that transformers reads; returns the model type.
+
+    Raises CheckpointError where no family has this architecture.
+    """
+    folder = Path(folder)
+    if model.encoders or model.channels or list(model.heads) != ["language_model"]:
+        raise CheckpointError("only a plain decoder with one language-model head has a counterpart in transformers.")
+    for family in FAMILIES.values():
+        theirs = family.to_theirs(model.config)
+        if theirs is not None:
+            break
+    else:
+        raise CheckpointError(f"no family of transformers that is known here has this architecture; known: {', '.join(FAMILIES)}.")
+    own = model.state_dict()
+    tensors: dict[str, Tensor] = {}
+    for name, rule in family.rules(model.config).items():
+        tensors |= rule.write(own[name] if dtype is None else own[name].to(dtype))
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = next(iter(tensors.values())).dtype
+    about = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": str(kept).removeprefix("torch."), **theirs}
+    (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    save_file(tensors, str(folder / "model.safetensors"), {"format": "pt"})
+    return family.model_type
+
+
+def _folder(name: Path | str) -> Path:
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or str(name).startswith("."):
+        raise CheckpointError(f"{name}: neither a folder nor a hub id of the form owner/name.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise CheckpointError(f"{name}: no such folder, and the hub could not be read: {type(error).__name__}.") from None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: must hold one object.")
+    return found
+
+
+class _Tensors:
+    """Tensors of a folder by name, read when they are asked for. A prefix that a base model lacks is filled in."""
+
+    def __init__(self, folder: Path) -> None:
+        index = folder / "model.safetensors.index.json"
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+        self._files: dict[str, Path] = {}
+        for file in names:
+            path = (folder / file).resolve()
+            if path.parent != folder.resolve() and not path.is_file():
+                raise CheckpointError(f"{index}: shard {file!r} is not in the folder.")
+            if not path.is_file():
+                raise CheckpointError(f"{path}: no such file.")
+            try:
+                with safe_open(str(path), "pt") as opened:
+                    self._files |= dict.fromkeys(opened.keys(), path)
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path}: broken weight file: {error}.") from None
+        self.names = set(self._files)
+
+    def get(self, name: str) -> Tensor:
+        with safe_open(str(self._files[name]), "pt") as opened:
+            return opened.get_tensor(name).float()
