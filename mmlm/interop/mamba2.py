@@ -41,6 +41,7 @@ def _to_ours(config: dict[str, Any]) -> ModelConfig:
         conv_size=config.get("conv_kernel", 4),
         conv_bias=config.get("use_conv_bias", True),
         bias=config.get("use_bias", False),
+        norm_groups=config.get("n_groups", 8),
         step_limit=[float(low), min(float(high), 1e30)],
         norm_eps=config.get("layer_norm_epsilon", 1e-5),
     )
@@ -63,7 +64,7 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any] | None:
     alike = all(layer.mixer == mixer and layer.feed_forward is None for layer in backbone.layers)
     if not isinstance(mixer, Mamba2Config) or not alike or not isinstance(head, LanguageModelHeadConfig) or backbone.norm != "rms":
         return None
-    if mixer.norm_groups != 1 or mixer.norm_eps != backbone.norm_eps or backbone.learned_positions:
+    if mixer.norm_groups != mixer.num_groups or mixer.norm_eps != backbone.norm_eps or backbone.learned_positions:
         return None
     low, high = mixer.step_limit
     return {
