@@ -19,7 +19,7 @@ Items = list[tuple[int, int]]
 
 
 class Samples(Protocol):
-    """What a run is trained on. `fingerprint` changes when the samples do."""
+    """What a run is trained on. `fingerprint` changes when the samples do. With workers it must be possible to pickle them."""
 
     fingerprint: str
 

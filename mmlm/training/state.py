@@ -102,21 +102,32 @@ class Parts:
     def hold_final_weights(self, root: Path) -> None:
         """Give the model the weights to use: of the best checkpoint if there is one, and their average if there is one."""
         if self.state.best_step is not None:
-            folder = root / checkpoint.step_name(self.state.best_step)
-            files, _ = checkpoint.read(folder)
-            load_weights(self.model, files["model"], folder)
-            averaged: dict[str, Tensor] = files.get("ema", {})
-        else:
-            averaged = self.average.average if self.average is not None else {}
-        with torch.no_grad():
-            for name, tensor in averaged.items():
-                self.parameters[name].copy_(tensor)
+            load_model(self.model, root / checkpoint.step_name(self.state.best_step))
+        elif self.average is not None:
+            _overlay(self.model, self.average.average)
 
     def _names(self) -> dict[Tensor, str]:
         return {parameter: name for name, parameter in self.parameters.items()}
+
+
+def load_model(model: nn.Module, folder: Path) -> None:
+    """Give a model the weights of a checkpoint as they are used: averaged where the run kept an average.
+
+    Raises CheckpointError where the checkpoint is damaged or does not fit the model.
+    """
+    files, _ = checkpoint.read(folder)
+    load_weights(model, files["model"], folder)
+    _overlay(model, files.get("ema", {}))
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     """Copy the weights of a checkpoint into a model. Raises CheckpointError naming what does not fit."""
     own = model.state_dict()
     copy_tensors(own, with_aliases(own, tensors), str(folder / "model.safetensors"))
+
+
+def _overlay(model: nn.Module, averaged: dict[str, Tensor]) -> None:
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in averaged.items():
+            own[name].copy_(tensor)

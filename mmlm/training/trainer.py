@@ -106,12 +106,15 @@ class Trainer:
         Raises RecipeError if another process holds the folder, CheckpointError if its checkpoints do not fit or cannot be written,
         NumericsError after more than `max_skipped` steps in a row that were not finite.
         """
-        last = min(self.config.steps, until or self.config.steps)
+        last = self.config.steps if until is None else min(until, self.config.steps)
         with contextlib.ExitStack() as stack:
             self._set_up()
             if self.ranks.is_main:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(RunLock(self.folder))
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(RunLock(self.folder))
+                except OSError as error:
+                    raise RecipeError(f"output: the run folder {self.folder} cannot be written: {error.strerror}.") from error
             stack.enter_context(process_settings(self.config.deterministic))
             self.interrupts = stack.enter_context(Interrupts())
             self._resume(fresh)

@@ -16,6 +16,7 @@ import torch
 from mmlm.base.errors import CheckpointError
 from mmlm.training import checkpoint
 from mmlm.training.config import TrainConfig
+from mmlm.training.state import load_model
 from mmlm.training.trainer import Trainer
 from mmlm.weights import read_tensors
 
@@ -131,6 +132,23 @@ def test_a_full_disk_at_any_file_ends_the_run_with_one_line_and_keeps_the_last_c
     toy.train(tmp_path, toy.FULL)
     toy.train(tmp_path.parent / f"{file}-whole", toy.FULL)
     toy.assert_same(tmp_path, tmp_path.parent / f"{file}-whole")
+
+
+def test_a_disk_that_stores_something_else_is_found_before_the_old_checkpoint_goes(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    real = os.write
+
+    def write(descriptor, data):
+        content = bytearray(data)
+        content[-1] ^= 1
+        return real(descriptor, bytes(content))
+
+    monkeypatch.setattr(checkpoint.os, "write", write)
+    with pytest.raises(CheckpointError, match="cannot write the checkpoint of step 2: .*damaged"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    assert checkpoint.steps(tmp_path) == [1]
+    assert_whole(tmp_path, 1)
 
 
 def limited(root, size_bytes):
@@ -327,6 +345,9 @@ def test_the_run_ends_with_the_best_weights_averaged(toy, tmp_path):
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, average[name]) and not torch.equal(parameter, weights[name])
     assert torch.equal(model.calls, weights["calls"])
+    other = toy.Toy(seed=9)
+    load_model(other, folder)
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_checkpoint_says_nothing_about_the_machine(toy, tmp_path):

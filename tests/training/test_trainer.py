@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from torch import nn
 from mmlm.base.errors import DataError, MissingExtra, MmlmError, NumericsError, RecipeError
 from mmlm.training import checkpoint
 from mmlm.training.config import TrainConfig
-from mmlm.training.log import read_log
+from mmlm.training.interrupts import Interrupts
+from mmlm.training.log import RunLog, read_log
 from mmlm.training.machine import keep_memory, peak_gib
 from mmlm.training.trainer import Trainer
 
@@ -374,6 +377,37 @@ def test_trackers_get_the_settings_and_every_line(toy, tmp_path, monkeypatch):
     assert [step for step, _ in sent[1:]] == [1, 2] and sent[1][1]["loss.fit"] > 0
 
 
+def test_a_folder_that_cannot_be_written_is_told(toy, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match="output: the run folder .*file/run cannot be written: Not a directory"):
+        fit(toy, tmp_path / "file" / "run")
+
+
+def test_a_log_on_a_full_disk_ends_the_run_with_one_line(toy, tmp_path):
+    tmp_path.joinpath("log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(MmlmError, match="log.jsonl: cannot be written: No space left on device") as error:
+        fit(toy, tmp_path)
+    assert error.value.exit_code == 1
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.signal == 0 and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_breaks_off():
+    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.signal == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second signal was ignored")
+
+
 def test_one_model_can_be_trained_again_elsewhere(toy, tmp_path):
     model, _ = fit(toy, tmp_path / "a")
     before = model.inner.weight.detach().clone()
@@ -386,8 +420,6 @@ def test_memory_is_kept_and_measured():
 
 
 def test_the_log_is_json_without_nan(tmp_path):
-    from mmlm.training.log import RunLog
-
     log = RunLog(tmp_path / "log.jsonl", 0)
     log.write({"step": 1, "loss": math.nan, "norm": math.inf})
     log.close()
@@ -395,8 +427,6 @@ def test_the_log_is_json_without_nan(tmp_path):
 
 
 def test_a_half_written_line_is_cut_off_and_not_read(tmp_path):
-    from mmlm.training.log import RunLog
-
     path = Path(tmp_path / "log.jsonl")
     path.write_bytes(b'{"step": 1}\n{"st')
     assert read_log(path) == [{"step": 1}]
