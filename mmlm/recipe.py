@@ -14,9 +14,12 @@ from mmlm.backbone.config import BackboneConfig
 from mmlm.base import yaml
 from mmlm.base.errors import RecipeError, nearest
 from mmlm.base.schema import Strict, problems, told_at_once
+from mmlm.data.config import DataConfig
 from mmlm.encoders.config import ENCODERS
+from mmlm.evaluation.config import EvaluateConfig
 from mmlm.heads.config import HEADS, LanguageModelHeadConfig
 from mmlm.objectives.config import OBJECTIVES, CausalConfig
+from mmlm.tasks.config import TASKS
 from mmlm.training.config import AdaptConfig, TrainConfig
 
 MAX_BYTES = 1 << 18
@@ -31,16 +34,23 @@ class Recipe(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="name of the run")
     output: str = Field("", description="the run folder; default runs/<name>")
     seed: int = Field(0, ge=0, lt=1 << 63, description="decides weights, order of data and sampling")
+    tasks: list[TASKS.choice] = Field(min_length=1, max_length=1, description="what is learned; `task` for one alone")
+    data: DataConfig = Field(DataConfig(), description="what is trained on")
     encoders: dict[str, ENCODERS.choice] = Field({}, description="encoders by the name that segments use")
     backbone: BackboneConfig = Field(BackboneConfig(), description="the decoder")
     heads: dict[str, HEADS.choice] = Field({"language_model": LanguageModelHeadConfig()}, description="heads by name")
     adapt: AdaptConfig = Field(AdaptConfig(), description="which parts are trained, how fast, through which adapters")
     objective: OBJECTIVES.choice = Field(CausalConfig(), description="what is hidden, shifted or compared")
     train: TrainConfig = Field(TrainConfig(), description="how long, how fast and what is kept")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="what the trained model is compared on")
 
     @model_validator(mode="before")
     @classmethod
-    def _output_by_name(cls, raw: Any) -> Any:
+    def _short_forms(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "task" in raw:
+            if "tasks" in raw:
+                raise ValueError("write task or tasks, not both")
+            raw = {("tasks" if key == "task" else key): ([value] if key == "task" else value) for key, value in raw.items()}
         if isinstance(raw, dict) and not raw.get("output") and isinstance(raw.get("name"), str):
             return {**raw, "output": f"runs/{raw['name']}"}
         return raw

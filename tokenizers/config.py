@@ -32,3 +32,11 @@ class RowText(Strict):
         if self.form != "csv":
             return {}
         return {"shuffle_columns": _HEADER_ONCE, "metafeatures": _HEADER_ONCE}
+
+
+class CellTokens(Strict):
+    """How a cell of a table becomes numbers for the cell encoder."""
+
+    text_hash: int = Field(32, ge=1, le=1024, description="channels of the hashed text of a category")
+    name_hash: int = Field(32, ge=1, le=1024, description="channels of the hashed name of the column")
+    clip: float = Field(4.0, gt=0, description="standard scores are cut off at this size")

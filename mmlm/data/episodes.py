@@ -1,0 +1,119 @@
+"""Few-shot tasks: some rows of a table with their classes, further rows to classify.
+
+A task is drawn from a table by one random generator: which column is the target, how many rows are examples, which columns are shown, and
+which number each class gets. Numeric targets are cut into quantile bins whose edges come from the rows of the task that are examples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from mmlm.base.errors import DataError
+from mmlm.data.config import EpisodeConfig, RealTablesConfig
+from mmlm.data.real_tables import load_real_tables
+from mmlm.data.table_bins import assign, bin_labels, quantile_bins
+from mmlm.data.tables import Column, Table
+
+TRIES = 50
+FEW_NUMBERS = 10  # whole numbers of at most so many values are classes, not quantities
+
+
+@dataclass(frozen=True)
+class Episode:
+    """features: the rows, examples first, without the target. labels: int64 [rows], class of each row. classes: their texts."""
+
+    features: Table
+    labels: np.ndarray
+    classes: list[str]
+    num_shots: int
+
+
+class Source(Protocol):
+    """Where tasks come from."""
+
+    def draw(self, rng: np.random.Generator, config: EpisodeConfig) -> Episode:
+        """One task; all randomness comes from rng."""
+
+
+class RealTables:
+    """Tasks from the real tables of a split."""
+
+    def __init__(self, config: RealTablesConfig) -> None:
+        self.tables = load_real_tables(config.split)
+
+    def draw(self, rng: np.random.Generator, config: EpisodeConfig) -> Episode:
+        """A task from a table drawn evenly. Raises DataError where no table gives one."""
+        for _ in range(TRIES):
+            table = self.tables[int(rng.integers(len(self.tables)))]
+            found = draw_episode(table, rng, config)
+            if found is not None:
+                return found
+        raise DataError(f"no task could be drawn from {len(self.tables)} tables in {TRIES} tries.")
+
+
+def classes_of(column: Column, num_shots: int, num_bins: int) -> tuple[np.ndarray, list[str]]:
+    """(class of each row int64, -1 for none; class texts): categories and whole numbers of few values as they are, others in bins.
+
+    Edges of bins come from the first num_shots rows; where these hold one value alone, no row has a class.
+    """
+    known = column.values[~column.missing]
+    if column.kind == "category" or (column.num_distinct <= FEW_NUMBERS and bool((known == np.floor(known)).all())):
+        categories = column.as_category()
+        return categories.codes(), categories.words
+    labels = np.full(len(column), -1, dtype=np.int64)
+    first = column.values[:num_shots][~column.missing[:num_shots]]
+    if len(np.unique(first)) < 2:
+        return labels, []
+    edges = quantile_bins(first, num_bins)
+    present = ~column.missing
+    labels[present] = assign(column.values[present], edges)
+    return labels, bin_labels(edges)
+
+
+def draw_episode(table: Table, rng: np.random.Generator, config: EpisodeConfig) -> Episode | None:
+    """One task from a table, or None where the draw has no two classes among its examples."""
+    names = table.names
+    own = table.target is not None and rng.random() < config.own_target
+    target = table.target if own and table.target is not None else names[int(rng.integers(len(names)))]
+    column = table.column(target)
+    if column.kind == "date" or (column.kind == "category" and column.num_distinct > 4 * config.max_classes):
+        return None
+    others = [name for name in names if name != target]
+    if not others:
+        return None
+    count = int(rng.integers(1, min(len(others), config.max_columns) + 1)) if rng.random() < 0.5 else min(len(others), config.max_columns)
+    shown = [others[i] for i in rng.permutation(len(others))[:count]]
+    rows = rng.permutation(np.flatnonzero(~column.missing))[: config.num_rows]
+    if len(rows) < 4:
+        return None
+    shots = int(round(float(np.exp(rng.uniform(np.log(config.min_shots), np.log(config.max_shots))))))
+    shots = min(shots, len(rows) - 1)
+    labels, classes = classes_of(column.take(rows), shots, int(rng.integers(2, config.max_bins + 1)))
+    return finish(table.select(shown).take(rows), labels, classes, shots, rng, config.max_classes)
+
+
+def finish(
+    features: Table, labels: np.ndarray, classes: list[str], shots: int, rng: np.random.Generator, max_classes: int
+) -> Episode | None:
+    """The task with at most max_classes classes, those of the rows alone, numbered at random; None without two of them."""
+    present = np.unique(labels[labels >= 0])
+    if len(present) > max_classes:
+        present = rng.permutation(present)[:max_classes]
+    if len(present) < 2:
+        return None
+    number = np.full(len(classes), -1, dtype=np.int64)
+    number[rng.permutation(present)] = np.arange(len(present))
+    labels = np.where(labels >= 0, number[labels], -1)
+    keep = labels >= 0
+    shots = int(keep[:shots].sum())
+    labels = labels[keep]
+    if shots < 1 or shots >= len(labels):
+        return None
+    texts = [""] * len(present)
+    for old, new in enumerate(number):
+        if new >= 0:
+            texts[new] = classes[old]
+    return Episode(features.take(np.flatnonzero(keep)), labels, texts, shots)

@@ -1,0 +1,1 @@
+"""Figures about a trained model, beside baselines that have to be beaten."""

@@ -1,0 +1,1 @@
+"""Tasks: the only places that know how records, tokenizers, heads and metrics belong together."""
