@@ -43,7 +43,7 @@ Validate = Callable[[nn.Module, int], dict[str, float]]
 Draw = Callable[[nn.Module, int, Path], None]
 Progress = Callable[[int, dict[str, Any]], None]
 
-CHECKPOINTS, LOG, SAMPLES = "checkpoints", "log.jsonl", "samples"
+CHECKPOINTS, LOG, SAMPLES, TRACKERS = "checkpoints", "log.jsonl", "samples", "trackers"
 
 
 @dataclass
@@ -149,7 +149,7 @@ class Trainer:
             require_tracker(name)
         cpu = not torch.accelerator.is_available()  # told to accelerate, or it would take several processes for as many lone ones
         trackers = list(self.config.trackers) or None
-        self.accelerator = Accelerator(mixed_precision="no", cpu=cpu, log_with=trackers, project_dir=str(self.folder))
+        self.accelerator = Accelerator(mixed_precision="no", cpu=cpu, log_with=trackers, project_dir=str(self.folder / TRACKERS))
         self.ranks, device = Ranks(self.accelerator), self.accelerator.device
         if self.config.batch_size % self.ranks.world:
             raise RecipeError(f"train.batch_size: must be a multiple of the {self.ranks.world} processes, but is {self.config.batch_size}.")
