@@ -1,4 +1,4 @@
-# make quickstart   installs into .venv and runs the first recipe
+# make quickstart   installs into .venv and trains, evaluates and reports the first recipe
 # make test         every test but the long ones;  make quality: does it learn?  make bench: how fast, beside peers?
 # PYTHON=python3.12 make ...   chooses the interpreter for a new .venv
 
@@ -12,7 +12,8 @@ WORKERS ?= 2
 .PHONY: quickstart test quality bench lint docs clean
 
 quickstart: .venv/installed
-	$(BIN)/mmlm list recipes
+	env -u OMP_NUM_THREADS $(BIN)/mmlm train tabular/quickstart
+	env -u OMP_NUM_THREADS $(BIN)/mmlm evaluate runs/quickstart
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not quality and not bench"

@@ -31,9 +31,9 @@ class LanguageModelHead(nn.Module):
 
     @torch.no_grad()
     def reset_parameters_own(self) -> None:
-        """Rows N(0, 0.02)."""
+        """Rows N(0, 1 / (3 width))."""
         if self.weight is not None:
-            nn.init.normal_(self.weight, std=0.02)
+            nn.init.normal_(self.weight, std=(3 * self.weight.shape[1]) ** -0.5)
 
     @property
     def matrix(self) -> Tensor:

@@ -17,10 +17,9 @@ if (_root / "pyproject.toml").is_file() and (_root / "encoders").is_dir():
 
 _LAZY = {
     "Recipe": "mmlm.recipe",
-    "train": "mmlm.training.run",
-    "load": "mmlm.model",
-    "encoder": "mmlm.encoders.load",
-    "TabularPredictor": "mmlm.tasks.tabular_predictor",
+    "train": "mmlm.run",
+    "load": "mmlm.interop.load",
+    "TabularPredictor": "mmlm.predictor",
 }
 __all__ = [*_LAZY, "__version__"]
 

@@ -146,7 +146,7 @@ class MultimodalLM(nn.Module):
     def from_pretrained(cls, folder: Path | str) -> MultimodalLM:
         """The model that save_pretrained wrote. Raises CheckpointError naming the file and the first ten keys that do not fit."""
         folder = Path(folder)
-        raw = _read_json(folder / CONFIG)
+        raw = read_json(folder / CONFIG)
         if raw.pop("model_type", None) != "mmlm":
             raise CheckpointError(f"{folder / CONFIG}: not a model of mmlm; read others through mmlm.load or `mmlm convert`.")
         try:
@@ -190,17 +190,8 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: str) -> No
             tensor.copy_(tensors[name])
 
 
-def load(path: Path | str) -> Any:
-    """A model ready to use: a run folder, a model folder, or a Hugging Face folder or hub id."""
-    folder = Path(path)
-    if (folder / CONFIG).is_file() and _read_json(folder / CONFIG).get("model_type") == "mmlm":
-        return MultimodalLM.from_pretrained(folder)
-    from mmlm.interop.hugging_face import load_hugging_face
-
-    return load_hugging_face(path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError where there is none."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file.")
     try:

@@ -34,7 +34,7 @@ class Recipe(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="name of the run")
     output: str = Field("", description="the run folder; default runs/<name>")
     seed: int = Field(0, ge=0, lt=1 << 63, description="decides weights, order of data and sampling")
-    tasks: list[TASKS.choice] = Field(min_length=1, max_length=1, description="what is learned; `task` for one alone")
+    tasks: list[TASKS.choice] = Field([], max_length=1, description="what is learned; written `task` for one alone")
     data: DataConfig = Field(DataConfig(), description="what is trained on")
     encoders: dict[str, ENCODERS.choice] = Field({}, description="encoders by the name that segments use")
     backbone: BackboneConfig = Field(BackboneConfig(), description="the decoder")

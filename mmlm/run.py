@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import torch
 
 from mmlm.adapt import adapt
 from mmlm.base.errors import CheckpointError, RecipeError
+from mmlm.data.real_tables import load_real_tables
+from mmlm.data.tables import Table
+from mmlm.evaluation.protocol import compare, summary
+from mmlm.evaluation.report import write_report
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
 from mmlm.objectives.base import Objective
@@ -21,7 +26,7 @@ from mmlm.training.learner import Learner
 from mmlm.training.trainer import Result, Trainer
 from mmlm.vocabulary import Vocabulary
 
-RECIPE = "recipe.yaml"
+RECIPE, METRICS = "recipe.yaml", "metrics.json"
 ENDLESS = 1 << 40  # samples that a source of drawn tasks claims to have
 
 
@@ -74,6 +79,8 @@ def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[
 
     Raises RecipeError, DataError, CheckpointError or NumericsError.
     """
+    if not recipe.tasks:
+        raise RecipeError(f"recipe {recipe.name!r}: `task` is missing; nothing can be trained without one.")
     task = recipe.tasks[0].build()
     objective = recipe.objective.build()
     model = build_model(recipe, task)
@@ -101,3 +108,20 @@ def dry(recipe: Recipe) -> Recipe:
     """The same recipe for two steps, in a folder of its own."""
     short = recipe.train.model_copy(update={"steps": min(2, recipe.train.steps), "max_seconds": None, "log_every": 1})
     return recipe.model_copy(update={"train": short, "output": recipe.output.rstrip("/") + "-dry-run"})
+
+
+def evaluate(folder: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Compare a finished run with the baselines on held-out tables; writes metrics.json and report.html and returns the metrics."""
+    recipe, task, model = load_run(folder)
+    if overrides:
+        recipe = Recipe.read(Path(folder) / RECIPE, overrides)
+    config = recipe.evaluate
+
+    def predict(shots: Table, labels: np.ndarray, queries: Table, num_classes: int) -> np.ndarray:
+        return task.predict_proba(model, shots, labels, queries, num_classes)
+
+    found = compare(load_real_tables(config.split), predict, config)
+    metrics = summary(found, config)
+    (Path(folder) / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
+    write_report(Path(folder), recipe, found, metrics)
+    return metrics

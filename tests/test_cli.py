@@ -22,9 +22,12 @@ GOOD = "schema: 1\nname: tiny\nbackbone: {width: 32, num_layers: 1}\n"
 # A flag that is here may be used by somebody's script: taking one away or renaming it is a decision, adding one is a line here.
 FLAGS = {
     "data": ["--rows", "--target", "FILE", "action"],
+    "evaluate": ["RUN", "key.path=value"],
+    "generate": ["--output", "--shots", "--table", "--target", "RUN"],
     "kernels": ["OPERATION"],
     "list": ["KIND", "PATTERN"],
     "recipe": ["--overwrite", "FILE", "NAME", "action"],
+    "train": ["--dry-run", "--fresh", "RECIPE", "key.path=value"],
     "validate": ["--resolved", "--schema", "RECIPE", "key.path=value"],
 }
 

@@ -29,6 +29,8 @@ RANKS: list[tuple[str, ...]] = [
     ("mmlm.data", "mmlm.training", "mmlm.compression", "mmlm.analysis"),
     ("mmlm.tasks", "mmlm.retrieval"),
     ("mmlm.evaluation",),
+    ("mmlm.run",),
+    ("mmlm.predictor",),
     ("mmlm.cli", "mmlm.serving", "mmlm.__main__"),
     ("mmlm.demos",),
 ]

@@ -25,6 +25,15 @@ class Verb(NamedTuple):
 
 
 VERBS = {
+    "train": Verb("train", "train a recipe, or go on where it was stopped", "mmlm train tabular/quickstart train.max_seconds=60"),
+    "evaluate": Verb(
+        "evaluate", "compare a finished run with baselines, write metrics.json and report.html", "mmlm evaluate runs/quickstart"
+    ),
+    "generate": Verb(
+        "generate",
+        "use a finished run: fill a column of a table",
+        "mmlm generate runs/quickstart --table new.csv --target price --shots known.csv --output filled.csv",
+    ),
     "validate": Verb(
         "validate", "check a recipe: every fault at once, nothing is loaded", "mmlm validate my_recipe.yaml backbone.width=128"
     ),

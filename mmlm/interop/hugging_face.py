@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +18,7 @@ from torch import Tensor
 from mmlm.base.errors import CheckpointError, unknown_name
 from mmlm.interop import gpt2, llama, mamba2
 from mmlm.interop.name_map import Family, check_keys
-from mmlm.model import MultimodalLM, load_weights
+from mmlm.model import MultimodalLM, load_weights, read_json
 
 FAMILIES: dict[str, Family] = {family.model_type: family for module in (llama, gpt2, mamba2) for family in module.FAMILIES}
 OPTIONAL = re.compile(r"rotary_emb\.inv_freq|\.attn\.(masked_)?bias$")
@@ -32,7 +31,7 @@ def load_hugging_face(name: Path | str) -> MultimodalLM:
     """
     folder = _folder(name)
     where = str(folder / "config.json")
-    config = _read_config(folder)
+    config = read_json(folder / "config.json")
     kind = str(config.get("model_type"))
     if kind not in FAMILIES:
         raise CheckpointError(f"{where}: {unknown_name('model type', kind, FAMILIES)}")
@@ -98,19 +97,6 @@ def _folder(name: Path | str) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise CheckpointError(f"{name}: no such folder, and the hub could not be read: {type(error).__name__}.") from None
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: must hold one object.")
-    return found
 
 
 class _Tensors:

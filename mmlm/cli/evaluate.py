@@ -1,0 +1,26 @@
+"""`mmlm evaluate`: a finished run beside its baselines."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
+    parser.add_argument("folder", metavar="RUN", help="the folder of a finished run")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="keys of the recipe to set, such as evaluate.seeds=1")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare, print the table, and say what was written."""
+    from mmlm.run import evaluate
+
+    found = evaluate(arguments.folder, arguments.overrides)
+    shots = [int(count) for count in found["data"]["tables"]]
+    rows = {"model": found["metrics"], **found["baselines"]}
+    print("accuracy (95 % interval over tables)  " + "".join(f"{f'{count} examples':>24}" for count in shots))
+    for name, row in rows.items():
+        cells = [(row[f"accuracy_{count}"], *row[f"accuracy_{count}_interval"]) for count in shots]
+        print(f"{name:<38}" + "".join(f"{f'{mean:.3f} ({low:.3f} to {high:.3f})':>24}" for mean, low, high in cells))
+    print(f"{arguments.folder}: wrote metrics.json and report.html; open {arguments.folder}/report.html")
+    return 0

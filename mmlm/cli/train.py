@@ -1,0 +1,42 @@
+"""`mmlm train`: from a recipe to a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="keys to set before the start")
+    parser.add_argument("--fresh", action="store_true", help="start over instead of going on from the last checkpoint")
+    parser.add_argument("--dry-run", action="store_true", help="two real steps in a folder of their own")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train; a bar on a terminal, one line at the end."""
+    from mmlm.recipe import Recipe
+
+    recipe = Recipe.read(arguments.recipe, arguments.overrides)
+    from mmlm.run import dry, train
+
+    if arguments.dry_run:
+        recipe = dry(recipe)
+    bar: Any = None
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        bar = tqdm(total=recipe.train.steps, unit="step", desc=recipe.name)
+
+    def progress(step: int, line: dict[str, Any]) -> None:
+        if bar is not None:
+            bar.update(step - bar.n)
+            bar.set_postfix({"loss": f"{line['loss']:.4f}"} if line.get("loss") is not None else {})
+
+    result = train(recipe, fresh=arguments.fresh or arguments.dry_run, progress=progress)
+    if bar is not None:
+        bar.close()
+    print(f"{recipe.output}: {result.step} steps in {result.seconds:.0f} s, ended by {result.reason}")
+    return result.exit_code

@@ -1,0 +1,89 @@
+"""Charts as inline SVG: lines, and dots with intervals. Every text is escaped; colours are those of Okabe and Ito."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 260, 58, 36, 14, 14
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers that cover low to high."""
+    span = max(high - low, 1e-12)
+    step = 10 ** math.floor(math.log10(span / count))
+    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= count)
+    first = math.ceil(low / step - 1e-9)
+    return [round((first + i) * step, 12) for i in range(int((high - first * step) / step + 1e-9) + 1)]
+
+
+def lines(series: dict[str, Sequence[tuple[float, float]]], x_name: str, y_name: str, diagonal: bool = False) -> str:
+    """One line a series of (x, y); diagonal draws y = x."""
+    points = [point for line in series.values() for point in line if math.isfinite(point[1])]
+    if not points:
+        return ""
+    left, right = min(x for x, _ in points), max(x for x, _ in points)
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    if diagonal:
+        left, right, low, high = 0.0, 1.0, 0.0, 1.0
+    right, high = (right if right > left else left + 1), (high if high > low else low + 1)
+
+    def place(x: float, y: float) -> str:
+        across = LEFT + (x - left) / (right - left) * (WIDTH - LEFT - RIGHT)
+        return f"{across:.1f},{HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - BOTTOM - TOP):.1f}"
+
+    parts = _frame(ticks(left, right), ticks(low, high), lambda x: place(x, low), lambda y: place(left, y), x_name, y_name)
+    if diagonal:
+        parts.append(f'<polyline class="grid" points="{place(0, 0)} {place(1, 1)}"/>')
+    for number, (name, line) in enumerate(series.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        drawn = " ".join(place(x, y) for x, y in line if math.isfinite(y))
+        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{drawn}"/>')
+        if len(series) > 1:
+            parts.append(f'<text x="{LEFT + 10}" y="{TOP + 16 * (number + 1)}" fill="{colour}">{escape(name)}</text>')
+    return _svg(parts, HEIGHT, f"{y_name} over {x_name}")
+
+
+def dots(rows: Sequence[tuple[str, float, float, float]], x_name: str) -> str:
+    """One row each of (name, value, low, high): a dot on its interval; the first row stands out."""
+    if not rows:
+        return ""
+    low, high = min(row[2] for row in rows), max(row[3] for row in rows)
+    pad = 0.05 * max(high - low, 1e-6)
+    low, high, begin, tall = low - pad, high + pad, 170, 30 * len(rows) + 40
+
+    def place(x: float) -> float:
+        return begin + (x - low) / (high - low) * (WIDTH - begin - RIGHT)
+
+    parts = []
+    for tick in ticks(low, high):
+        parts.append(f'<line class="grid" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="6" y2="{tall - 34}"/>')
+        parts.append(f'<text x="{place(tick):.1f}" y="{tall - 20}" text-anchor="middle">{tick:g}</text>')
+    for number, (name, value, start, stop) in enumerate(rows):
+        y, colour = 22 + 30 * number, COLOURS[0] if number == 0 else "currentColor"
+        parts.append(f'<text x="{begin - 12}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<line x1="{place(start):.1f}" x2="{place(stop):.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<circle cx="{place(value):.1f}" cy="{y}" r="5" fill="{colour}"/>')
+    parts.append(f'<text x="{(begin + WIDTH) / 2:.0f}" y="{tall - 4}" text-anchor="middle">{escape(x_name)}</text>')
+    return _svg(parts, tall, x_name)
+
+
+def _frame(x_ticks, y_ticks, at_x, at_y, x_name: str, y_name: str) -> list[str]:  # noqa: ANN001
+    parts = []
+    for tick in y_ticks:
+        y = at_y(tick).split(",")[1]
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{float(y) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for tick in x_ticks:
+        parts.append(f'<text x="{at_x(tick).split(",")[0]}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_name)}</text>')
+    parts.append(
+        f'<text x="14" y="{HEIGHT / 2:.0f}" text-anchor="middle" transform="rotate(-90 14 {HEIGHT / 2:.0f})">{escape(y_name)}</text>'
+    )
+    return parts
+
+
+def _svg(parts: Sequence[str], height: int, title: str) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title, quote=True)}">{"".join(parts)}</svg>'

@@ -1,0 +1,110 @@
+"""report.html: one file that opens without a network and says what a run reached, beside its baselines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmlm.evaluation.charts import dots, lines
+from mmlm.evaluation.protocol import Comparison
+from mmlm.recipe import Recipe
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 860px; margin: 2.5rem auto; padding: 0 1rem; }
+h1 { font-size: 1.9rem; margin-bottom: .2rem }
+h2 { font-size: 1.25rem; margin-top: 2.6rem } .lead { opacity: .75; margin-top: 0 }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto }
+th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--line) }
+th:first-child, td:first-child { text-align: left }
+tr.own { font-weight: 600; background: var(--soft) }
+svg { width: 100%; height: auto; font-size: 12px } svg text { fill: currentColor }
+svg text[fill] { fill: revert-layer } .grid { stroke: var(--line) }
+pre { background: var(--soft); padding: 1rem; overflow-x: auto; font-size: 13px }
+"""
+
+
+def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[str, Any]) -> Path:
+    """Write report.html into a run folder that holds log.jsonl; returns its path."""
+    log = _read_log(folder / "log.jsonl")
+    shots = sorted({count for count, _ in found.accuracy})
+    about = metrics["data"]
+    best = [f"{found.accuracy and metrics['metrics'][f'accuracy_{count}']:.3f} at {count} examples" for count in shots]
+    tables = ", ".join(f"{number} tables at {count} examples" for count, number in about["tables"].items())
+    parts = [
+        f"<h1>{escape(recipe.name)}</h1>",
+        f'<p class="lead">Mean accuracy {" and ".join(best)}, on held-out tables ({escape(about["split"])} split: {tables}; '
+        f"{about['seeds']} draws each, at most {about['max_queries']} rows a draw).</p>",
+        "<h2>Beside the baselines</h2>",
+        "<p>The same example rows and the same rows to predict for all. Intervals: 95 %, bootstrap over tables.</p>",
+        _headline(metrics, shots),
+    ]
+    for count in shots:
+        rows = {"model": metrics["metrics"], **metrics["baselines"]}
+        chart = [(name, row[f"accuracy_{count}"], *row[f"accuracy_{count}_interval"]) for name, row in rows.items()]
+        parts += [f"<h3>{count} example rows</h3>", dots([(str(a), float(b), float(c), float(d)) for a, b, c, d in chart], "mean accuracy")]
+    parts += ["<h2>Training</h2>", _training(log), "<h2>Calibration</h2>", _reliability(found, metrics)]
+    parts += ["<h2>Every table</h2>", _per_table(found, shots), "<h2>Recipe</h2>", f"<pre>{escape(recipe.dump())}</pre>"]
+    parts += ["<h2>Not measured</h2>", "<p>Tables of more than ten classes count rows of further classes as misses. XGBoost ran with its "]
+    parts += ["default settings. Numeric targets were cut into quantile bins whose edges come from the example rows.</p>"]
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(recipe.name)}"
+    path = folder / "report.html"
+    path.write_text(f"{page}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n", encoding="utf-8")
+    return path
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
+
+
+def _headline(metrics: dict[str, Any], shots: Sequence[int]) -> str:
+    head = "".join(f"<th>accuracy, {count} ex.</th><th>model minus this</th><th>log-loss</th>" for count in shots)
+    body = []
+    for name, row in {"model": metrics["metrics"], **metrics["baselines"]}.items():
+        cells = []
+        for count in shots:
+            mean, (low, high) = row[f"accuracy_{count}"], row[f"accuracy_{count}_interval"]
+            gap = row.get(f"model_minus_this_{count}")
+            edge = row.get(f"model_minus_this_{count}_interval", [0, 0])
+            told = "" if gap is None else f"{gap:+.3f} ({edge[0]:+.3f} to {edge[1]:+.3f})"
+            cells.append(f"<td>{mean:.3f} ({low:.3f} to {high:.3f})</td><td>{told}</td><td>{row[f'log_loss_{count}']:.2f}</td>")
+        own = ' class="own"' if name == "model" else ""
+        body.append(f"<tr{own}><td>{escape(name.replace('_', ' '))}</td>{''.join(cells)}</tr>")
+    return f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(body)}</table></div>'
+
+
+def _training(log: Sequence[dict[str, Any]]) -> str:
+    told = [line for line in log if line.get("loss") is not None]
+    if not told:
+        return "<p>No log was kept.</p>"
+    last = told[-1]
+    charts = lines({"loss": [(line["step"], line["loss"]) for line in told]}, "step", "loss")
+    charts += lines({"lr": [(line["step"], line["lr"]) for line in told]}, "step", "learning rate")
+    charts += lines({"norm": [(line["step"], line["grad_norm"]) for line in told if line.get("grad_norm")]}, "step", "gradient norm")
+    cost = f"{last['step']} steps, {last['tokens']:,} tokens, {last['seconds']:.0f} s, peak memory {last['peak_gib']:.1f} GiB"
+    return f"<p>{cost}; {last['skipped']} steps skipped as not finite.</p>{charts}"
+
+
+def _reliability(found: Comparison, metrics: dict[str, Any]) -> str:
+    parts = np.array_split(np.array(sorted(found.confidence), dtype=np.float64).reshape(-1, 2), 15)
+    points = [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts if len(part)]
+    chart = lines({"share right": points}, "confidence", "share right", diagonal=True)
+    return f"<p>Expected calibration error {metrics['metrics']['calibration_error']:.3f} (15 bins of equal mass).</p>{chart}"
+
+
+def _per_table(found: Comparison, shots: Sequence[int]) -> str:
+    names = list(dict.fromkeys(name for _, name in found.accuracy))
+    count = shots[-1]
+    head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
+    model = found.accuracy.get((count, "model"), {})
+    rows = []
+    for table in sorted(model, key=lambda name: model[name]):
+        cells = "".join(f"<td>{found.accuracy[count, name].get(table, float('nan')):.3f}</td>" for name in names)
+        rows.append(f"<tr><td>{escape(table)}</td>{cells}</tr>")
+    title = f"<p>Accuracy with {count} examples, hardest first.</p>"
+    return f'{title}<div class="wide"><table><tr><th>table</th>{head}</tr>{"".join(rows)}</table></div>'
