@@ -1,0 +1,91 @@
+"""The in-context tabular task: what a prediction may depend on, and a run from recipe to filled table."""
+
+import numpy as np
+import torch
+
+from mmlm.data.config import EpisodeConfig, StructuralTablesConfig
+from mmlm.data.prior import StructuralTables
+from mmlm.data.tables import Table
+from mmlm.evaluation.baselines import majority
+from mmlm.evaluation.config import EvaluateConfig
+from mmlm.evaluation.protocol import compare, summary
+from mmlm.predictor import TabularPredictor, fill_column
+from mmlm.recipe import Recipe
+from mmlm.run import build_model, load_run, train
+
+RECIPE = """
+schema: 1
+name: tiny
+task: {type: tabular, episode: {num_rows: 12, max_shots: 8, max_columns: 4}}
+data: {train: [{type: structural_tables}]}
+encoders: {cell: {type: table_cells, hidden: 16}}
+backbone:
+  width: 16
+  num_layers: 2
+  pattern:
+    - {mixer: {type: attention, num_heads: 2, over: column, causal: false, rope: null}, feed_forward: null}
+    - {mixer: {type: attention, num_heads: 2, over: row, causal: false, rope: null}}
+train: {steps: 3, batch_size: 2, log_every: 1}
+"""
+
+
+def drawn(seed: int):
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    return StructuralTables(StructuralTablesConfig()).draw(rng, EpisodeConfig(num_rows=16, max_shots=8))
+
+
+def test_a_prediction_depends_neither_on_the_other_queries_nor_on_the_order_of_columns_and_examples():
+    recipe = Recipe.read(RECIPE)
+    task = recipe.tasks[0].build()
+    model = build_model(recipe, task).double()
+    episode = next(e for e in map(drawn, range(20)) if len(e.features.columns) > 2 and e.num_shots > 2)
+    task_episode = episode
+    shots = episode.features.take(np.arange(episode.num_shots))
+    queries = episode.features.take(np.arange(episode.num_shots, len(episode.labels)))
+    labels, count = task_episode.labels[: episode.num_shots], len(episode.classes)
+    model = model.float()
+    whole = task.predict_proba(model, shots, labels, queries, count)
+    np.testing.assert_allclose(whole.sum(1), 1, atol=1e-6)
+    assert np.ptp(whole, axis=0).max() > 1e-5, "the queries all got the same prediction"
+    alone = task.predict_proba(model, shots, labels, queries.take([0]), count)
+    np.testing.assert_allclose(alone[0], whole[0], atol=1e-5)
+    names = list(reversed(shots.names))
+    np.testing.assert_allclose(task.predict_proba(model, shots.select(names), labels, queries.select(names), count), whole, atol=1e-5)
+    order = np.arange(len(labels))[::-1]
+    np.testing.assert_allclose(task.predict_proba(model, shots.take(order), labels[order], queries, count), whole, atol=1e-5)
+
+
+def test_the_same_seed_draws_the_same_task_and_another_seed_another():
+    same, again, other = drawn(1), drawn(1), drawn(2)
+    assert same.features.content_hash() == again.features.content_hash() and (same.labels == again.labels).all()
+    assert same.features.content_hash() != other.features.content_hash()
+
+
+def test_a_run_goes_from_recipe_to_a_filled_table(tmp_path):
+    recipe = Recipe.read(RECIPE, [f"output={tmp_path / 'run'}"])
+    assert train(recipe).step == 3
+    assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 3
+    known, task, model = load_run(tmp_path / "run")
+    assert known.tasks == recipe.tasks and torch.isfinite(model.embedding.weight).all()
+    (tmp_path / "shots.csv").write_text(
+        "size,colour,kind\n" + "\n".join(f"{i},{'red' if i % 2 else 'blue'},{'ab'[i % 2]}" for i in range(8))
+    )
+    (tmp_path / "new.csv").write_text("size,colour\n1,red\n2,blue\n3,\n")
+    assert fill_column(tmp_path / "run", tmp_path / "new.csv", "kind", tmp_path / "shots.csv", tmp_path / "out.csv") == 3
+    lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert lines[0] == "size,colour,kind" and all(line.split(",")[-1] in "ab" for line in lines[1:])
+    predictor = TabularPredictor(tmp_path / "run").fit(np.arange(12.0).reshape(-1, 1), np.arange(12) % 3)
+    assert predictor.predict_proba(np.zeros((2, 1))).shape == (2, 3) and set(predictor.predict(np.zeros((2, 1)))) <= {0.0, 1.0, 2.0}
+
+
+def test_the_comparison_counts_what_is_right():
+    rng = np.random.default_rng(0)
+    import pandas
+
+    frame = pandas.DataFrame({"x": rng.normal(size=60), "y": rng.choice(["a", "b"], 60, p=[0.8, 0.2])})
+    table = Table.from_frame(frame, "toy").with_target("y")
+    config = EvaluateConfig(shots=[8], seeds=2, max_queries=32)
+    found = summary(compare([table], majority, config, {"majority": majority}), config)
+    assert found["metrics"]["accuracy_8"] == found["baselines"]["majority"]["accuracy_8"]
+    assert found["baselines"]["majority"]["model_minus_this_8"] == 0
+    assert 0.5 < found["metrics"]["accuracy_8"] < 1
