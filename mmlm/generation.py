@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from pydantic import Field
@@ -24,7 +24,7 @@ from mmlm.layout import Layout
 from mmlm.model import MultimodalLM
 from mmlm.stream import Batch, Segment, Stream, pad
 
-Prompt = Tensor | Stream
+Prompt: TypeAlias = Tensor | Stream
 
 
 class Sampling(Strict):

@@ -211,7 +211,7 @@ def pad(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = True
     old = packed.layout
     layout = dataclasses.replace(
         old,
-        document=(spread(old.document) > 0).int(),  # type: ignore[operator]
+        document=torch.gt(spread(old.document), 0).int(),
         position=spread(old.position),
         mutual=spread(old.mutual),
         branch=spread(old.branch),

@@ -25,10 +25,21 @@ NUM_NUMERIC = 11
 class AnyColumn(Protocol):
     """What is read of a column: values float [r] with NaN for missing, category codes into words."""
 
-    name: str
-    kind: str
-    values: np.ndarray
-    words: list[str]
+    @property
+    def name(self) -> str:
+        """Name of the column."""
+
+    @property
+    def kind(self) -> str:
+        """number, category or date."""
+
+    @property
+    def values(self) -> np.ndarray:
+        """float [r]."""
+
+    @property
+    def words(self) -> list[str]:
+        """Texts of the codes."""
 
 
 def num_channels(config: CellTokens) -> int:

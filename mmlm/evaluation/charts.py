@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -70,7 +70,10 @@ def dots(rows: Sequence[tuple[str, float, float, float]], x_name: str) -> str:
     return _svg(parts, tall, x_name)
 
 
-def _frame(x_ticks, y_ticks, at_x, at_y, x_name: str, y_name: str) -> list[str]:  # noqa: ANN001
+Place = Callable[[float], str]
+
+
+def _frame(x_ticks: list[float], y_ticks: list[float], at_x: Place, at_y: Place, x_name: str, y_name: str) -> list[str]:
     parts = []
     for tick in y_ticks:
         y = at_y(tick).split(",")[1]
