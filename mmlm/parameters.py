@@ -53,3 +53,8 @@ def initialize(module: nn.Module, num_layers: int) -> None:
         if own is not None:
             with torch.no_grad():
                 own()
+
+
+def exact(x: Tensor) -> Tensor:
+    """x in float32, or in float64 where it is that already."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -40,3 +40,6 @@ class CellTokens(Strict):
     text_hash: int = Field(32, ge=1, le=1024, description="channels of the hashed text of a category")
     name_hash: int = Field(32, ge=1, le=1024, description="channels of the hashed name of the column")
     clip: float = Field(4.0, gt=0, description="standard scores are cut off at this size")
+    evidence: list[float] = Field(
+        [0.05, 0.2], max_length=4, description="bandwidths (shares of the ranks) at which a column alone is asked for the class; []: none"
+    )

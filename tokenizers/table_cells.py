@@ -2,7 +2,7 @@
 
 Channels of a cell, in order: standard score, rank among the example rows (-1 to 1), is number, is category, is date, is missing, share of
 missing cells, distinct values (log), asinh of the mean and of the spread of the example rows, whole numbers only; then the hashed text of
-the cell (zero for numbers) and the hashed name of its column.
+the cell (zero for numbers), the hashed name of its column, and what the column alone says about the class (table_evidence.py).
 Text hashing: signed feature hashing of character n-grams, arXiv:0902.2206. Nothing is fitted; no query row touches a statistic.
 
 Axes: r rows   c columns   f channels
@@ -18,8 +18,10 @@ from typing import Protocol
 import numpy as np
 
 from mmlm.tokenizers.config import CellTokens
+from mmlm.tokenizers.table_evidence import evidence, num_evidence
 
 NUM_NUMERIC = 11
+MAX_CLASSES = 10
 
 
 class AnyColumn(Protocol):
@@ -44,7 +46,7 @@ class AnyColumn(Protocol):
 
 def num_channels(config: CellTokens) -> int:
     """f: channels of a cell."""
-    return NUM_NUMERIC + config.text_hash + config.name_hash
+    return NUM_NUMERIC + config.text_hash + config.name_hash + num_evidence(config.evidence, MAX_CLASSES)
 
 
 @lru_cache(maxsize=200_000)
@@ -60,12 +62,13 @@ def hash_text(text: str, size: int) -> np.ndarray:
     return found / max(float(np.linalg.norm(found)), 1e-6)
 
 
-def cell_features(columns: Sequence[AnyColumn], num_shots: int, config: CellTokens) -> np.ndarray:
-    """float32 [r, c, f] of columns whose first `num_shots` rows are the examples."""
-    rows = len(columns[0].values)
+def cell_features(columns: Sequence[AnyColumn], labels_s: np.ndarray, num_classes: int, config: CellTokens) -> np.ndarray:
+    """float32 [r, c, f] of columns whose first rows are the examples, of the classes labels_s (0 to num_classes - 1)."""
+    rows, plain = len(columns[0].values), NUM_NUMERIC + config.text_hash + config.name_hash
     out = np.zeros((rows, len(columns), num_channels(config)), dtype=np.float32)
     for at, column in enumerate(columns):
-        _fill(out[:, at], column, num_shots, config)
+        _fill(out[:, at, :plain], column, len(labels_s), config)
+    out[:, :, plain:] = evidence(columns, labels_s, num_classes, MAX_CLASSES, config.evidence)
     return out
 
 

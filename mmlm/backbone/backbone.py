@@ -38,16 +38,21 @@ class Layer(nn.Module):
     def forward(self, x_btd: Tensor, layout: Layout, state: State | None = None) -> tuple[Tensor, State | None, Aux]:
         """x [b, t, d] after this layer, the continued state, auxiliary losses by name."""
         aux: Aux = {}
-        seen = x_btd
+        seen, y_btd = x_btd, None
         if self.mixer is not None and self.mixer_norm is not None:
             seen = self.mixer_norm(x_btd)
-            y_btd, state, more = self.mixer(seen, layout, state)
-            x_btd, aux = x_btd + self._drop(y_btd), aux | more
+            y_btd, state, aux = self.mixer(seen, layout, state)
+            y_btd = self._drop(y_btd)
         if self.feed_forward is not None:
-            seen = self.feed_forward_norm(x_btd) if self.feed_forward_norm is not None else seen
+            if self.feed_forward_norm is not None and y_btd is not None:
+                seen, x_btd = self.feed_forward_norm.after(y_btd, x_btd)
+            elif self.feed_forward_norm is not None:
+                seen = self.feed_forward_norm(x_btd)
+            elif y_btd is not None:
+                x_btd = x_btd + y_btd
             y_btd, more = self.feed_forward(seen, layout)
-            x_btd, aux = x_btd + self._drop(y_btd), aux | more
-        return x_btd, state, aux
+            y_btd, aux = self._drop(y_btd), aux | more
+        return x_btd if y_btd is None else x_btd + y_btd, state, aux
 
     def _drop(self, y_btd: Tensor) -> Tensor:
         return F.dropout(y_btd, self.dropout, self.training) if self.dropout else y_btd

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.backbone.config import GeluConfig, SwigluConfig
+from mmlm.kernels.swiglu.fast import swiglu
 from mmlm.layout import Layout
 from mmlm.parameters import linear
 
@@ -26,6 +27,5 @@ class FeedForward(nn.Module):
         """y [b, t, d] and no auxiliary losses."""
         h = self.up(x_btd)
         if isinstance(self.config, SwigluConfig):
-            gate, up = h.chunk(2, dim=-1)
-            return self.down(F.silu(gate) * up), {}
+            return self.down(swiglu(h)), {}
         return self.down(F.gelu(h, approximate="tanh" if self.config.approximate else "none")), {}

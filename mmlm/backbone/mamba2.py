@@ -2,7 +2,7 @@
 
     [z, x, B, C, dt] = W_in u;  [x, B, C] <- silu(conv(x, B, C));  dt <- softplus(dt + bias)
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T;  y_t = h_t C_t + D x_t;  out = W_out norm(y * silu(z))
-Source: arXiv:2405.21060. The state is reset where a document of a packed row begins and is kept in float32.
+Source: arXiv:2405.21060. The state is reset where a document of a packed row begins and is kept in float32 (float64 for float64 inputs).
 
 Axes: b rows   t tokens   d width   i inner width   h heads   p channels of a head   g groups   s state channels   c convolved channels
 """
@@ -21,7 +21,7 @@ from mmlm.base.errors import RecipeError
 from mmlm.kernels.conv1d.fast import causal_conv1d
 from mmlm.kernels.ssd.fast import ssd
 from mmlm.layout import Layout
-from mmlm.parameters import linear, name_axes
+from mmlm.parameters import exact, linear, name_axes
 
 
 class Mamba2(nn.Module):
@@ -96,12 +96,12 @@ class Mamba2(nn.Module):
         xbc, conv = causal_conv1d(xbc, self.conv_weight, self.conv_bias, layout.document, held.get("conv"))
         shared = config.num_groups * config.state_size
         x, key, query = xbc.split([self.inner, shared, shared], dim=-1)
-        step = F.softplus(step.float() + self.step_bias.float()).clamp(*config.step_limit)
+        step = F.softplus(exact(step) + exact(self.step_bias)).clamp(*config.step_limit)
         x_bthp = x.unflatten(-1, (self.num_heads, config.head_size))
         y_bthp, last = ssd(
             x_bthp,
             step,
-            -self.decay_log.float().exp(),
+            -exact(self.decay_log).exp(),
             key.unflatten(-1, (config.num_groups, -1)),
             query.unflatten(-1, (config.num_groups, -1)),
             layout.document,
@@ -112,9 +112,9 @@ class Mamba2(nn.Module):
         if state is not None:
             state.tensors = {"conv": conv.to(held["conv"].dtype), "state": last}
             state.length = state.length + (layout.document > 0).sum(1)
-        return self.out(self._norm(y_bti.float() * F.silu(z.float())).to(x_btd.dtype)), state, {}
+        return self.out(self._norm(exact(y_bti) * F.silu(exact(z))).to(x_btd.dtype)), state, {}
 
     def _norm(self, y_bti: Tensor) -> Tensor:
         groups = y_bti.unflatten(-1, (self.config.norm_groups, -1))
         scale = torch.rsqrt(groups.square().mean(-1, keepdim=True) + self.config.norm_eps)
-        return (groups * scale).flatten(-2) * self.norm_weight.float()
+        return (groups * scale).flatten(-2) * exact(self.norm_weight)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlm.kernels.rms_norm.fast import add_rms_norm, rms_norm
 from mmlm.parameters import name_axes
 
 
@@ -20,8 +20,12 @@ class RmsNorm(nn.Module):
         name_axes(self.weight, axis)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normed vectors, in the dtype of x."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        """The normed vectors, in the dtype that the next product will read."""
+        return rms_norm(x, self.weight, self.eps, dtype=_read_as(x))
+
+    def after(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """norm(x + y), and x + y."""
+        return add_rms_norm(y, x, self.weight, self.eps, dtype=_read_as(x))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -33,7 +37,17 @@ class LayerNorm(nn.LayerNorm):
             parameter.no_weight_decay = True  # type: ignore[attr-defined]
             name_axes(parameter, "residual")
 
+    def after(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """norm(x + y), and x + y."""
+        x = x + y
+        return self(x), x
 
-def norm(kind: str, width: int, eps: float) -> nn.Module:
+
+def _read_as(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def norm(kind: str, width: int, eps: float) -> RmsNorm | LayerNorm:
     """The norm called `kind` in a recipe: rms or layer."""
     return RmsNorm(width, eps) if kind == "rms" else LayerNorm(width, eps)

@@ -20,12 +20,11 @@ from mmlm.data.tables import Table
 from mmlm.model import MultimodalLM
 from mmlm.stream import NO_LABEL, Segment, Stream, pack
 from mmlm.tasks.config import TabularConfig
-from mmlm.tokenizers.table_cells import cell_features, num_channels
+from mmlm.tokenizers.table_cells import MAX_CLASSES, cell_features, num_channels
 
 logger = logging.getLogger(__name__)
 
 LABEL, CELL, AXES = "label", "cell", ("row", "column")
-MAX_CLASSES = 10
 UNKNOWN = MAX_CLASSES
 
 
@@ -43,7 +42,7 @@ class TabularTask:
         return self._stream(episode.features, episode.labels, episode.num_shots, len(episode.classes))
 
     def _stream(self, features: Table, labels: np.ndarray, num_shots: int, num_classes: int) -> Stream:
-        cells_rcf = cell_features(features.columns, num_shots, self.config.cells)
+        cells_rcf = cell_features(features.columns, labels[:num_shots], num_classes, self.config.cells)
         rows, columns, channels = cells_rcf.shape
         place = np.arange(rows * (columns + 1)).reshape(rows, columns + 1)
         ids = np.zeros(place.shape, dtype=np.int64)
