@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from pydantic import Field
@@ -104,6 +104,17 @@ class Decoding:
         last = (batch.layout.document > 0).sum(1) - 1
         self.next_position = batch.layout.position[torch.arange(len(last)), last].amax(-1) + 1
         self.h_bd = h_btd[torch.arange(len(last)), last]
+
+    @classmethod
+    def behind(cls, model: MultimodalLM, prefix: Prompt, prompts: Sequence[Tensor], room: int) -> Decoding:
+        """Prompts (ids [t]) that all go on from one prefix, which is read once."""
+        decoding = cls(model, [prefix], max(len(prompt) for prompt in prompts) + room)
+        decoding.select(torch.zeros(len(prompts), dtype=torch.long, device=model.device))
+        ids_bt = torch.nn.utils.rnn.pad_sequence([prompt.to(model.device) for prompt in prompts], batch_first=True)
+        sizes = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+        h_btd = decoding.feed_many(ids_bt, (torch.arange(ids_bt.shape[1], device=model.device) < sizes[:, None]).int())
+        decoding.h_bd = h_btd[torch.arange(len(prompts)), sizes - 1]
+        return decoding
 
     def scores(self) -> Tensor:
         """Scores float32 [b, v] of the next token."""
@@ -252,11 +263,10 @@ def _beam_search(
         log_bv = decoding.scores()
         options: list[tuple[float, int, int]] = []
         for row, (ids, score) in enumerate(beams):
-            log_v = log_bv[row]
+            log_v = log_bv[row].log_softmax(-1)
             if grammar is not None:
                 allowed = list(grammar.allowed(ids))
                 log_v = torch.full_like(log_v, -torch.inf).scatter(0, torch.tensor(allowed, device=log_v.device), log_v[allowed])
-            log_v = log_v.log_softmax(-1)
             best = log_v.topk(min(2 * sampling.num_beams, len(log_v)))
             options += [
                 (score + value, row, index)
@@ -288,20 +298,21 @@ def _beam_search(
 @torch.no_grad()
 def score_options(
     model: MultimodalLM,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Any],
     options: Sequence[Sequence[Tensor]],
     *,
     length: Literal["sum", "mean", "first"] = "sum",
     end_token: int | None = None,
     prior: Sequence[Tensor] | None = None,
+    prefix: Prompt | None = None,
     options_at_once: int = 256,
 ) -> list[Tensor]:
     """Log-probability of each option after each prompt; the prompt is read once and its cache shared by its options.
 
-    options: for each prompt its options, long [t] each. length: sum over the option's tokens, mean over them, or the first token alone.
-    end_token: written after every option, so that labels which begin one another compare fairly.   prior: for each prompt log-probabilities
-    [n] to subtract, as contextual calibration does.   Returns float32 [n] for each prompt.
-    Raises RecipeError when `first` cannot tell two options apart.
+    prefix: what stands before every prompt (then ids [t] each), read once for all.   options: for each prompt its options, long [t] each.
+    length: sum over the option's tokens, mean over them, or the first token alone.   end_token: written after every option, so that labels
+    which begin one another compare fairly.   prior: for each prompt log-probabilities [n] to subtract.
+    Returns float32 [n] for each prompt. Raises RecipeError when `first` cannot tell two options apart.
     """
     ended = [[torch.cat([o, o.new_tensor([end_token])]) if end_token is not None else o for o in some] for some in options]
     for some in ended:
@@ -309,7 +320,8 @@ def score_options(
             raise RecipeError("score_options needs at least one option for every prompt, and no option may be empty.")
         if length == "first" and len({int(option[0]) for option in some}) < len(some):
             raise RecipeError("length 'first' needs options whose first tokens differ; use 'sum' or 'mean'.")
-    decoding = Decoding(model, prompts, max(len(option) for some in ended for option in some))
+    room = max(len(option) for some in ended for option in some)
+    decoding = Decoding.behind(model, prefix, prompts, room) if prefix is not None else Decoding(model, prompts, room)
     head = model.heads["language_model"]
     first_bv = head.predict(decoding.h_bd).log_softmax(-1)
     flat = [(row, option) for row, some in enumerate(ended) for option in some]

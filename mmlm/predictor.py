@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from mmlm.base.errors import DataError, RecipeError, require
-from mmlm.data.episodes import classes_of
+from mmlm.data.episodes import Episode, classes_of
 from mmlm.data.table_bins import bin_means, quantile_bins
 from mmlm.data.table_reader import read_table
-from mmlm.data.tables import Column, Table
+from mmlm.data.tables import Column, Table, join_rows
 from mmlm.run import load_run
 
 MAX_BINS = 10
@@ -53,7 +53,8 @@ class TabularPredictor:
             self.labels_ = np.searchsorted(seen, self.labels_)
             words = [texts[code] for code in seen]
             self.classes_ = np.array(words if target.kind == "category" else [float(word) for word in words])
-        self.shots_ = table
+            texts = words
+        self.texts_, self.target_, self.shots_ = texts, target.name, table
         return self
 
     def _chances(self, x: Any) -> np.ndarray:
@@ -65,8 +66,10 @@ class TabularPredictor:
         parts = []
         for start in range(0, queries.num_rows, 256):
             rows = np.arange(start, min(start + 256, queries.num_rows))
-            part = queries.select(self.shots_.names).take(rows)
-            parts.append(self.task_.predict_proba(self.model_, self.shots_, self.labels_, part, len(self.classes_)))
+            joined = join_rows([self.shots_, queries.select(self.shots_.names).take(rows)])
+            labels = np.concatenate([self.labels_, np.full(len(rows), -1)])
+            problem = Episode(joined, labels, self.texts_, len(self.labels_), self.target_)
+            parts.append(self.task_.predict_proba(self.model_, problem))
         return np.concatenate(parts)
 
     def predict_proba(self, x: Any) -> np.ndarray:

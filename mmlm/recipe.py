@@ -20,6 +20,7 @@ from mmlm.evaluation.config import EvaluateConfig
 from mmlm.heads.config import HEADS, LanguageModelHeadConfig
 from mmlm.objectives.config import OBJECTIVES, CausalConfig
 from mmlm.tasks.config import TASKS
+from mmlm.tokenizers.config import TOKENIZERS
 from mmlm.training.config import AdaptConfig, TrainConfig
 
 MAX_BYTES = 1 << 18
@@ -36,6 +37,7 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0, lt=1 << 63, description="decides weights, order of data and sampling")
     tasks: list[TASKS.choice] = Field([], max_length=1, description="what is learned; written `task` for one alone")
     data: DataConfig = Field(DataConfig(), description="what is trained on")
+    tokenizers: dict[str, TOKENIZERS.choice] = Field({}, description="tokenizers by the name that the task uses")
     encoders: dict[str, ENCODERS.choice] = Field({}, description="encoders by the name that segments use")
     backbone: BackboneConfig = Field(BackboneConfig(), description="the decoder")
     heads: dict[str, HEADS.choice] = Field({"language_model": LanguageModelHeadConfig()}, description="heads by name")

@@ -4,60 +4,94 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mmlm.adapt import adapt
-from mmlm.base.errors import CheckpointError, RecipeError
+from mmlm.adapt import adapt, adapted_layers, merge_lora, save_adapters
+from mmlm.base.errors import CheckpointError, DataError, RecipeError
+from mmlm.data.episodes import Episode, Source
 from mmlm.data.real_tables import load_real_tables
-from mmlm.data.tables import Table
 from mmlm.evaluation.protocol import compare, summary
 from mmlm.evaluation.report import write_report
+from mmlm.interop.load import load
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
 from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
 from mmlm.stream import Batch, Stream
-from mmlm.tasks.tabular import TabularTask
+from mmlm.tasks.base import TabularLike
 from mmlm.training.learner import Learner
 from mmlm.training.trainer import Result, Trainer
 from mmlm.vocabulary import Vocabulary
 
-RECIPE, METRICS = "recipe.yaml", "metrics.json"
+RECIPE, METRICS, TOKENIZERS, ADAPTER = "recipe.yaml", "metrics.json", "tokenizers", "adapter"
 ENDLESS = 1 << 40  # samples that a source of drawn tasks claims to have
+TRIES = 50
+FITTED_ON = 500  # drawn tasks whose texts a tokenizer is fitted on
 
 
 class DrawnSamples:
     """Streams drawn from weighted sources; sample number and seed decide everything."""
 
-    def __init__(self, recipe: Recipe, task: TabularTask, objective: Objective, vocabulary: Vocabulary) -> None:
+    def __init__(self, recipe: Recipe, task: TabularLike, objective: Objective, vocabulary: Vocabulary) -> None:
         self.task, self.objective, self.vocabulary = task, objective, vocabulary
-        self.episode = recipe.tasks[0].episode
-        self.sources = [source.build() for source in recipe.data.train]
-        weights = np.array([source.weight for source in recipe.data.train])
-        self.borders = np.cumsum(weights / weights.sum())
-        self.fingerprint = repr((recipe.data.model_dump(), recipe.tasks[0].model_dump()))
+        self.episodes = Episodes(recipe, task)
+        tokenizers = {name: config.model_dump() for name, config in recipe.tokenizers.items()}
+        self.fingerprint = repr((recipe.data.model_dump(), recipe.tasks[0].model_dump(), tokenizers))
 
     def __len__(self) -> int:
         return ENDLESS
 
     def sample(self, index: int, rng: np.random.Generator) -> Stream:
-        """One task as a stream, prepared by the objective."""
-        source = self.sources[int(np.searchsorted(self.borders, rng.random(), side="right").clip(max=len(self.sources) - 1))]
-        return self.objective.prepare(self.task.example(source.draw(rng, self.episode)), self.vocabulary, rng)
+        """One task as a stream, prepared by the objective. Raises DataError where none fits the context."""
+        for _ in range(TRIES):
+            stream = self.task.example(self.episodes.draw(rng), rng)
+            if stream is not None:
+                return self.objective.prepare(stream, self.vocabulary, rng)
+        raise DataError(f"none of {TRIES} drawn tables has a row that fits the context of the task.")
 
     def collate(self, items: list[Stream]) -> Batch:
         """Streams as one packed batch."""
-        return self.objective.collate(items, self.vocabulary)
+        return self.objective.collate(self.task.arrange(items), self.vocabulary)
 
 
-def build_model(recipe: Recipe, task: TabularTask) -> MultimodalLM:
-    """The model of a recipe with its first weights, which the seed decides."""
+class Episodes:
+    """Training tasks from the weighted sources of a recipe."""
+
+    def __init__(self, recipe: Recipe, task: TabularLike) -> None:
+        self.config = task.episode
+        self.sources: list[Source] = [source.build() for source in recipe.data.train]
+        weights = np.array([source.weight for source in recipe.data.train])
+        self.borders = np.cumsum(weights / weights.sum())
+
+    def draw(self, rng: np.random.Generator) -> Episode:
+        """One task of one source."""
+        place = int(np.searchsorted(self.borders, rng.random(), side="right").clip(max=len(self.sources) - 1))
+        return self.sources[place].draw(rng, self.config)
+
+
+def build_task(recipe: Recipe, folder: Path | None = None) -> TabularLike:
+    """The task of a recipe with its tokenizers: those that a run keeps in its folder, else read or fitted on training texts."""
+    tokenizers = {name: config.build() for name, config in recipe.tokenizers.items()}
+    task: TabularLike = recipe.tasks[0].build(tokenizers)
+    for name, tokenizer in tokenizers.items():
+        if folder is not None and (folder / TOKENIZERS / name).is_dir():
+            tokenizer.load(folder / TOKENIZERS / name)
+        elif not getattr(tokenizer, "is_fitted", True):
+            episodes = Episodes(recipe, task)
+            draws = [np.random.default_rng([recipe.seed, number]) for number in range(FITTED_ON)]
+            tokenizer.fit([text for rng in draws for text in task.texts(episodes.draw(rng), rng)])
+    return task
+
+
+def build_model(recipe: Recipe, task: TabularLike) -> MultimodalLM:
+    """The model of a recipe: pretrained, with rows added for new tokens, or with first weights, which the seed decides."""
     if recipe.backbone.pretrained is not None:
-        raise RecipeError("backbone.pretrained: a task of feature tokens starts from scratch; leave it out.")
+        return _pretrained(recipe, task)
     missing = task.features.keys() - recipe.encoders.keys()
     if missing:
         raise RecipeError(f"encoders: the task {recipe.tasks[0].type!r} needs an encoder named {', '.join(sorted(missing))}.")
@@ -65,13 +99,32 @@ def build_model(recipe: Recipe, task: TabularTask) -> MultimodalLM:
     return MultimodalLM(
         ModelConfig(
             schema=1,
-            vocabulary=task.vocabulary,
+            vocabulary=dict(task.vocabulary),
             backbone=recipe.backbone,
             encoders=recipe.encoders,
-            features=task.features,
+            features=dict(task.features),
             heads=recipe.heads,
         )
     )
+
+
+def _pretrained(recipe: Recipe, task: TabularLike) -> MultimodalLM:
+    name = recipe.backbone.pretrained
+    assert name is not None
+    model = load(name)
+    for part in ("encoders", "heads"):
+        if getattr(recipe, part) != Recipe.model_fields[part].default:
+            raise RecipeError(f"{part}: backbone.pretrained decides them; leave them out.")
+    if dict(task.features) != model.config.features:
+        raise RecipeError(
+            f"backbone.pretrained: {name} reads the features {model.config.features or 'none'}, but the task "
+            f"{recipe.tasks[0].type!r} gives {dict(task.features) or 'none'}."
+        )
+    held, wanted = model.vocabulary.sizes, dict(task.vocabulary)
+    if task.features and held != wanted:
+        raise RecipeError(f"backbone.pretrained: {name} has the vocabulary {held}, but the task needs {wanted}.")
+    model.extend_vocabulary({key: max(size, held.get(key, 0)) for key, size in wanted.items()})
+    return model
 
 
 def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[str, Any]], None] | None = None) -> Result:
@@ -81,27 +134,37 @@ def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[
     """
     if not recipe.tasks:
         raise RecipeError(f"recipe {recipe.name!r}: `task` is missing; nothing can be trained without one.")
-    task = recipe.tasks[0].build()
+    folder = Path(recipe.output)
+    task = build_task(recipe, None if fresh else folder)
     objective = recipe.objective.build()
     model = build_model(recipe, task)
     samples = DrawnSamples(recipe, task, objective, model.vocabulary)
     learner = Learner(model, objective)
     adapt(learner, recipe.adapt, recipe.seed)
-    folder = Path(recipe.output)
     result = Trainer(learner, samples, recipe.train, folder, seed=recipe.seed, progress=progress).fit(fresh=fresh)
     if result.reason != "signal":
-        model.save_pretrained(folder)
-        (folder / RECIPE).write_text(recipe.dump())
+        save_run(folder, recipe, task, model)
     return result
 
 
-def load_run(folder: Path | str) -> tuple[Recipe, TabularTask, MultimodalLM]:
+def save_run(folder: Path, recipe: Recipe, task: TabularLike, model: MultimodalLM) -> None:
+    """Write what `load_run` reads. Adapters are kept by themselves and added to the weights, so that the model is whole."""
+    for name, tokenizer in task.tokenizers.items():
+        tokenizer.save(folder / TOKENIZERS / name)
+    if adapted_layers(model) and recipe.adapt.lora is not None:
+        save_adapters(model, folder / ADAPTER, recipe.adapt.lora)
+        merge_lora(model)
+    model.save_pretrained(folder)
+    (folder / RECIPE).write_text(recipe.dump())
+
+
+def load_run(folder: Path | str) -> tuple[Recipe, TabularLike, MultimodalLM]:
     """The recipe, task and model of a finished run. Raises CheckpointError where the folder holds none."""
     path = Path(folder) / RECIPE
     if not path.is_file():
         raise CheckpointError(f"{folder}: no finished run: {RECIPE} is missing.")
     recipe = Recipe.read(path)
-    return recipe, recipe.tasks[0].build(), MultimodalLM.from_pretrained(folder)
+    return recipe, build_task(recipe, Path(folder)), MultimodalLM.from_pretrained(folder)
 
 
 def dry(recipe: Recipe) -> Recipe:
@@ -117,10 +180,7 @@ def evaluate(folder: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any
         recipe = Recipe.read(Path(folder) / RECIPE, overrides)
     config = recipe.evaluate
 
-    def predict(shots: Table, labels: np.ndarray, queries: Table, num_classes: int) -> np.ndarray:
-        return task.predict_proba(model, shots, labels, queries, num_classes)
-
-    found = compare(load_real_tables(config.split), predict, config)
+    found = compare(load_real_tables(config.split), partial(task.predict_proba, model), config)
     metrics = summary(found, config)
     (Path(folder) / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
     write_report(Path(folder), recipe, found, metrics)

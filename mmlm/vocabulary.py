@@ -43,9 +43,11 @@ class Vocabulary:
         return self.ranges[name]
 
     def extended(self, sizes: Mapping[str, int]) -> Vocabulary:
-        """This vocabulary with further ranges after it; a range it already has must keep its size."""
+        """This vocabulary with further ranges after it. A range it already has must keep its size; the last one alone may grow."""
+        last = next(reversed(self.ranges), None)
         for name in self.ranges.keys() & sizes.keys():
-            if len(self.ranges[name]) != sizes[name]:
+            grows = name == last and len(self.ranges[name]) < sizes[name]
+            if len(self.ranges[name]) != sizes[name] and not grows:
                 raise RecipeError(f"vocabulary range {name!r} has {len(self.ranges[name])} ids and cannot become {sizes[name]}.")
         return Vocabulary({**self.sizes, **sizes})
 

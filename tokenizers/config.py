@@ -6,7 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from mmlm.base.registry import Component, Registry
 from mmlm.base.schema import Strict
+
+TOKENIZERS = Registry("tokenizer", "mmlm.tokenizers")
 
 _HEADER_ONCE = "form csv names the columns once for all rows"
 
@@ -43,3 +46,12 @@ class CellTokens(Strict):
     evidence: list[float] = Field(
         [0.05, 0.2], max_length=4, description="bandwidths (shares of the ranks) at which a column alone is asked for the class; []: none"
     )
+
+
+@TOKENIZERS.register("mmlm.tokenizers.text:TextTokenizer", source="byte-level BPE, GPT-2; arXiv:1508.07909")
+class TextConfig(Component):
+    """Text as tokens of a byte-level BPE."""
+
+    type: Literal["text"] = "text"
+    path: str | None = Field(None, description="tokenizer.json, or a folder or hub id that holds one; null: fitted on the training texts")
+    vocabulary_size: int = Field(4096, ge=260, le=1 << 20, description="most tokens when it is fitted")

@@ -23,12 +23,24 @@ FEW_NUMBERS = 10  # whole numbers of at most so many values are classes, not qua
 
 @dataclass(frozen=True)
 class Episode:
-    """features: the rows, examples first, without the target. labels: int64 [rows], class of each row. classes: their texts."""
+    """features: the rows, examples first, without the target. labels: int64 [rows], class of each row, -1 for a class that is none of
+    `classes`. classes: their texts. target: name of the column."""
 
     features: Table
     labels: np.ndarray
     classes: list[str]
     num_shots: int
+    target: str
+
+    @property
+    def shots(self) -> Table:
+        """The example rows."""
+        return self.features.take(np.arange(self.num_shots))
+
+    @property
+    def queries(self) -> Table:
+        """The rows to predict."""
+        return self.features.take(np.arange(self.num_shots, self.features.num_rows))
 
 
 class Source(Protocol):
@@ -92,11 +104,11 @@ def draw_episode(table: Table, rng: np.random.Generator, config: EpisodeConfig) 
     shots = int(round(float(np.exp(rng.uniform(np.log(config.min_shots), np.log(config.max_shots))))))
     shots = min(shots, len(rows) - 1)
     labels, classes = classes_of(column.take(rows), shots, int(rng.integers(2, config.max_bins + 1)))
-    return finish(table.select(shown).take(rows), labels, classes, shots, rng, config.max_classes)
+    return finish(table.select(shown).take(rows), labels, classes, shots, rng, config.max_classes, target)
 
 
 def finish(
-    features: Table, labels: np.ndarray, classes: list[str], shots: int, rng: np.random.Generator, max_classes: int
+    features: Table, labels: np.ndarray, classes: list[str], shots: int, rng: np.random.Generator, max_classes: int, target: str
 ) -> Episode | None:
     """The task with at most max_classes classes, those of the rows alone, numbered at random; None without two of them."""
     present = np.unique(labels[labels >= 0])
@@ -116,4 +128,4 @@ def finish(
     for old, new in enumerate(number):
         if new >= 0:
             texts[new] = classes[old]
-    return Episode(features.take(np.flatnonzero(keep)), labels, texts, shots)
+    return Episode(features.take(np.flatnonzero(keep)), labels, texts, shots, target)

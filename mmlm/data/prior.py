@@ -51,7 +51,7 @@ class StructuralTables:
             labels, count = _classes(units[:, picked[0]], rng, config.max_classes)
             shots = int(round(float(np.exp(rng.uniform(np.log(config.min_shots), np.log(config.max_shots))))))
             table = Table("generated", _named(columns, rng))
-            found = finish(table, labels, [str(number) for number in range(count)], shots, rng, config.max_classes)
+            found = finish(table, labels, [str(number) for number in range(count)], shots, rng, config.max_classes, "outcome")
             if found is not None:
                 return found
 

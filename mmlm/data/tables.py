@@ -266,3 +266,19 @@ class Table:
             else:
                 series[column.name] = values
         return pandas.DataFrame(series)
+
+
+def join_rows(tables: Sequence[Table]) -> Table:
+    """The rows of several tables of the same columns, one after the other; categories are matched by their texts."""
+    columns = []
+    for name in tables[0].names:
+        parts = [table.column(name) for table in tables]
+        words = list(dict.fromkeys(word for part in parts for word in part.words))
+        place = {word: code for code, word in enumerate(words)}
+        values = []
+        for part in parts:
+            mapping = np.array([place[word] for word in part.words] or [0], dtype=np.float64)
+            codes = np.where(part.missing, 0, part.values).astype(np.int64) if words else None
+            values.append(part.values if codes is None else np.where(part.missing, np.nan, mapping[codes]))
+        columns.append(Column(name, parts[0].kind, np.concatenate(values), words))
+    return Table(tables[0].name, columns)

@@ -12,13 +12,14 @@ from collections.abc import Callable
 import numpy as np
 
 from mmlm.base.errors import require
-from mmlm.data.tables import Table
+from mmlm.data.episodes import Episode
 
-Predict = Callable[[Table, np.ndarray, Table, int], np.ndarray]
+Predict = Callable[[Episode], np.ndarray]
 
 
-def _dense(shots: Table, queries: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Standardised numbers and one-hot categories [rows, features] of both; all statistics from the shots."""
+def _dense(problem: Episode) -> tuple[np.ndarray, np.ndarray]:
+    """Standardised numbers and one-hot categories [rows, features] of examples and rows to predict; all statistics from the examples."""
+    shots, queries = problem.shots, problem.queries
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     for name in shots.names:
         mine, theirs = shots.column(name), queries.column(name)
@@ -48,26 +49,31 @@ def _spread_out(chance: np.ndarray, classes: np.ndarray, num_classes: int) -> np
     return full / full.sum(1, keepdims=True)
 
 
-def majority(shots: Table, labels: np.ndarray, queries: Table, num_classes: int) -> np.ndarray:
-    """The class frequencies of the examples, the same for every query."""
-    share = np.bincount(labels, minlength=num_classes) / len(labels)
-    return np.tile(share, (queries.num_rows, 1))
+def majority(problem: Episode) -> np.ndarray:
+    """The class frequencies of the examples, the same for every query; all classes alike without an example."""
+    labels, count = problem.labels[: problem.num_shots], len(problem.classes)
+    share = np.bincount(labels, minlength=count) / len(labels) if len(labels) else np.full(count, 1 / count)
+    return np.tile(share, (problem.features.num_rows - len(labels), 1))
 
 
-def nearest_neighbours(shots: Table, labels: np.ndarray, queries: Table, num_classes: int) -> np.ndarray:
+def nearest_neighbours(problem: Episode) -> np.ndarray:
     """Five nearest examples (or all, if fewer), weighted by distance."""
+    labels = problem.labels[: problem.num_shots]
+    if not len(labels):
+        return majority(problem)
     neighbors = require("sklearn.neighbors", "tabular")
-    left, right = _dense(shots, queries)
+    left, right = _dense(problem)
     model = neighbors.KNeighborsClassifier(min(5, len(labels)), weights="distance").fit(left, labels)
-    return _spread_out(model.predict_proba(right), model.classes_, num_classes)
+    return _spread_out(model.predict_proba(right), model.classes_, len(problem.classes))
 
 
-def logistic_regression(shots: Table, labels: np.ndarray, queries: Table, num_classes: int) -> np.ndarray:
+def logistic_regression(problem: Episode) -> np.ndarray:
     """C from 1e-4 to 1e4 by 3-fold cross-validation where each class has more than 3 examples, else C = 1."""
+    labels = problem.labels[: problem.num_shots]
     if len(np.unique(labels)) < 2:
-        return majority(shots, labels, queries, num_classes)
+        return majority(problem)
     linear = require("sklearn.linear_model", "tabular")
-    left, right = _dense(shots, queries)
+    left, right = _dense(problem)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if min(np.bincount(labels)[np.unique(labels)]) > 3:
@@ -76,14 +82,15 @@ def logistic_regression(shots: Table, labels: np.ndarray, queries: Table, num_cl
             model = search.fit(left, labels).best_estimator_
         else:
             model = linear.LogisticRegression(max_iter=300).fit(left, labels)
-    return _spread_out(model.predict_proba(right), model.classes_, num_classes)
+    return _spread_out(model.predict_proba(right), model.classes_, len(problem.classes))
 
 
-def xgboost(shots: Table, labels: np.ndarray, queries: Table, num_classes: int) -> np.ndarray:
+def xgboost(problem: Episode) -> np.ndarray:
     """XGBoost with histograms and native categories, default settings, one thread."""
-    seen, numbers = np.unique(labels, return_inverse=True)
+    shots, queries = problem.shots, problem.queries
+    seen, numbers = np.unique(problem.labels[: problem.num_shots], return_inverse=True)
     if len(seen) < 2:
-        return majority(shots, labels, queries, num_classes)
+        return majority(problem)
     package = require("xgboost", "tabular")
     pandas = require("pandas", "tabular")
     frames = [pandas.DataFrame(index=range(table.num_rows)) for table in (shots, queries)]
@@ -99,7 +106,7 @@ def xgboost(shots: Table, labels: np.ndarray, queries: Table, num_classes: int) 
                 frame[name] = side.values
     model = package.XGBClassifier(tree_method="hist", enable_categorical=True, n_jobs=1, verbosity=0)
     model.fit(frames[0], numbers)
-    return _spread_out(model.predict_proba(frames[1]), seen, num_classes)
+    return _spread_out(model.predict_proba(frames[1]), seen, len(problem.classes))
 
 
 BASELINES: dict[str, Predict] = {

@@ -32,9 +32,9 @@ pre { background: var(--soft); padding: 1rem; overflow-x: auto; font-size: 13px 
 def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[str, Any]) -> Path:
     """Write report.html into a run folder that holds log.jsonl; returns its path."""
     log = _read_log(folder / "log.jsonl")
-    shots = sorted({count for count, _ in found.accuracy})
+    shots = sorted({count for _, count, _ in found.values})
     about = metrics["data"]
-    best = [f"{found.accuracy and metrics['metrics'][f'accuracy_{count}']:.3f} at {count} examples" for count in shots]
+    best = [f"{metrics['metrics'][f'accuracy_{count}']:.3f} at {count} examples" for count in shots]
     tables = ", ".join(f"{number} tables at {count} examples" for count, number in about["tables"].items())
     parts = [
         f"<h1>{escape(recipe.name)}</h1>",
@@ -72,7 +72,7 @@ def _headline(metrics: dict[str, Any], shots: Sequence[int]) -> str:
             gap = row.get(f"model_minus_this_{count}")
             edge = row.get(f"model_minus_this_{count}_interval", [0, 0])
             told = "" if gap is None else f"{gap:+.3f} ({edge[0]:+.3f} to {edge[1]:+.3f})"
-            cells.append(f"<td>{mean:.3f} ({low:.3f} to {high:.3f})</td><td>{told}</td><td>{row[f'log_loss_{count}']:.2f}</td>")
+            cells.append(f"<td>{mean:.3f} ({low:.3f} to {high:.3f})</td><td>{told}</td><td>{row[f'nll_{count}']:.2f}</td>")
         own = ' class="own"' if name == "model" else ""
         body.append(f"<tr{own}><td>{escape(name.replace('_', ' '))}</td>{''.join(cells)}</tr>")
     return f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(body)}</table></div>'
@@ -98,13 +98,13 @@ def _reliability(found: Comparison, metrics: dict[str, Any]) -> str:
 
 
 def _per_table(found: Comparison, shots: Sequence[int]) -> str:
-    names = list(dict.fromkeys(name for _, name in found.accuracy))
+    names = list(dict.fromkeys(name for _, _, name in found.values))
     count = shots[-1]
     head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
-    model = found.accuracy.get((count, "model"), {})
+    model = found.values.get(("accuracy", count, "model"), {})
     rows = []
     for table in sorted(model, key=lambda name: model[name]):
-        cells = "".join(f"<td>{found.accuracy[count, name].get(table, float('nan')):.3f}</td>" for name in names)
+        cells = "".join(f"<td>{found.values['accuracy', count, name].get(table, float('nan')):.3f}</td>" for name in names)
         rows.append(f"<tr><td>{escape(table)}</td>{cells}</tr>")
     title = f"<p>Accuracy with {count} examples, hardest first.</p>"
     return f'{title}<div class="wide"><table><tr><th>table</th>{head}</tr>{"".join(rows)}</table></div>'

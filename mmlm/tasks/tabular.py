@@ -9,12 +9,14 @@ Axes: r rows   c columns   t = r (c + 1) tokens   f channels of a cell
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from mmlm.base.errors import DataError
+from mmlm.data.config import EpisodeConfig
 from mmlm.data.episodes import Episode
 from mmlm.data.tables import Table
 from mmlm.model import MultimodalLM
@@ -33,11 +35,16 @@ class TabularTask:
 
     vocabulary = {LABEL: MAX_CLASSES + 1}
 
-    def __init__(self, config: TabularConfig) -> None:
-        self.config = config
+    def __init__(self, config: TabularConfig, tokenizers: Mapping[str, Any]) -> None:
+        self.config, self.tokenizers = config, tokenizers
         self.features = {CELL: num_channels(config.cells)}
 
-    def example(self, episode: Episode) -> Stream:
+    @property
+    def episode(self) -> EpisodeConfig:
+        """How training tasks are drawn."""
+        return self.config.episode
+
+    def example(self, episode: Episode, rng: np.random.Generator) -> Stream:
         """The stream of a task; loss on the query rows."""
         return self._stream(episode.features, episode.labels, episode.num_shots, len(episode.classes))
 
@@ -65,48 +72,36 @@ class TabularTask:
         )
         return Stream([segment], axes=AXES)
 
+    def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
+        """A document a table."""
+        return list(streams)
+
+    def texts(self, episode: Episode, rng: np.random.Generator) -> list[str]:
+        """Nothing: cells need no fitted vocabulary."""
+        return []
+
     @torch.no_grad()
-    def predict_proba(self, model: MultimodalLM, shots: Table, labels: np.ndarray, queries: Table, num_classes: int) -> np.ndarray:
+    def predict_proba(self, model: MultimodalLM, problem: Episode) -> np.ndarray:
         """Probabilities [queries, classes], averaged over numberings of the classes.
 
-        shots, queries: tables of the same columns, without the target. labels: int [shots], classes 0 to num_classes - 1.
         Raises DataError for more than ten classes or no example.
         """
+        num_classes, num_shots = len(problem.classes), problem.num_shots
         if not 2 <= num_classes <= MAX_CLASSES:
             raise DataError(f"in-context prediction takes 2 to {MAX_CLASSES} classes, but was given {num_classes}.")
-        if not len(labels):
+        if not num_shots:
             raise DataError("in-context prediction needs at least one example row.")
-        if len(shots.columns) > self.config.max_columns:
-            logger.warning("%d feature columns: only the first %d are read", len(shots.columns), self.config.max_columns)
-        names = shots.names[: self.config.max_columns]
-        joined = join_rows(shots.select(names), queries.select(names))
+        features, labels = problem.features, problem.labels[:num_shots]
+        if len(features.columns) > self.config.max_columns:
+            logger.warning("%d feature columns: only the first %d are read", len(features.columns), self.config.max_columns)
+            features = features.select(features.names[: self.config.max_columns])
+        unknown = np.zeros(features.num_rows - num_shots, dtype=np.int64)
         streams, numberings = [], []
         for turn in range(min(self.config.num_orders, num_classes)):
             number = np.roll(np.arange(num_classes), turn * max(1, num_classes // self.config.num_orders))
-            unknown = np.zeros(queries.num_rows, dtype=np.int64)
-            streams.append(self._stream(joined, np.concatenate([number[labels], unknown]), len(labels), num_classes))
+            streams.append(self._stream(features, np.concatenate([number[labels], unknown]), num_shots, num_classes))
             numberings.append(number)
         h_btd, _ = model.hidden(pack(streams, model.vocabulary))
         scores = model.heads["language_model"].predict(h_btd[0], model.vocabulary.span(LABEL))[:, :num_classes]
-        chance = scores.view(len(streams), joined.num_rows, -1, num_classes)[:, len(labels) :, -1].softmax(-1).double().numpy()
+        chance = scores.view(len(streams), features.num_rows, -1, num_classes)[:, num_shots:, -1].softmax(-1).double().numpy()
         return np.mean([chance[at][:, number] for at, number in enumerate(numberings)], axis=0)
-
-
-def join_rows(first: Table, second: Table) -> Table:
-    """One table of the rows of both; categories are matched by their texts."""
-    return _concatenate([first, second])
-
-
-def _concatenate(tables: Sequence[Table]) -> Table:
-    columns = []
-    for name in tables[0].names:
-        parts = [table.column(name) for table in tables]
-        words = list(dict.fromkeys(word for part in parts for word in part.words))
-        place = {word: code for code, word in enumerate(words)}
-        values = []
-        for part in parts:
-            mapping = np.array([place[word] for word in part.words] or [0], dtype=np.float64)
-            codes = np.where(part.missing, 0, part.values).astype(np.int64) if words else None
-            values.append(part.values if codes is None else np.where(part.missing, np.nan, mapping[codes]))
-        columns.append(type(parts[0])(name, parts[0].kind, np.concatenate(values), words))
-    return Table(tables[0].name, columns)

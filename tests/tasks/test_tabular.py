@@ -1,5 +1,7 @@
 """The in-context tabular task: what a prediction may depend on, and a run from recipe to filled table."""
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -11,7 +13,7 @@ from mmlm.evaluation.config import EvaluateConfig
 from mmlm.evaluation.protocol import compare, summary
 from mmlm.predictor import TabularPredictor, fill_column
 from mmlm.recipe import Recipe
-from mmlm.run import build_model, load_run, train
+from mmlm.run import build_model, build_task, load_run, train
 
 RECIPE = """
 schema: 1
@@ -36,23 +38,24 @@ def drawn(seed: int):
 
 def test_a_prediction_depends_neither_on_the_other_queries_nor_on_the_order_of_columns_and_examples():
     recipe = Recipe.read(RECIPE)
-    task = recipe.tasks[0].build()
-    model = build_model(recipe, task).double()
-    episode = next(e for e in map(drawn, range(20)) if len(e.features.columns) > 2 and e.num_shots > 2)
-    task_episode = episode
-    shots = episode.features.take(np.arange(episode.num_shots))
-    queries = episode.features.take(np.arange(episode.num_shots, len(episode.labels)))
-    labels, count = task_episode.labels[: episode.num_shots], len(episode.classes)
-    model = model.float()
-    whole = task.predict_proba(model, shots, labels, queries, count)
+    task = build_task(recipe)
+    model = build_model(recipe, task)
+    problem = next(e for e in map(drawn, range(20)) if len(e.features.columns) > 2 and e.num_shots > 2)
+    count = problem.num_shots
+
+    def predicted(**changes):
+        return task.predict_proba(model, dataclasses.replace(problem, **changes))
+
+    whole = predicted()
     np.testing.assert_allclose(whole.sum(1), 1, atol=1e-6)
     assert np.ptp(whole, axis=0).max() > 1e-5, "the queries all got the same prediction"
-    alone = task.predict_proba(model, shots, labels, queries.take([0]), count)
+    alone = predicted(features=problem.features.take(np.arange(count + 1)), labels=problem.labels[: count + 1])
     np.testing.assert_allclose(alone[0], whole[0], atol=1e-5)
-    names = list(reversed(shots.names))
-    np.testing.assert_allclose(task.predict_proba(model, shots.select(names), labels, queries.select(names), count), whole, atol=1e-5)
-    order = np.arange(len(labels))[::-1]
-    np.testing.assert_allclose(task.predict_proba(model, shots.take(order), labels[order], queries, count), whole, atol=1e-5)
+    np.testing.assert_allclose(predicted(features=problem.features.select(list(reversed(problem.features.names)))), whole, atol=1e-5)
+    order = np.r_[np.arange(count)[::-1], np.arange(count, len(problem.labels))]
+    np.testing.assert_allclose(predicted(features=problem.features.take(order), labels=problem.labels[order]), whole, atol=1e-5)
+    hidden = np.where(np.arange(len(problem.labels)) < count, problem.labels, -1)
+    np.testing.assert_array_equal(predicted(labels=hidden), whole)
 
 
 def test_the_same_seed_draws_the_same_task_and_another_seed_another():

@@ -1,0 +1,45 @@
+"""What a task is to the code that trains, evaluates and serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmlm.data.config import EpisodeConfig
+from mmlm.data.episodes import Episode
+from mmlm.model import MultimodalLM
+from mmlm.stream import Stream
+
+
+class TabularLike(Protocol):
+    """A task that predicts a column from example rows."""
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Vocabulary ranges and their sizes."""
+
+    @property
+    def features(self) -> Mapping[str, int]:
+        """Channels of the features that each encoder reads."""
+
+    @property
+    def tokenizers(self) -> Mapping[str, Any]:
+        """The tokenizers of the recipe, by name."""
+
+    @property
+    def episode(self) -> EpisodeConfig:
+        """How training tasks are drawn."""
+
+    def example(self, episode: Episode, rng: np.random.Generator) -> Stream | None:
+        """The stream of a training task, or None where it does not fit the context."""
+
+    def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
+        """The streams of a batch as the documents that are packed."""
+
+    def texts(self, episode: Episode, rng: np.random.Generator) -> list[str]:
+        """What a tokenizer may be fitted on."""
+
+    def predict_proba(self, model: MultimodalLM, problem: Episode) -> np.ndarray:
+        """Probabilities [queries, classes] of the rows after the examples."""
