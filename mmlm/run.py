@@ -13,6 +13,7 @@ import torch
 
 from mmlm.adapt import adapt, adapted_layers, merge_lora, save_adapters
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
+from mmlm.data.config import TableFileConfig
 from mmlm.data.episodes import Episode, Source
 from mmlm.data.real_tables import load_real_tables
 from mmlm.evaluation.protocol import compare, summary
@@ -180,7 +181,13 @@ def evaluate(folder: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any
         recipe = Recipe.read(Path(folder) / RECIPE, overrides)
     config = recipe.evaluate
 
-    found = compare(load_real_tables(config.split), partial(task.predict_proba, model), config)
+    files = [source.build() for source in recipe.data.train if isinstance(source, TableFileConfig)] if config.split == "file" else []
+    if config.split == "file" and not any(file.held_out.any() for file in files):
+        raise RecipeError("evaluate.split: file predicts the held-out rows of a table_file source, but data.train has none.")
+    tables = [file.table for file in files] or load_real_tables(config.split)
+    found = compare(tables, partial(task.predict_proba, model), config, held_out=[file.held_out for file in files] or None)
+    if not found.values:
+        raise DataError("evaluate: no table gives a comparison: too few rows, or fewer than two classes among the examples.")
     metrics = summary(found, config)
     (Path(folder) / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
     write_report(Path(folder), recipe, found, metrics)

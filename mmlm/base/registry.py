@@ -1,6 +1,6 @@
 """One registry per kind of component.
 
-What is registered is a *config class*: a strict pydantic model whose `type` is the component's name and whose `target` names the
+What is registered is a *config class*: a strict pydantic model whose `type` is the component's name and whose `builds` names the
 class it builds, as "module:Class". Configs import no torch, so a recipe is checked in a moment; the class is imported when it is built.
 
 Another package adds a component by an entry point in the group of the registry (for example `mmlm.mixers`) whose name is the `type`
@@ -33,13 +33,13 @@ C = TypeVar("C", bound="type[Component]")
 class Component(Strict):
     """Base of every registered config."""
 
-    target: ClassVar[str] = ""
+    builds: ClassVar[str] = ""
     source: ClassVar[str] = ""
     type: str
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
-        """The component itself: `target` imported and called with this config first."""
-        module, _, name = self.target.partition(":")
+        """The component itself: `builds` imported and called with this config first."""
+        module, _, name = self.builds.partition(":")
         return getattr(importlib.import_module(module), name)(self, *args, **kwargs)
 
 
@@ -82,8 +82,8 @@ class Registry:
             if not isinstance(name, str):
                 raise RecipeError(f"{config.__name__}: `type` needs a default, the name of the {self.kind}.")
             if name in self.entries and self.entries[name] is not config:
-                raise RecipeError(f"{self.kind} {name!r} is registered twice: {self.entries[name].target} and {target}.")
-            config.target, config.source = target, source
+                raise RecipeError(f"{self.kind} {name!r} is registered twice: {self.entries[name].builds} and {target}.")
+            config.builds, config.source = target, source
             self.entries[name] = config
             return config
 
@@ -105,8 +105,8 @@ class Registry:
         except (ImportError, AttributeError) as error:
             raise RecipeError(f"{where} cannot be imported: {error}.") from error
         if (known := self.entries.get(point.name, config)) is not config:
-            raise RecipeError(f"{where}: {self.kind} {point.name!r} is registered already, by {known.target}.")
-        if not (isinstance(config, type) and issubclass(config, Component) and config.target):
+            raise RecipeError(f"{where}: {self.kind} {point.name!r} is registered already, by {known.builds}.")
+        if not (isinstance(config, type) and issubclass(config, Component) and config.builds):
             raise RecipeError(f"{where} must be a config class registered with a target, but is {config!r}.")
         if type_name(config) != point.name:
             raise RecipeError(f"{where} is a config of the type {type_name(config)!r}.")

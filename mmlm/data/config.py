@@ -71,6 +71,18 @@ class StructuralTablesConfig(Component):
     max_layers: int = Field(3, ge=1, description="most layers between causes and columns")
 
 
+@SOURCES.register("mmlm.data.episodes:TableFile", source="a file of your own")
+class TableFileConfig(Component):
+    """Few-shot tasks from one table: a CSV, TSV, Parquet, Excel or JSON-lines file, or a saved Hugging Face data set."""
+
+    type: Literal["table_file"] = "table_file"
+    path: str = Field(description="the file, or one that is shipped beside the recipes")
+    target: str = Field(description="the column to predict")
+    sheet: str | None = Field(None, description="sheet of a workbook or split of a data set; default the first")
+    hold_out: float = Field(0.2, ge=0, lt=1, description="share of the rows that is never trained on; evaluate.split: file predicts them")
+    weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other sources")
+
+
 class DataConfig(Strict):
     """What is trained and evaluated on."""
 

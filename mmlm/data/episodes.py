@@ -7,14 +7,16 @@ which number each class gets. Numeric targets are cut into quantile bins whose e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from mmlm.base.errors import DataError
-from mmlm.data.config import EpisodeConfig, RealTablesConfig
+from mmlm.data.config import EpisodeConfig, RealTablesConfig, TableFileConfig
 from mmlm.data.real_tables import load_real_tables
 from mmlm.data.table_bins import assign, bin_labels, quantile_bins
+from mmlm.data.table_reader import read_table
 from mmlm.data.tables import Column, Table
 
 TRIES = 50
@@ -64,6 +66,41 @@ class RealTables:
             if found is not None:
                 return found
         raise DataError(f"no task could be drawn from {len(self.tables)} tables in {TRIES} tries.")
+
+
+class TableFile:
+    """Tasks from the rows of one file that are not held out; the target is always the file's own.
+
+    Which rows are held out depends on the number of rows alone. Raises DataError for a file or target that cannot be used.
+    """
+
+    def __init__(self, config: TableFileConfig) -> None:
+        self.path, self.target = find_file(config.path), config.target
+        self.table = read_table(self.path, target=config.target, sheet=config.sheet)
+        self.held_out = np.random.default_rng(self.table.num_rows).random(self.table.num_rows) < config.hold_out
+        self.shown = self.table.take(np.flatnonzero(~self.held_out))
+
+    def draw(self, rng: np.random.Generator, config: EpisodeConfig) -> Episode:
+        """A task from the rows that are not held out."""
+        own = config.model_copy(update={"own_target": 1.0})
+        for _ in range(TRIES):
+            found = draw_episode(self.shown, rng, own)
+            if found is not None:
+                return found
+        raise DataError(
+            f"{self.path}: no task could be drawn in {TRIES} tries: column {self.target!r} shows fewer than two classes among the "
+            f"examples, is a date, or has more than {4 * config.max_classes} different texts."
+        )
+
+
+def find_file(name: str) -> Path:
+    """A file or folder at a path, or one shipped beside the recipes. Raises DataError where there is none."""
+    import mmlm
+
+    for path in (Path(name), *(Path(root) / "recipes" / name for root in mmlm.__path__)):
+        if path.exists():
+            return path
+    raise DataError(f"{name}: no such file.")
 
 
 def classes_of(column: Column, num_shots: int, num_bins: int) -> tuple[np.ndarray, list[str]]:

@@ -39,16 +39,19 @@ class Comparison:
     problems: dict[tuple[int, str], tuple[Episode, np.ndarray]] = field(default_factory=dict)
 
 
-def draw(table: Table, shots: int, seed: int, config: EvaluateConfig) -> Episode | None:
+def draw(table: Table, shots: int, seed: int, config: EvaluateConfig, held_out: np.ndarray | None = None) -> Episode | None:
     """Example rows, then rows to predict; None where the examples show fewer than two classes (without examples: the column has).
 
     Classes beyond the ten commonest of the examples are counted as misses: their rows have class -1. A numeric target needs examples, from
-    which its bins come.
+    which its bins come. held_out: bool [rows]; these rows alone are predicted, the others are examples.
     """
     assert table.target is not None
     column = table.column(table.target)
     rng = np.random.default_rng([seed, shots])
-    rows = rng.permutation(np.flatnonzero(~column.missing))[: shots + config.max_queries]
+    rows = rng.permutation(np.flatnonzero(~column.missing))
+    if held_out is not None:
+        rows = np.concatenate([rows[~held_out[rows]][:shots], rows[held_out[rows]]])
+    rows = rows[: shots + config.max_queries]
     if len(rows) < shots + FEWEST_QUERIES:
         return None
     labels, texts = classes_of(column.take(rows), shots, config.num_bins)
@@ -66,15 +69,21 @@ def draw(table: Table, shots: int, seed: int, config: EvaluateConfig) -> Episode
     return Episode(features.take(rows), labels, [texts[c] for c in order], shots, table.target)
 
 
-def compare(tables: Sequence[Table], model: Predict, config: EvaluateConfig, baselines: dict[str, Predict] | None = None) -> Comparison:
-    """Every measure of the model and the baselines on every table."""
+def compare(
+    tables: Sequence[Table],
+    model: Predict,
+    config: EvaluateConfig,
+    baselines: dict[str, Predict] | None = None,
+    held_out: Sequence[np.ndarray | None] | None = None,
+) -> Comparison:
+    """Every measure of the model and the baselines on every table. held_out: for each table the rows to predict, or None for any."""
     result = Comparison()
     predictors = {"model": model, **(BASELINES if baselines is None else baselines)}
-    for table in tables:
+    for table, held in zip(tables, held_out or [None] * len(tables), strict=True):
         for shots in config.shots:
             found: dict[tuple[str, str], list[float]] = {}
             for seed in range(config.seeds):
-                problem = draw(table, shots, seed, config)
+                problem = draw(table, shots, seed, config, held)
                 if problem is None:
                     continue
                 truth = problem.labels[problem.num_shots :]

@@ -67,7 +67,7 @@ def forget_their_modules():
 
 def test_a_component_knows_its_name_target_and_source(gadgets):
     config = gadgets.parse({"type": "counter", "start": 2})
-    assert (config.target, config.source, config.start) == ("collections:Counter", "nobody 1970", 2)
+    assert (config.builds, config.source, config.start) == ("collections:Counter", "nobody 1970", 2)
     assert gadgets.parse("counter") == type(config)() and gadgets.parse(config) is config
     assert gadgets.names() == ["counter"] and gadgets.get("counter") is type(config)
 
@@ -127,7 +127,7 @@ def test_a_package_cannot_take_a_built_in_name(gadgets, tmp_path, monkeypatch, c
     source = THEIRS.replace("theirs", "counter").replace('@REGISTRIES["test.gadgets"].register("their_gadgets:Built", source="them")', "")
     install(tmp_path, monkeypatch, "bad_gadgets", source, {"counter": "bad_gadgets:Theirs"})
     assert gadgets.names() == ["counter"] and "registered already, by collections:Counter" in caplog.text
-    assert gadgets.get("counter").target == "collections:Counter"
+    assert gadgets.get("counter").builds == "collections:Counter"
 
 
 def test_the_json_schema_writes_out_every_component_and_the_names_alone(gadgets, tmp_path, monkeypatch):

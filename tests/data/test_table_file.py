@@ -1,0 +1,54 @@
+"""A table of the user's own: which rows are trained on, which are held out, and what is said when it cannot be used."""
+
+import numpy as np
+import pytest
+
+from mmlm.base.errors import DataError
+from mmlm.data.config import EpisodeConfig, TableFileConfig
+from mmlm.evaluation.baselines import majority
+from mmlm.evaluation.config import EvaluateConfig
+from mmlm.evaluation.protocol import compare, draw
+
+
+def write(path, rows=120):
+    path.write_text("number,colour,kind\n" + "".join(f"{i},{'red' if i % 3 else 'blue'},{'ab'[i % 2]}\n" for i in range(rows)))
+    return TableFileConfig(path=str(path), target="kind", hold_out=0.25)
+
+
+def test_held_out_rows_are_never_drawn_in_training_and_alone_predicted_in_the_comparison(tmp_path):
+    source = write(tmp_path / "own.csv").build()
+    held = set(np.flatnonzero(source.held_out).tolist())
+    assert 15 < len(held) < 45
+    rng = np.random.default_rng(0)
+    drawn = [source.draw(rng, EpisodeConfig(num_rows=24, max_shots=16)) for _ in range(40)]
+    assert all(episode.target == "kind" and "kind" not in episode.features.names for episode in drawn)
+    numbers = {int(v) for e in drawn if "number" in e.features.names for v in e.features.column("number").values}
+    assert len(numbers) > 60 and not numbers & held
+    problem = draw(source.table, 8, 0, EvaluateConfig(), source.held_out)
+    assert not {int(v) for v in problem.shots.column("number").values} & held
+    assert {int(v) for v in problem.queries.column("number").values} <= held
+    found = compare([source.table], majority, EvaluateConfig(shots=[8], seeds=1), {}, held_out=[source.held_out])
+    assert list(found.values["accuracy", 8, "model"]) == ["own"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x,kind\n1,a\n2,a\n3,a\n", "kind"),
+        ("x,other\n1,a\n2,b\n", "kind"),
+        ("x,kind\n", "no row"),
+        ("", "own.csv"),
+        ("x,kind\n" + "".join(f"{i},name{i}\n" for i in range(80)), "different texts"),
+    ],
+)
+def test_a_file_that_gives_no_task_is_told_by_name(tmp_path, text, told):
+    (tmp_path / "own.csv").write_text(text)
+    with pytest.raises(DataError, match=r"own\.csv") as error:
+        TableFileConfig(path=str(tmp_path / "own.csv"), target="kind").build().draw(np.random.default_rng(0), EpisodeConfig())
+    assert told in str(error.value)
+
+
+def test_a_missing_file_is_told_and_a_shipped_one_found():
+    with pytest.raises(DataError, match="nowhere.csv: no such file"):
+        TableFileConfig(path="nowhere.csv", target="x").build()
+    assert TableFileConfig(path="tabular/penguins.csv", target="species").build().table.num_rows == 344
