@@ -1,95 +1,194 @@
-"""A finished tabular run as a predictor with scikit-learn's methods."""
+"""A finished tabular run as an estimator of scikit-learn."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from mmlm.base.errors import DataError, RecipeError, require
+from mmlm.base.errors import DataError, require
 from mmlm.data.episodes import Episode, classes_of
 from mmlm.data.table_bins import bin_means, quantile_bins
 from mmlm.data.table_reader import read_table
 from mmlm.data.tables import Column, Table, join_rows
-from mmlm.run import load_run
+from mmlm.run import fine_tune, load_run
+from mmlm.training.config import LoraConfig, TrainConfig
 
+logger = logging.getLogger(__name__)
 MAX_BINS = 10
+MAX_NUMBERS = 10  # whole numbers of more values are a quantity
+ROWS_AT_ONCE = 256
+base: Any = require("sklearn.base", "tabular")
+utils: Any = require("sklearn.utils", "tabular")
+validation: Any = require("sklearn.utils.validation", "tabular")
+multiclass: Any = require("sklearn.utils.multiclass", "tabular")
+metaestimators: Any = require("sklearn.utils.metaestimators", "tabular")
 
 
-class TabularPredictor:
-    """Predicts a column from example rows, in context: `fit` keeps the examples, no weight changes.
+def _has_classes(predictor: TabularPredictor) -> bool:
+    return predictor.kind != "numbers" and not getattr(predictor, "is_regression_", False)
 
-    run: the folder of a finished tabular run. A numeric y of more than ten distinct values is predicted as the mean of quantile bins
-    weighted by their probabilities; then there is no predict_proba.
+
+class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
+    """Predicts a column from example rows.
+
+    run: the folder of a finished tabular run.
+    kind: "auto" predicts numbers for a numeric y of more than ten distinct values, else classes; or say which.
+    fit_by: "shots" keeps the examples and changes no weight; "lora" also fits adapters to them, in `steps` steps at rate `lr`.
+    max_shots: more examples than these are sampled down, in the shares of their classes; adapters are fitted to all of them.
+    Numbers are predicted as the mean of quantile bins weighted by their probabilities. At most ten classes.
     """
 
-    def __init__(self, run: str | Path) -> None:
-        self.run = run
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        kind: Literal["auto", "classes", "numbers"] = "auto",
+        fit_by: Literal["shots", "lora"] = "shots",
+        steps: int = 100,
+        lr: float = 1e-3,
+        max_shots: int = 512,
+        random_state: int = 0,
+    ) -> None:
+        self.run, self.kind, self.fit_by = run, kind, fit_by
+        self.steps, self.lr, self.max_shots, self.random_state = steps, lr, max_shots, random_state
 
-    def fit(self, x: Any, y: Any) -> TabularPredictor:
-        """Keep the examples. x: frame, array or Table [rows, columns]; y: [rows]. Raises DataError for one class only."""
-        pandas = require("pandas", "tabular")
-        table = _table(x)
-        frame = pandas.DataFrame({"target": np.asarray(y) if not hasattr(y, "to_numpy") else y.to_numpy()})
-        return self._keep(table, Table.from_frame(frame, "target").column("target"))
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn may expect: missing cells and text are welcome."""
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = "regressor" if self.kind == "numbers" else "classifier"
+        if self.kind == "numbers":
+            tags.regressor_tags = utils.RegressorTags()
+        else:
+            tags.classifier_tags = utils.ClassifierTags()
+        tags.target_tags.required = True
+        tags.input_tags.allow_nan = tags.input_tags.string = True
+        return tags
+
+    def fit(self, X: Any, y: Any) -> TabularPredictor:  # noqa: N803  scikit-learn's name
+        """Keep the examples, and fit adapters if so asked.
+
+        X: frame, array or Table [rows, columns]; y: [rows]. Raises DataError for fewer than two classes or more than ten.
+        """
+        table = self._table(X, reset=True)
+        if y is None:
+            raise DataError("this estimator requires y to be passed, but the target y is None.")
+        if not isinstance(y, Column):
+            y = validation.column_or_1d(y, warn=True)
+            if len(y) != table.num_rows:
+                raise DataError(f"inconsistent numbers of samples: x has {table.num_rows} rows, but y has {len(y)}.")
+            if self.kind == "classes":
+                multiclass.check_classification_targets(y)
+            y = _column(y)
+        return self._keep(table, y)
 
     def _keep(self, table: Table, target: Column) -> TabularPredictor:
         if len(target) != table.num_rows:
             raise DataError(f"x has {table.num_rows} rows, but y has {len(target)}.")
         present = np.flatnonzero(~target.missing)
         table, target = table.take(present), target.take(present)
+        is_number = target.kind == "number" and (self.kind == "numbers" or (self.kind == "auto" and _is_quantity(target)))
+        if self.kind == "numbers" and not is_number:
+            raise DataError(f"kind 'numbers' needs a numeric target, but {target.name!r} holds texts or dates.")
         if target.num_distinct < 2:
-            raise DataError("the examples show fewer than two distinct target values; at least two are needed.")
-        _, self.task_, self.model_ = load_run(self.run)
-        bins = min(MAX_BINS, max(2, len(target) // 4))
-        self.labels_, texts = classes_of(target, len(target), bins)
-        self.is_regression_ = target.kind != "category" and len(texts) != target.num_distinct
-        if self.is_regression_:
-            self.means_ = bin_means(target.values, quantile_bins(target.values, bins))
-            self.classes_ = np.arange(len(texts))
+            raise DataError(f"the examples show one class alone ({target.num_distinct} distinct target values); at least two are needed.")
+        recipe, self.task_, self.model_ = load_run(self.run)
+        if is_number:
+            bins = min(MAX_BINS, max(2, len(target) // 4))
+            edges = quantile_bins(target.values, bins)
+            labels, texts = classes_of(Column(target.name, "number", target.values + 0.0), len(target), bins)
+            if len(texts) != len(edges) + 1:  # few whole numbers: each is its own bin
+                self.means_ = np.array([float(text) for text in texts])
+            else:
+                self.means_ = bin_means(target.values, edges)
         else:
-            seen = np.unique(self.labels_)
-            self.labels_ = np.searchsorted(seen, self.labels_)
-            words = [texts[code] for code in seen]
-            self.classes_ = np.array(words if target.kind == "category" else [float(word) for word in words])
-            texts = words
-        self.texts_, self.target_, self.shots_ = texts, target.name, table
+            category = target.as_category() if target.kind != "category" else target
+            seen, labels = np.unique(category.codes(), return_inverse=True)
+            texts = [category.words[code] for code in seen]
+            kept = target.values if target.kind == "number" else None
+            self.classes_ = np.array(texts) if kept is None else np.array([kept[labels == at][0] for at in range(len(texts))])
+            order = np.argsort(self.classes_, kind="stable")
+            self.classes_, texts = self.classes_[order], [texts[at] for at in order]
+            labels = np.argsort(order)[labels]
+        self.is_regression_ = is_number
+        if self.fit_by == "lora":
+            train = TrainConfig(steps=self.steps, batch_size=4, lr=self.lr, warmup=0.1, log_every=self.steps)
+            whole = Table(str(self.run), [*table.columns, Column("y", target.kind, target.values, target.words)], "y")
+            fine_tune(recipe, self.task_, self.model_, whole, LoraConfig(rank=16), train)
+        chosen = self._sampled(labels)
+        self.texts_, self.target_, self.shots_, self.labels_ = texts, target.name, table.take(chosen), labels[chosen]
         return self
 
+    def _sampled(self, labels: np.ndarray) -> np.ndarray:
+        """Rows kept as examples: all, or max_shots of them, class by class in turn of their share."""
+        if len(labels) <= self.max_shots:
+            return np.arange(len(labels))
+        logger.warning("%d example rows: %d of them are shown with a prediction (max_shots)", len(labels), self.max_shots)
+        mixed = np.random.default_rng(self.random_state).permutation(len(labels))
+        place = np.zeros(len(labels))
+        for label in np.unique(labels):
+            rows = mixed[labels[mixed] == label]
+            place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+        return np.sort(np.argsort(place, kind="stable")[: self.max_shots])
+
     def _chances(self, x: Any) -> np.ndarray:
-        if not hasattr(self, "shots_"):
-            raise RecipeError("this predictor has no examples yet: call fit first.")
-        queries = _table(x)
+        validation.check_is_fitted(self, "shots_")
+        queries = self._table(x, reset=False)
         if missing := [name for name in self.shots_.names if name not in queries.names]:
             raise DataError(f"the rows to predict lack the column {missing[0]!r} of the examples.")
         parts = []
-        for start in range(0, queries.num_rows, 256):
-            rows = np.arange(start, min(start + 256, queries.num_rows))
+        for start in range(0, queries.num_rows, ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + ROWS_AT_ONCE, queries.num_rows))
             joined = join_rows([self.shots_, queries.select(self.shots_.names).take(rows)])
             labels = np.concatenate([self.labels_, np.full(len(rows), -1)])
             problem = Episode(joined, labels, self.texts_, len(self.labels_), self.target_)
             parts.append(self.task_.predict_proba(self.model_, problem))
         return np.concatenate(parts)
 
-    def predict_proba(self, x: Any) -> np.ndarray:
-        """Probabilities [rows, classes], in the order of `classes_`. Raises RecipeError for a numeric target."""
-        if getattr(self, "is_regression_", False):
-            raise RecipeError("the target is a number: there are no classes; use predict.")
-        return self._chances(x)
+    @metaestimators.available_if(_has_classes)
+    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Probabilities [rows, classes], in the order of `classes_`. A predictor of numbers has no such method (AttributeError)."""
+        return self._chances(X)
 
-    def predict(self, x: Any) -> np.ndarray:
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """Classes [rows], or numbers for a numeric target."""
-        chances = self._chances(x)
+        chances = self._chances(X)
         return chances @ self.means_ if self.is_regression_ else self.classes_[chances.argmax(1)]
 
+    def score(self, X: Any, y: Any) -> float:  # noqa: N803
+        """Accuracy, or R2 for a numeric target."""
+        metrics = require("sklearn.metrics", "tabular")
+        measure = metrics.r2_score if self.is_regression_ else metrics.accuracy_score
+        return float(measure(y, self.predict(X)))
 
-def _table(x: Any) -> Table:
-    if isinstance(x, Table):
-        return x
+    def _table(self, x: Any, *, reset: bool) -> Table:
+        if isinstance(x, Table):
+            return x
+        pandas = require("pandas", "tabular")
+        if isinstance(x, pandas.DataFrame):
+            validation._check_feature_names(self, x, reset=reset)
+            validation._check_n_features(self, x, reset=reset)
+            if not len(x):
+                raise DataError(f"0 sample(s) (shape={x.shape}) while a minimum of 1 is required.")
+            frame = x
+        else:
+            checked = validation.validate_data(self, x, reset=reset, dtype=None, ensure_all_finite="allow-nan")
+            frame = pandas.DataFrame(checked).infer_objects()
+        return Table.from_frame(frame.rename(columns=str), "x")
+
+
+def _column(y: np.ndarray) -> Column:
     pandas = require("pandas", "tabular")
-    frame = x if isinstance(x, pandas.DataFrame) else pandas.DataFrame(np.asarray(x))
-    return Table.from_frame(frame.rename(columns=str), "x")
+    if y.dtype.kind == "f" and not np.isfinite(y).all():
+        raise DataError("the target y contains NaN or infinity; leave those rows out.")
+    return Table.from_frame(pandas.DataFrame({"target": y}), "y").column("target")
+
+
+def _is_quantity(column: Column) -> bool:
+    known = column.values[~column.missing]
+    return column.num_distinct > MAX_NUMBERS or not bool((known == np.floor(known)).all())
 
 
 def fill_column(run: str | Path, table_file: Path, target: str, shots_file: Path, output: Path) -> int:

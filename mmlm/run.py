@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from mmlm.adapt import adapt, adapted_layers, merge_lora, save_adapters
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
 from mmlm.data.config import TableFileConfig
-from mmlm.data.episodes import Episode, Source
+from mmlm.data.episodes import Episode, OneTable, Source
 from mmlm.data.real_tables import load_real_tables
+from mmlm.data.tables import Table
 from mmlm.evaluation.protocol import compare, summary
 from mmlm.evaluation.report import write_report
 from mmlm.interop.load import load
@@ -25,6 +27,7 @@ from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
 from mmlm.stream import Batch, Stream
 from mmlm.tasks.base import TabularLike
+from mmlm.training.config import AdaptConfig, LoraConfig, TrainConfig
 from mmlm.training.learner import Learner
 from mmlm.training.trainer import Result, Trainer
 from mmlm.vocabulary import Vocabulary
@@ -38,9 +41,11 @@ FITTED_ON = 500  # drawn tasks whose texts a tokenizer is fitted on
 class DrawnSamples:
     """Streams drawn from weighted sources; sample number and seed decide everything."""
 
-    def __init__(self, recipe: Recipe, task: TabularLike, objective: Objective, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, recipe: Recipe, task: TabularLike, objective: Objective, vocabulary: Vocabulary, episodes: Episodes | None = None
+    ) -> None:
         self.task, self.objective, self.vocabulary = task, objective, vocabulary
-        self.episodes = Episodes(recipe, task)
+        self.episodes = episodes or Episodes(recipe, task)
         tokenizers = {name: config.model_dump() for name, config in recipe.tokenizers.items()}
         self.fingerprint = repr((recipe.data.model_dump(), recipe.tasks[0].model_dump(), tokenizers))
 
@@ -63,10 +68,10 @@ class DrawnSamples:
 class Episodes:
     """Training tasks from the weighted sources of a recipe."""
 
-    def __init__(self, recipe: Recipe, task: TabularLike) -> None:
+    def __init__(self, recipe: Recipe, task: TabularLike, only: Source | None = None) -> None:
         self.config = task.episode
-        self.sources: list[Source] = [source.build() for source in recipe.data.train]
-        weights = np.array([source.weight for source in recipe.data.train])
+        self.sources: list[Source] = [source.build() for source in recipe.data.train] if only is None else [only]
+        weights = np.array([source.weight for source in recipe.data.train] if only is None else [1.0])
         self.borders = np.cumsum(weights / weights.sum())
 
     def draw(self, rng: np.random.Generator) -> Episode:
@@ -128,6 +133,27 @@ def _pretrained(recipe: Recipe, task: TabularLike) -> MultimodalLM:
     return model
 
 
+def preview(recipe: Recipe, count: int = 2) -> str:
+    """Samples of a recipe as the model will read them, and what a batch holds. Nothing is trained or written."""
+    if not recipe.tasks:
+        raise RecipeError(f"recipe {recipe.name!r}: `task` is missing; there is nothing to show.")
+    task = build_task(recipe)
+    vocabulary = Vocabulary(task.vocabulary)
+    samples = DrawnSamples(recipe, task, recipe.objective.build(), vocabulary)
+    parts = []
+    for number in range(count):
+        rng = np.random.default_rng([recipe.seed, number])
+        problem = samples.episodes.draw(rng)
+        parts += [f"sample {number + 1}: predict {problem.target!r}, {problem.num_shots} examples, classes {', '.join(problem.classes)}"]
+        parts += [task.shown(problem), ""]
+    size = recipe.train.batch_size
+    batch = samples.collate([samples.sample(number, np.random.default_rng([recipe.seed, number])) for number in range(size)])
+    documents, tokens, weighted = int(batch.layout.document.max()), batch.num_tokens, int((batch.weight > 0).sum())
+    ranges = ", ".join(f"{name} {size}" for name, size in vocabulary.sizes.items())
+    parts += [f"a batch of {size}: {documents} documents, {tokens:,} tokens, {weighted:,} of them carry loss; vocabulary: {ranges}"]
+    return "\n".join(parts)
+
+
 def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[str, Any]], None] | None = None) -> Result:
     """Train (or go on training) and leave a run folder that `load_run` reads.
 
@@ -141,7 +167,7 @@ def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[
     model = build_model(recipe, task)
     samples = DrawnSamples(recipe, task, objective, model.vocabulary)
     learner = Learner(model, objective)
-    adapt(learner, recipe.adapt, recipe.seed)
+    adapt(model, recipe.adapt, recipe.seed)
     result = Trainer(learner, samples, recipe.train, folder, seed=recipe.seed, progress=progress).fit(fresh=fresh)
     if result.reason != "signal":
         save_run(folder, recipe, task, model)
@@ -157,6 +183,20 @@ def save_run(folder: Path, recipe: Recipe, task: TabularLike, model: MultimodalL
         merge_lora(model)
     model.save_pretrained(folder)
     (folder / RECIPE).write_text(recipe.dump())
+
+
+def fine_tune(recipe: Recipe, task: TabularLike, model: MultimodalLM, table: Table, lora: LoraConfig, config: TrainConfig) -> None:
+    """Fit adapters to one table with a target, in place, and add them to the weights. Nothing is written.
+
+    Raises DataError where the table gives no task.
+    """
+    objective = recipe.objective.build()
+    samples = DrawnSamples(recipe, task, objective, model.vocabulary, Episodes(recipe, task, OneTable(table, table.name)))
+    adapt(model, AdaptConfig(lora=lora), recipe.seed)
+    with TemporaryDirectory() as folder:
+        Trainer(Learner(model, objective), samples, config, Path(folder) / "run", seed=recipe.seed).fit()
+    merge_lora(model)
+    model.eval()
 
 
 def load_run(folder: Path | str) -> tuple[Recipe, TabularLike, MultimodalLM]:
@@ -184,7 +224,7 @@ def evaluate(folder: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any
     files = [source.build() for source in recipe.data.train if isinstance(source, TableFileConfig)] if config.split == "file" else []
     if config.split == "file" and not any(file.held_out.any() for file in files):
         raise RecipeError("evaluate.split: file predicts the held-out rows of a table_file source, but data.train has none.")
-    tables = [file.table for file in files] or load_real_tables(config.split)
+    tables = [file.whole for file in files] or load_real_tables(config.split)
     found = compare(tables, partial(task.predict_proba, model), config, held_out=[file.held_out for file in files] or None)
     if not found.values:
         raise DataError("evaluate: no table gives a comparison: too few rows, or fewer than two classes among the examples.")

@@ -18,13 +18,13 @@ class MmlmError(Exception):
     exit_code = 1
 
 
-class RecipeError(MmlmError):
+class RecipeError(MmlmError, ValueError):
     """A recipe, an override or a command line that cannot be used as written."""
 
     exit_code = 2
 
 
-class DataError(MmlmError):
+class DataError(MmlmError, ValueError):
     """An input file, record or value that cannot be used; the message names file and line."""
 
     exit_code = 2

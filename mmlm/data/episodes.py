@@ -68,29 +68,36 @@ class RealTables:
         raise DataError(f"no task could be drawn from {len(self.tables)} tables in {TRIES} tries.")
 
 
-class TableFile:
-    """Tasks from the rows of one file that are not held out; the target is always the file's own.
+class OneTable:
+    """Tasks from the rows of one table; its own target is always the one predicted. where: the table's name in messages."""
 
-    Which rows are held out depends on the number of rows alone. Raises DataError for a file or target that cannot be used.
-    """
-
-    def __init__(self, config: TableFileConfig) -> None:
-        self.path, self.target = find_file(config.path), config.target
-        self.table = read_table(self.path, target=config.target, sheet=config.sheet)
-        self.held_out = np.random.default_rng(self.table.num_rows).random(self.table.num_rows) < config.hold_out
-        self.shown = self.table.take(np.flatnonzero(~self.held_out))
+    def __init__(self, table: Table, where: str) -> None:
+        self.table, self.where = table, where
 
     def draw(self, rng: np.random.Generator, config: EpisodeConfig) -> Episode:
-        """A task from the rows that are not held out."""
+        """One task. Raises DataError where the table gives none."""
         own = config.model_copy(update={"own_target": 1.0})
         for _ in range(TRIES):
-            found = draw_episode(self.shown, rng, own)
+            found = draw_episode(self.table, rng, own)
             if found is not None:
                 return found
         raise DataError(
-            f"{self.path}: no task could be drawn in {TRIES} tries: column {self.target!r} shows fewer than two classes among the "
+            f"{self.where}: no task could be drawn in {TRIES} tries: column {self.table.target!r} shows fewer than two classes among the "
             f"examples, is a date, or has more than {4 * config.max_classes} different texts."
         )
+
+
+class TableFile(OneTable):
+    """Tasks from the rows of a file that are not held out. Which these are depends on the number of rows alone.
+
+    Raises DataError for a file or target that cannot be used.
+    """
+
+    def __init__(self, config: TableFileConfig) -> None:
+        path = find_file(config.path)
+        self.whole = read_table(path, target=config.target, sheet=config.sheet)
+        self.held_out = np.random.default_rng(self.whole.num_rows).random(self.whole.num_rows) < config.hold_out
+        super().__init__(self.whole.take(np.flatnonzero(~self.held_out)), str(path))
 
 
 def find_file(name: str) -> Path:

@@ -1,16 +1,40 @@
-"""Any decoder by its folder or hub id."""
+"""Any decoder by its folder or hub id, and from one format to the other."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-from mmlm.interop.hugging_face import load_hugging_face
+from mmlm.base.errors import CheckpointError
+from mmlm.interop.hugging_face import load_hugging_face, save_hugging_face
 from mmlm.model import CONFIG, MultimodalLM, read_json
+
+TOKENIZER = "tokenizer.json"
 
 
 def load(path: Path | str) -> MultimodalLM:
     """A model ready to use: a run folder, a model folder, or a Hugging Face folder or hub id."""
-    folder = Path(path)
-    if (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("model_type") == "mmlm":
-        return MultimodalLM.from_pretrained(folder)
-    return load_hugging_face(path)
+    return MultimodalLM.from_pretrained(path) if _is_ours(Path(path)) else load_hugging_face(path)
+
+
+def convert(source: Path | str, destination: Path) -> str:
+    """Write a model of ours in the format of transformers, and one of transformers in ours; returns the name of the format written.
+
+    The text tokenizer goes along. Raises CheckpointError where the folder to write is not empty or the model has no counterpart.
+    """
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise CheckpointError(f"{destination}: exists already; name a new folder.")
+    model, folder = load(source), Path(source)
+    if _is_ours(folder):
+        kind = save_hugging_face(model, destination)
+        found = sorted(folder.glob(f"tokenizers/*/{TOKENIZER}"))
+    else:
+        model.save_pretrained(destination)
+        kind, found = "mmlm", [folder / TOKENIZER] if (folder / TOKENIZER).is_file() else []
+    if found:
+        shutil.copyfile(found[0], destination / TOKENIZER)
+    return kind
+
+
+def _is_ours(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("model_type") == "mmlm"

@@ -41,5 +41,8 @@ class TabularLike(Protocol):
     def texts(self, episode: Episode, rng: np.random.Generator) -> list[str]:
         """What a tokenizer may be fitted on."""
 
+    def shown(self, problem: Episode) -> str:
+        """A problem as the model reads it, for people to look at: the examples and the first row to predict."""
+
     def predict_proba(self, model: MultimodalLM, problem: Episode) -> np.ndarray:
         """Probabilities [queries, classes] of the rows after the examples."""

@@ -18,7 +18,7 @@ import torch
 from mmlm.base.errors import DataError
 from mmlm.data.config import EpisodeConfig
 from mmlm.data.episodes import Episode
-from mmlm.data.tables import Table
+from mmlm.data.tables import Table, cell_texts
 from mmlm.model import MultimodalLM
 from mmlm.stream import NO_LABEL, Segment, Stream, pack
 from mmlm.tasks.config import TabularConfig
@@ -79,6 +79,17 @@ class TabularTask:
     def texts(self, episode: Episode, rng: np.random.Generator) -> list[str]:
         """Nothing: cells need no fitted vocabulary."""
         return []
+
+    def shown(self, problem: Episode) -> str:
+        """The examples and the first row to predict as cells: one token each, then the token of the class."""
+        rows = problem.num_shots + 1
+        columns = problem.features.columns[: self.config.max_columns]
+        texts = [[column.name, *(text or "-" for text in cell_texts(column.take(np.arange(rows)), 3))] for column in columns]
+        classes = [problem.classes[label] if label >= 0 else "-" for label in problem.labels[: problem.num_shots]]
+        texts.append([problem.target, *classes, "?"])
+        widths = [min(24, max(map(len, column))) for column in texts]
+        padded = [[cell[:width].ljust(width) for cell in column] for column, width in zip(texts, widths, strict=True)]
+        return "\n".join("  ".join(row) for row in zip(*padded, strict=True))
 
     @torch.no_grad()
     def predict_proba(self, model: MultimodalLM, problem: Episode) -> np.ndarray:

@@ -124,6 +124,10 @@ class TabularTextTask:
         prefix, queries = self._prompts(problem)
         return self.text.decode(torch.cat([prefix, queries[row]]).tolist())
 
+    def shown(self, problem: Episode) -> str:
+        """The prompt of the first row to predict."""
+        return self.prompt(problem).replace(END_COMPLETION, f"{END_COMPLETION}\n")
+
     def _prompts(self, problem: Episode) -> tuple[Tensor, list[Tensor]]:
         """Ids of what stands before all rows to predict, and of each of these."""
         rows = self.config.rows

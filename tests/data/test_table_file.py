@@ -24,10 +24,10 @@ def test_held_out_rows_are_never_drawn_in_training_and_alone_predicted_in_the_co
     assert all(episode.target == "kind" and "kind" not in episode.features.names for episode in drawn)
     numbers = {int(v) for e in drawn if "number" in e.features.names for v in e.features.column("number").values}
     assert len(numbers) > 60 and not numbers & held
-    problem = draw(source.table, 8, 0, EvaluateConfig(), source.held_out)
+    problem = draw(source.whole, 8, 0, EvaluateConfig(), source.held_out)
     assert not {int(v) for v in problem.shots.column("number").values} & held
     assert {int(v) for v in problem.queries.column("number").values} <= held
-    found = compare([source.table], majority, EvaluateConfig(shots=[8], seeds=1), {}, held_out=[source.held_out])
+    found = compare([source.whole], majority, EvaluateConfig(shots=[8], seeds=1), {}, held_out=[source.held_out])
     assert list(found.values["accuracy", 8, "model"]) == ["own"]
 
 
@@ -51,4 +51,4 @@ def test_a_file_that_gives_no_task_is_told_by_name(tmp_path, text, told):
 def test_a_missing_file_is_told_and_a_shipped_one_found():
     with pytest.raises(DataError, match="nowhere.csv: no such file"):
         TableFileConfig(path="nowhere.csv", target="x").build()
-    assert TableFileConfig(path="tabular/penguins.csv", target="species").build().table.num_rows == 344
+    assert TableFileConfig(path="tabular/penguins.csv", target="species").build().whole.num_rows == 344

@@ -7,6 +7,11 @@ import torch
 
 from mmlm.base.errors import CheckpointError
 from mmlm.interop.hugging_face import load_hugging_face, save_hugging_face
+from mmlm.interop.load import convert, load
+from mmlm.recipe import Recipe
+from mmlm.run import load_run, train
+from mmlm.tokenizers.config import TextConfig
+from mmlm.tokenizers.text import TextTokenizer
 
 transformers = pytest.importorskip("transformers")
 SIZES = {
@@ -71,3 +76,42 @@ def test_what_is_not_understood_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(CheckpointError, match=r"9 tensors are missing .*layers\.2"):
         load_hugging_face(tmp_path)
+
+
+LORA = """
+schema: 1
+name: adapted
+task: {type: tabular_text, context: 400, episode: {num_rows: 6, max_shots: 4, max_columns: 2, max_classes: 3}}
+data: {train: [{type: structural_tables}]}
+tokenizers: {text: {type: text, path: FOLDER}}
+backbone: {pretrained: FOLDER}
+adapt: {lora: {rank: 4}}
+train: {steps: 4, batch_size: 2, lr: 0.01, log_every: 1}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2", "mamba2"])
+def test_a_decoder_of_transformers_is_tuned_by_a_recipe_merged_and_read_back_by_transformers(name, tmp_path):
+    pytest.importorskip("peft")
+    family, sizes = MODELS[name]
+    MODELS["wide"] = (family, {**sizes, "vocab_size": 320, **({"n_positions": 512} if name == "gpt2" else {})})
+    model, folder = theirs("wide"), tmp_path / "theirs"
+    model.save_pretrained(folder)
+    texts = [f"Predict the outcome {number}" for number in range(50)]
+    TextTokenizer(TextConfig(vocabulary_size=300)).fit(texts).save(folder)
+    recipe = Recipe.read(LORA.replace("FOLDER", str(folder)), [f"output={tmp_path / 'run'}"])
+    before = load(folder)
+    train(recipe)
+    _, task, tuned = load_run(tmp_path / "run")
+    rows = len(tuned.vocabulary)
+    assert rows == max(320, task.text.sizes["text"])
+    convert(tmp_path / "run", tmp_path / "back")
+    again = type(model).from_pretrained(tmp_path / "back").eval()
+    ids = torch.randint(0, 97, (2, 21), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, tuned.logits(ids), rtol=0, atol=1e-4)
+        assert (tuned.logits(ids)[..., :320] - before.logits(ids)).abs().max() > 1e-3, "training changed nothing"
+    read = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "back" / "tokenizer.json"))
+    text = "Predict the outcome 7<|endinput|>"
+    assert read(text)["input_ids"] == task.text.ids([text])[0]
