@@ -25,9 +25,9 @@ from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
 from mmlm.tasks import calibration
 from mmlm.tasks.config import TabularTextConfig
+from mmlm.tokenizers.base import TextLike
 from mmlm.tokenizers.table_prompts import assemble, draw_choices
 from mmlm.tokenizers.table_rows import END_COMPLETION, ShotStatistics, completion, header, special_tokens, write_rows
-from mmlm.tokenizers.text import TextTokenizer
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 
@@ -37,7 +37,7 @@ class TabularTextTask:
 
     features: Mapping[str, int] = {}
 
-    def __init__(self, config: TabularTextConfig, tokenizers: Mapping[str, TextTokenizer]) -> None:
+    def __init__(self, config: TabularTextConfig, tokenizers: Mapping[str, TextLike]) -> None:
         if config.tokenizer not in tokenizers:
             raise RecipeError(f"tokenizers: {unknown_name('tokenizer', config.tokenizer, tokenizers)}")
         self.config, self.tokenizers = config, tokenizers

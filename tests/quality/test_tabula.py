@@ -33,10 +33,10 @@ name: permuted
 task:
   type: tabular_text
   packing: PACKING
-  rows: {choices: front}
+  rows: {form: csv, choices: front}
   episode: {num_rows: 10, min_shots: 1, max_shots: 9}
 data: {train: [{type: permuted_labels}]}
-tokenizers: {text: {type: text, vocabulary_size: 300}}
+tokenizers: {text: {type: text, vocabulary_size: 500}}
 backbone: {width: 64, num_layers: LAYERS, pattern: [{mixer: MIXER}]}
 train: {steps: 3000, batch_size: 64, lr: 2e-3, warmup: 0.05, min_lr_ratio: 0.02, log_every: 50, checkpoint_every: 3000}
 """

@@ -1,0 +1,46 @@
+"""What a tokenizer is to the tasks that use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mmlm.stream import Segment
+
+
+class Tokenizer(Protocol):
+    """Raw input to tokens and back. A tokenizer that has to be fitted also has `is_fitted` and `fit(raws)`."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The vocabulary ranges it writes, and their sizes."""
+
+    def encode(self, raw: Any) -> Segment:
+        """Tokens of one raw input, with ids local to their range."""
+
+    def decode(self, segment: Any) -> Any:
+        """The raw input again."""
+
+    def save(self, folder: Path | str) -> None:
+        """Write all that load needs."""
+
+    def load(self, folder: Path | str) -> Any:
+        """Take what save wrote."""
+
+
+class TextLike(Tokenizer, Protocol):
+    """A tokenizer of text: ids of the range `text`."""
+
+    @property
+    def first(self) -> list[int]:
+        """Ids that belong before a text and nowhere else."""
+
+    def add_tokens(self, tokens: Sequence[str]) -> None:
+        """Make each of these texts one token; called before the first use."""
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text."""
+
+    def token(self, text: str) -> int:
+        """The id of a text that is one token. Raises DataError where it is not."""
