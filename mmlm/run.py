@@ -18,6 +18,7 @@ from mmlm.data.config import TableFileConfig
 from mmlm.data.episodes import Episode, OneTable, Source
 from mmlm.data.real_tables import load_real_tables
 from mmlm.data.tables import Table
+from mmlm.evaluation.card import write_card
 from mmlm.evaluation.protocol import compare, summary
 from mmlm.evaluation.report import write_report
 from mmlm.interop.load import load
@@ -183,6 +184,7 @@ def save_run(folder: Path, recipe: Recipe, task: TabularLike, model: MultimodalL
         merge_lora(model)
     model.save_pretrained(folder)
     (folder / RECIPE).write_text(recipe.dump())
+    write_card(folder, recipe, None)
 
 
 def fine_tune(recipe: Recipe, task: TabularLike, model: MultimodalLM, table: Table, lora: LoraConfig, config: TrainConfig) -> None:
@@ -230,5 +232,6 @@ def evaluate(folder: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any
         raise DataError("evaluate: no table gives a comparison: too few rows, or fewer than two classes among the examples.")
     metrics = summary(found, config)
     (Path(folder) / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
-    write_report(Path(folder), recipe, found, metrics)
+    write_report(Path(folder), recipe, found, metrics, task.shown)
+    write_card(Path(folder), recipe, metrics)
     return metrics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -19,7 +19,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round((first + i) * step, 12) for i in range(int((high - first * step) / step + 1e-9) + 1)]
 
 
-def lines(series: dict[str, Sequence[tuple[float, float]]], x_name: str, y_name: str, diagonal: bool = False) -> str:
+def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_name: str, y_name: str, diagonal: bool = False) -> str:
     """One line a series of (x, y); diagonal draws y = x."""
     points = [point for line in series.values() for point in line if math.isfinite(point[1])]
     if not points:

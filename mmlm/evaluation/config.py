@@ -17,3 +17,4 @@ class EvaluateConfig(Strict):
     seeds: int = Field(3, ge=1, description="draws of example rows a table")
     max_queries: int = Field(64, ge=1, description="most rows to predict in a draw")
     num_bins: int = Field(4, ge=2, le=10, description="bins of a numeric target; edges from the example rows")
+    xgboost: Literal["default", "search"] = Field("default", description="default settings, or the best of a random search in each draw")

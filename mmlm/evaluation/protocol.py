@@ -16,7 +16,7 @@ import numpy as np
 
 from mmlm.data.episodes import Episode, classes_of
 from mmlm.data.tables import Table
-from mmlm.evaluation.baselines import BASELINES, Predict
+from mmlm.evaluation.baselines import BASELINES, Predict, xgboost_search
 from mmlm.evaluation.config import EvaluateConfig
 from mmlm.evaluation.metrics import accuracy, bootstrap, brier, nll, paired_difference, win_rate
 from mmlm.evaluation.reliability import reliability
@@ -78,7 +78,8 @@ def compare(
 ) -> Comparison:
     """Every measure of the model and the baselines on every table. held_out: for each table the rows to predict, or None for any."""
     result = Comparison()
-    predictors = {"model": model, **(BASELINES if baselines is None else baselines)}
+    chosen = {**BASELINES, "xgboost": xgboost_search} if config.xgboost == "search" else BASELINES
+    predictors = {"model": model, **(chosen if baselines is None else baselines)}
     for table, held in zip(tables, held_out or [None] * len(tables), strict=True):
         for shots in config.shots:
             found: dict[tuple[str, str], list[float]] = {}
@@ -129,5 +130,5 @@ def summary(result: Comparison, config: EvaluateConfig) -> dict[str, Any]:
             own[f"model_wins_{shots}"] = win_rate(model, values)
         baselines.setdefault(name, {}).update(own)
     tables = {shots: len(found) for shots in config.shots if (found := result.values.get(("accuracy", shots, "model")))}
-    about = {"split": config.split, "tables": tables, "seeds": config.seeds, "max_queries": config.max_queries}
+    about = {"split": config.split, "tables": tables, "seeds": config.seeds, "max_queries": config.max_queries, "xgboost": config.xgboost}
     return {"metrics": metrics, "baselines": baselines, "data": about, "seconds": result.seconds}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmlm.data.episodes import Episode
 from mmlm.evaluation.charts import dots, lines
 from mmlm.evaluation.protocol import Comparison
 from mmlm.recipe import Recipe
@@ -29,8 +30,8 @@ pre { background: var(--soft); padding: 1rem; overflow-x: auto; font-size: 13px 
 """
 
 
-def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[str, Any]) -> Path:
-    """Write report.html into a run folder that holds log.jsonl; returns its path."""
+def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[str, Any], shown: Callable[[Episode], str]) -> Path:
+    """Write report.html into a run folder that holds log.jsonl; returns its path. shown: a problem as the model reads it."""
     log = _read_log(folder / "log.jsonl")
     shots = sorted({count for _, count, _ in found.values})
     about = metrics["data"]
@@ -48,10 +49,18 @@ def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[
         rows = {"model": metrics["metrics"], **metrics["baselines"]}
         chart = [(name, row[f"accuracy_{count}"], *row[f"accuracy_{count}_interval"]) for name, row in rows.items()]
         parts += [f"<h3>{count} example rows</h3>", dots([(str(a), float(b), float(c), float(d)) for a, b, c, d in chart], "mean accuracy")]
+    if len(shots) > 1:
+        names = list(dict.fromkeys(name for _, _, name in found.values))
+        rows = {"model": metrics["metrics"], **metrics["baselines"]}
+        series = {name: [(float(count), rows[name][f"accuracy_{count}"]) for count in shots] for name in names}
+        parts += ["<h3>More examples</h3>", lines(series, "example rows", "mean accuracy")]
     parts += ["<h2>Training</h2>", _training(log), "<h2>Calibration</h2>", _reliability(found, metrics)]
+    parts += ["<h2>Predictions</h2>", _predictions(found, shots[0], shown)]
+    parts += ["<h2>Where a baseline does better</h2>", _worst(found, shots[-1])]
     parts += ["<h2>Every table</h2>", _per_table(found, shots), "<h2>Recipe</h2>", f"<pre>{escape(recipe.dump())}</pre>"]
-    parts += ["<h2>Not measured</h2>", "<p>Tables of more than ten classes count rows of further classes as misses. XGBoost ran with its "]
-    parts += ["default settings. Numeric targets were cut into quantile bins whose edges come from the example rows.</p>"]
+    settings = "its default settings" if about["xgboost"] == "default" else "the best of a random search in each draw"
+    parts += ["<h2>How it was measured</h2><p>Classes beyond the ten commonest of the examples count as misses. Numeric targets were cut "]
+    parts += [f"into quantile bins whose edges come from the example rows. XGBoost ran with {settings}.</p>"]
     page = f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(recipe.name)}"
     path = folder / "report.html"
     path.write_text(f"{page}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n", encoding="utf-8")
@@ -95,6 +104,44 @@ def _reliability(found: Comparison, metrics: dict[str, Any]) -> str:
     points = [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts if len(part)]
     chart = lines({"share right": points}, "confidence", "share right", diagonal=True)
     return f"<p>Expected calibration error {metrics['metrics']['calibration_error']:.3f} (15 bins of equal mass).</p>{chart}"
+
+
+def _predictions(found: Comparison, count: int, shown: Callable[[Episode], str]) -> str:
+    """Three problems, spread over the tables, as the model reads them, and what it says of the first rows to predict."""
+    kept = sorted(((table, *both) for (shots, table), both in found.problems.items() if shots == count), key=lambda one: one[0])
+    parts = []
+    for table, problem, chance in kept[:: max(1, len(kept) // 3)][:3]:
+        truth = problem.labels[problem.num_shots :]
+        rows = "".join(
+            f"<tr><td>row {row + 1}</td><td>{escape(problem.classes[int(chance[row].argmax())])}</td><td>{chance[row].max():.2f}</td>"
+            f"<td>{escape(problem.classes[truth[row]]) if truth[row] >= 0 else 'another class'}</td></tr>"
+            for row in range(min(5, len(truth)))
+        )
+        parts.append(
+            f"<h3>{escape(table)}: {escape(problem.target)}</h3><p>What the model reads: {problem.num_shots} examples and the first row to "
+            f"predict.</p><pre>{escape(shown(problem))}</pre><table><tr><th></th><th>predicted</th><th>chance</th><th>true</th></tr>"
+            f"{rows}</table>"
+        )
+    return "".join(parts)
+
+
+def _worst(found: Comparison, count: int) -> str:
+    """The tables on which the best baseline is furthest above the model."""
+    model = found.values.get(("accuracy", count, "model"), {})
+    others = {name: values for (measure, shots, name), values in found.values.items() if measure == "accuracy" and shots == count}
+    gaps = []
+    for table, own in model.items():
+        best = max((values[table], name) for name, values in others.items() if name != "model") if len(others) > 1 else (own, "")
+        gaps.append((best[0] - own, table, own, best))
+    rows = "".join(
+        f"<tr><td>{escape(table)}</td><td>{own:.3f}</td><td>{best[0]:.3f}</td><td>{escape(best[1].replace('_', ' '))}</td></tr>"
+        for gap, table, own, best in sorted(gaps, reverse=True)[:8]
+        if gap > 0
+    )
+    if not rows:
+        return f"<p>On no table, with {count} examples.</p>"
+    head = "<tr><th>table</th><th>model</th><th>best baseline</th><th>which</th></tr>"
+    return f'<p>Accuracy with {count} examples.</p><div class="wide"><table>{head}{rows}</table></div>'
 
 
 def _per_table(found: Comparison, shots: Sequence[int]) -> str:

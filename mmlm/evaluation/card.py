@@ -1,0 +1,55 @@
+"""The model card: README.md of a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmlm.recipe import Recipe
+
+CARD = "README.md"
+
+
+def write_card(folder: Path, recipe: Recipe, metrics: dict[str, Any] | None) -> Path:
+    """Write README.md: what the model is, what it was trained on, what was measured, how it is used. metrics: of an evaluation, if any."""
+    task = recipe.tasks[0]
+    sources = ", ".join(f"{source.type} (weight {source.weight:g})" for source in recipe.data.train)
+    begun = f"from the weights of `{recipe.backbone.pretrained}`" if recipe.backbone.pretrained else "from random weights"
+    lines = [
+        f"# {recipe.name}",
+        "",
+        f"{type(task).__doc__ or ''}".strip(),
+        "",
+        f"- Trained {begun} by mmlm, with the recipe in `recipe.yaml` (seed {recipe.seed}).",
+        f"- Training data: {sources}. The licences of these tables are those of the packages and files they come from.",
+        f"- Task: `{task.type}`. Objective: `{recipe.objective.type}`.",
+        "",
+        "## Use",
+        "",
+        "    from mmlm import TabularPredictor",
+        f'    TabularPredictor("{recipe.output}").fit(rows, targets).predict(new_rows)',
+        "",
+        f"    mmlm generate {recipe.output} --table new.csv --target column --shots known.csv --output filled.csv",
+        "",
+        "## Measured",
+        "",
+    ]
+    if metrics is None:
+        return _write(folder, [*lines, f"Nothing yet: `mmlm evaluate {recipe.output}` measures it beside its baselines."])
+    about, shots = metrics["data"], list(metrics["data"]["tables"])
+    where = f"Held-out tables, {about['split']} split; draws of each: {about['seeds']}"
+    lines += [f"{where}. Mean accuracy with its 95 % interval over tables.", ""]
+    lines += [f"| | {' | '.join(f'{count} examples' for count in shots)} |", f"|---{'|---' * len(shots)}|"]
+    for name, row in {"model": metrics["metrics"], **metrics["baselines"]}.items():
+        bounds = [" to ".join(f"{bound:.3f}" for bound in row[f"accuracy_{count}_interval"]) for count in shots]
+        cells = [f"{row[f'accuracy_{count}']:.3f} ({interval})" for count, interval in zip(shots, bounds, strict=True)]
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
+    limits = "At most ten classes a column. Numbers are predicted through bins. Probabilities may be off on unfamiliar tables; "
+    limits += f"the expected calibration error over all held-out tables is {metrics['metrics']['calibration_error']:.3f}."
+    lines += ["", "## Limits", "", limits]
+    return _write(folder, lines)
+
+
+def _write(folder: Path, lines: list[str]) -> Path:
+    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / CARD

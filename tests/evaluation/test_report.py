@@ -1,0 +1,76 @@
+"""What the report, the model card and the preview say is what was measured and what the model reads."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from mmlm.cli import main
+from mmlm.recipe import Recipe
+from mmlm.run import evaluate, preview, train
+
+RECIPE = """
+schema: 1
+name: tiny
+task: {type: tabular, episode: {num_rows: 12, max_shots: 8, max_columns: 4}}
+data: {train: [{type: table_file, path: tabular/penguins.csv, target: species, hold_out: 0.3}]}
+encoders: {cell: {type: table_cells, hidden: 16}}
+backbone:
+  width: 16
+  num_layers: 2
+  pattern:
+    - {mixer: {type: attention, num_heads: 2, over: column, causal: false, rope: null}, feed_forward: null}
+    - {mixer: {type: attention, num_heads: 2, over: row, causal: false, rope: null}}
+train: {steps: 3, batch_size: 2, log_every: 1}
+evaluate: {split: file, shots: [4, 16], seeds: 2, max_queries: 16}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "run"
+    train(Recipe.read(RECIPE, [f"output={folder}"]))
+    assert "Nothing yet" in (folder / "README.md").read_text()
+    evaluate(folder)
+    return folder
+
+
+def test_the_report_is_one_file_that_says_what_was_measured(run):
+    page, found = (run / "report.html").read_text(), json.loads((run / "metrics.json").read_text())
+    assert not re.search(r"<script|src=|href=|@import|url\(", page)
+    for count in (4, 16):
+        for row in (found["metrics"], *found["baselines"].values()):
+            low, high = row[f"accuracy_{count}_interval"]
+            assert f"{row[f'accuracy_{count}']:.3f} ({low:.3f} to {high:.3f})" in page
+    assert f"{found['metrics']['calibration_error']:.3f}" in page and "its default settings" in page
+    assert "species" in page and "flipper_length_mm" in page and page.count("<svg") >= 5
+    assert found["data"]["split"] == "file" and found["data"]["tables"] == {"4": 1, "16": 1}
+
+
+def test_a_search_is_said_where_it_was_made(run):
+    evaluate(run, ["evaluate.xgboost=search", "evaluate.seeds=1", "evaluate.shots=[16]"])
+    assert "the best of a random search" in (run / "report.html").read_text()
+
+
+def test_the_card_holds_the_figures_and_how_to_use_the_model(run):
+    metrics = evaluate(run)
+    card = (run / "README.md").read_text()
+    assert f"| model | {metrics['metrics']['accuracy_4']:.3f} (" in card and "TabularPredictor(" in card and "table_file" in card
+
+
+def test_the_preview_shows_rows_and_counts_and_writes_nothing(tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    assert main(["preview", str(tmp_path / "r.yaml"), "--samples", "1", f"output={tmp_path / 'nowhere'}"]) == 0
+    told = capsys.readouterr().out
+    assert "sample 1: predict 'species'" in told and "?" in told and "a batch of 2: 2 documents" in told
+    assert not (tmp_path / "nowhere").exists()
+    text = preview(Recipe.read("tabular/tabula", ["data.train=[{type: structural_tables}]", "tokenizers.text.vocabulary_size=400"]), 1)
+    assert "Predict the outcome ||" in text and "<|endinput|>" in text
+
+
+def test_the_loss_of_a_prediction_counts_classes_that_no_example_showed():
+    from mmlm.evaluation.metrics import accuracy, nll
+
+    chance, truth = np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([-1, 1])
+    assert accuracy(chance, truth) == 0.5 and nll(chance, truth) > 5
