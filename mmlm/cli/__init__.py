@@ -105,7 +105,7 @@ def _run(words: list[str]) -> int:
     module.options(parser)
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
     try:
-        parsed = parser.parse_args(rest)
+        parsed = parser.parse_intermixed_args(rest)  # overrides may stand before and after the flags
     except SystemExit as done:
         return int(done.code or 0)
     code: int = module.run(parsed)
