@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from mmlm.backbone.cache import State
 from mmlm.backbone.config import AttentionConfig
 from mmlm.backbone.norms import RmsNorm
-from mmlm.backbone.rope import Rope, rotate
+from mmlm.backbone.rope import Rope
 from mmlm.base.errors import RecipeError
+from mmlm.kernels.attention.fast import attention
+from mmlm.kernels.rope.fast import rope
 from mmlm.layout import Layout, Plan
 from mmlm.parameters import linear
 
@@ -84,7 +86,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if cos is not None and sin is not None:
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            q, k = rope(q, k, cos, sin)
         return q, k, v
 
     def _attend(self, q_nlhk: Tensor, k_nlgk: Tensor, v_nlgk: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
@@ -96,8 +98,7 @@ class Attention(nn.Module):
             near = ~every.tril(-window)
             visible = near & (visible if visible is not None else every.tril() if causal else every)
         mask = None if visible is None else visible.view(-1, 1, size, size)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=q.shape[1] != k.shape[1])
-        return y.transpose(1, 2).flatten(2)
+        return attention(q, k, v, causal=causal and mask is None, mask=mask).transpose(1, 2).flatten(2)
 
     def _continue(self, x_btd: Tensor, layout: Layout, state: State, causal: bool) -> Tensor:
         """The new tokens (documents padded at their end) attend to the cached ones and to one another; the state takes them in."""

@@ -81,11 +81,3 @@ class Rope(nn.Module):
         )
         angle = parts * self.frequencies
         return angle.cos() * self.scale, angle.sin() * self.scale
-
-
-def rotate(x_bthk: Tensor, cos_btj: Tensor, sin_btj: Tensor) -> Tensor:
-    """Turn the first 2j channels of each head; the others pass."""
-    half = cos_btj.shape[-1]
-    cos, sin = cos_btj.unsqueeze(-2).to(x_bthk.dtype), sin_btj.unsqueeze(-2).to(x_bthk.dtype)
-    left, right, rest = x_bthk[..., :half], x_bthk[..., half : 2 * half], x_bthk[..., 2 * half :]
-    return torch.cat([left * cos - right * sin, right * cos + left * sin, rest], dim=-1)
