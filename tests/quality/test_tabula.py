@@ -43,7 +43,7 @@ data: {train: [{type: permuted_labels}]}
 tokenizers: {text: {type: text, vocabulary_size: 500}}
 backbone: {width: 64, num_layers: LAYERS, pattern: [{mixer: MIXER}]}
 train:
-  steps: 1500
+  steps: 2500
   batch_size: 32
   lr: 2e-3
   optimizer: {type: muon}
