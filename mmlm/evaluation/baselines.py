@@ -121,6 +121,8 @@ def xgboost(problem: Episode, *, search: bool = False) -> np.ndarray:
     for name in shots.names:
         column = shots.column(name)
         words = column.used_words() if column.kind == "category" else []
+        if column.kind == "category" and not words:  # missing in every example; XGBoost takes no category without a word
+            continue
         for frame, table in zip(frames, (shots, queries), strict=True):
             side = table.column(name)
             if column.kind == "category":
@@ -128,6 +130,8 @@ def xgboost(problem: Episode, *, search: bool = False) -> np.ndarray:
                 frame[name] = pandas.Categorical([text if text in words else None for text in texts], categories=words)
             else:
                 frame[name] = side.values
+    if frames[0].empty:
+        return majority(problem)
     fixed = {"tree_method": "hist", "enable_categorical": True, "n_jobs": 1, "verbosity": 0}
     model = package.XGBClassifier(**fixed)
     if search and min(np.bincount(numbers)) > 3:
