@@ -80,10 +80,10 @@ def logistic_regression(problem: Episode) -> np.ndarray:
         warnings.simplefilter("ignore")
         if min(np.bincount(labels)[np.unique(labels)]) > 3:
             select = require("sklearn.model_selection", "tabular")
-            search = select.GridSearchCV(linear.LogisticRegression(max_iter=300), {"C": [*10.0 ** np.arange(-4, 5), np.inf]}, cv=3)
+            search = select.GridSearchCV(linear.LogisticRegression(max_iter=100), {"C": [*10.0 ** np.arange(-4, 5), np.inf]}, cv=3)
             model = search.fit(left, labels).best_estimator_
         else:
-            model = linear.LogisticRegression(max_iter=300).fit(left, labels)
+            model = linear.LogisticRegression(max_iter=100).fit(left, labels)
     return _spread_out(model.predict_proba(right), model.classes_, len(problem.classes))
 
 
