@@ -5,7 +5,8 @@ possible loss of a label, mean over ten rows, is 0.317 nats, and the best accura
 1.00 (each value seen before tells its label, and labels seen with other values are ruled out).
 
 Three of four training tables have uneven values, so that looking at earlier answers pays before it is learned where to look; on even ones
-alone the loss stayed at ln 4 for 2,250 steps of 64 tables. All that is measured is measured on even tables.
+alone the loss stayed at ln 4 for 2,250 steps of 64 tables. All that is measured is measured on even tables. Mamba-2's convolution reaches
+from the mark before the answer back to the cell; with the usual four taps it found no more than the answers' frequencies in 1,500 steps.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ train:
 """
 MIXERS = {
     "attention": "{type: attention, num_heads: 4}",
-    "mamba2": "{type: mamba2, head_size: 16, state_size: 64}",
+    "mamba2": "{type: mamba2, head_size: 16, state_size: 64, conv_size: 12}",
 }
 
 
