@@ -76,7 +76,7 @@ class TextTokenizer:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
-        return [found.ids for found in self._ready().encode_batch(list(texts), add_special_tokens=False)]
+        return [found.ids for found in self._ready().encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode(self, text: str) -> Segment:
         """One text as a segment, each token with loss weight 1."""
