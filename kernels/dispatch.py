@@ -26,6 +26,7 @@ BACKENDS = ("triton", "native", "torch", "reference")  # in the order `auto` ask
 OPS = {
     "attention": "mmlm.kernels.attention.fast",
     "causal_conv1d": "mmlm.kernels.conv1d.fast",
+    "decode": "mmlm.kernels.decode.fast",
     "linear_cross_entropy": "mmlm.kernels.cross_entropy.fast",
     "rms_norm": "mmlm.kernels.rms_norm.fast",
     "rope": "mmlm.kernels.rope.fast",

@@ -11,20 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from mmlm.backbone.cache import Cache
-from mmlm.base.errors import RecipeError
+from mmlm.base.errors import NumericsError, RecipeError
 from mmlm.base.schema import Strict
-from mmlm.layout import Layout
-from mmlm.model import MultimodalLM
-from mmlm.stream import Batch, Segment, Stream, pad
-
-Prompt: TypeAlias = Tensor | Stream
+from mmlm.decoding import Decodable, Decoding, OneCallDecoding, Precision, Prompt, open_decoding
 
 
 class Sampling(Strict):
@@ -86,60 +81,18 @@ class Guidance:
 
 @dataclass
 class Generated:
-    """What was written after one prompt. score: sum of log-probabilities under the unfiltered model. finished: ended by itself."""
+    """What was written after one prompt. score: sum of log-probabilities under the unfiltered model. finished: ended by itself.
+    text: the ids as text, where the model has a text tokenizer."""
 
     ids: list[int] = field(default_factory=list)
     score: float = 0.0
     finished: bool = False
-
-
-class Decoding:
-    """A model in the middle of writing: the cache and the scores of what may come next."""
-
-    def __init__(self, model: MultimodalLM, prompts: Sequence[Prompt], room: int) -> None:
-        self.model = model
-        batch = pad([_stream(prompt, model) for prompt in prompts], model.vocabulary).to(model.device)
-        self.cache: Cache = model.backbone.init_cache(len(prompts), batch.ids.shape[1] + room)
-        h_btd, _ = model.hidden(batch, self.cache)
-        last = (batch.layout.document > 0).sum(1) - 1
-        self.next_position = batch.layout.position[torch.arange(len(last)), last].amax(-1) + 1
-        self.h_bd = h_btd[torch.arange(len(last)), last]
-
-    @classmethod
-    def behind(cls, model: MultimodalLM, prefix: Prompt, prompts: Sequence[Tensor], room: int) -> Decoding:
-        """Prompts (ids [t]) that all go on from one prefix, which is read once."""
-        decoding = cls(model, [prefix], max(len(prompt) for prompt in prompts) + room)
-        decoding.select(torch.zeros(len(prompts), dtype=torch.long, device=model.device))
-        ids_bt = torch.nn.utils.rnn.pad_sequence([prompt.to(model.device) for prompt in prompts], batch_first=True)
-        sizes = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-        h_btd = decoding.feed_many(ids_bt, (torch.arange(ids_bt.shape[1], device=model.device) < sizes[:, None]).int())
-        decoding.h_bd = h_btd[torch.arange(len(prompts)), sizes - 1]
-        return decoding
-
-    def scores(self) -> Tensor:
-        """Scores float32 [b, v] of the next token."""
-        return self.model.heads["language_model"].predict(self.h_bd)
-
-    def feed(self, ids_b: Tensor) -> None:
-        """Take one token a sequence."""
-        self.h_bd = self.feed_many(ids_b[:, None], torch.ones(len(ids_b), 1, dtype=torch.int32))[:, -1]
-
-    def feed_many(self, ids_bt: Tensor, document_bt: Tensor) -> Tensor:
-        """Take several tokens a sequence (document 0: padding at the end); hidden states [b, t, d]."""
-        batch = _continuation(ids_bt, document_bt.to(ids_bt.device), self.next_position)
-        h_btd, _ = self.model.hidden(batch, self.cache)
-        self.next_position = self.next_position + (batch.layout.document > 0).sum(1)
-        return h_btd
-
-    def select(self, index: Tensor) -> None:
-        """Keep the sequences `index`, repeats allowed."""
-        self.cache, self.h_bd = self.cache.select(index), self.h_bd[index]
-        self.next_position = self.next_position[index]
+    text: str | None = None
 
 
 @torch.no_grad()
 def generate(
-    model: MultimodalLM,
+    model: Decodable,
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 64,
@@ -148,16 +101,26 @@ def generate(
     grammar: Grammar | None = None,
     guidance: Guidance | None = None,
     seed: int = 0,
+    precision: Precision = "auto",
 ) -> list[Generated]:
-    """Continue every prompt. stop: ids that end a sequence (they are written). Raises RecipeError for settings that exclude each other."""
+    """Continue every prompt. stop: ids that end a sequence (they are written). precision: see `open_decoding`.
+
+    Raises RecipeError for settings that exclude each other.
+    """
     sampling = sampling or Sampling()
+    if max_new_tokens < 1:
+        raise RecipeError(f"max_new_tokens must be at least 1, but is {max_new_tokens}.")
     if sampling.num_beams > 1:
         if sampling.temperature or guidance is not None:
             raise RecipeError("num_beams above 1 excludes a temperature and guidance.")
-        return [_beam_search(model, prompt, max_new_tokens, sampling, stop, grammar) for prompt in prompts]
+        return [_beam_search(model, prompt, max_new_tokens, sampling, stop, grammar, precision) for prompt in prompts]
+    if sampling.temperature == 0 and sampling.repetition_penalty == 1 and grammar is None and guidance is None:
+        decoding = open_decoding(model, prompts, max_new_tokens, precision)
+        if isinstance(decoding, OneCallDecoding):
+            return _greedy(decoding, max_new_tokens, stop)
     found = [Generated() for _ in prompts]
     for step in stream(model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, grammar=grammar, guidance=guidance,
-                       seed=seed):  # fmt: skip
+                       seed=seed, precision=precision):  # fmt: skip
         for number, (index, score, finished) in step.items():
             found[number].ids += [] if index is None else [index]
             found[number].score += score
@@ -167,7 +130,7 @@ def generate(
 
 @torch.no_grad()
 def stream(
-    model: MultimodalLM,
+    model: Decodable,
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 64,
@@ -176,37 +139,61 @@ def stream(
     grammar: Grammar | None = None,
     guidance: Guidance | None = None,
     seed: int = 0,
+    precision: Precision = "auto",
 ) -> Iterator[dict[int, tuple[int | None, float, bool]]]:
     """Yield each step as {place of the prompt: (id, log-probability, finished)} for the sequences still being written."""
     sampling = sampling or Sampling()
-    decoding = Decoding(model, prompts, max_new_tokens)
-    free = Decoding(model, guidance.prompts, max_new_tokens) if guidance else None
+    decoding = open_decoding(model, prompts, max_new_tokens, precision)
+    free = open_decoding(model, guidance.prompts, max_new_tokens, precision) if guidance else None
+    branches = [decoding] if free is None else [decoding, free]
     draws = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in range(len(prompts))]
     written: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
-    for _ in range(max_new_tokens):
-        scores_bv = decoding.scores()
-        if free is not None and guidance is not None:
-            scores_bv = scores_bv + guidance.scale * (scores_bv - free.scores())
-        told: dict[int, tuple[int | None, float, bool]] = {}
-        for row, number in enumerate(alive):
-            told[number] = _choose(scores_bv[row], written[number], sampling, stop, grammar, draws[number])
-            if (index := told[number][0]) is not None:
-                written[number].append(index)
-        yield told
-        keep = [row for row, number in enumerate(alive) if not told[number][2]]
-        if not keep:
-            return
-        if len(keep) < len(alive):
-            index = torch.tensor(keep, device=model.device)
-            decoding.select(index)
-            if free is not None:
-                free.select(index)
-            alive = [alive[row] for row in keep]
-        ids_b = torch.tensor([written[number][-1] for number in alive], device=model.device)
-        decoding.feed(ids_b)
-        if free is not None:
-            free.feed(ids_b)
+    try:
+        for step in range(max_new_tokens):
+            if step:
+                ids_b = torch.tensor([written[number][-1] for number in alive])
+                for branch in branches:
+                    branch.feed(ids_b)
+            scores_bv = decoding.scores()
+            if free is not None and guidance is not None:
+                scores_bv = scores_bv + guidance.scale * (scores_bv - free.scores())
+            told: dict[int, tuple[int | None, float, bool]] = {}
+            for row, number in enumerate(alive):
+                told[number] = _choose(scores_bv[row], written[number], sampling, stop, grammar, draws[number])
+                if (index := told[number][0]) is not None:
+                    written[number].append(index)
+            yield told
+            keep = [row for row, number in enumerate(alive) if not told[number][2]]
+            if not keep:
+                return
+            if len(keep) < len(alive):
+                for branch in branches:
+                    branch.select(torch.tensor(keep))
+                alive = [alive[row] for row in keep]
+    finally:
+        for branch in branches:
+            branch.close()
+
+
+def _greedy(decoding: OneCallDecoding, max_new_tokens: int, stop: Sequence[int]) -> list[Generated]:
+    """The likeliest tokens, all steps after the first in one call."""
+    scores_bv = decoding.scores()
+    first_b = scores_bv.argmax(-1)
+    log_b = scores_bv.log_softmax(-1).gather(1, first_b[:, None])[:, 0]
+    _finite(log_b)
+    found = [Generated([index], log, index in stop) for index, log in zip(first_b.tolist(), log_b.tolist(), strict=True)]
+    alive = [row for row, one in enumerate(found) if not one.finished]
+    if alive and max_new_tokens > 1:
+        if len(alive) < len(found):
+            decoding.select(torch.tensor(alive))
+        ids_bt, more_b = decoding.greedy(first_b[alive], max_new_tokens - 1, stop)
+        for row, ids, more in zip(alive, ids_bt.tolist(), more_b.tolist(), strict=True):
+            found[row].ids += [index for index in ids if index >= 0]
+            found[row].score += more
+            found[row].finished = found[row].ids[-1] in stop
+    decoding.close()
+    return found
 
 
 def _choose(
@@ -222,8 +209,14 @@ def _choose(
         scores_v = only
     log_v = scores_v.log_softmax(-1)
     index = sample(scores_v, written, sampling, draw)
+    _finite(log_v[index])
     ended = index in stop or (grammar is not None and not grammar.allowed([*written, index]))
     return index, float(log_v[index]), ended
+
+
+def _finite(log: Tensor) -> None:
+    if not bool(log.isfinite().all()):
+        raise NumericsError("the scores of the next token are not finite: the weights or the prompt hold NaN or infinity.")
 
 
 def sample(scores_v: Tensor, written: Sequence[int], sampling: Sampling, draw: torch.Generator | None) -> int:
@@ -249,10 +242,16 @@ def sample(scores_v: Tensor, written: Sequence[int], sampling: Sampling, draw: t
 
 
 def _beam_search(
-    model: MultimodalLM, prompt: Prompt, max_new_tokens: int, sampling: Sampling, stop: Sequence[int], grammar: Grammar | None
+    model: Decodable,
+    prompt: Prompt,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[int],
+    grammar: Grammar | None,
+    precision: Precision,
 ) -> Generated:
     """The best finished beam (or the best unfinished one when none ends in time)."""
-    decoding = Decoding(model, [prompt], max_new_tokens)
+    decoding = open_decoding(model, [prompt], max_new_tokens, precision)
     beams: list[tuple[list[int], float]] = [([], 0.0)]
     done: list[Generated] = []
 
@@ -291,13 +290,14 @@ def _beam_search(
             break
         decoding.select(torch.tensor([row for row, _ in chosen], device=model.device))
         decoding.feed(torch.tensor([index for _, index in chosen], device=model.device))
+    decoding.close()
     done = done or [Generated(ids, score, False) for ids, score in beams]
     return max(done, key=lambda beam: rank(beam.ids, beam.score))
 
 
 @torch.no_grad()
 def score_options(
-    model: MultimodalLM,
+    model: Decodable,
     prompts: Sequence[Any],
     options: Sequence[Sequence[Tensor]],
     *,
@@ -345,25 +345,3 @@ def score_options(
         scores.append(score_n / sizes if length == "mean" else score_n)
     found = list(torch.cat(scores).split([len(some) for some in ended]))
     return found if prior is None else [score - before for score, before in zip(found, prior, strict=True)]
-
-
-def _stream(prompt: Prompt, model: MultimodalLM) -> Stream:
-    """A prompt of global ids as a stream; streams pass."""
-    if isinstance(prompt, Stream):
-        return prompt
-    if prompt.ndim != 1 or len(prompt) == 0:
-        raise RecipeError(f"a prompt must be a stream or ids [t] with at least one token, but has shape {tuple(prompt.shape)}.")
-    segments, start, ids = [], 0, prompt.cpu()
-    names = [model.vocabulary.name_of(index) for index in ids.tolist()]
-    while start < len(ids):
-        stop = next((at for at in range(start, len(ids)) if names[at] != names[start]), len(ids))
-        segments.append(Segment(names[start], model.vocabulary.to_local(names[start], ids[start:stop])))
-        start = stop
-    return Stream(segments)
-
-
-def _continuation(ids_bt: Tensor, document_bt: Tensor, position_b: Tensor) -> Batch:
-    """A batch of ids that go on from given positions."""
-    steps = torch.arange(ids_bt.shape[1], device=ids_bt.device)
-    layout = Layout(document_bt, (position_b[:, None] + steps)[..., None])
-    return Batch(ids=ids_bt, layout=layout, labels=ids_bt, weight=torch.zeros_like(ids_bt, dtype=torch.float32))

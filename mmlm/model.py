@@ -7,6 +7,7 @@ Axes: b rows   t tokens   d width   v vocabulary rows
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,26 @@ from mmlm.backbone.backbone import Backbone
 from mmlm.backbone.cache import Cache
 from mmlm.base.errors import CheckpointError, RecipeError, unknown_name
 from mmlm.base.schema import check
+from mmlm.decoding import Precision, Prompt
+from mmlm.generation import Generated, Grammar, Guidance, Sampling, generate
 from mmlm.layout import Layout
 from mmlm.model_config import ModelConfig
 from mmlm.parameters import initialize, linear, name_axes
-from mmlm.stream import Batch
+from mmlm.stream import Batch, Stream
+from mmlm.tokenizers.base import TextLike
 from mmlm.vocabulary import Vocabulary
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class MultimodalLM(nn.Module):
-    """One decoder that reads ids, codes, features and added channels, with named heads."""
+    """One decoder that reads ids, codes, features and added channels, with named heads.
+
+    text: the tokenizer that came with the weights, if any.   stop: ids that end what it writes, unless others are named.
+    """
+
+    text: TextLike | None = None
+    stop: tuple[int, ...] = ()
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -107,6 +117,47 @@ class MultimodalLM(nn.Module):
         layout = Layout.plain(*ids.shape, start=start, device=ids.device)
         h_btd, _ = self.backbone(self.embedding(ids), layout, cache)
         return self.heads["language_model"].predict(h_btd)
+
+    def generate(
+        self,
+        prompts: str | Prompt | Sequence[str | Prompt],
+        *,
+        max_new_tokens: int = 64,
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        stop: Sequence[int] | None = None,
+        grammar: Grammar | None = None,
+        guidance: Guidance | None = None,
+        seed: int = 0,
+        precision: Precision = "auto",
+    ) -> list[Generated]:
+        """Continue texts (where the model has a text tokenizer), ids [t] or [b, t], or streams; one result a prompt, with its text.
+
+        sampling: how tokens are chosen, an object or its fields; default greedy. precision: "bf16" or "int8" decode faster on a CPU.
+        Raises RecipeError for prompts or settings that cannot be used.
+        """
+        single = isinstance(prompts, str | Stream) or (isinstance(prompts, Tensor) and prompts.ndim == 1)
+        given: list[Any] = [prompts] if single else list(prompts)  # type: ignore[arg-type]
+        if not given:
+            return []
+        asked = [self._text_ids(prompt) if isinstance(prompt, str) else prompt for prompt in given]
+        choice = sampling if isinstance(sampling, Sampling) or sampling is None else check(Sampling, dict(sampling), "sampling")
+        found = generate(
+            self, asked, max_new_tokens=max_new_tokens, sampling=choice, stop=self.stop if stop is None else stop, grammar=grammar,
+            guidance=guidance, seed=seed, precision=precision,
+        )  # fmt: skip
+        if self.text is not None:
+            span = self.vocabulary.span("text")
+            for one in found:
+                one.text = self.text.decode([index - span.start for index in one.ids if index in span and index not in self.stop])
+        return found
+
+    def _text_ids(self, text: str) -> Tensor:
+        if self.text is None:
+            raise RecipeError("this model has no text tokenizer beside its weights: give ids instead of a text.")
+        ids = [*self.text.first, *self.text.ids([text])[0]]
+        if not ids:
+            raise RecipeError("a prompt must hold at least one token, but is empty.")
+        return torch.tensor(ids) + self.vocabulary.span("text").start
 
     @property
     def device(self) -> torch.device:

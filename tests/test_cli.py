@@ -25,7 +25,7 @@ FLAGS = {
     "preview": ["--samples", "RECIPE", "key.path=value"],
     "data": ["--rows", "--target", "FILE", "action"],
     "evaluate": ["RUN", "key.path=value"],
-    "generate": ["--output", "--shots", "--table", "--target", "RUN"],
+    "generate": ["--max-new-tokens", "--output", "--precision", "--seed", "--shots", "--table", "--target", "--temperature", "--text", "RUN"],
     "kernels": ["OPERATION"],
     "list": ["KIND", "PATTERN"],
     "recipe": ["--overwrite", "FILE", "NAME", "action"],

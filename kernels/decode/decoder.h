@@ -344,9 +344,20 @@ struct Decoder {
         return i;
     }
 
-    // out: [batch][steps], -1 after a sequence has stopped. Returns the steps taken.
-    int64_t greedy(const int64_t* ids, int64_t steps, const int64_t* stops, int64_t num_stops, float* logits_, float* hidden_,
-                   int64_t* out) {
+    // log of the sum of e^values, whose largest is top.
+    static float log_sum(const float* values, int64_t n, float top) {
+        Lanes sums = {};
+        const int64_t whole = n / LANES * LANES;
+        for (int64_t i = 0; i < whole; i += LANES) sums += exp_lanes(load(values + i) - top);
+        double total = sum(sums);
+        for (int64_t i = whole; i < n; i++) total += std::exp(values[i] - top);
+        return top + static_cast<float>(std::log(total));
+    }
+
+    // out: [batch][steps], -1 after a sequence has stopped; scores: [batch], sum of the log-probabilities of what is written. Returns the
+    // steps taken.
+    int64_t greedy(const int64_t* ids, int64_t steps, const int64_t* stops, int64_t num_stops, float* logits_, float* hidden_, int64_t* out,
+                   float* scores) {
         std::vector<int64_t> counts(sequences().batch, 1), next(ids, ids + sequences().batch), packed;
         int64_t step = 0, live = sequences().batch;
         for (; step < steps && live; step++) {
@@ -359,9 +370,11 @@ struct Decoder {
                 int64_t& to = out[b * steps + step];
                 to = -1;
                 if (!counts[b]) continue;
-                const int64_t id = best(logits_ + b * head.panels * LANES, z.vocabulary);
+                const float* values = logits_ + b * head.panels * LANES;
+                const int64_t id = best(values, z.vocabulary);
                 if (id < 0) return id;
                 to = next[b] = id;
+                scores[b] += values[id] - log_sum(values, z.vocabulary, values[id]);
                 if (std::find(stops, stops + num_stops, id) != stops + num_stops) counts[b] = 0, live--;
             }
         }

@@ -128,7 +128,7 @@ int64_t decoder_extend(void* d, const int64_t* counts, const int64_t* ids, const
     });
 }
 int64_t decoder_greedy(void* d, const int64_t* ids, int64_t steps, const int64_t* stops, int64_t num_stops, float* logits, float* hidden,
-                       int64_t* out) {
-    return guarded([&] { return static_cast<Decoder*>(d)->greedy(ids, steps, stops, num_stops, logits, hidden, out); });
+                       int64_t* out, float* scores) {
+    return guarded([&] { return static_cast<Decoder*>(d)->greedy(ids, steps, stops, num_stops, logits, hidden, out, scores); });
 }
 }

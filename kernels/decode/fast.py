@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mmlm.base.errors import DataError, NumericsError
-from mmlm.kernels import native
+from mmlm.kernels import dispatch, native
 from mmlm.kernels.decode.spec import ACTIVATIONS, DecoderSpec, Unsupported
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ _FUNCTIONS: dict[str, list[Any]] = {
     "decoder_set_lengths": [_P, _P],
     "decoder_fill": [_P, _I, _P, _P, _I, _P],
     "decoder_extend": [_P, _P, _P, _P, _P, _I, _I, _P],
-    "decoder_greedy": [_P, _P, _I, _P, _I, _P, _P, _P],
+    "decoder_greedy": [_P, _P, _I, _P, _I, _P, _P, _P, _P],
 }
 _RETURNS = {
     "decoder_create": _P,
@@ -61,6 +61,7 @@ _RETURNS = {
     "decoder_extend": _I,
     "decoder_greedy": _I,
 }
+_LIBRARY = native.Library(Path(__file__).with_name("fast.cpp"), _FUNCTIONS, _RETURNS)
 
 
 class Decoder:
@@ -88,7 +89,7 @@ class Decoder:
         if batch < 1 or max_length < 0 or (threads is not None and threads < 1):
             raise Unsupported(f"batch {batch}, max_length {max_length}, threads {threads}")
         self.spec, self.precision = spec, precision
-        self._c = native.load(Path(__file__).with_name("fast.cpp"), _FUNCTIONS, _RETURNS)
+        self._c = _LIBRARY()
         rope = torch.zeros(0) if spec.rope is None else spec.rope.detach().float().contiguous()
         sizes = torch.tensor(
             [spec.vocabulary, spec.width, spec.num_layers, spec.num_heads, spec.num_kv_heads, spec.head_size, spec.hidden, spec.gated]
@@ -221,18 +222,19 @@ class Decoder:
         self._answer(self._c.decoder_extend(self._handle, *places, self._logits.data_ptr(), first, last, self.hidden.data_ptr()))
         return self._logits[:, first:last]
 
-    def greedy(self, ids_b: Tensor, steps: int, stop_ids: Sequence[int] = ()) -> Tensor:
-        """The likeliest next token of each sequence, fed back up to `steps` times: long [b, at most steps].
+    def greedy(self, ids_b: Tensor, steps: int, stop_ids: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """The likeliest next token of each sequence, fed back up to `steps` times: long [b, at most steps], and the sums float32 [b] of
+        their log-probabilities.
 
         A sequence ends with its first stop id and is -1 after it; the last token of a row is returned but not yet in the cache.
         Raises NumericsError for logits that are not finite.
         """
         ids = self._ids(ids_b, self._batch)
         stops = torch.tensor(list(stop_ids), dtype=torch.long)
-        out = torch.full((self._batch, max(steps, 0)), -1)
-        buffers = (self._logits.data_ptr(), self.hidden.data_ptr(), out.data_ptr())
+        out, scores = torch.full((self._batch, max(steps, 0)), -1), torch.zeros(self._batch)
+        buffers = (self._logits.data_ptr(), self.hidden.data_ptr(), out.data_ptr(), scores.data_ptr())
         done = self._answer(self._c.decoder_greedy(self._handle, ids.data_ptr(), steps, stops.data_ptr(), len(stops), *buffers))
-        return out[:, :done]
+        return out[:, :done], scores
 
     def select(self, index_b: Sequence[int] | Tensor) -> None:
         """Sequence i becomes what sequence index_b[i] was; an index may be repeated or left out (beams)."""
@@ -278,3 +280,17 @@ def _blocks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
     rows = max(1, _ROWS_AT_ONCE // tensor.shape[1])
     for first in range(0, len(tensor), rows):
         yield first, tensor[first : first + rows].detach().float().contiguous()
+
+
+def layers(backbone: Any, x_btd: Tensor, layout: Any, cache: Any) -> Any:
+    """The step by the backbone's own layers, each through its own kernels: what serves where no decoder does."""
+    return backbone(x_btd, layout, cache)
+
+
+def _serves(*tensors: Tensor | None) -> str | None:
+    return _LIBRARY.missing() or dispatch.pointers(*tensors)
+
+
+dispatch.register("decode", "reference", layers)
+dispatch.register("decode", "torch", layers)
+dispatch.register("decode", "native", Decoder, _serves)

@@ -31,7 +31,7 @@ VERBS = {
     ),
     "generate": Verb(
         "generate",
-        "use a finished run: fill a column of a table",
+        "use a model: fill a column of a table, continue a text",
         "mmlm generate runs/quickstart --table new.csv --target price --shots known.csv --output filled.csv",
     ),
     "validate": Verb(

@@ -1,22 +1,58 @@
-"""`mmlm generate`: use a finished run on new data."""
+"""`mmlm generate`: use a model on new data."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from mmlm.base.errors import RecipeError
+
+TABLE = ("table", "target", "shots")
+
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
-    parser.add_argument("folder", metavar="RUN", help="the folder of a finished run")
-    parser.add_argument("--table", required=True, help="table whose column is to be filled (CSV, TSV, Parquet, Excel)")
-    parser.add_argument("--target", required=True, help="the column to fill")
-    parser.add_argument("--shots", required=True, help="table with example rows, the target among its columns")
-    parser.add_argument("--output", help="CSV file to write; default: TABLE with .filled before its ending")
+    parser.add_argument("folder", metavar="RUN", help="the folder of a finished run; for --text also a model of transformers by folder or hub id")
+    parser.add_argument("--table", help="table whose column is to be filled (CSV, TSV, Parquet, Excel)")
+    parser.add_argument("--target", help="the column to fill")
+    parser.add_argument("--shots", help="table with example rows, the target among its columns")
+    parser.add_argument("--text", help="a text to continue")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="most tokens to write after a text; default 64")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default: always the likeliest token")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides the draws at a temperature above 0")
+    parser.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32, or faster on a CPU: bf16, int8")
+    parser.add_argument("--output", help="file to write; default: TABLE with .filled before its ending, or the terminal for a text")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fill the column, write the table."""
+    """Fill a column of a table, or continue a text."""
+    given = {name: getattr(arguments, name) for name in TABLE}
+    if arguments.text is not None:
+        if named := [name for name, value in given.items() if value is not None]:
+            raise RecipeError(f"mmlm generate: --text and --{named[0]} exclude each other.")
+        return _text(arguments)
+    if missing := [name for name, value in given.items() if value is None]:
+        raise RecipeError(f"mmlm generate: give --text, or --table, --target and --shots; --{missing[0]} is missing.")
+    return _table(arguments)
+
+
+def _text(arguments: argparse.Namespace) -> int:
+    from mmlm.interop.load import load
+
+    sampling = {"temperature": arguments.temperature}
+    (found,) = load(arguments.folder).generate(
+        arguments.text, max_new_tokens=arguments.max_new_tokens, sampling=sampling, seed=arguments.seed, precision=arguments.precision
+    )
+    text = f"{arguments.text}{found.text}"
+    if arguments.output:
+        Path(arguments.output).write_text(text + "\n", encoding="utf-8")
+        print(f"{arguments.output}: {len(found.ids)} tokens written")
+    else:
+        print(text)
+    return 0
+
+
+def _table(arguments: argparse.Namespace) -> int:
     from mmlm.predictor import fill_column
 
     given = Path(arguments.table)

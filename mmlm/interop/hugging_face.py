@@ -29,7 +29,7 @@ def load_hugging_face(name: Path | str) -> MultimodalLM:
 
     Raises CheckpointError where the family is not known, its config has unknown keys, or a tensor is missing, left over or misshapen.
     """
-    folder = _folder(name)
+    folder = local_folder(name)
     where = str(folder / "config.json")
     config = read_json(folder / "config.json")
     kind = str(config.get("model_type"))
@@ -84,7 +84,8 @@ def save_hugging_face(model: MultimodalLM, folder: Path | str, dtype: torch.dtyp
     return family.model_type
 
 
-def _folder(name: Path | str) -> Path:
+def local_folder(name: Path | str) -> Path:
+    """The folder of a local name or hub id, fetched if need be. Raises CheckpointError where there is none."""
     path = Path(name)
     if path.is_dir():
         return path

@@ -6,15 +6,34 @@ import shutil
 from pathlib import Path
 
 from mmlm.base.errors import CheckpointError
-from mmlm.interop.hugging_face import load_hugging_face, save_hugging_face
+from mmlm.interop.hugging_face import load_hugging_face, local_folder, save_hugging_face
 from mmlm.model import CONFIG, MultimodalLM, read_json
+from mmlm.tokenizers.config import TextConfig
+from mmlm.tokenizers.text import TextTokenizer
 
 TOKENIZER = "tokenizer.json"
 
 
 def load(path: Path | str) -> MultimodalLM:
-    """A model ready to use: a run folder, a model folder, or a Hugging Face folder or hub id."""
-    return MultimodalLM.from_pretrained(path) if _is_ours(Path(path)) else load_hugging_face(path)
+    """A model ready to use: a run folder, a model folder, or a Hugging Face folder or hub id. With its text tokenizer, if it has one."""
+    if _is_ours(Path(path)):
+        model, found = MultimodalLM.from_pretrained(path), sorted(Path(path).glob(f"tokenizers/*/{TOKENIZER}"))
+        if len(found) == 1 and "text" in model.vocabulary.ranges:
+            model.text = TextTokenizer(TextConfig()).load(found[0].parent)
+        return model
+    model, folder = load_hugging_face(path), local_folder(path)
+    if (folder / TOKENIZER).is_file():
+        model.text = TextTokenizer(TextConfig(path=str(folder / TOKENIZER)))
+    model.stop = _end_ids(folder)
+    return model
+
+
+def _end_ids(folder: Path) -> tuple[int, ...]:
+    """The ids that end a text, as the folder of a Hugging Face model tells them."""
+    for name in ("generation_config.json", CONFIG):
+        if (folder / name).is_file() and (ids := read_json(folder / name).get("eos_token_id")) is not None:
+            return tuple(ids) if isinstance(ids, list) else (int(ids),)
+    return ()
 
 
 def convert(source: Path | str, destination: Path) -> str:

@@ -59,21 +59,22 @@ IGNORED = frozenset(
     """
     architectures model_type torch_dtype dtype transformers_version use_cache bos_token_id eos_token_id
     pad_token_id unk_token_id initializer_range attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop
-    dropout pretraining_tp max_window_layers _name_or_path auto_map is_decoder return_dict output_hidden_states
+    dropout pretraining_tp max_window_layers auto_map is_decoder return_dict output_hidden_states
     output_attentions chunk_size_feed_forward id2label label2id problem_type is_encoder_decoder
     task_specific_params summary_type summary_use_proj summary_activation summary_proj_to_labels
     summary_first_dropout n_ctx residual_in_fp32 rescale_prenorm_residual time_step_rank time_step_min
     time_step_max time_step_floor time_step_init_scheme time_step_scale use_mambapy gradient_checkpointing
     transformers.js_config quantization_config_none layer_norm_epsilon_unused is_llama_config rope_interleaved
     sep_token_id decoder_start_token_id cross_attention_hidden_size output_router_logits mlp_bias_none
-    tokenizer_class finetuning_task prefix attn_implementation _attn_implementation_autoset
+    tokenizer_class finetuning_task prefix attn_implementation
     """.split()  # noqa: SIM905
 )
 
 
 def check_keys(config: dict[str, Any], family: Family, where: str) -> None:
     """Raise CheckpointError for keys of a foreign config that might change the model and are not understood."""
-    unknown = sorted(key for key in config if key not in family.keys | IGNORED | family.required.keys())
+    known = family.keys | IGNORED | family.required.keys()
+    unknown = sorted(key for key in config if key not in known and not key.startswith("_"))  # those are transformers' own notes
     if unknown:
         raise CheckpointError(
             f"{where}: {unknown_name('key', unknown[0], family.keys)} Refused, since it may change what the model computes"

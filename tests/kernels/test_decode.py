@@ -196,10 +196,10 @@ def test_greedy_gives_the_tokens_of_steps_and_stops(precision):
         steps.append(ids_b)
     want_bt = torch.stack(steps, dim=1)
     decoder.reset()
-    assert torch.equal(decoder.greedy(start, 12), want_bt) and decoder.lengths == [12] * 3
+    assert torch.equal(decoder.greedy(start, 12)[0], want_bt) and decoder.lengths == [12] * 3
     stops = [int(want_bt[0, 4]), int(want_bt[1, 2])]
     decoder.reset()
-    got_bt = decoder.greedy(start, 12, stops)
+    got_bt, _ = decoder.greedy(start, 12, stops)
     for row, want in enumerate(want_bt.tolist()):
         ends = [i for i, token in enumerate(want) if token in stops]
         kept = want[: ends[0] + 1] if ends else want
@@ -237,7 +237,7 @@ def test_threads_do_not_change_a_bit(precision):
     for threads in (1, 2, 3):
         decoder = Decoder(spec, weights, precision, threads=threads, batch=3)
         prompt = decoder.extend(ids_bt, [20, 1, 9]).clone()
-        seen.append([prompt, decoder.greedy(prompt.argmax(-1), 8), decoder.step(ids_bt[:, 0]).clone()])
+        seen.append([prompt, *decoder.greedy(prompt.argmax(-1), 8), decoder.step(ids_bt[:, 0]).clone()])
     for other in seen[1:]:
         assert all(torch.equal(got, want) for got, want in zip(other, seen[0]))
 
@@ -247,13 +247,13 @@ def test_threads_do_not_change_a_bit(precision):
 def test_a_forked_child_decodes_with_threads_of_its_own():
     spec = dataclasses.replace(LLAMA, vocabulary=5000, width=320, hidden=1200, num_layers=3)
     decoder, start = Decoder(spec, random_weights(spec), "int8", threads=2), torch.tensor([7])
-    want = decoder.greedy(start, 4)
+    want, _ = decoder.greedy(start, 4)
     decoder.reset()
     child = os.fork()
     if child == 0:
-        os._exit(0 if torch.equal(decoder.greedy(start, 4), want) else 1)
+        os._exit(0 if torch.equal(decoder.greedy(start, 4)[0], want) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert torch.equal(decoder.greedy(start, 4), want)
+    assert torch.equal(decoder.greedy(start, 4)[0], want)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -403,7 +403,7 @@ def check_beside_transformers(model, spec, weights):
                 long_bt = model.generate(ids_bt, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
             decoder.reset()
             first = decoder.extend(ids_bt).argmax(-1)
-            assert torch.equal(torch.cat([first[:, None], decoder.greedy(first, 11)], dim=1), long_bt[:, 24:])
+            assert torch.equal(torch.cat([first[:, None], decoder.greedy(first, 11)[0]], dim=1), long_bt[:, 24:])
 
 
 def spread(model):

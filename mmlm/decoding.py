@@ -1,0 +1,306 @@
+"""A model in the middle of writing: what has been read, and the scores of what may come next.
+
+Two forms with one interface. `Decoding` goes through the model's own layers and serves every model and layout. `OneCallDecoding` hands the
+whole step of a Llama-, Qwen- or GPT-2-like decoder to one C++ call (kernels/decode), several times as fast on a CPU; its packed weights
+stay with the model until these change. `open_decoding` chooses.
+
+Axes: b sequences   t tokens   d width   v vocabulary rows
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from mmlm.backbone.attention import Attention
+from mmlm.backbone.backbone import Backbone
+from mmlm.backbone.cache import Cache
+from mmlm.backbone.config import AttentionConfig, GeluConfig
+from mmlm.backbone.feed_forward import FeedForward
+from mmlm.backbone.norms import LayerNorm
+from mmlm.base.errors import RecipeError
+from mmlm.heads.language_model import LanguageModelHead
+from mmlm.kernels.decode.fast import Decoder
+from mmlm.kernels.decode.spec import DecoderSpec, Unsupported
+from mmlm.kernels.dispatch import choose
+from mmlm.kernels.native import Unavailable
+from mmlm.layout import Layout
+from mmlm.stream import Batch, Segment, Stream, pad
+from mmlm.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+Prompt: TypeAlias = Tensor | Stream
+Precision = Literal["auto", "fp32", "bf16", "int8"]
+PRECISIONS: tuple[str, ...] = ("auto", "fp32", "bf16", "int8")
+WORTH_PACKING = 32  # new tokens from which packing the weights pays without being asked for
+
+
+class Decodable(Protocol):
+    """What is needed of a model to write with it."""
+
+    backbone: Backbone
+    heads: nn.ModuleDict
+    vocabulary: Vocabulary
+    embedding: nn.Embedding
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Vectors [b, t, d]."""
+
+    def hidden(self, batch: Batch, cache: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Hidden states [b, t, d] and auxiliary losses."""
+
+
+class Decoding:
+    """A batch of sequences read and continued by the model's own layers."""
+
+    def __init__(self, model: Decodable, prompts: Sequence[Prompt], room: int) -> None:
+        self.model = model
+        batch = _padded(model, prompts).to(model.device)
+        self.cache: Cache = model.backbone.init_cache(len(prompts), batch.ids.shape[1] + room)
+        h_btd, _ = model.hidden(batch, self.cache)
+        last = (batch.layout.document > 0).sum(1) - 1
+        self.next_position = batch.layout.position[torch.arange(len(last)), last].amax(-1) + 1
+        self.h_bd = h_btd[torch.arange(len(last)), last]
+
+    @classmethod
+    def behind(cls, model: Decodable, prefix: Prompt, prompts: Sequence[Tensor], room: int) -> Decoding:
+        """Prompts (ids [t]) that all go on from one prefix, which is read once."""
+        decoding = cls(model, [prefix], max(len(prompt) for prompt in prompts) + room)
+        decoding.select(torch.zeros(len(prompts), dtype=torch.long, device=model.device))
+        ids_bt = torch.nn.utils.rnn.pad_sequence([prompt.to(model.device) for prompt in prompts], batch_first=True)
+        sizes = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+        h_btd = decoding.feed_many(ids_bt, (torch.arange(ids_bt.shape[1], device=model.device) < sizes[:, None]).int())
+        decoding.h_bd = h_btd[torch.arange(len(prompts)), sizes - 1]
+        return decoding
+
+    def scores(self) -> Tensor:
+        """Scores float32 [b, v] of the next token, to be used before the next token is fed."""
+        return self.model.heads["language_model"].predict(self.h_bd)
+
+    def feed(self, ids_b: Tensor) -> None:
+        """Take one token a sequence."""
+        ids_b = ids_b.to(self.model.device)
+        self.h_bd = self.feed_many(ids_b[:, None], torch.ones(len(ids_b), 1, dtype=torch.int32))[:, -1]
+
+    def feed_many(self, ids_bt: Tensor, document_bt: Tensor) -> Tensor:
+        """Take several tokens a sequence (document 0: padding at the end); hidden states [b, t, d]."""
+        batch = _continuation(ids_bt, document_bt.to(ids_bt.device), self.next_position)
+        h_btd, _ = self.model.hidden(batch, self.cache)
+        self.next_position = self.next_position + (batch.layout.document > 0).sum(1)
+        return h_btd
+
+    def select(self, index: Tensor) -> None:
+        """Keep the sequences `index`, repeats allowed."""
+        index = index.to(self.model.device)
+        self.cache, self.h_bd = self.cache.select(index), self.h_bd[index]
+        self.next_position = self.next_position[index]
+
+    def close(self) -> None:
+        """Nothing is held beyond this object."""
+
+
+class OneCallDecoding:
+    """A batch of sequences read and continued by the C++ decoder. `close` gives its weights back to the model's next decoding."""
+
+    def __init__(self, model: Decodable, decoder: Decoder, prompts: Sequence[Prompt], room: int) -> None:
+        self.model, self.decoder = model, decoder
+        batch = _padded(model, prompts)
+        lengths = (batch.layout.document > 0).sum(1)
+        decoder.reset(len(prompts), batch.ids.shape[1] + room)
+        plain = batch.codes is None and not batch.features and not batch.channels
+        self.scores_bv = decoder.extend(batch.ids, lengths) if plain else decoder.extend(None, lengths, x_btd=model.embed(batch))
+
+    def scores(self) -> Tensor:
+        """Scores float32 [b, v] of the next token, to be used before the next token is fed."""
+        return self.scores_bv
+
+    def feed(self, ids_b: Tensor) -> None:
+        """Take one token a sequence."""
+        self.scores_bv = self.decoder.step(ids_b)
+
+    def select(self, index: Tensor) -> None:
+        """Keep the sequences `index`, repeats allowed."""
+        scores_bv = self.scores_bv[index]
+        self.decoder.select(index)
+        self.scores_bv = scores_bv
+
+    def greedy(self, ids_b: Tensor, steps: int, stop: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The likeliest tokens after ids_b, long [b, at most steps], -1 after the first of `stop`; the sums [b] of their log-probabilities."""
+        return self.decoder.greedy(ids_b, steps, stop)
+
+    def close(self) -> None:
+        """Keep the packed weights for the model's next decoding."""
+        _kept[self.model] = (_state(self.model, self.decoder.precision), self.decoder)
+
+
+# The packed weights of a model between two uses. A decoder that is at work is not in here, so that no two uses share one.
+_kept: weakref.WeakKeyDictionary[Any, tuple[Any, Decoder]] = weakref.WeakKeyDictionary()
+_told: set[str] = set()
+
+
+def open_decoding(model: Decodable, prompts: Sequence[Prompt], room: int, precision: Precision = "auto") -> Decoding | OneCallDecoding:
+    """Read the prompts, with room for so many new tokens a sequence.
+
+    precision: of the C++ decoder. auto: that of the weights, so that nothing changes beyond the rounding of float32; the decoder is then
+    packed where it pays and memory allows. Where it cannot serve, the model's layers do; for a precision that was asked for, a warning
+    says so once.
+    """
+    if precision not in PRECISIONS:
+        raise RecipeError(f"precision must be one of {', '.join(PRECISIONS)}, but is {precision!r}.")
+    decoder = _decoder(model, prompts, room, precision)
+    return Decoding(model, prompts, room) if decoder is None else OneCallDecoding(model, decoder, prompts, room)
+
+
+def _decoder(model: Decodable, prompts: Sequence[Prompt], room: int, precision: Precision) -> Decoder | None:
+    """The packed weights of a model, ready for these prompts, or None."""
+    weight = model.embedding.weight
+    wanted = {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(weight.dtype) if precision == "auto" else precision
+    kept = _kept.pop(model, None)
+    try:
+        if choose("decode") != "native":
+            raise Unsupported("the native back end is switched off or cannot run here")
+        if wanted is None:
+            raise Unsupported(f"weights of {weight.dtype}")
+        if reason := _unfit(prompts):
+            raise Unsupported(reason)
+        if kept is not None and kept[0] == _state(model, wanted):
+            return kept[1]
+        if precision == "auto" and (room < WORTH_PACKING or not _fits_memory(model)):
+            return None
+        kept = None
+        spec, weights = one_call_form(model)
+        return Decoder(spec, weights, wanted)
+    except (Unsupported, Unavailable) as error:
+        if precision != "auto" and (told := f"precision {precision!r} has no effect: {error}") not in _told:
+            _told.add(told)
+            logger.warning("%s", told)
+        return None
+
+
+def _unfit(prompts: Sequence[Prompt]) -> str:
+    """Why prompts are none that read on from left to right, or nothing."""
+    for prompt in prompts:
+        for segment in prompt.segments if isinstance(prompt, Stream) else ():
+            if segment.mutual or segment.position is not None or torch.as_tensor(segment.branch).any():
+                return "a prompt with positions, branches or bidirectional parts of its own"
+    return ""
+
+
+def _state(model: Decodable, precision: str) -> Any:
+    """Changes whenever a weight does."""
+    parameters = [*model.embedding.parameters(), *model.backbone.parameters(), *model.heads.parameters()]
+    if any(parameter.is_inference() for parameter in parameters):
+        return object()  # these keep no count of their changes
+    return (precision, torch.get_num_threads(), [(parameter.data_ptr(), parameter._version, parameter.dtype) for parameter in parameters])
+
+
+def _fits_memory(model: Decodable) -> bool:
+    """Whether a copy of the weights takes no more than a quarter of the machine's memory."""
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.backbone.parameters())
+    try:
+        return 4 * size < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return True
+
+
+def one_call_form(model: Decodable) -> tuple[DecoderSpec, dict[str, Tensor]]:
+    """A model as the C++ decoder takes it. Raises Unsupported with the reason where it cannot."""
+    backbone, head = model.backbone, model.heads["language_model"] if "language_model" in model.heads else None
+    if type(head) is not LanguageModelHead:
+        raise Unsupported("no plain language-model head")
+    for name, module in (*backbone.named_modules(), ("embedding", model.embedding)):
+        if not type(module).__module__.startswith(("mmlm.", "torch.")):
+            raise Unsupported(f"{name} is a {type(module).__name__}; adapters have to be merged into the weights first")
+    if model.device.type != "cpu":
+        raise Unsupported(f"the weights are on {model.device}")
+    mixers = [layer.mixer for layer in backbone.layers]
+    feeds = [layer.feed_forward for layer in backbone.layers]
+    first, feed = mixers[0], feeds[0]
+    if type(first) is not Attention or type(feed) is not FeedForward:
+        raise Unsupported("its layers are not attention with a plain feed-forward")
+    alike = all(type(mixer) is Attention and _without_window(mixer.config) == _without_window(first.config) for mixer in mixers)
+    alike &= all(type(layer) is FeedForward and layer.config == feed.config for layer in feeds)
+    if not alike or len({layer.parallel for layer in backbone.layers}) > 1:
+        raise Unsupported("its layers differ")
+    config = first.config
+    if config.over is not None or config.causal is False:
+        raise Unsupported("attention along an axis or in both directions")
+    if first.rope is not None and len(first.rope.sections) > 1:
+        raise Unsupported("rotary positions on several axes")
+    gelu = isinstance(feed.config, GeluConfig)
+    spec = DecoderSpec(
+        vocabulary=len(head.matrix),
+        width=backbone.config.width,
+        num_layers=len(mixers),
+        num_heads=first.num_heads,
+        num_kv_heads=first.num_kv_heads,
+        head_size=first.head_size,
+        hidden=feed.hidden,
+        gated=feed.gated,
+        activation=("gelu_tanh" if feed.config.approximate else "gelu") if gelu else "silu",
+        norm="layer" if isinstance(backbone.norm, LayerNorm) else "rms",
+        norm_eps=backbone.norm.eps,
+        qk_norm=config.qk_norm,
+        qk_norm_eps=first.q_norm.eps if first.q_norm is not None else 1e-6,
+        parallel=backbone.layers[0].parallel,
+        tied=head.weight is None,
+        positions=backbone.positions.num_embeddings if backbone.positions is not None else 0,
+        rope=first.rope.frequencies if first.rope is not None else None,
+        rope_scale=first.rope.scale if first.rope is not None else 1.0,
+        window=tuple(mixer.config.window for mixer in mixers),
+    )
+    weights = {f"embedding.{name}": tensor for name, tensor in model.embedding.named_parameters()}
+    weights |= {f"norm.{name}": tensor for name, tensor in backbone.norm.named_parameters()}
+    if head.weight is not None:
+        weights["head.weight"] = head.weight
+    if backbone.positions is not None:
+        weights["positions.weight"] = backbone.positions.weight
+    for index, layer in enumerate(backbone.layers):
+        parts = {"norm1": layer.mixer_norm, "norm2": layer.feed_forward_norm, "qkv": layer.mixer.qkv, "out": layer.mixer.out}
+        parts |= {"q_norm": layer.mixer.q_norm, "k_norm": layer.mixer.k_norm}
+        parts |= {"up": layer.feed_forward.up, "down": layer.feed_forward.down}
+        for part, module in parts.items():
+            if module is not None:
+                weights |= {f"layers.{index}.{part}.{name}": tensor for name, tensor in module.named_parameters()}
+    return spec, weights
+
+
+def _without_window(config: AttentionConfig) -> AttentionConfig:
+    return config.model_copy(update={"window": None})
+
+
+def _padded(model: Decodable, prompts: Sequence[Prompt]) -> Batch:
+    return pad([_stream(prompt, model.vocabulary) for prompt in prompts], model.vocabulary)
+
+
+def _stream(prompt: Prompt, vocabulary: Vocabulary) -> Stream:
+    """A prompt of global ids as a stream; streams pass."""
+    if isinstance(prompt, Stream):
+        return prompt
+    if prompt.ndim != 1 or len(prompt) == 0:
+        raise RecipeError(f"a prompt must be a stream or ids [t] with at least one token, but has shape {tuple(prompt.shape)}.")
+    segments, start, ids = [], 0, prompt.cpu()
+    names = [vocabulary.name_of(index) for index in ids.tolist()]
+    while start < len(ids):
+        stop = next((at for at in range(start, len(ids)) if names[at] != names[start]), len(ids))
+        segments.append(Segment(names[start], vocabulary.to_local(names[start], ids[start:stop])))
+        start = stop
+    return Stream(segments)
+
+
+def _continuation(ids_bt: Tensor, document_bt: Tensor, position_b: Tensor) -> Batch:
+    """A batch of ids that go on from given positions."""
+    steps = torch.arange(ids_bt.shape[1], device=ids_bt.device)
+    layout = Layout(document_bt, (position_b[:, None] + steps)[..., None])
+    return Batch(ids=ids_bt, layout=layout, labels=ids_bt, weight=torch.zeros_like(ids_bt, dtype=torch.float32))

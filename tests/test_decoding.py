@@ -1,0 +1,195 @@
+"""The C++ decoder writes what the model's own layers write, follows the weights, and leaves to the layers what it was not made for."""
+
+import logging
+
+import pytest
+import torch
+
+from mmlm.base.errors import NumericsError, RecipeError
+from mmlm.base.schema import check
+from mmlm.decoding import Decoding, OneCallDecoding, _told, open_decoding
+from mmlm.generation import Guidance, RangeGrammar, Sampling, generate, stream
+from mmlm.kernels.dispatch import forced
+from mmlm.model import MultimodalLM
+from mmlm.model_config import ModelConfig
+from mmlm.stream import Segment, Stream
+
+GQA = {"type": "attention", "num_heads": 4, "num_kv_heads": 2}
+SHAPES = {
+    "llama": {"pattern": [GQA]},
+    "qwen3": {"pattern": [{**GQA, "qk_norm": True, "head_size": 16}]},
+    "qwen2": {"pattern": [{**GQA, "qkv_bias": True}]},
+    "windows": {"pattern": [GQA, {**GQA, "window": 4}]},
+    "yarn": {"pattern": [{**GQA, "rope": {"scaling": {"type": "yarn", "factor": 4.0, "original_length": 16}}}]},
+    "half turned": {"pattern": [{**GQA, "rope": {"fraction": 0.5}}]},
+    "parallel": {"pattern": [{"mixer": GQA, "parallel": True}]},
+    "gpt2": {"pattern": [{**GQA, "num_kv_heads": 4, "rope": None, "qkv_bias": True, "out_bias": True}], "norm": "layer",
+             "feed_forward": {"type": "gelu"}, "learned_positions": 64},
+    "gelu without the tanh": {"pattern": [GQA], "feed_forward": {"type": "gelu", "approximate": False}},
+}  # fmt: skip
+PROMPTS = [3, 9, 6]
+
+
+def made(shape: dict, tied: bool = False, **more) -> MultimodalLM:
+    torch.manual_seed(0)
+    raw = {
+        "schema": 1,
+        "vocabulary": {"text": 40, "label": 5},
+        "backbone": {"width": 32, "num_layers": 2, **shape},
+        "heads": {"language_model": {"type": "language_model", "tied": tied}},
+        **more,
+    }
+    model = MultimodalLM(check(ModelConfig, raw, "test")).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # logits that differ enough for one best token
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def ids(length: int) -> torch.Tensor:
+    return torch.randint(0, 40, (length,), generator=torch.Generator().manual_seed(length))
+
+
+def by_layers(model, prompts, **options):
+    with forced("torch"):
+        return generate(model, prompts, **options)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_call_writes_what_the_layers_write(shape, tied):
+    model, prompts = made(SHAPES[shape], tied), [ids(length) for length in PROMPTS]
+    for options in (
+        {},
+        {"stop": [7, 11, 23]},
+        {"sampling": Sampling(temperature=1.0, top_p=0.9), "seed": 4},
+        {"sampling": Sampling(repetition_penalty=1.5)},
+        {"sampling": Sampling(num_beams=3), "stop": [5]},
+        {"grammar": RangeGrammar(range(40, 45), stop=(1,)), "stop": [1]},
+        {"guidance": Guidance([ids(2)] * 3, 1.5)},
+    ):
+        want = by_layers(model, prompts, max_new_tokens=20, **options)
+        got = generate(model, prompts, max_new_tokens=20, precision="fp32", **options)
+        assert [one.ids for one in got] == [one.ids for one in want] and [one.finished for one in got] == [one.finished for one in want]
+        torch.testing.assert_close(torch.tensor([one.score for one in got]), torch.tensor([one.score for one in want]), rtol=0, atol=1e-3)
+    assert isinstance(open_decoding(model, prompts, 5, "fp32"), OneCallDecoding)
+
+
+def test_streaming_gives_the_tokens_one_by_one():
+    model = made(SHAPES["llama"])
+    want = generate(model, [ids(4), ids(7)], max_new_tokens=9, precision="fp32")
+    found: list[list[int]] = [[], []]
+    for step in stream(model, [ids(4), ids(7)], max_new_tokens=9, precision="fp32"):
+        for number, (index, _, _) in step.items():
+            found[number].append(index)
+    assert found == [one.ids for one in want]
+
+
+def test_what_is_written_follows_the_weights():
+    model = made(SHAPES["llama"])
+    before = generate(model, [ids(5)], max_new_tokens=12, precision="fp32")
+    with torch.no_grad():
+        model.heads["language_model"].weight.copy_(model.heads["language_model"].weight.roll(1, 0))
+    after = generate(model, [ids(5)], max_new_tokens=12, precision="fp32")
+    assert after[0].ids == by_layers(model, [ids(5)], max_new_tokens=12)[0].ids != before[0].ids
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model.logits(ids(6)[None]).square().mean().backward()
+    optimizer.step()
+    assert generate(model, [ids(5)], max_new_tokens=12, precision="fp32")[0].ids == by_layers(model, [ids(5)], max_new_tokens=12)[0].ids
+
+
+def test_two_writings_at_once_do_not_share_a_cache_and_packed_weights_are_used_again():
+    model = made(SHAPES["llama"])
+    first = open_decoding(model, [ids(5)], 4, "fp32")
+    second = open_decoding(model, [ids(8)], 4, "fp32")
+    assert first.decoder is not second.decoder
+    torch.testing.assert_close(first.scores()[0], model.logits(ids(5)[None])[0, -1], rtol=0, atol=1e-4)
+    second.close()
+    assert open_decoding(model, [ids(3)], 4, "fp32").decoder is second.decoder
+
+
+def test_features_in_a_prompt_reach_the_one_call_decoder():
+    cells = {"encoders": {"cell": {"type": "table_cells", "hidden": 8}}, "features": {"cell": 6}}
+    model = made(SHAPES["llama"], **cells)
+    prompt = Stream([Segment("text", ids(3)), Segment("label", torch.zeros(2, dtype=torch.long), torch.randn(2, 6), "cell")])
+    want = by_layers(model, [prompt], max_new_tokens=10)[0]
+    assert generate(model, [prompt], max_new_tokens=10, precision="fp32")[0].ids == want.ids
+    silent = Stream([Segment("text", ids(3)), Segment("label", torch.zeros(2, dtype=torch.long), torch.zeros(2, 6), "cell")])
+    with torch.no_grad():
+        scores = [open_decoding(model, [one], 3, "fp32").scores().clone() for one in (prompt, silent)]
+    assert (scores[0] - scores[1]).abs().max() > 1e-3, "the features had no effect"
+
+
+UNFIT = {
+    "its layers are not attention": ({"pattern": [{"type": "mamba2", "state_size": 8, "head_size": 16}]}, [ids(4)]),
+    "its layers differ": ({"pattern": [GQA, {**GQA, "qk_norm": True}]}, [ids(4)]),
+    "positions": ({"pattern": [GQA]}, [Stream([Segment("text", ids(4), position=torch.tensor([[0], [1], [5], [6]]))])]),
+    "in both directions": ({"pattern": [{**GQA, "causal": False}]}, [ids(4)]),
+}
+
+
+@pytest.mark.parametrize("reason", UNFIT)
+def test_what_it_was_not_made_for_is_left_to_the_layers_and_said_once(reason, caplog):
+    shape, prompts = UNFIT[reason]
+    model = made(shape)
+    _told.clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert isinstance(open_decoding(model, prompts, 50, "int8"), Decoding)
+    assert caplog.text.count("precision 'int8' has no effect") == 1 and reason in caplog.text
+    caplog.clear()
+    assert isinstance(open_decoding(model, prompts, 50), Decoding) and not caplog.text
+
+
+def test_packing_waits_until_it_pays_and_double_precision_stays_with_the_layers():
+    model = made(SHAPES["llama"])
+    assert isinstance(open_decoding(model, [ids(3)], 31), Decoding)
+    assert isinstance(open_decoding(model, [ids(3)], 32), OneCallDecoding)
+    assert isinstance(open_decoding(model.double(), [ids(3)], 99), Decoding)
+
+
+def test_adapters_are_not_overlooked():
+    from mmlm.adapt import adapt, merge_lora
+    from mmlm.training.config import AdaptConfig, LoraConfig
+
+    model = made(SHAPES["llama"])
+    adapt(model, AdaptConfig(lora=LoraConfig(rank=2)), 0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.5)
+    model.eval()
+    want = by_layers(model, [ids(5)], max_new_tokens=12)[0].ids
+    assert isinstance(open_decoding(model, [ids(5)], 50), Decoding)
+    assert generate(model, [ids(5)], max_new_tokens=12, precision="fp32")[0].ids == want
+    merge_lora(model)
+    model.eval()
+    assert isinstance(open_decoding(model, [ids(5)], 50), OneCallDecoding)
+    assert generate(model, [ids(5)], max_new_tokens=12, precision="fp32")[0].ids == want
+
+
+def test_generate_of_a_model_takes_ids_one_or_many_and_tells_what_it_cannot_take():
+    model = made(SHAPES["llama"])
+    whole = model.generate(torch.stack([ids(6), ids(7)[:6]]), max_new_tokens=4, sampling={"temperature": 0})
+    assert [len(one.ids) for one in whole] == [4, 4] and whole[0].ids == model.generate(ids(6), max_new_tokens=4)[0].ids
+    assert whole[0].text is None and model.generate([]) == []
+    model.stop = (whole[0].ids[1],)
+    assert model.generate(ids(6), max_new_tokens=4)[0].ids == whole[0].ids[:2]
+    for wrong, options, told in (
+        ("text", {}, "no text tokenizer"),
+        (torch.zeros(0, dtype=torch.long), {}, "at least one token"),
+        (ids(4), {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        (ids(4), {"precision": "fp8"}, "precision must be one of"),
+        (ids(4), {"sampling": {"temprature": 1}}, "Did you mean 'temperature'"),
+    ):
+        with pytest.raises(RecipeError, match=told):
+            model.generate(wrong, **options)
+
+
+def test_scores_that_are_not_finite_are_told():
+    model = made(SHAPES["llama"])
+    with torch.no_grad():
+        model.heads["language_model"].weight[3] = float("nan")
+    for precision, new in (("fp32", 4), ("auto", 4)):
+        with pytest.raises(NumericsError, match="not finite"):
+            model.generate(ids(4), max_new_tokens=new, precision=precision)
