@@ -136,7 +136,7 @@ class OneCallDecoding:
         self.scores_bv = scores_bv
 
     def greedy(self, ids_b: Tensor, steps: int, stop: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The likeliest tokens after ids_b, long [b, at most steps], -1 after the first of `stop`; the sums [b] of their log-probabilities."""
+        """The likeliest tokens after ids_b, long [b, at most steps], -1 after the first of `stop`; sums [b] of their log-probabilities."""
         return self.decoder.greedy(ids_b, steps, stop)
 
     def close(self) -> None:
@@ -219,6 +219,8 @@ def one_call_form(model: Decodable) -> tuple[DecoderSpec, dict[str, Tensor]]:
     backbone, head = model.backbone, model.heads["language_model"] if "language_model" in model.heads else None
     if type(head) is not LanguageModelHead:
         raise Unsupported("no plain language-model head")
+    if head.rows is not None:
+        raise Unsupported("a head that writes some ranges of the vocabulary alone")
     for name, module in (*backbone.named_modules(), ("embedding", model.embedding)):
         if not type(module).__module__.startswith(("mmlm.", "torch.")):
             raise Unsupported(f"{name} is a {type(module).__name__}; adapters have to be merged into the weights first")

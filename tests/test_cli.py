@@ -25,7 +25,9 @@ FLAGS = {
     "preview": ["--samples", "RECIPE", "key.path=value"],
     "data": ["--rows", "--target", "FILE", "action"],
     "evaluate": ["RUN", "key.path=value"],
-    "generate": ["--max-new-tokens", "--output", "--precision", "--seed", "--shots", "--table", "--target", "--temperature", "--text", "RUN"],
+    "generate": [
+        "--max-new-tokens", "--output", "--precision", "--seed", "--shots", "--table", "--target", "--temperature", "--text", "RUN"
+    ],  # fmt: skip
     "kernels": ["OPERATION"],
     "list": ["KIND", "PATTERN"],
     "recipe": ["--overwrite", "FILE", "NAME", "action"],

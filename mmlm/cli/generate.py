@@ -12,7 +12,7 @@ TABLE = ("table", "target", "shots")
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
-    parser.add_argument("folder", metavar="RUN", help="the folder of a finished run; for --text also a model of transformers by folder or hub id")
+    parser.add_argument("folder", metavar="RUN", help="the folder of a finished run; for --text also a decoder of transformers")
     parser.add_argument("--table", help="table whose column is to be filled (CSV, TSV, Parquet, Excel)")
     parser.add_argument("--target", help="the column to fill")
     parser.add_argument("--shots", help="table with example rows, the target among its columns")
