@@ -1,6 +1,6 @@
 """Mixture of experts without dropped tokens.
 
-Each token is sent to its top_k experts by the router's probabilities, computed in float32; each expert runs once on the tokens it got.
+Each token is sent to its top_k experts by the router's probabilities, computed in float32 (float64 for float64 inputs); each expert runs once on the tokens it got.
 Sources: arXiv:1701.06538; balance loss E * sum_e f_e P_e of Switch, arXiv:2101.03961 eq. 4; router z-loss of ST-MoE, arXiv:2202.08906.
 
 Axes: n tokens   e experts
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmlm.backbone.config import MoeConfig, SwigluConfig
 from mmlm.backbone.feed_forward import FeedForward
 from mmlm.layout import Layout
-from mmlm.parameters import linear
+from mmlm.parameters import exact, linear
 
 
 class MixtureOfExperts(nn.Module):
@@ -32,7 +32,7 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x_btd: Tensor, layout: Layout) -> tuple[Tensor, dict[str, Tensor]]:
         """y [b, t, d] and the auxiliary losses."""
         config, x_nd, real_n = self.config, x_btd.flatten(0, 1), (layout.document > 0).flatten()
-        scores_ne = self.router(x_nd).float()
+        scores_ne = exact(self.router(x_nd))
         probabilities_ne = scores_ne.softmax(-1)
         weight_nk, chosen_nk = probabilities_ne.topk(config.top_k, dim=-1)
         if config.renormalize:
