@@ -1,6 +1,7 @@
 """Mixture of experts without dropped tokens.
 
-Each token is sent to its top_k experts by the router's probabilities, computed in float32 (float64 for float64 inputs); each expert runs once on the tokens it got.
+Each token is sent to its top_k experts by the router's probabilities, computed in float32 (float64 for float64 inputs); each expert runs
+once on the tokens it got.
 Sources: arXiv:1701.06538; balance loss E * sum_e f_e P_e of Switch, arXiv:2101.03961 eq. 4; router z-loss of ST-MoE, arXiv:2202.08906.
 
 Axes: n tokens   e experts
