@@ -45,7 +45,8 @@ class MixtureOfExperts(nn.Module):
                 out, _ = expert(x_nd[token], layout)
                 y_nd = y_nd.index_add(0, token, (out * weight_nk[token, slot, None]).to(y_nd.dtype))
         chosen_nk, scores_ne, probabilities_ne = chosen_nk[real_n], scores_ne[real_n], probabilities_ne[real_n]
-        load_e = torch.bincount(chosen_nk.flatten(), minlength=config.num_experts) / max(chosen_nk.numel(), 1)
-        balance = config.num_experts * (load_e * probabilities_ne.mean(0)).sum()
-        z = torch.logsumexp(scores_ne, dim=-1).square().mean()
+        tokens = max(len(chosen_nk), 1)
+        load_e = torch.bincount(chosen_nk.flatten(), minlength=config.num_experts) / (tokens * config.top_k)
+        balance = config.num_experts * (load_e * probabilities_ne.sum(0) / tokens).sum()
+        z = torch.logsumexp(scores_ne, dim=-1).square().sum() / tokens
         return y_nd.view_as(x_btd), {"balance": config.balance_weight * balance, "router_z": config.router_z_weight * z}
