@@ -27,7 +27,7 @@ class LanguageModelHead(nn.Module):
             name_axes(self.weight, "vocab", "residual")
         self._embedding = [embedding]  # in a list: the table belongs to the model, not to this head
         spans = [vocabulary.span(name) for name in config.ranges or []]
-        self.rows = torch.cat([torch.arange(span.start, span.stop) for span in spans]) if spans else None
+        self.rows = torch.cat([torch.arange(span.start, span.stop, device="cpu") for span in spans]).unique() if spans else None
 
     @torch.no_grad()
     def reset_parameters_own(self) -> None:
@@ -83,9 +83,16 @@ class LanguageModelHead(nn.Module):
         return {"language_model": float((batch.weight * (batch.labels != NO_LABEL)).sum())}
 
     def predict(self, h: Tensor, rows: range | Tensor | None = None) -> Tensor:
-        """Scores [..., rows] of all rows, of one id range, or of given ids, in float32 (float64 for float64 states)."""
+        """Scores [..., rows] of all rows, of one id range, or of given ids, in float32 (float64 for float64 states).
+
+        Of all rows those outside the config's ranges, which are never trained, have minus infinity.
+        """
         if rows is None:
-            return self._scores(h, slice(None))
+            scores = self._scores(h, slice(None))
+            if self.rows is None:
+                return scores
+            trained = self.rows.to(scores.device)
+            return torch.full_like(scores, -torch.inf).index_copy(-1, trained, scores[..., trained])
         return self._scores(h, slice(rows.start, rows.stop) if isinstance(rows, range) else rows)
 
     def _scores(self, h: Tensor, rows: slice | Tensor) -> Tensor:
