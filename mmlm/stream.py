@@ -83,7 +83,7 @@ class Batch:
     """Tensors of many streams. ids [b, t]; labels [b, t] (NO_LABEL: none); weight [b, t] float32.
 
     codes: [b, t, u] ids of further codebooks, -1 where a token has none.   features, feature_at: {encoder: [n, f]}, {encoder: [n] index
-    of the token in the flattened batch}.   channels: {name: [b, t] or [b, t, f]}.   options: [b, t, 2] first id and number of the
+    of the token in the flattened batch}.   channels: {name: [b, t] ids, -1 where a token has none, or [b, t, f]}.   options: [b, t, 2] first id and number of the
     possible answers at labelled tokens, or None.   tags: {name: [b, t]}, NaN where a token has none.   names: one per stream.
     """
 
@@ -194,7 +194,7 @@ def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = Tru
         options=choices if bool(choices.any()) else None,
         features={name: torch.cat(parts) for name, parts in features.items()},
         feature_at={name: torch.cat(parts) for name, parts in feature_at.items()},
-        channels={name: _scatter(parts, total, 0)[None] for name, parts in channels.items()},
+        channels={name: _scatter(parts, total, _nothing(parts[0][1]))[None] for name, parts in channels.items()},
         tags={name: _scatter(parts, total, torch.nan)[None] for name, parts in tags.items()},
         names=[stream.name for stream in streams],
     )
@@ -231,7 +231,7 @@ def pad(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = True
         codes=spread(packed.codes, -1),
         options=spread(packed.options),
         feature_at={name: place[at] for name, at in packed.feature_at.items()},
-        channels={name: spread(value) for name, value in packed.channels.items()},
+        channels={name: spread(value, _nothing(value)) for name, value in packed.channels.items()},
         tags={name: spread(value, torch.nan) for name, value in packed.tags.items()},
     )
 
@@ -357,6 +357,11 @@ def _as_wide(codes: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
     """Codes [t, u] of different numbers of codebooks, all with the most; -1 for those a token has not."""
     most = max(ids.shape[1] for _, ids in codes)
     return [(at, torch.nn.functional.pad(ids, (0, most - ids.shape[1]), value=-1)) for at, ids in codes]
+
+
+def _nothing(channel: Tensor) -> int:
+    """What a token without this channel holds: values that add nothing, or an id of no row."""
+    return 0 if channel.is_floating_point() else -1
 
 
 def _scatter(parts: list[tuple[int, Tensor]], total: int, empty: float) -> Tensor:
