@@ -83,8 +83,9 @@ class Batch:
     """Tensors of many streams. ids [b, t]; labels [b, t] (NO_LABEL: none); weight [b, t] float32.
 
     codes: [b, t, u] ids of further codebooks, -1 where a token has none.   features, feature_at: {encoder: [n, f]}, {encoder: [n] index
-    of the token in the flattened batch}.   channels: {name: [b, t] ids, -1 where a token has none, or [b, t, f]}.   options: [b, t, 2] first id and number of the
-    possible answers at labelled tokens, or None.   tags: {name: [b, t]}, NaN where a token has none.   names: one per stream.
+    of the token in the flattened batch}.   channels: {name: [b, t] ids, -1 where a token has none, or [b, t, f]}.   options: [b, t, 2]
+    first id and number of the possible answers at labelled tokens, or None.   tags: {name: [b, t]}, NaN where a token has none.
+    names: one per stream.
     """
 
     ids: Tensor

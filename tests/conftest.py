@@ -81,10 +81,12 @@ def tiny() -> Callable[..., Any]:
     from mmlm.model import MultimodalLM
     from mmlm.model_config import ModelConfig
 
-    def build(pattern: list[Any], heads: dict[str, Any] | None = None, seed: int = 0, **backbone: Any) -> MultimodalLM:
+    def build(
+        pattern: list[Any], heads: dict[str, Any] | None = None, vocabulary: dict[str, int] | None = None, **backbone: Any
+    ) -> MultimodalLM:
         config = {
             "schema": 1,
-            "vocabulary": {"text": 20, "label": 5, "codec.0": 6, "codec.1": 7, "mask": 1},
+            "vocabulary": vocabulary or {"text": 20, "label": 5, "codec.0": 6, "codec.1": 7, "mask": 1},
             "encoders": {"cell": {"type": "table_cells", "hidden": 6}},
             "features": {"cell": 3},
             "channels": {"speed": {"size": 2}, "speaker": {"kind": "ids", "size": 4}},
@@ -92,7 +94,7 @@ def tiny() -> Callable[..., Any]:
             "heads": heads or {"language_model": {"type": "language_model"}},
         }
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(0)
             return MultimodalLM(ModelConfig.model_validate(config)).double().eval()
 
     return build
