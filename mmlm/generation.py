@@ -107,6 +107,7 @@ class Decoding:
         batch = pad([_stream(prompt, model) for prompt in prompts], model.vocabulary).to(model.device)
         self.cache: Cache = model.backbone.init_cache(len(prompts), batch.ids.shape[1] + room)
         h_btd, _ = model.hidden(batch, self.cache)
+        self.axes = batch.layout.axes
         last = (batch.layout.document > 0).sum(1) - 1
         self.next_position = batch.layout.position[torch.arange(len(last)), last].amax(-1) + 1
         self.h_bd = h_btd[torch.arange(len(last)), last]
@@ -132,7 +133,7 @@ class Decoding:
 
     def feed_many(self, ids_bt: Tensor, document_bt: Tensor) -> Tensor:
         """Take several tokens a sequence (document 0: padding at the end); hidden states [b, t, d]."""
-        batch = _continuation(ids_bt, document_bt.to(ids_bt.device), self.next_position)
+        batch = _continuation(ids_bt, document_bt.to(ids_bt.device), self.next_position, self.axes)
         h_btd, _ = self.model.hidden(batch, self.cache)
         self.next_position = self.next_position + (batch.layout.document > 0).sum(1)
         return h_btd
@@ -380,8 +381,8 @@ def _stream(prompt: Prompt, model: MultimodalLM) -> Stream:
     return Stream(segments)
 
 
-def _continuation(ids_bt: Tensor, document_bt: Tensor, position_b: Tensor) -> Batch:
-    """A batch of ids that go on from given positions."""
+def _continuation(ids_bt: Tensor, document_bt: Tensor, position_b: Tensor, axes: tuple[str, ...]) -> Batch:
+    """A batch of ids that go on from given positions, the same on every axis."""
     steps = torch.arange(ids_bt.shape[1], device=ids_bt.device)
-    layout = Layout(document_bt, (position_b[:, None] + steps)[..., None])
+    layout = Layout(document_bt, (position_b[:, None] + steps)[..., None].expand(-1, -1, len(axes)), axes)
     return Batch(ids=ids_bt, layout=layout, labels=ids_bt, weight=torch.zeros_like(ids_bt, dtype=torch.float32))
