@@ -22,7 +22,7 @@ from mmlm.base.errors import RecipeError
 from mmlm.base.schema import Strict
 from mmlm.layout import Layout
 from mmlm.model import MultimodalLM
-from mmlm.stream import Batch, Segment, Stream, pad
+from mmlm.stream import Batch, Segment, Stream, next_position, pad
 
 Prompt: TypeAlias = Tensor | Stream
 
@@ -104,12 +104,13 @@ class Decoding:
 
     def __init__(self, model: MultimodalLM, prompts: Sequence[Prompt], room: int) -> None:
         self.model = model
-        batch = pad([_stream(prompt, model) for prompt in prompts], model.vocabulary).to(model.device)
+        streams = [_stream(prompt, model) for prompt in prompts]
+        batch = pad(streams, model.vocabulary).to(model.device)
         self.cache: Cache = model.backbone.init_cache(len(prompts), batch.ids.shape[1] + room)
         h_btd, _ = model.hidden(batch, self.cache)
         self.axes = batch.layout.axes
         last = (batch.layout.document > 0).sum(1) - 1
-        self.next_position = batch.layout.position[torch.arange(len(last)), last].amax(-1) + 1
+        self.next_position = torch.tensor([next_position(stream) for stream in streams], device=model.device)
         self.h_bd = h_btd[torch.arange(len(last)), last]
 
     @classmethod

@@ -242,6 +242,14 @@ def text_stream(ids: Tensor, modality: str = "text", name: str = "") -> Stream:
     return Stream([Segment(modality, ids)], name=name)
 
 
+def next_position(stream: Stream) -> int:
+    """The position, on every axis, of a token that follows the stream."""
+    clock = 0
+    for segment in stream.segments:
+        _, clock = _position(segment, clock, len(stream.axes))
+    return clock
+
+
 def unpack(values: Tensor, layout: Layout) -> list[Tensor]:
     """values [b, t, ...] at every token -> one tensor [t_i, ...] per document, row after row in the order of the documents."""
     found = []

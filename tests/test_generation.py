@@ -346,6 +346,22 @@ def test_positions_of_several_axes_go_on_together(tiny):
             assert index == next_of(model, one, found.ids[:at])
 
 
+@pytest.mark.parametrize("last", [[9, 3, 4], [2, 2, 2], [0, 7, 1]])
+def test_what_is_written_takes_the_positions_that_a_further_segment_would(tiny, last):
+    model = sharp(tiny, [ATTENTION])
+    points = Segment("label", ids(3, high=5), position=torch.tensor(last)[:, None])
+    prompts = [Stream([Segment("text", ids(4)), points]), Stream([points, Segment("text", ids(2))])]
+    for one, found in zip(prompts, generate(model, prompts, max_new_tokens=3), strict=True):
+        score, positions = 0.0, []
+        for at, index in enumerate(found.ids):
+            names = [model.vocabulary.name_of(i) for i in found.ids[:at]]
+            more = [Segment(n, model.vocabulary.to_local(n, torch.tensor([i]))) for n, i in zip(names, found.ids, strict=False)]
+            batch = pack([Stream([*one.segments, *more])], model.vocabulary)
+            positions = batch.layout.position[0, :, 0].tolist()
+            score += float(model.heads["language_model"].predict(model.hidden(batch)[0][0, -1]).log_softmax(-1)[index])
+        assert found.score == pytest.approx(score, abs=1e-6) and len(positions) == len(one) + 2
+
+
 # faults
 
 
