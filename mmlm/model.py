@@ -52,6 +52,9 @@ class MultimodalLM(nn.Module):
                 for name, channel in config.channels.items()
             }
         )
+        for channel in self.channels.values():
+            if isinstance(channel, nn.Embedding):
+                name_axes(channel.weight, "channel", "residual")
         self.backbone = Backbone(config.backbone)
         self.heads = nn.ModuleDict({name: head.build(width, self.vocabulary, self.embedding) for name, head in config.heads.items()})
         initialize(self, config.backbone.num_layers)
