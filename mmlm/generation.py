@@ -115,7 +115,9 @@ class Decoding:
 
     @classmethod
     def behind(cls, model: MultimodalLM, prefix: Prompt, prompts: Sequence[Tensor], room: int) -> Decoding:
-        """Prompts (ids [t]) that all go on from one prefix, which is read once."""
+        """Prompts (ids [t], at least one token) that all go on from one prefix, which is read once."""
+        if not all(isinstance(prompt, Tensor) and prompt.ndim == 1 and len(prompt) for prompt in prompts):
+            raise RecipeError("a prompt behind a prefix must be ids [t] with at least one token.")
         decoding = cls(model, [prefix], max(len(prompt) for prompt in prompts) + room)
         decoding.select(torch.zeros(len(prompts), dtype=torch.long, device=model.device))
         ids_bt = torch.nn.utils.rnn.pad_sequence([prompt.to(model.device) for prompt in prompts], batch_first=True)
