@@ -62,7 +62,7 @@ class Layout:
     branch: Tensor | None = None
     allowed: Tensor | None = None
     causal: bool = True
-    _memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    _memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def plain(cls, batch: int, length: int, *, start: Tensor | int = 0, causal: bool = True, device: torch.device | str = "cpu") -> Layout:
@@ -75,7 +75,7 @@ class Layout:
     def to(self, device: torch.device | str) -> Layout:
         """The same layout on another device."""
         moved = {f.name: value.to(device) for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return dataclasses.replace(self, **moved, _memo={})
+        return dataclasses.replace(self, **moved)
 
     def memo(self, key: Any, make: Callable[[], T]) -> T:
         """What `make` returns, computed once for this layout: plans, angles and the like, shared by all layers."""

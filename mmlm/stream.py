@@ -318,6 +318,8 @@ def _labels(segment: Segment, ids: Tensor, vocabulary: Vocabulary, at: int, shif
     """Places in the stream where a segment that begins at `at` puts labels, the labels (global ids) and their weights."""
     size = len(segment)
     weight = _spread(segment.weight, size, torch.float32)
+    if not bool((weight >= 0).all()):
+        raise DataError(f"weight of {segment.modality!r} must be at least 0, but is {float(weight[~(weight >= 0)][0])} at a token.")
     if segment.labels is not None:
         inside = (segment.labels != NO_LABEL).nonzero()[:, 0]
         labels, place = vocabulary.to_global(_range(segment), segment.labels[inside]), inside + at

@@ -378,6 +378,12 @@ FAULTS = {
     "fewer priors": (
         lambda m: score_options(m, [ids(2)] * 2, [[ids(1)]] * 2, prior=[torch.zeros(1)]), RecipeError, "needs prior for each of the 2"
     ),
+    "an empty prompt behind a prefix": (
+        lambda m: score_options(m, [ids(2), ids(1)[:0]], [[ids(1)]] * 2, prefix=ids(3)), RecipeError, "behind a prefix must be ids"
+    ),
+    "a stream behind a prefix": (
+        lambda m: score_options(m, [Stream([])], [[ids(1)]], prefix=ids(3)), RecipeError, "behind a prefix must be ids"
+    ),
     "equal first tokens": (
         lambda m: score_options(m, [ids(2)], [[torch.tensor([1, 2]), torch.tensor([1, 3])]], length="first"),
         RecipeError,

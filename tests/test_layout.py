@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -144,6 +145,14 @@ def test_a_plain_layout_is_one_document_a_row():
     assert not Layout(torch.tensor([[1, 2]]), torch.zeros(1, 2, 1, dtype=torch.long)).is_simple
     moved = layout.to("meta")
     assert moved.document.device.type == "meta" and moved._memo == {} and layout._memo
+
+
+def test_a_changed_copy_makes_its_own_plans():
+    layout = Layout.plain(1, 4)
+    layout.plan(causal=True)
+    other = dataclasses.replace(layout, document=torch.tensor([[1, 1, 2, 2]]).int())
+    assert not other.is_simple and layout.is_simple
+    assert torch.equal(of_plan(other, True, None), other.dense()) and not torch.equal(other.dense(), layout.dense())
 
 
 def test_an_axis_that_the_data_lacks_is_named():

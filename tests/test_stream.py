@@ -185,6 +185,8 @@ FAULTS = {
     "unknown range": (changed(modality="txt"), "unknown vocabulary range 'txt'. Did you mean 'text'"),
     "nothing": (changed(ids=None, features=None), "holds no tokens"),
     "length of weight": (changed(weight=torch.ones(2)), r"weight of 'text' has shape \(2,\), but the segment has 3 tokens"),
+    "negative weight": (changed(weight=torch.tensor([1.0, -2, 0])), "weight of 'text' must be at least 0, but is -2.0 at a token"),
+    "weight that is no number": (changed(weight=float("nan")), "weight of 'text' must be at least 0, but is nan"),
     "length of labels": (changed(labels=torch.zeros(4, dtype=torch.long)), "labels of 'text' has shape"),
     "length of hidden": (changed(hidden=torch.zeros(1, dtype=torch.bool)), "hidden of 'text' has shape"),
     "length of branch": (changed(branch=torch.ones(2, dtype=torch.long)), "branch of 'text' has shape"),
