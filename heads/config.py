@@ -24,8 +24,8 @@ class LanguageModelHeadConfig(Component):
 
 @HEADS.register("mmlm.heads.regression:RegressionHead", source="Huber loss, doi:10.1214/aoms/1177703732")
 class RegressionHeadConfig(Component):
-    """One number per token that carries a target in the channel `target`."""
+    """One number per token that carries a target in the tag `channel` of its segment."""
 
     type: Literal["regression"] = "regression"
     loss: Literal["squared", "absolute", "huber"] = "squared"
-    channel: str = Field("target", description="tag of the batch that holds the numbers, NaN for none")
+    channel: str = Field("target", description="tag of the segments that holds the numbers, NaN for none")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmlm.heads.config import LanguageModelHeadConfig
 from mmlm.kernels.cross_entropy.fast import linear_cross_entropy
-from mmlm.parameters import name_axes
+from mmlm.parameters import exact, name_axes
 from mmlm.stream import NO_LABEL, Batch
 from mmlm.vocabulary import Vocabulary
 
@@ -27,7 +27,7 @@ class LanguageModelHead(nn.Module):
             name_axes(self.weight, "vocab", "residual")
         self._embedding = [embedding]  # in a list: the table belongs to the model, not to this head
         spans = [vocabulary.span(name) for name in config.ranges or []]
-        self.rows = torch.cat([torch.arange(span.start, span.stop) for span in spans]) if spans else None
+        self.rows = torch.cat([torch.arange(span.start, span.stop, device="cpu") for span in spans]).unique() if spans else None
 
     @torch.no_grad()
     def reset_parameters_own(self) -> None:
@@ -54,9 +54,8 @@ class LanguageModelHead(nn.Module):
                 mine = ~free & (options_n2[:, 0] == first)
                 number_n = options_n2[mine, 1]
                 scores = self._scores(h_nd[mine], slice(first, first + int(number_n.max())))
-                scores = scores.masked_fill(torch.arange(scores.shape[1], device=scores.device) >= number_n[:, None], -torch.inf)
-                losses = F.cross_entropy(scores, label_n[mine] - first, reduction="none")
-                total = total + (losses * weight_n[mine]).sum()
+                possible = torch.arange(scores.shape[1], device=scores.device) < number_n[:, None]
+                total = total + (self._among(scores, possible, label_n[mine] - first) * weight_n[mine]).sum()
         if bool(free.any()):
             total = total + linear_cross_entropy(
                 h_nd[free],
@@ -69,15 +68,32 @@ class LanguageModelHead(nn.Module):
             )
         return {"language_model": (total, weight_n.sum())}
 
+    def _among(self, scores_nv: Tensor, possible_nv: Tensor, label_n: Tensor) -> Tensor:
+        """Losses [n] where only some rows are possible."""
+        config = self.config
+        partition_n = scores_nv.masked_fill(~possible_nv, -torch.inf).logsumexp(-1)
+        chosen_n = scores_nv.gather(1, label_n[:, None])[:, 0]
+        if config.label_smoothing:
+            mean_n = (scores_nv * possible_nv).sum(-1) / possible_nv.sum(-1)
+            chosen_n = (1 - config.label_smoothing) * chosen_n + config.label_smoothing * mean_n
+        return partition_n - chosen_n + config.z_loss * partition_n.square()
+
     def loss_weights(self, batch: Batch) -> dict[str, float]:
         """The weight that `loss` will report, without computing it."""
         return {"language_model": float((batch.weight * (batch.labels != NO_LABEL)).sum())}
 
     def predict(self, h: Tensor, rows: range | Tensor | None = None) -> Tensor:
-        """Scores float32 [..., rows] of all rows, of one id range, or of given ids."""
+        """Scores [..., rows] of all rows, of one id range, or of given ids, in float32 (float64 for float64 states).
+
+        Of all rows those outside the config's ranges, which are never trained, have minus infinity.
+        """
         if rows is None:
-            return self._scores(h, slice(None))
+            scores = self._scores(h, slice(None))
+            if self.rows is None:
+                return scores
+            trained = self.rows.to(scores.device)
+            return torch.full_like(scores, -torch.inf).index_copy(-1, trained, scores[..., trained])
         return self._scores(h, slice(rows.start, rows.stop) if isinstance(rows, range) else rows)
 
     def _scores(self, h: Tensor, rows: slice | Tensor) -> Tensor:
-        return F.linear(h, self.matrix[rows].to(h.dtype)).float()
+        return exact(F.linear(h, self.matrix[rows].to(h.dtype)))

@@ -31,7 +31,7 @@ from mmlm.kernels.decode.spec import DecoderSpec, Unsupported
 from mmlm.kernels.dispatch import choose
 from mmlm.kernels.native import Unavailable
 from mmlm.layout import Layout
-from mmlm.stream import Batch, Segment, Stream, pad
+from mmlm.stream import Batch, Segment, Stream, next_position, pad
 from mmlm.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -66,16 +66,20 @@ class Decoding:
 
     def __init__(self, model: Decodable, prompts: Sequence[Prompt], room: int) -> None:
         self.model = model
-        batch = _padded(model, prompts).to(model.device)
+        streams = [_stream(prompt, model.vocabulary) for prompt in prompts]
+        batch = pad(streams, model.vocabulary).to(model.device)
         self.cache: Cache = model.backbone.init_cache(len(prompts), batch.ids.shape[1] + room)
         h_btd, _ = model.hidden(batch, self.cache)
+        self.axes = batch.layout.axes
         last = (batch.layout.document > 0).sum(1) - 1
-        self.next_position = batch.layout.position[torch.arange(len(last)), last].amax(-1) + 1
+        self.next_position = torch.tensor([next_position(stream) for stream in streams], device=model.device)
         self.h_bd = h_btd[torch.arange(len(last)), last]
 
     @classmethod
     def behind(cls, model: Decodable, prefix: Prompt, prompts: Sequence[Tensor], room: int) -> Decoding:
-        """Prompts (ids [t]) that all go on from one prefix, which is read once."""
+        """Prompts (ids [t], at least one token) that all go on from one prefix, which is read once."""
+        if not all(isinstance(prompt, Tensor) and prompt.ndim == 1 and len(prompt) for prompt in prompts):
+            raise RecipeError("a prompt behind a prefix must be ids [t] with at least one token.")
         decoding = cls(model, [prefix], max(len(prompt) for prompt in prompts) + room)
         decoding.select(torch.zeros(len(prompts), dtype=torch.long, device=model.device))
         ids_bt = torch.nn.utils.rnn.pad_sequence([prompt.to(model.device) for prompt in prompts], batch_first=True)
@@ -95,7 +99,7 @@ class Decoding:
 
     def feed_many(self, ids_bt: Tensor, document_bt: Tensor) -> Tensor:
         """Take several tokens a sequence (document 0: padding at the end); hidden states [b, t, d]."""
-        batch = _continuation(ids_bt, document_bt.to(ids_bt.device), self.next_position)
+        batch = _continuation(ids_bt, document_bt.to(ids_bt.device), self.next_position, self.axes)
         h_btd, _ = self.model.hidden(batch, self.cache)
         self.next_position = self.next_position + (batch.layout.document > 0).sum(1)
         return h_btd
@@ -115,7 +119,7 @@ class OneCallDecoding:
 
     def __init__(self, model: Decodable, decoder: Decoder, prompts: Sequence[Prompt], room: int) -> None:
         self.model, self.decoder = model, decoder
-        batch = _padded(model, prompts)
+        batch = pad([_stream(prompt, model.vocabulary) for prompt in prompts], model.vocabulary)
         lengths = (batch.layout.document > 0).sum(1)
         decoder.reset(len(prompts), batch.ids.shape[1] + room)
         plain = batch.codes is None and not batch.features and not batch.channels
@@ -282,10 +286,6 @@ def _without_window(config: AttentionConfig) -> AttentionConfig:
     return config.model_copy(update={"window": None})
 
 
-def _padded(model: Decodable, prompts: Sequence[Prompt]) -> Batch:
-    return pad([_stream(prompt, model.vocabulary) for prompt in prompts], model.vocabulary)
-
-
 def _stream(prompt: Prompt, vocabulary: Vocabulary) -> Stream:
     """A prompt of global ids as a stream; streams pass."""
     if isinstance(prompt, Stream):
@@ -301,8 +301,8 @@ def _stream(prompt: Prompt, vocabulary: Vocabulary) -> Stream:
     return Stream(segments)
 
 
-def _continuation(ids_bt: Tensor, document_bt: Tensor, position_b: Tensor) -> Batch:
-    """A batch of ids that go on from given positions."""
+def _continuation(ids_bt: Tensor, document_bt: Tensor, position_b: Tensor, axes: tuple[str, ...]) -> Batch:
+    """A batch of ids that go on from given positions, the same on every axis."""
     steps = torch.arange(ids_bt.shape[1], device=ids_bt.device)
-    layout = Layout(document_bt, (position_b[:, None] + steps)[..., None])
+    layout = Layout(document_bt, (position_b[:, None] + steps)[..., None].expand(-1, -1, len(axes)), axes)
     return Batch(ids=ids_bt, layout=layout, labels=ids_bt, weight=torch.zeros_like(ids_bt, dtype=torch.float32))

@@ -43,18 +43,18 @@ class Grammar(Protocol):
 
 @dataclass(frozen=True)
 class RangeGrammar:
-    """Ids of one range only, and the stop ids."""
+    """Ids of one range only, and the stop ids, which end the sequence."""
 
     span: range
     stop: tuple[int, ...] = ()
 
     def allowed(self, written: Sequence[int]) -> Sequence[int]:
-        """The range and the stop ids."""
-        return [*self.span, *self.stop]
+        """The range and the stop ids; nothing after one of these."""
+        return [] if written and written[-1] in self.stop else [*self.span, *(index for index in self.stop if index not in self.span)]
 
 
 class TrieGrammar:
-    """One of several given sequences of ids, then the end."""
+    """One of several given sequences of ids, then the end. Raises RecipeError where one begins another: its end could not be told."""
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
         self.root: dict[int, dict] = {}
@@ -62,6 +62,12 @@ class TrieGrammar:
             node = self.root
             for index in sequence:
                 node = node.setdefault(int(index), {})
+        for sequence in sequences:
+            if ids := [int(index) for index in sequence]:
+                if not self.allowed(ids):
+                    continue
+                raise RecipeError(f"a trie cannot tell where {ids} ends, because it begins another sequence; add an end token to all.")
+            raise RecipeError("a trie takes no empty sequence; add an end token to all.")
 
     def allowed(self, written: Sequence[int]) -> list[int]:
         """The ids that continue a sequence of the trie."""
@@ -111,8 +117,9 @@ def generate(
     if max_new_tokens < 1:
         raise RecipeError(f"max_new_tokens must be at least 1, but is {max_new_tokens}.")
     if sampling.num_beams > 1:
-        if sampling.temperature or guidance is not None:
-            raise RecipeError("num_beams above 1 excludes a temperature and guidance.")
+        filters = any(x is not None for x in (sampling.top_k, sampling.top_p, sampling.min_p)) or sampling.repetition_penalty != 1
+        if sampling.temperature or filters or guidance is not None:
+            raise RecipeError("num_beams above 1 excludes a temperature, filters, a repetition penalty and guidance.")
         return [_beam_search(model, prompt, max_new_tokens, sampling, stop, grammar, precision) for prompt in prompts]
     if sampling.temperature == 0 and sampling.repetition_penalty == 1 and grammar is None and guidance is None:
         decoding = open_decoding(model, prompts, max_new_tokens, precision)
@@ -143,6 +150,10 @@ def stream(
 ) -> Iterator[dict[int, tuple[int | None, float, bool]]]:
     """Yield each step as {place of the prompt: (id, log-probability, finished)} for the sequences still being written."""
     sampling = sampling or Sampling()
+    if sampling.num_beams > 1:
+        raise RecipeError("beams cannot be streamed: which one is best shows at the end. Use generate().")
+    if guidance is not None and len(guidance.prompts) != len(prompts):
+        raise RecipeError(f"guidance needs one unconditional prompt a sequence, but has {len(guidance.prompts)} for {len(prompts)}.")
     decoding = open_decoding(model, prompts, max_new_tokens, precision)
     free = open_decoding(model, guidance.prompts, max_new_tokens, precision) if guidance else None
     branches = [decoding] if free is None else [decoding, free]
@@ -157,7 +168,8 @@ def stream(
                     branch.feed(ids_b)
             scores_bv = decoding.scores()
             if free is not None and guidance is not None:
-                scores_bv = scores_bv + guidance.scale * (scores_bv - free.scores())
+                guided_bv = scores_bv + guidance.scale * (scores_bv - free.scores())
+                scores_bv = torch.where(scores_bv.isneginf(), scores_bv, guided_bv)
             told: dict[int, tuple[int | None, float, bool]] = {}
             for row, number in enumerate(alive):
                 told[number] = _choose(scores_bv[row], written[number], sampling, stop, grammar, draws[number])
@@ -200,6 +212,7 @@ def _choose(
     scores_v: Tensor, written: list[int], sampling: Sampling, stop: Sequence[int], grammar: Grammar | None, draw: torch.Generator
 ) -> tuple[int | None, float, bool]:
     """(id, log-probability, finished) of the next token of one sequence; no id where the grammar allows none."""
+    log_v = scores_v.log_softmax(-1)
     if grammar is not None:
         allowed = list(grammar.allowed(written))
         if not allowed:
@@ -207,7 +220,6 @@ def _choose(
         only = torch.full_like(scores_v, -torch.inf)
         only[allowed] = scores_v[allowed]
         scores_v = only
-    log_v = scores_v.log_softmax(-1)
     index = sample(scores_v, written, sampling, draw)
     _finite(log_v[index])
     ended = index in stop or (grammar is not None and not grammar.allowed([*written, index]))
@@ -265,8 +277,11 @@ def _beam_search(
             log_v = log_bv[row].log_softmax(-1)
             if grammar is not None:
                 allowed = list(grammar.allowed(ids))
+                if not allowed:
+                    done.append(Generated(ids, score, True))
+                    continue
                 log_v = torch.full_like(log_v, -torch.inf).scatter(0, torch.tensor(allowed, device=log_v.device), log_v[allowed])
-            best = log_v.topk(min(2 * sampling.num_beams, len(log_v)))
+            best = log_v.topk(min(sampling.num_beams + max(sampling.num_beams, len(stop)), len(log_v)))
             options += [
                 (score + value, row, index)
                 for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -314,6 +329,9 @@ def score_options(
     which begin one another compare fairly.   prior: for each prompt log-probabilities [n] to subtract.
     Returns float32 [n] for each prompt. Raises RecipeError when `first` cannot tell two options apart.
     """
+    given = {"options": options, "prior": options if prior is None else prior}
+    if wrong := next((name for name, some in given.items() if len(some) != len(prompts)), None):
+        raise RecipeError(f"score_options needs {wrong} for each of the {len(prompts)} prompts, but has {len(given[wrong])}.")
     ended = [[torch.cat([o, o.new_tensor([end_token])]) if end_token is not None else o for o in some] for some in options]
     for some in ended:
         if not some or min(len(option) for option in some) == 0:

@@ -6,7 +6,8 @@ Token j is visible to token i, both in the same document and i, j >= 0 their pla
 
 A document is one packed sample; document 0 is padding. `mutual` makes a prefix, a picture or any other set of tokens see itself in both
 directions; branches share the trunk before them and never see one another (answer options, query rows of a table).
-A mixer that works `over` one position axis takes tokens that differ on that axis alone (and share the document) as its sequences.
+A mixer that works `over` one position axis takes tokens that differ on that axis alone (and share the document) as its sequences; i and j
+are then the places in these.
 
 Axes: b rows   t tokens   p position axes   n sequences   l tokens of a sequence
 """
@@ -61,7 +62,7 @@ class Layout:
     branch: Tensor | None = None
     allowed: Tensor | None = None
     causal: bool = True
-    _memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    _memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def plain(cls, batch: int, length: int, *, start: Tensor | int = 0, causal: bool = True, device: torch.device | str = "cpu") -> Layout:
@@ -74,7 +75,7 @@ class Layout:
     def to(self, device: torch.device | str) -> Layout:
         """The same layout on another device."""
         moved = {f.name: value.to(device) for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return dataclasses.replace(self, **moved, _memo={})
+        return dataclasses.replace(self, **moved)
 
     def memo(self, key: Any, make: Callable[[], T]) -> T:
         """What `make` returns, computed once for this layout: plans, angles and the like, shared by all layers."""
@@ -109,9 +110,9 @@ class Layout:
         line = document + row * (int(document.max()) + 1)
         if over is not None:
             kept = [i for i in range(len(self.axes)) if i != self.axis(over, who)]
-            for column in self.position.flatten(0, 1)[:, kept].unbind(1):
-                low = column.min()
-                line = line * (column.max() - low + 1) + (column - low)
+            for column in self.position.flatten(0, 1)[:, kept].unbind(1):  # numbered anew each time: products of positions overflow
+                values, column = torch.unique(column, return_inverse=True)
+                line = torch.unique(line * len(values) + column, return_inverse=True)[1]
         real = (document > 0).nonzero()[:, 0]
         _, line, sizes = torch.unique(line[real], return_inverse=True, return_counts=True)
         first = torch.full((len(sizes),), len(document), device=line.device).scatter_reduce(0, line, real, "amin")
@@ -164,12 +165,13 @@ class Layout:
         """bool [b, t, t]: the definition above written out, for tests and for looking at."""
         b, t = self.document.shape
         see = (self.document[:, :, None] == self.document[:, None]) & (self.document[:, None] > 0)
-        place = torch.arange(t, device=see.device).expand(b, t)
         if over is not None:
             axis = self.axis(over, "dense")
             for other in range(len(self.axes)):
                 if other != axis:
                     see &= self.position[:, :, None, other] == self.position[:, None, :, other]
+        order = torch.arange(t, device=see.device)
+        place = (see & (order < order[:, None])).sum(-1)
         look_back = place[:, :, None] >= place[:, None]
         if self.causal if causal is None else causal:
             both = torch.zeros_like(see)
@@ -181,6 +183,5 @@ class Layout:
         if self.allowed is not None:
             see &= self.allowed
         if window is not None:
-            within = see.new_zeros(b, t, t, dtype=torch.long) + (place[:, :, None] - place[:, None])
-            see &= within < window
+            see &= place[:, :, None] - place[:, None] < window
         return see

@@ -62,6 +62,9 @@ class MultimodalLM(nn.Module):
                 for name, channel in config.channels.items()
             }
         )
+        for channel in self.channels.values():
+            if isinstance(channel, nn.Embedding):
+                name_axes(channel.weight, "channel", "residual")
         self.backbone = Backbone(config.backbone)
         self.heads = nn.ModuleDict({name: head.build(width, self.vocabulary, self.embedding) for name, head in config.heads.items()})
         initialize(self, config.backbone.num_layers)
@@ -70,8 +73,7 @@ class MultimodalLM(nn.Module):
         """Vectors [b, t, d]: ids and codes summed, features in the places they fill, channels added."""
         x_btd = self.embedding(batch.ids)
         if batch.codes is not None:
-            more = self.embedding(batch.codes[..., 1:].clamp_min(0)) * (batch.codes[..., 1:] >= 0).unsqueeze(-1)
-            x_btd = x_btd + more.sum(-2)
+            x_btd = x_btd + _rows(self.embedding, batch.codes[..., 1:]).sum(-2)
         for name, features in batch.features.items():
             if name not in self.encoders:
                 raise RecipeError(f"the batch holds features for {unknown_name('encoder', name, self.encoders)}")
@@ -80,7 +82,9 @@ class MultimodalLM(nn.Module):
         for name, value in batch.channels.items():
             if name not in self.channels:
                 raise RecipeError(f"the batch holds values for {unknown_name('channel', name, self.channels)}")
-            x_btd = x_btd + self.channels[name](value).to(x_btd.dtype)
+            channel = self.channels[name]
+            added = _rows(channel, value) if isinstance(channel, nn.Embedding) else channel(value)
+            x_btd = x_btd + added.to(x_btd.dtype)
         return x_btd
 
     def hidden(self, batch: Batch, cache: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -211,6 +215,11 @@ class MultimodalLM(nn.Module):
             getattr(module, "reset_buffers", lambda: None)()
         load_weights(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
         return model.eval()
+
+
+def _rows(table: nn.Embedding, ids: Tensor) -> Tensor:
+    """Rows of a table, zeros for id -1."""
+    return table(ids.clamp_min(0)) * (ids >= 0).unsqueeze(-1)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

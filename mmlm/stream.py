@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmlm.base.errors import DataError
+from mmlm.base.errors import DataError, RecipeError
 from mmlm.layout import Layout
 from mmlm.vocabulary import Vocabulary
 
@@ -34,11 +34,13 @@ class Segment:
     features: float [n, f], read by `encoder`; they fill the tokens `feature_at` (long [n]; default all t = n tokens).
     weight: loss weight, one number or [t]; 0 means read only.   labels: local ids [t] to predict *at* these tokens (NO_LABEL for none);
     without labels the objective decides (a causal one predicts the next token).   num_options: only the first ids of the range are
-    possible answers here (0: all).   hidden: bool [t], tokens that show the id of the range "mask" instead of their own.
+    possible answers for what is predicted of this segment (0: all).   hidden: bool [t], tokens that show the id of the range "mask"
+    instead of their own.   Of several codebooks the first, "<modality>.0", is the one that labels mean.
     position: long [t, p] on the axes of the stream; None counts on from the token before.
     mutual: tokens of a stream with the same number above 0 see one another in both directions.
     branch: 0 for the trunk; tokens of branch k see the trunk and branch k only. One number or long [t].
-    channels: {name: float [t, f] or long [t]}, added to the embeddings.   rate_hz: tokens per second as a fraction, or None.
+    channels: {name: float [t, f] or long [t]}, added to the embeddings.   tags: {name: float [t]}, numbers that heads read and the
+    backbone does not see, NaN for none.   rate_hz: tokens per second as a fraction, or None.
     """
 
     modality: str
@@ -54,6 +56,7 @@ class Segment:
     mutual: int = 0
     branch: int | Tensor = 0
     channels: dict[str, Tensor] = field(default_factory=dict)
+    tags: dict[str, Tensor] = field(default_factory=dict)
     rate_hz: tuple[int, int] | None = None
 
     def __len__(self) -> int:
@@ -80,8 +83,9 @@ class Batch:
     """Tensors of many streams. ids [b, t]; labels [b, t] (NO_LABEL: none); weight [b, t] float32.
 
     codes: [b, t, u] ids of further codebooks, -1 where a token has none.   features, feature_at: {encoder: [n, f]}, {encoder: [n] index
-    of the token in the flattened batch}.   channels: {name: [b, t] or [b, t, f]}.   options: [b, t, 2] first id and number of the
-    possible answers at labelled tokens, or None.   names: one per stream.
+    of the token in the flattened batch}.   channels: {name: [b, t] ids, -1 where a token has none, or [b, t, f]}.   options: [b, t, 2]
+    first id and number of the possible answers at labelled tokens, or None.   tags: {name: [b, t]}, NaN where a token has none.
+    names: one per stream.
     """
 
     ids: Tensor
@@ -121,13 +125,14 @@ def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = Tru
     if not streams:
         raise DataError("nothing to pack: the list of streams is empty.")
     axes = streams[0].axes
-    columns: dict[str, list[Tensor]] = {
-        key: [] for key in ("ids", "labels", "weight", "document", "position", "mutual", "branch", "options")
-    }
+    keys = ("ids", "labels", "weight", "document", "position", "mutual", "branch", "options")
+    columns: dict[str, list[Tensor]] = {key: [] for key in keys}
     features: dict[str, list[Tensor]] = {}
     feature_at: dict[str, list[Tensor]] = {}
     channels: dict[str, list[tuple[int, Tensor]]] = {}
+    tags: dict[str, list[tuple[int, Tensor]]] = {}
     codes: list[tuple[int, Tensor]] = []
+    first_of: dict[tuple[str, str], Tensor] = {}
     total = 0
     for number, stream in enumerate(streams, start=1):
         if stream.axes != axes:
@@ -137,42 +142,43 @@ def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = Tru
         start, clock = total, 0
         target = torch.full((len(stream),), NO_LABEL)
         weight = torch.zeros(len(stream))
+        options = torch.zeros(len(stream), 2, dtype=torch.long)
         for segment in stream.segments:
             size, at = len(segment), total - start
-            ids = _ids(segment, vocabulary, stream)
+            try:
+                ids = _ids(segment, vocabulary)
+                _check(segment, vocabulary)
+                position, clock = _position(segment, clock, len(axes))
+                where, labels, weights = _labels(segment, ids, vocabulary, at, shift)
+                ids = _shown(segment, ids, vocabulary)
+                if bool((target[where] != NO_LABEL).any()):
+                    raise DataError(f"the token before {segment.modality!r} has a label of its own and cannot predict the first of these.")
+                _alike(segment, first_of)
+            except (DataError, RecipeError) as error:
+                raise DataError(f"{_where(stream)}: {error}") from None
             columns["ids"].append(ids[:, 0])
             if ids.shape[1] > 1:
                 codes.append((total, ids))
             columns["document"].append(torch.full((size,), number))
             columns["mutual"].append(torch.full((size,), segment.mutual))
             columns["branch"].append(_spread(segment.branch, size, torch.long))
-            position, clock = _position(segment, clock, len(axes), stream)
             columns["position"].append(position)
-            here = _spread(segment.weight, size, torch.float32)
-            if segment.labels is not None:
-                known = segment.labels != NO_LABEL
-                target[at : at + size] = torch.where(known, segment.labels + vocabulary.span(segment.modality).start, NO_LABEL)
-                weight[at : at + size] += torch.where(known, here, 0.0)
-            else:
-                move = 1 if shift else 0
-                keep = torch.arange(size)[(here > 0) & (torch.arange(at, at + size) >= move)]
-                target[at + keep - move], weight[at + keep - move] = ids[keep, 0], here[keep]
-            span = vocabulary.span(segment.modality) if segment.num_options else range(0)
-            columns["options"].append(torch.tensor([[span.start, segment.num_options]]).expand(size, 2))
+            target[where], weight[where] = labels, weights
+            if segment.num_options:
+                options[where] = torch.tensor([vocabulary.span(_range(segment)).start, segment.num_options])
             if segment.features is not None:
                 name = segment.encoder or segment.modality
                 features.setdefault(name, []).append(segment.features)
-                inside = torch.arange(size) if segment.feature_at is None else segment.feature_at
-                if len(inside) != len(segment.features):
-                    raise DataError(f"{_where(stream)}: {len(segment.features)} features for {len(inside)} tokens of {segment.modality!r}.")
-                feature_at.setdefault(name, []).append(inside + total)
-            for name, value in segment.channels.items():
-                channels.setdefault(name, []).append((total, value))
+                feature_at.setdefault(name, []).append(_feature_at(segment) + total)
+            for parts, given in ((channels, segment.channels), (tags, segment.tags)):
+                for name, value in given.items():
+                    parts.setdefault(name, []).append((total, value))
             total += size
         columns["labels"].append(target)
         columns["weight"].append(weight)
+        columns["options"].append(options)
     joined = {key: torch.cat(parts)[None] for key, parts in columns.items()}
-    mutual, branch, options = joined["mutual"], joined["branch"], joined["options"]
+    mutual, branch, choices = joined["mutual"], joined["branch"], joined["options"]
     layout = Layout(
         document=joined["document"].int(),
         position=joined["position"],
@@ -185,11 +191,12 @@ def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = Tru
         layout=layout,
         labels=joined["labels"],
         weight=joined["weight"],
-        codes=_scatter(codes, total, -1)[None] if codes else None,
-        options=options if bool(options.any()) else None,
+        codes=_scatter(_as_wide(codes), total, -1)[None] if codes else None,
+        options=choices if bool(choices.any()) else None,
         features={name: torch.cat(parts) for name, parts in features.items()},
         feature_at={name: torch.cat(parts) for name, parts in feature_at.items()},
-        channels={name: _scatter(parts, total, 0)[None] for name, parts in channels.items()},
+        channels={name: _scatter(parts, total, _nothing(parts[0][1]))[None] for name, parts in channels.items()},
+        tags={name: _scatter(parts, total, torch.nan)[None] for name, parts in tags.items()},
         names=[stream.name for stream in streams],
     )
 
@@ -225,7 +232,8 @@ def pad(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = True
         codes=spread(packed.codes, -1),
         options=spread(packed.options),
         feature_at={name: place[at] for name, at in packed.feature_at.items()},
-        channels={name: spread(value) for name, value in packed.channels.items()},
+        channels={name: spread(value, _nothing(value)) for name, value in packed.channels.items()},
+        tags={name: spread(value, torch.nan) for name, value in packed.tags.items()},
     )
 
 
@@ -234,46 +242,140 @@ def text_stream(ids: Tensor, modality: str = "text", name: str = "") -> Stream:
     return Stream([Segment(modality, ids)], name=name)
 
 
+def next_position(stream: Stream) -> int:
+    """The position, on every axis, of a token that follows the stream."""
+    clock = 0
+    for segment in stream.segments:
+        _, clock = _position(segment, clock, len(stream.axes))
+    return clock
+
+
 def unpack(values: Tensor, layout: Layout) -> list[Tensor]:
-    """values [b, t, ...] at every token -> one tensor [t_i, ...] per document, in the order of the documents."""
-    flat, document = values.flatten(0, 1), layout.document.flatten()
-    return [flat[document == number] for number in range(1, int(document.max()) + 1)]
+    """values [b, t, ...] at every token -> one tensor [t_i, ...] per document, row after row in the order of the documents."""
+    found = []
+    for row, document in zip(values, layout.document, strict=True):
+        found += [row[document == number] for number in document.unique().tolist() if number]
+    return found
 
 
 def _where(stream: Stream) -> str:
     return stream.source or stream.name or "a sample"
 
 
-def _ids(segment: Segment, vocabulary: Vocabulary, stream: Stream) -> Tensor:
-    """Global ids [t, u] of a segment; tokens that are features alone get the first id of the range."""
+def _range(segment: Segment) -> str:
+    """The vocabulary range that labels of a segment mean."""
+    return f"{segment.modality}.0" if segment.ids is not None and segment.ids.ndim > 1 else segment.modality
+
+
+def _ids(segment: Segment, vocabulary: Vocabulary) -> Tensor:
+    """Global ids [t, u] of a segment; tokens that are features alone get id 0, which the features replace."""
     if segment.ids is None and segment.features is None:
-        raise DataError(f"{_where(stream)}: a segment of {segment.modality!r} has neither ids nor features.")
+        raise DataError(f"a segment of {segment.modality!r} has neither ids nor features.")
     if segment.ids is None:
         return torch.zeros(len(segment), 1, dtype=torch.long)
     if segment.ids.ndim == 1:
-        ids = vocabulary.to_global(segment.modality, segment.ids)
-        return (ids if segment.hidden is None else ids.masked_fill(segment.hidden, vocabulary.span("mask").start))[:, None]
+        return vocabulary.to_global(segment.modality, segment.ids)[:, None]
     books = [vocabulary.to_global(f"{segment.modality}.{book}", ids) for book, ids in enumerate(segment.ids.unbind(1))]
     return torch.stack(books, dim=1)
+
+
+def _shown(segment: Segment, ids: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """ids [t, u] with the one mask id at hidden tokens."""
+    if segment.hidden is None:
+        return ids
+    mask = torch.full_like(ids, -1)
+    mask[:, 0] = vocabulary.span("mask").start
+    return torch.where(segment.hidden[:, None], mask, ids)
+
+
+def _check(segment: Segment, vocabulary: Vocabulary) -> None:
+    """Raises DataError for parts of a segment that do not fit together."""
+    size, name = len(segment), segment.modality
+    named = {"weight": segment.weight, "labels": segment.labels, "hidden": segment.hidden, "branch": segment.branch}
+    for what, value in [*named.items(), *segment.channels.items(), *segment.tags.items()]:
+        if isinstance(value, Tensor) and value.shape[:1] != (size,):
+            raise DataError(f"{what} of {name!r} has shape {tuple(value.shape)}, but the segment has {size} tokens.")
+    if segment.features is not None:
+        inside = _feature_at(segment)
+        if len(inside) != len(segment.features):
+            raise DataError(f"{len(segment.features)} features for {len(inside)} tokens of {name!r}.")
+        if len(inside) and (int(inside.min()) < 0 or int(inside.max()) >= size):
+            lowest, highest = int(inside.min()), int(inside.max())
+            raise DataError(f"feature_at of {name!r} must lie within 0 and {size - 1}, but goes from {lowest} to {highest}.")
+        if len(inside.unique()) < len(inside):
+            raise DataError(f"feature_at of {name!r} names a token twice.")
+        if segment.hidden is not None and bool(segment.hidden[inside].any()):
+            raise DataError(f"a hidden token of {name!r} would show its features.")
+    if segment.num_options and segment.num_options > (most := len(vocabulary.span(_range(segment)))):
+        raise DataError(f"num_options of {name!r} is {segment.num_options}, but the range holds {most} ids.")
+
+
+def _feature_at(segment: Segment) -> Tensor:
+    return torch.arange(len(segment)) if segment.feature_at is None else segment.feature_at
+
+
+def _labels(segment: Segment, ids: Tensor, vocabulary: Vocabulary, at: int, shift: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Places in the stream where a segment that begins at `at` puts labels, the labels (global ids) and their weights."""
+    size = len(segment)
+    weight = _spread(segment.weight, size, torch.float32)
+    if not bool((weight >= 0).all()):
+        raise DataError(f"weight of {segment.modality!r} must be at least 0, but is {float(weight[~(weight >= 0)][0])} at a token.")
+    if segment.labels is not None:
+        inside = (segment.labels != NO_LABEL).nonzero()[:, 0]
+        labels, place = vocabulary.to_global(_range(segment), segment.labels[inside]), inside + at
+    else:
+        move = 1 if shift else 0
+        inside = (weight > 0).nonzero()[:, 0]
+        inside = inside[inside + at >= move]
+        labels, place = ids[inside, 0], inside + at - move
+        if len(inside) and segment.ids is None:
+            raise DataError(f"{segment.modality!r} has weight, but neither ids nor labels to predict.")
+    if segment.num_options and len(labels):
+        highest = int(labels.max()) - vocabulary.span(_range(segment)).start
+        if highest >= segment.num_options:
+            raise DataError(f"{segment.modality!r} is to be {highest} at a token, but has num_options {segment.num_options}.")
+    return place, labels, weight[inside]
 
 
 def _spread(value: float | Tensor, size: int, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if isinstance(value, Tensor) else torch.full((size,), value, dtype=dtype)
 
 
-def _position(segment: Segment, clock: int, num_axes: int, stream: Stream) -> tuple[Tensor, int]:
+def _position(segment: Segment, clock: int, num_axes: int) -> tuple[Tensor, int]:
     """Positions [t, p] of a segment and the next free one; counted on from `clock`, the same on every axis, when none are given."""
     size = len(segment)
     if segment.position is None:
         return torch.arange(clock, clock + size)[:, None].expand(size, num_axes), clock + size
     if segment.position.shape != (size, num_axes):
-        raise DataError(
-            f"{_where(stream)}: positions of {segment.modality!r} have shape {tuple(segment.position.shape)}, not {(size, num_axes)}."
-        )
+        raise DataError(f"positions of {segment.modality!r} have shape {tuple(segment.position.shape)}, not {(size, num_axes)}.")
     return segment.position, int(segment.position.max()) + 1 if size else clock
 
 
-def _scatter(parts: list[tuple[int, Tensor]], total: int, empty: int) -> Tensor:
+def _alike(segment: Segment, first_of: dict[tuple[str, str], Tensor]) -> None:
+    """Raises DataError where values of one name cannot stand in one tensor; first_of: the first values of each kind and name."""
+    given = {("channel", name): value for name, value in segment.channels.items()}
+    given |= {("tag", name): value for name, value in segment.tags.items()}
+    if segment.features is not None:
+        given["features of", segment.encoder or segment.modality] = segment.features
+    for (kind, name), value in given.items():
+        first = first_of.setdefault((kind, name), value)
+        if value.shape[1:] != first.shape[1:] or value.is_floating_point() != first.is_floating_point():
+            shapes = [f"{list(some.shape[1:])} of {str(some.dtype).removeprefix('torch.')}" for some in (value, first)]
+            raise DataError(f"{kind} {name!r} has {shapes[0]} a token, but the batch began with {shapes[1]}.")
+
+
+def _as_wide(codes: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
+    """Codes [t, u] of different numbers of codebooks, all with the most; -1 for those a token has not."""
+    most = max(ids.shape[1] for _, ids in codes)
+    return [(at, torch.nn.functional.pad(ids, (0, most - ids.shape[1]), value=-1)) for at, ids in codes]
+
+
+def _nothing(channel: Tensor) -> int:
+    """What a token without this channel holds: values that add nothing, or an id of no row."""
+    return 0 if channel.is_floating_point() else -1
+
+
+def _scatter(parts: list[tuple[int, Tensor]], total: int, empty: float) -> Tensor:
     """Values that begin at given tokens, laid into one tensor [total, ...]."""
     first = parts[0][1]
     out = first.new_full((total, *first.shape[1:]), empty)

@@ -29,7 +29,7 @@ class Vocabulary:
         return max((span.stop for span in self.ranges.values()), default=0)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vocabulary) and self.sizes == other.sizes
+        return isinstance(other, Vocabulary) and self.ranges == other.ranges
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -6,7 +6,7 @@ import ipaddress
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -71,6 +71,33 @@ def one_torch_thread() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Any]:
+    """tiny(pattern, heads={...}, **backbone): a small double-precision model that reads everything, the same for the same arguments."""
+    import torch
+
+    from mmlm.model import MultimodalLM
+    from mmlm.model_config import ModelConfig
+
+    def build(
+        pattern: list[Any], heads: dict[str, Any] | None = None, vocabulary: dict[str, int] | None = None, **backbone: Any
+    ) -> MultimodalLM:
+        config = {
+            "schema": 1,
+            "vocabulary": vocabulary or {"text": 20, "label": 5, "codec.0": 6, "codec.1": 7, "mask": 1},
+            "encoders": {"cell": {"type": "table_cells", "hidden": 6}},
+            "features": {"cell": 3},
+            "channels": {"speed": {"size": 2}, "speaker": {"kind": "ids", "size": 4}},
+            "backbone": {"width": 16, "num_layers": 2, "pattern": pattern, "feed_forward": {"type": "swiglu", "hidden": 24}, **backbone},
+            "heads": heads or {"language_model": {"type": "language_model"}},
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return MultimodalLM(ModelConfig.model_validate(config)).double().eval()
+
+    return build
 
 
 @pytest.fixture

@@ -124,7 +124,6 @@ UNFIT = {
     "its layers are not attention": ({"pattern": [{"type": "mamba2", "state_size": 8, "head_size": 16}]}, [ids(4)]),
     "its layers differ": ({"pattern": [GQA, {**GQA, "qk_norm": True}]}, [ids(4)]),
     "positions": ({"pattern": [GQA]}, [Stream([Segment("text", ids(4), position=torch.tensor([[0], [1], [5], [6]]))])]),
-    "in both directions": ({"pattern": [{**GQA, "causal": False}]}, [ids(4)]),
 }
 
 

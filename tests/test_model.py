@@ -97,3 +97,15 @@ def test_new_vocabulary_ranges_leave_the_old_scores_as_they_were(model):
     model.extend_vocabulary({"unit": 7})
     assert len(model.vocabulary) == 52
     torch.testing.assert_close(model.logits(ids(8)[None])[..., :45], before, rtol=0, atol=1e-12)
+
+
+def test_every_parameter_names_its_axes(tiny):
+    heads = {"language_model": {"type": "language_model", "tied": False}, "number": {"type": "regression"}}
+    attention = {"type": "attention", "qk_norm": True, "qkv_bias": True, "out_bias": True}
+    pattern = [{"type": "mamba2", "head_size": 8, "bias": True}, {"mixer": attention, "feed_forward": "moe"}]
+    for norm in ("rms", "layer"):
+        model = tiny([*pattern, {"feed_forward": "gelu"}], heads, norm=norm, num_layers=3, learned_positions=9)
+        unnamed = [name for name, p in model.named_parameters() if len(getattr(p, "axes", ())) != p.ndim]
+        assert unnamed == []
+        model.extend_vocabulary({"unit": 3})
+        assert model.embedding.weight.axes == model.heads["language_model"].weight.axes == ("vocab", "residual")

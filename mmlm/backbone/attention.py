@@ -45,6 +45,8 @@ class Attention(nn.Module):
         """An empty state with room for max_length tokens. Raises RecipeError where this layer cannot go token by token."""
         if self.config.over is not None:
             raise RecipeError(f"attention over {self.config.over!r} works on whole grids and cannot go token by token.")
+        if self.config.causal is False:
+            raise RecipeError("attention with causal: false sees later tokens and cannot go token by token.")
         shape = (batch, self.num_kv_heads, max(max_length, 1), self.head_size)
         tensors = {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("key", "value")}
         return State(tensors, {"key": "kv", "value": "kv"}, torch.zeros(batch, dtype=torch.long, device=device))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -65,18 +65,23 @@ class Cache:
 
     def reset(self, rows: Tensor) -> Cache:
         """A cache in which the rows where bool [b] `rows` is true are as new."""
-        keep = ~rows
-        return self._map(lambda tensor: tensor * keep.view(-1, *[1] * (tensor.ndim - 1)).to(tensor.dtype))
+        return self._map(lambda tensor: tensor.masked_fill(rows.view(-1, *[1] * (tensor.ndim - 1)), 0))
 
     def snapshot(self) -> Cache:
         """A copy that later steps do not change."""
         return self._map(torch.clone)
 
     def crop(self, length: Tensor) -> Cache:
-        """Forget all tokens after `length` (long [b]). Raises CheckpointError where a recurrent state cannot: take a snapshot instead."""
+        """Forget all tokens after `length` (long [b]); memory is shared with this cache, which must not go on itself.
+
+        Raises CheckpointError where a recurrent state cannot (take a snapshot instead) and for a length that was never reached.
+        """
         if any(role != "kv" for state in self.layers if state for role in state.roles.values()):
             raise CheckpointError("a recurrent state cannot be cropped; keep a snapshot() of the cache instead.")
-        layers = [State(state.tensors, state.roles, length.clone()) if state else None for state in self.layers]
+        if bool((length > self.length).any()):
+            held, wanted = (" and ".join(map(str, lengths.tolist())) for lengths in (self.length, length))
+            raise CheckpointError(f"the cache holds {held} tokens, so it cannot be cropped to {wanted}.")
+        layers = [State(dict(state.tensors), state.roles, length.clone()) if state else None for state in self.layers]
         return Cache(layers, length.clone())
 
     def merge(self, other: Cache) -> Cache:
@@ -87,7 +92,9 @@ class Cache:
         return Cache(layers, torch.cat([self.length, other.length]))
 
     def split(self, sizes: list[int]) -> list[Cache]:
-        """Caches of the given numbers of rows, in order."""
+        """Caches of the given numbers of rows, in order; together they are all rows. Raises CheckpointError where they are not."""
+        if sum(sizes) != self.batch_size:
+            raise CheckpointError(f"a cache of {self.batch_size} rows cannot be split into {sizes}.")
         ends = torch.tensor(sizes).cumsum(0).tolist()
         return [self.select(torch.arange(end - size, end, device=self.length.device)) for size, end in zip(sizes, ends, strict=True)]
 
@@ -111,15 +118,18 @@ class Cache:
     @classmethod
     def load(cls, path: Path | str) -> Cache:
         """The cache that `save` wrote. Raises CheckpointError for another file."""
-        with safe_open(str(path), "pt") as file:
-            about = file.metadata() or {}
-            if "roles" not in about:
-                raise CheckpointError(f"{path}: not a saved cache.")
-            roles, length = json.loads(about["roles"]), file.get_tensor("length")
-            layers: list[State | None] = [None] * int(about["layers"])
-            for index, names in roles.items():
-                tensors = {name: file.get_tensor(f"{index}.{name}") for name in names}
-                layers[int(index)] = State(tensors, names, length.clone())
+        try:
+            with safe_open(str(path), "pt") as file:
+                about = file.metadata() or {}
+                if "roles" not in about:
+                    raise CheckpointError(f"{path}: not a saved cache.")
+                roles, length = json.loads(about["roles"]), file.get_tensor("length")
+                layers: list[State | None] = [None] * int(about["layers"])
+                for index, names in roles.items():
+                    tensors = {name: file.get_tensor(f"{index}.{name}") for name in names}
+                    layers[int(index)] = State(tensors, names, length.clone())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not a saved cache: {error}.") from None
         return cls(layers, length)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Cache:

@@ -1,6 +1,7 @@
 """Mixture of experts without dropped tokens.
 
-Each token is sent to its top_k experts by the router's probabilities, computed in float32; each expert runs once on the tokens it got.
+Each token is sent to its top_k experts by the router's probabilities, computed in float32 (float64 for float64 inputs); each expert runs
+once on the tokens it got.
 Sources: arXiv:1701.06538; balance loss E * sum_e f_e P_e of Switch, arXiv:2101.03961 eq. 4; router z-loss of ST-MoE, arXiv:2202.08906.
 
 Axes: n tokens   e experts
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from mmlm.backbone.config import MoeConfig, SwigluConfig
 from mmlm.backbone.feed_forward import FeedForward
 from mmlm.layout import Layout
-from mmlm.parameters import linear
+from mmlm.parameters import exact, linear
 
 
 class MixtureOfExperts(nn.Module):
@@ -32,7 +33,7 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x_btd: Tensor, layout: Layout) -> tuple[Tensor, dict[str, Tensor]]:
         """y [b, t, d] and the auxiliary losses."""
         config, x_nd, real_n = self.config, x_btd.flatten(0, 1), (layout.document > 0).flatten()
-        scores_ne = self.router(x_nd).float()
+        scores_ne = exact(self.router(x_nd))
         probabilities_ne = scores_ne.softmax(-1)
         weight_nk, chosen_nk = probabilities_ne.topk(config.top_k, dim=-1)
         if config.renormalize:
@@ -44,7 +45,8 @@ class MixtureOfExperts(nn.Module):
                 out, _ = expert(x_nd[token], layout)
                 y_nd = y_nd.index_add(0, token, (out * weight_nk[token, slot, None]).to(y_nd.dtype))
         chosen_nk, scores_ne, probabilities_ne = chosen_nk[real_n], scores_ne[real_n], probabilities_ne[real_n]
-        load_e = torch.bincount(chosen_nk.flatten(), minlength=config.num_experts) / max(chosen_nk.numel(), 1)
-        balance = config.num_experts * (load_e * probabilities_ne.mean(0)).sum()
-        z = torch.logsumexp(scores_ne, dim=-1).square().mean()
+        tokens = max(len(chosen_nk), 1)
+        load_e = torch.bincount(chosen_nk.flatten(), minlength=config.num_experts) / (tokens * config.top_k)
+        balance = config.num_experts * (load_e * probabilities_ne.sum(0) / tokens).sum()
+        z = torch.logsumexp(scores_ne, dim=-1).square().sum() / tokens
         return y_nd.view_as(x_btd), {"balance": config.balance_weight * balance, "router_z": config.router_z_weight * z}

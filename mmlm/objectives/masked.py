@@ -28,7 +28,7 @@ class Masked(Objective):
         self.config = config
 
     def prepare(self, stream: Stream, vocabulary: Vocabulary, rng: np.random.Generator) -> Stream:
-        """Hide tokens among those with weight and ids. Raises DataError for a sample that has none."""
+        """Hide tokens among those with weight that show their ids. Raises DataError for a sample that has none."""
         parts = [(segment, _candidates(segment)) for segment in stream.segments]
         total = sum(int(where.sum()) for _, where in parts)
         if total == 0:
@@ -78,4 +78,7 @@ def _candidates(segment: Segment) -> Tensor:
     if segment.ids is None or segment.ids.ndim > 1:
         return torch.zeros(len(segment), dtype=torch.bool)
     weight = segment.weight if isinstance(segment.weight, Tensor) else torch.full((len(segment),), float(segment.weight))
-    return weight > 0
+    shows_ids = torch.ones(len(segment), dtype=torch.bool)
+    if segment.features is not None:
+        shows_ids[slice(None) if segment.feature_at is None else segment.feature_at] = False
+    return (weight > 0) & shows_ids

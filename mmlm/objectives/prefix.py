@@ -25,11 +25,12 @@ class Prefix(Objective):
         weights = torch.cat([_spread(segment) for segment in stream.segments])
         first = int(weights.nonzero()[0]) if bool((weights > 0).any()) else len(weights)
         end = first if self.config.split == "read_only" else int(rng.integers(1, max(len(weights), 2)))
+        number = 1 + max((segment.mutual for segment in stream.segments), default=0)  # of its own: nothing behind it joins the prefix
         segments, at = [], 0
         for segment in stream.segments:
             cut = min(max(end - at, 0), len(segment))
             if cut:
-                segments.append(dataclasses.replace(_part(segment, 0, cut), mutual=1, weight=0.0))
+                segments.append(dataclasses.replace(_part(segment, 0, cut), mutual=number, weight=0.0))
             if cut < len(segment):
                 segments.append(_part(segment, cut, len(segment)))
             at += len(segment)
@@ -57,7 +58,9 @@ def _part(segment: Segment, start: int, stop: int) -> Segment:
         feature_at=None if segment.features is None else at[inside] - start,
         weight=segment.weight[start:stop] if isinstance(segment.weight, Tensor) else segment.weight,
         labels=cut(segment.labels),
+        hidden=cut(segment.hidden),
         position=cut(segment.position),
         branch=segment.branch[start:stop] if isinstance(segment.branch, Tensor) else segment.branch,
         channels={name: value[start:stop] for name, value in segment.channels.items()},
+        tags={name: value[start:stop] for name, value in segment.tags.items()},
     )

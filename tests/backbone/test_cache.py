@@ -1,0 +1,92 @@
+"""The cache of a whole model: what it refuses, how it grows, and how its rows stay apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmlm.backbone.cache import Cache
+from mmlm.base.errors import CheckpointError
+from mmlm.layout import Layout
+
+HYBRID = [
+    {"mixer": {"type": "attention", "num_heads": 2, "num_kv_heads": 1}, "feed_forward": {"type": "moe", "num_experts": 3, "hidden": 8}},
+    {"type": "mamba2", "state_size": 4, "head_size": 8},
+    {"feed_forward": {"type": "gelu", "hidden": 12}},
+]
+
+
+@pytest.fixture
+def backbone(tiny):
+    return tiny(HYBRID, num_layers=4).backbone.requires_grad_(False)
+
+
+def vectors(batch, length, seed=0):
+    return torch.randn(batch, length, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def read(backbone, x, cuts=None, room=0):
+    cache, start, parts = backbone.init_cache(len(x), room), 0, []
+    for part in x.split(cuts or [x.shape[1]], dim=1):
+        parts.append(backbone(part, Layout.plain(len(x), part.shape[1], start=start), cache)[0])
+        start += part.shape[1]
+    return torch.cat(parts, dim=1), cache
+
+
+def test_all_layers_of_a_hybrid_go_on_in_steps_and_chunks(backbone):
+    x = vectors(2, 11)
+    whole = backbone(x, Layout.plain(2, 11))[0]
+    for cuts, room in (([1] * 11, 0), ([4, 7], 11), ([3, 1, 1, 6], 2)):
+        y, cache = read(backbone, x, cuts, room)
+        torch.testing.assert_close(y, whole, rtol=0, atol=1e-10)
+        assert cache.length.tolist() == [11, 11] and cache.batch_size == 2 and cache.layers[2] is None
+
+
+def test_room_is_used_first_and_then_doubled(backbone):
+    cache = backbone.init_cache(1, 4)
+    sizes = []
+    for step in range(10):
+        backbone(vectors(1, 1, step), Layout.plain(1, 1, start=step), cache)
+        sizes.append(cache.layers[0].tensors["key"].shape[2])
+    assert sizes == [4] * 4 + [8] * 4 + [16] * 2
+
+
+def test_a_snapshot_is_not_changed_by_what_follows(backbone):
+    x = vectors(2, 8)
+    whole = backbone(x, Layout.plain(2, 8))[0][:, 5:]
+    kept = read(backbone, x[:, :5], room=20)[1].snapshot()
+    for _ in range(2):
+        cache = kept.snapshot()
+        backbone(vectors(2, 6, 3), Layout.plain(2, 6, start=5), cache)
+        y = backbone(x[:, 5:], Layout.plain(2, 3, start=5), kept.snapshot())[0]
+        torch.testing.assert_close(y, whole, rtol=0, atol=1e-10)
+
+
+def test_a_cache_of_another_kind_of_number(backbone):
+    cache = backbone.init_cache(1, 4, dtype=torch.bfloat16)
+    assert cache.layers[0].tensors["key"].dtype == torch.bfloat16 and cache.layers[1].tensors["state"].dtype == torch.float32
+    y = backbone(vectors(1, 4), Layout.plain(1, 4), cache)[0]
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y, backbone(vectors(1, 4), Layout.plain(1, 4))[0], rtol=0, atol=0.1)
+    assert cache.to("meta").layers[0].tensors["key"].device.type == "meta"
+
+
+def test_faults_are_told(backbone, tmp_path):
+    cache = read(backbone, vectors(3, 2))[1]
+    with pytest.raises(CheckpointError, match=r"a cache of 3 rows cannot be split into \[1, 1\]"):
+        cache.split([1, 1])
+    with pytest.raises(CheckpointError, match="recurrent state cannot be cropped"):
+        cache.crop(torch.tensor([1, 1, 1]))
+    path = tmp_path / "cache.safetensors"
+    with pytest.raises(CheckpointError, match="cache.safetensors: not a saved cache"):
+        Cache.load(path)
+    cache.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with pytest.raises(CheckpointError, match="cache.safetensors: not a saved cache"):
+        Cache.load(path)
+    from safetensors.torch import save_file
+
+    save_file({"length": torch.zeros(2)}, str(path))
+    with pytest.raises(CheckpointError, match="cache.safetensors: not a saved cache"):
+        Cache.load(path)
