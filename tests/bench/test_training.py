@@ -147,7 +147,7 @@ def test_a_training_step_beside_transformers(pair, name):
 
 
 def mixed_lengths() -> list[int]:
-    """16 quantiles of a log-normal, from 32 to 309 tokens, in an order that tells nothing: 39 % of the padded batch."""
+    """16 quantiles of a log-normal, from 32 to 309 tokens, in no order: 38 % of the padded batch is filled."""
     spread = statistics.NormalDist(math.log(32 * 309) / 2, math.log(309 / 32) / 2 / statistics.NormalDist().inv_cdf(31 / 32))
     lengths = [round(math.exp(spread.inv_cdf((i + 0.5) / 16))) for i in range(16)]
     return [lengths[7 * i % 16] for i in range(16)]
@@ -176,8 +176,9 @@ def test_packed_samples_of_mixed_lengths_beside_padded_ones(pair):
     steps = {"packed": ours, "padded": lambda: ours(make=pad), "transformers, padded": theirs}
     steps |= {f"full batch, {shape}": lambda batch=batch: ours(streams=batch) for shape, batch in full.items()}
     found = compare(steps, rounds=5, seconds=0)
+    filled = tokens / longest / len(lengths)
     print(
-        f"\n10M, {len(lengths)} samples of {min(lengths)} to {longest} tokens, {tokens} in all, {tokens / longest / len(lengths):.0%} filled;"
+        f"\n10M, {len(lengths)} samples of {min(lengths)} to {longest} tokens, {tokens} in all, {filled:.0%} filled;"
         " forward and backward, bf16 autocast"
     )
     for step, ms in found.items():
