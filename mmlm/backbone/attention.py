@@ -60,11 +60,11 @@ class Attention(nn.Module):
         plan = layout.plan(self.config.over, causal=causal)
         x_nd = x_btd.flatten(0, 1) if plan.ordered else reorder(x_btd.flatten(0, 1), plan.order, plan.inverse)
         q, k, v = self._project(x_nd, *self._angles(layout, plan))
-        shapes = [bucket.index.shape for bucket in plan.buckets]
-        sizes = [n * size for n, size in shapes]  # split, not slices: the gradient of each slice would be as long as the whole
+        sizes = [bucket.index.numel() for bucket in plan.buckets]  # split: the gradient of a slice would be as long as the whole
         parts = []
-        for bucket, *qkv in zip(plan.buckets, *(x.split(sizes) for x in (q, k, v))):
-            parts.append(self._attend(*(x.unflatten(0, bucket.index.shape) for x in qkv), bucket.visible, causal).flatten(0, 1))
+        for bucket, q_part, k_part, v_part in zip(plan.buckets, q.split(sizes), k.split(sizes), v.split(sizes)):
+            q_part, k_part, v_part = (x.unflatten(0, bucket.index.shape) for x in (q_part, k_part, v_part))
+            parts.append(self._attend(q_part, k_part, v_part, bucket.visible, causal).flatten(0, 1))
         y_nd = self.out(parts[0] if len(parts) == 1 else torch.cat(parts))
         y_nd = y_nd if plan.ordered else reorder(y_nd, plan.inverse, plan.order)
         return y_nd.view_as(x_btd), None, {}
