@@ -43,10 +43,9 @@ class LanguageModelHead(nn.Module):
     def loss(self, h_btd: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Sum of weighted cross-entropies and sum of weights, at labelled tokens; tokens with options choose among these alone."""
         at = ((batch.labels != NO_LABEL) & (batch.weight > 0)).flatten().nonzero()[:, 0]
-        h_nd, label_n = h_btd.flatten(0, 1)[at], batch.labels.flatten()[at]
+        h_nd, label_n = h_btd.flatten(0, 1).index_select(0, at), batch.labels.flatten()[at]
         weight_n = batch.weight.flatten()[at]
-        total = h_nd.new_zeros((), dtype=torch.float32)
-        free = torch.ones_like(label_n, dtype=torch.bool)
+        total, total_weight = h_nd.new_zeros((), dtype=torch.float32), weight_n.sum()
         if batch.options is not None:
             options_n2 = batch.options.flatten(0, 1)[at]
             free = options_n2[:, 1] == 0
@@ -56,17 +55,18 @@ class LanguageModelHead(nn.Module):
                 scores = self._scores(h_nd[mine], slice(first, first + int(number_n.max())))
                 possible = torch.arange(scores.shape[1], device=scores.device) < number_n[:, None]
                 total = total + (self._among(scores, possible, label_n[mine] - first) * weight_n[mine]).sum()
-        if bool(free.any()):
+            h_nd, label_n, weight_n = h_nd[free], label_n[free], weight_n[free]
+        if len(label_n):
             total = total + linear_cross_entropy(
-                h_nd[free],
+                h_nd,
                 self.matrix,
-                label_n[free],
-                weight_n[free],
+                label_n,
+                weight_n,
                 rows=self.rows,
                 z_loss=self.config.z_loss,
                 label_smoothing=self.config.label_smoothing,
             )
-        return {"language_model": (total, weight_n.sum())}
+        return {"language_model": (total, total_weight)}
 
     def _among(self, scores_nv: Tensor, possible_nv: Tensor, label_n: Tensor) -> Tensor:
         """Losses [n] where only some rows are possible."""

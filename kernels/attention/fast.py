@@ -1,7 +1,8 @@
 """Which form of softmax attention serves: torch's fused one, or blocks of matrix products where these measured faster.
 
 Forwards torch's fused form is the quickest on a CPU; its backward pass in bfloat16 is not (tests/bench/test_kernels.py), so `auto` takes
-the blocks for training in bfloat16 and for soft caps, which the fused form does not know.
+the blocks for training in bfloat16 and for soft caps, which the fused form does not know. Where scores are few, each product of the blocks
+costs more than its arithmetic, and the fused form in float32 is the quickest of all.
 
 Axes: b rows   h query heads   g key and value heads   t queries   l keys   k channels
 """
@@ -24,7 +25,7 @@ from mmlm.kernels.attention.reference import attention_reference, visible_pairs
 from mmlm.kernels.dispatch import asked, pointers, register, run
 from mmlm.kernels.native import address, letters
 
-FEW_SCORES = 1 << 15  # below, one fused call costs less than several products
+FEW_SCORES = 1 << 17  # below, one fused call in float32 costs less than several products in bfloat16
 
 
 def attention(
@@ -75,24 +76,35 @@ def attention_torch(
 ) -> Tensor:
     """Blocks of products for soft caps and for training on short bfloat16 rows, else torch's fused form."""
     t, length = q_bhtk.shape[2], k_bglk.shape[2]
-    if softcap is not None or (t <= 256 and _pays(q_bhtk, k_bglk, v_bglk)):
+    trains, few = _trains_in_bfloat16(q_bhtk, k_bglk, v_bglk), _are_few(q_bhtk, k_bglk)
+    if softcap is not None or (t <= 256 and trains and not few):
         return attention_in_blocks(TorchPasses(), q_bhtk, k_bglk, v_bglk, mask, causal, window, scale, softcap)
     simple = mask is None and window is None and (not causal or t == length)
     if not simple:
         pairs = visible_pairs(t, length, causal, window, q_bhtk.device)
         mask = pairs if mask is None else mask & pairs
+    dtype = q_bhtk.dtype
+    if trains and few:
+        q_bhtk, k_bglk, v_bglk = q_bhtk.float(), k_bglk.float(), v_bglk.float()
     y = F.scaled_dot_product_attention(
         q_bhtk, k_bglk, v_bglk, mask, is_causal=causal and simple, scale=scale, enable_gqa=q_bhtk.shape[1] != k_bglk.shape[1]
-    )
+    ).to(dtype)
     return y if mask is None else torch.where(mask.any(-1, keepdim=True), y, 0)
 
 
 def _pays(*qkv: Tensor) -> bool:
-    """Whether blocks were measured faster than torch's fused form: in bfloat16, where a gradient is asked for, on the CPU."""
-    q, k, _ = qkv
+    """Whether blocks were measured faster than torch's fused form."""
+    return _trains_in_bfloat16(*qkv) and not _are_few(*qkv[:2])
+
+
+def _trains_in_bfloat16(*qkv: Tensor) -> bool:
+    """Whether a gradient is asked for, in bfloat16 on the CPU."""
     training = torch.is_grad_enabled() and any(x.requires_grad for x in qkv)
-    many = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] >= FEW_SCORES
-    return many and training and all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in qkv)
+    return training and all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in qkv)
+
+
+def _are_few(q_bhtk: Tensor, k_bglk: Tensor) -> bool:
+    return q_bhtk.shape[:3].numel() * k_bglk.shape[2] < FEW_SCORES
 
 
 class _Block(ctypes.Structure):

@@ -62,12 +62,11 @@ class Attention(nn.Module):
         plan = layout.plan(self.config.over, causal=causal)
         x_nd = x_btd.flatten(0, 1) if plan.ordered else reorder(x_btd.flatten(0, 1), plan.order, plan.inverse)
         q, k, v = self._project(x_nd, *self._angles(layout, plan))
-        parts, at = [], 0
-        for bucket in plan.buckets:
-            n, size = bucket.index.shape
-            q_part, k_part, v_part = (x.narrow(0, at, n * size).unflatten(0, (n, size)) for x in (q, k, v))
+        sizes = [bucket.index.numel() for bucket in plan.buckets]  # split: the gradient of a slice would be as long as the whole
+        parts = []
+        for bucket, q_part, k_part, v_part in zip(plan.buckets, q.split(sizes), k.split(sizes), v.split(sizes)):
+            q_part, k_part, v_part = (x.unflatten(0, bucket.index.shape) for x in (q_part, k_part, v_part))
             parts.append(self._attend(q_part, k_part, v_part, bucket.visible, causal).flatten(0, 1))
-            at += n * size
         y_nd = self.out(parts[0] if len(parts) == 1 else torch.cat(parts))
         y_nd = y_nd if plan.ordered else reorder(y_nd, plan.inverse, plan.order)
         return y_nd.view_as(x_btd), None, {}

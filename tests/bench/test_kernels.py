@@ -6,9 +6,6 @@ The bars are the goals divided by a margin of 1.3 for the noise of a shared mach
 from __future__ import annotations
 
 import functools
-import os
-import statistics
-import time
 
 import pytest
 import torch
@@ -23,9 +20,9 @@ from mmlm.kernels.rms_norm.fast import rms_norm
 from mmlm.kernels.rope.fast import rope
 from mmlm.kernels.ssd.fast import ssd
 from mmlm.kernels.swiglu.fast import swiglu
+from tests.bench.measure import MARGIN, compare, peak_mb
 
 pytestmark = pytest.mark.bench
-MARGIN = 1.3
 
 
 def normal(*shape, dtype=torch.float32, scale=1.0):
@@ -46,47 +43,6 @@ def step(function, tensors):
         torch.autograd.grad(outputs, inputs, grads)
 
     return run
-
-
-def compare(contestants, rounds=5, seconds=0.15):
-    """CPU milliseconds of each contestant: median over interleaved rounds on one thread."""
-    torch.set_num_threads(1)
-    repeats, times = {}, {name: [] for name in contestants}
-    for name, run in contestants.items():
-        run()
-        begin = time.process_time()
-        run()
-        repeats[name] = max(1, int(seconds / rounds / max(time.process_time() - begin, 1e-6)))
-    for _ in range(rounds):
-        for name, run in contestants.items():
-            begin = time.process_time()
-            for _ in range(repeats[name]):
-                run()
-            times[name].append((time.process_time() - begin) / repeats[name] * 1e3)
-    return {name: statistics.median(found) for name, found in times.items()}
-
-
-def peak_mb(run):
-    """Rise of the peak resident memory of a fresh process that runs this once."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-        before = resident("VmRSS")
-        run()
-        os.write(write, str(resident("VmHWM") - before).encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as answer:
-        found = float(answer.read())
-    os.waitpid(child, 0)
-    return found
-
-
-def resident(kind):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(kind)) / 1024
 
 
 def show(what, times, peer, goal=None):

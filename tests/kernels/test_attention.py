@@ -93,6 +93,24 @@ def test_as_many_key_heads_and_one_row_of_the_batch(backend, dtype, rows):
     assert disagreements(with_gradients(attention, tensors, causal=True, backend=backend), wanted, TOLERANCE[dtype]) == []
 
 
+@pytest.mark.parametrize("groups", [2, 6])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_few_scores_of_bfloat16_are_computed_in_float32(groups, rule, monkeypatch):
+    monkeypatch.setattr(fast, "FEW_SCORES", 1 << 17)
+    seen = []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *rest, **more: seen.append(q.dtype) or fused(q, *rest, **more))
+    tensors = inputs(torch.bfloat16, groups=groups)
+    exact = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
+    wanted = with_gradients(attention, exact, **rule, backend="reference")
+    found = with_gradients(attention, tensors, **rule)
+    assert disagreements(found, wanted, TOLERANCE[torch.bfloat16]) == []
+    assert seen == [torch.float32] and {x.dtype for x in found.values()} == {torch.bfloat16}
+    with torch.no_grad():
+        attention(**tensors, **rule)
+    assert seen[1:] == [torch.bfloat16]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_queries_that_see_nothing_give_zeros_and_finite_gradients(backend):
     tensors = inputs(torch.float32)
