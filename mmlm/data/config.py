@@ -98,7 +98,8 @@ class TableFileConfig(Component):
 
     def holds(self) -> str:
         """What must not be trained on and validated on at once."""
-        return f"the file {os.path.realpath(self.path)}{f' ({self.sheet})' if self.sheet else ''}"
+        path = os.path.realpath(self.path) if os.path.exists(self.path) else self.path
+        return f"the file {path}{f' ({self.sheet})' if self.sheet else ''}"
 
 
 class DataConfig(Strict):
