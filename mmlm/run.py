@@ -46,9 +46,7 @@ FITTED_ON = 500  # drawn tasks whose texts a tokenizer is fitted on
 class DrawnSamples:
     """Streams drawn from weighted sources; sample number and seed decide everything."""
 
-    def __init__(
-        self, recipe: Recipe, task: TabularLike, objective: Objective, vocabulary: Vocabulary, episodes: Episodes
-    ) -> None:
+    def __init__(self, recipe: Recipe, task: TabularLike, objective: Objective, vocabulary: Vocabulary, episodes: Episodes) -> None:
         self.task, self.objective, self.vocabulary, self.episodes = task, objective, vocabulary, episodes
         tokenizers = {name: config.model_dump() for name, config in recipe.tokenizers.items()}
         self.fingerprint = repr((episodes.origin, recipe.tasks[0].model_dump(), tokenizers))

@@ -111,7 +111,8 @@ class TableFile(OneTable):
         place = np.random.default_rng(self.whole.num_rows).random(self.whole.num_rows)
         self.held_out, self.is_known = place < config.hold_out, place >= config.hold_out + config.validate_share
         if config.validate_share and not (~self.held_out & ~self.is_known).any():
-            raise DataError(f"{path}: validate_share: {config.validate_share:g} of its {self.whole.num_rows} rows keeps none back; raise it.")
+            count, share = self.whole.num_rows, config.validate_share
+            raise DataError(f"{path}: validate_share: {share:g} of its {count} rows keeps none back; raise it.")
         super().__init__(self.whole.take(np.flatnonzero(self.is_known)), str(path))
 
     def kept_back(self) -> OneTable | None:
@@ -149,9 +150,7 @@ def classes_of(column: Column, num_shots: int, num_bins: int) -> tuple[np.ndarra
     return labels, bin_labels(edges)
 
 
-def draw_episode(
-    table: Table, rng: np.random.Generator, config: EpisodeConfig, predicted: np.ndarray | None = None
-) -> Episode | None:
+def draw_episode(table: Table, rng: np.random.Generator, config: EpisodeConfig, predicted: np.ndarray | None = None) -> Episode | None:
     """One task from a table, or None where the draw has no two classes among its rows.
 
     predicted: bool [rows]; these rows alone are predicted and the others are examples; default: any row is either.

@@ -60,9 +60,7 @@ def sample_links(folder: Path) -> str:
     """Links to the samples that were written while training, by step; empty without any."""
     root = folder / SAMPLES
     files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
-    links = [
-        f'<a href="{quote(path.relative_to(folder).as_posix())}">{escape(path.relative_to(root).as_posix())}</a>' for path in files
-    ]
+    links = [f'<a href="{quote(path.relative_to(folder).as_posix())}">{escape(path.relative_to(root).as_posix())}</a>' for path in files]
     return f"<p>Samples while training: {', '.join(links)}.</p>" if links else ""
 
 

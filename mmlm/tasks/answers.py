@@ -47,6 +47,7 @@ class ClassAnswers:
             parts += [self.shown(record), "", f"row  {'predicted':{width}}probability  truth"]
             for row, (chance_c, label) in enumerate(zip(chance_qc, truth_q, strict=True), 1):
                 best = int(chance_c.argmax())
-                parts.append(f"{row:<5}{classes[best]:{width}}{chance_c[best]:<13.3f}{classes[label]}{'' if best == label else '  (wrong)'}")
+                verdict = "" if best == label else "  (wrong)"
+                parts.append(f"{row:<5}{classes[best]:{width}}{chance_c[best]:<13.3f}{classes[label]}{verdict}")
             parts.append("")
         (folder / PREDICTIONS).write_text("\n".join(parts), encoding="utf-8")

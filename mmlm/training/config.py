@@ -104,8 +104,8 @@ class TrainConfig(Strict):
     max_seconds: float | None = Field(
         None,
         gt=0,
-        description="the run ends after this time at the latest, validation and samples on the way included (those of the last step come on "
-        "top); the schedule then follows whichever of steps and time is ahead",
+        description="the run ends after this time at the latest; validation and samples on the way count, those of the last step are "
+        "added; the schedule then follows whichever of steps and time is ahead",
     )
     batch_size: int = Field(8, ge=1, description="samples per optimizer step, over all processes")
     micro_batch_size: int | None = Field(None, ge=1, description="samples per forward pass of one process; null: all of the step at once")
