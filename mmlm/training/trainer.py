@@ -323,9 +323,9 @@ class Trainer:
                     metrics = dict(self.validate(self.model, state.step))
                 state.validated, state.metrics = state.step, {**metrics}
                 is_best = self._is_best(metrics)
-                record = {"step": state.step, "seconds": round(seconds, 3), "validation_seconds": round(self._seconds() - seconds, 3)}
-                record |= {} if config.keep_best is None else {"best_step": state.best_step}
-                self._write({**record, **{f"validation.{name}": value for name, value in metrics.items()}})
+                times = {"seconds": round(seconds, 3), "validation_seconds": round(self._seconds() - seconds, 3)}
+                best = {} if config.keep_best is None else {"best_step": state.best_step}
+                self._write({"step": state.step, **times, **best, **{f"validation.{name}": value for name, value in metrics.items()}})
             if self.draw is not None and due(config.sample_every, state.drawn):
                 folder = self.folder / SAMPLES / checkpoint.step_name(state.step)
                 folder.mkdir(parents=True, exist_ok=True)
