@@ -36,7 +36,7 @@ class Recipe(Strict):
     output: str = Field("", description="the run folder; default runs/<name>")
     seed: int = Field(0, ge=0, lt=1 << 63, description="decides weights, order of data and sampling")
     tasks: list[TASKS.choice] = Field([], max_length=1, description="what is learned; written `task` for one alone")
-    data: DataConfig = Field(DataConfig(), description="what is trained on")
+    data: DataConfig = Field(DataConfig(), description="what is trained and validated on")
     tokenizers: dict[str, TOKENIZERS.choice] = Field({}, description="tokenizers by the name that the task uses")
     encoders: dict[str, ENCODERS.choice] = Field({}, description="encoders by the name that segments use")
     backbone: BackboneConfig = Field(BackboneConfig(), description="the decoder")
@@ -56,6 +56,16 @@ class Recipe(Strict):
         if isinstance(raw, dict) and not raw.get("output") and isinstance(raw.get("name"), str):
             return {**raw, "output": f"runs/{raw['name']}"}
         return raw
+
+    @model_validator(mode="after")
+    def _can_validate(self) -> Recipe:
+        for key in ("validate_every", "sample_every"):
+            if getattr(self.train, key) and not self.data.has_validation:
+                raise ValueError(
+                    f"train.{key} needs data to validate on. Write data.validate, a list of sources as in data.train, such as "
+                    "[{type: real_tables, split: valid}]; or keep rows of a file back with validate_share: 0.1 in its source"
+                )
+        return self
 
     @classmethod
     def read(cls, source: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,14 @@ import torch
 
 from mmlm.adapt import adapt, adapted_layers, merge_lora, save_adapters
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
-from mmlm.data.config import TableFileConfig
-from mmlm.data.episodes import Episode, OneTable, Source
+from mmlm.data.config import EpisodeConfig, TableFileConfig
+from mmlm.data.episodes import Episode, KeepsBack, OneTable, Source
 from mmlm.data.real_tables import load_real_tables
 from mmlm.data.tables import Table
 from mmlm.evaluation.card import write_card
 from mmlm.evaluation.protocol import compare, summary
 from mmlm.evaluation.report import write_report
+from mmlm.evaluation.validation import Validation
 from mmlm.interop.load import load
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
@@ -33,6 +35,8 @@ from mmlm.training.learner import Learner
 from mmlm.training.trainer import Result, Trainer
 from mmlm.vocabulary import Vocabulary
 
+logger = logging.getLogger(__name__)
+
 RECIPE, METRICS, TOKENIZERS, ADAPTER = "recipe.yaml", "metrics.json", "tokenizers", "adapter"
 ENDLESS = 1 << 40  # samples that a source of drawn tasks claims to have
 TRIES = 50
@@ -42,23 +46,25 @@ FITTED_ON = 500  # drawn tasks whose texts a tokenizer is fitted on
 class DrawnSamples:
     """Streams drawn from weighted sources; sample number and seed decide everything."""
 
-    def __init__(
-        self, recipe: Recipe, task: TabularLike, objective: Objective, vocabulary: Vocabulary, episodes: Episodes | None = None
-    ) -> None:
-        self.task, self.objective, self.vocabulary = task, objective, vocabulary
-        self.episodes = episodes or Episodes(recipe, task)
+    def __init__(self, recipe: Recipe, task: TabularLike, objective: Objective, vocabulary: Vocabulary, episodes: Episodes) -> None:
+        self.task, self.objective, self.vocabulary, self.episodes = task, objective, vocabulary, episodes
         tokenizers = {name: config.model_dump() for name, config in recipe.tokenizers.items()}
-        self.fingerprint = repr((recipe.data.model_dump(), recipe.tasks[0].model_dump(), tokenizers))
+        self.fingerprint = repr((episodes.origin, recipe.tasks[0].model_dump(), tokenizers))
 
     def __len__(self) -> int:
         return ENDLESS
 
     def sample(self, index: int, rng: np.random.Generator) -> Stream:
         """One task as a stream, prepared by the objective. Raises DataError where none fits the context."""
+        return self.draw(rng)[1]
+
+    def draw(self, rng: np.random.Generator) -> tuple[Episode, Stream]:
+        """The same with the task itself."""
         for _ in range(TRIES):
-            stream = self.task.example(self.episodes.draw(rng), rng)
+            episode = self.episodes.draw(rng)
+            stream = self.task.example(episode, rng)
             if stream is not None:
-                return self.objective.prepare(stream, self.vocabulary, rng)
+                return episode, self.objective.prepare(stream, self.vocabulary, rng)
         raise DataError(f"none of {TRIES} drawn tables has a row that fits the context of the task.")
 
     def collate(self, items: list[Stream]) -> Batch:
@@ -67,13 +73,30 @@ class DrawnSamples:
 
 
 class Episodes:
-    """Training tasks from the weighted sources of a recipe."""
+    """Tasks from weighted sources. origin: says which, for fingerprints."""
 
-    def __init__(self, recipe: Recipe, task: TabularLike, only: Source | None = None) -> None:
-        self.config = task.episode
-        self.sources: list[Source] = [source.build() for source in recipe.data.train] if only is None else [only]
-        weights = np.array([source.weight for source in recipe.data.train] if only is None else [1.0])
+    def __init__(self, sources: Sequence[tuple[Source, float]], config: EpisodeConfig, origin: Any = None) -> None:
+        self.config, self.origin = config, origin
+        self.sources = [source for source, _ in sources]
+        weights = np.array([weight for _, weight in sources])
         self.borders = np.cumsum(weights / weights.sum())
+
+    @classmethod
+    def of_training(cls, recipe: Recipe, task: TabularLike) -> Episodes:
+        """Those of data.train."""
+        sources = [(source.build(), source.weight) for source in recipe.data.train]
+        return cls(sources, task.episode, {"train": [source.model_dump() for source in recipe.data.train]})
+
+    def for_validation(self, recipe: Recipe) -> Episodes:
+        """Those of data.validate, and of what these sources, of data.train, keep back. Raises RecipeError without any."""
+        sources: list[tuple[Source, float]] = [(source.build(), source.weight) for source in recipe.data.validation]
+        for source, config in zip(self.sources, recipe.data.train, strict=True):
+            kept = source.kept_back() if isinstance(source, KeepsBack) else None
+            sources += [] if kept is None else [(kept, config.weight)]
+        if not sources:
+            raise RecipeError("data.validate: is empty, and no source of data.train keeps anything back.")
+        origin = [[source.model_dump() for source in part] for part in (recipe.data.validation, recipe.data.train)]
+        return Episodes(sources, self.config, origin)
 
     def draw(self, rng: np.random.Generator) -> Episode:
         """One task of one source."""
@@ -89,7 +112,7 @@ def build_task(recipe: Recipe, folder: Path | None = None) -> TabularLike:
         if folder is not None and (folder / TOKENIZERS / name).is_dir():
             tokenizer.load(folder / TOKENIZERS / name)
         elif not getattr(tokenizer, "is_fitted", True):
-            episodes = Episodes(recipe, task)
+            episodes = Episodes.of_training(recipe, task)
             draws = [np.random.default_rng([recipe.seed, number]) for number in range(FITTED_ON)]
             tokenizer.fit([text for rng in draws for text in task.texts(episodes.draw(rng), rng)])
     return task
@@ -140,7 +163,7 @@ def preview(recipe: Recipe, count: int = 2) -> str:
         raise RecipeError(f"recipe {recipe.name!r}: `task` is missing; there is nothing to show.")
     task = build_task(recipe)
     vocabulary = Vocabulary(task.vocabulary)
-    samples = DrawnSamples(recipe, task, recipe.objective.build(), vocabulary)
+    samples = DrawnSamples(recipe, task, recipe.objective.build(), vocabulary, Episodes.of_training(recipe, task))
     parts = []
     for number in range(count):
         rng = np.random.default_rng([recipe.seed, number])
@@ -166,10 +189,19 @@ def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[
     task = build_task(recipe, None if fresh else folder)
     objective = recipe.objective.build()
     model = build_model(recipe, task)
-    samples = DrawnSamples(recipe, task, objective, model.vocabulary)
+    episodes = Episodes.of_training(recipe, task)
+    samples = DrawnSamples(recipe, task, objective, model.vocabulary, episodes)
     learner = Learner(model, objective)
+    hooks: dict[str, Any] = {}
+    if recipe.train.validate_every or recipe.train.sample_every:
+        apart = DrawnSamples(recipe, task, objective, model.vocabulary, episodes.for_validation(recipe))
+        validation = Validation(apart, task, recipe.train, count=recipe.data.validate_samples, seed=recipe.seed)
+        validation.check(learner)
+        hooks = {"validate": validation, "draw": validation.draw}
+    elif recipe.data.has_validation:
+        logger.warning("data.validate is not used: train.validate_every and train.sample_every are 0.")
     adapt(model, recipe.adapt, recipe.seed)
-    result = Trainer(learner, samples, recipe.train, folder, seed=recipe.seed, progress=progress).fit(fresh=fresh)
+    result = Trainer(learner, samples, recipe.train, folder, seed=recipe.seed, progress=progress, **hooks).fit(fresh=fresh)
     if result.reason != "signal":
         save_run(folder, recipe, task, model)
     return result
@@ -193,7 +225,8 @@ def fine_tune(recipe: Recipe, task: TabularLike, model: MultimodalLM, table: Tab
     Raises DataError where the table gives no task.
     """
     objective = recipe.objective.build()
-    samples = DrawnSamples(recipe, task, objective, model.vocabulary, Episodes(recipe, task, OneTable(table, table.name)))
+    episodes = Episodes([(OneTable(table, table.name), 1.0)], task.episode)
+    samples = DrawnSamples(recipe, task, objective, model.vocabulary, episodes)
     adapt(model, AdaptConfig(lora=lora), recipe.seed)
     with TemporaryDirectory() as folder:
         Trainer(Learner(model, objective), samples, config, Path(folder) / "run", seed=recipe.seed).fit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -59,6 +60,10 @@ class RealTablesConfig(Component):
     split: Literal["train", "valid", "test"] = Field("train", description="which part of the tables")
     weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other sources")
 
+    def holds(self) -> str:
+        """What must not be trained on and validated on at once."""
+        return f"the {self.split} split of real_tables"
+
 
 @SOURCES.register("mmlm.data.prior:StructuralTables", source="prior over structural causal models, TabPFN, arXiv:2207.01848, section 4")
 class StructuralTablesConfig(Component):
@@ -80,10 +85,45 @@ class TableFileConfig(Component):
     target: str = Field(description="the column to predict")
     sheet: str | None = Field(None, description="sheet of a workbook or split of a data set; default the first")
     hold_out: float = Field(0.2, ge=0, lt=1, description="share of the rows that is never trained on; evaluate.split: file predicts them")
+    validate_share: float = Field(
+        0.0, ge=0, lt=1, description="further share of the rows that is never trained on: validation predicts them from the training rows"
+    )
     weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other sources")
+
+    @model_validator(mode="after")
+    def _rows_are_left(self) -> TableFileConfig:
+        if self.hold_out + self.validate_share >= 1:
+            raise ValueError(f"hold_out ({self.hold_out:g}) + validate_share ({self.validate_share:g}) leave no row to train on")
+        return self
+
+    def holds(self) -> str:
+        """What must not be trained on and validated on at once."""
+        path = os.path.realpath(self.path) if os.path.exists(self.path) else self.path
+        return f"the file {path}{f' ({self.sheet})' if self.sheet else ''}"
 
 
 class DataConfig(Strict):
-    """What is trained and evaluated on."""
+    """What is trained and validated on."""
 
     train: list[SOURCES.choice] = Field([RealTablesConfig()], min_length=1, description="sources of training samples, mixed by weight")
+    validation: list[SOURCES.choice] = Field(
+        [], alias="validate", description="sources of validation samples, beside what train keeps back by validate_share; mixed by weight"
+    )
+    validate_samples: int = Field(64, ge=1, description="validation samples, drawn once: the same in every validation")
+
+    @model_validator(mode="after")
+    def _is_apart(self) -> DataConfig:
+        """What a source holds is told by its `holds`; sources without it, such as generators, are told apart by their random numbers."""
+        trained = {source.holds() for source in self.train if hasattr(source, "holds")}
+        for place, source in enumerate(self.validation):
+            if hasattr(source, "holds") and source.holds() in trained:
+                raise ValueError(
+                    f"validate.{place}: {source.holds()} is trained on too. Validate on other data, or keep rows of a file back: "
+                    "leave this source out and write validate_share: 0.1 in that of train"
+                )
+        return self
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is anything to validate on."""
+        return bool(self.validation) or any(getattr(source, "validate_share", 0) for source in self.train)

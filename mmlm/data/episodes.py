@@ -6,9 +6,9 @@ which number each class gets. Numeric targets are cut into quantile bins whose e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,13 +26,14 @@ FEW_NUMBERS = 10  # whole numbers of at most so many values are classes, not qua
 @dataclass(frozen=True)
 class Episode:
     """features: the rows, examples first, without the target. labels: int64 [rows], class of each row, -1 for a class that is none of
-    `classes`. classes: their texts. target: name of the column."""
+    `classes`. classes: their texts. target: name of the column. shots_are_trained_on: a loss on the examples would say nothing."""
 
     features: Table
     labels: np.ndarray
     classes: list[str]
     num_shots: int
     target: str
+    shots_are_trained_on: bool = False
 
     @property
     def shots(self) -> Table:
@@ -52,6 +53,14 @@ class Source(Protocol):
         """One task; all randomness comes from rng."""
 
 
+@runtime_checkable
+class KeepsBack(Protocol):
+    """A source of training tasks that may keep some of its data for validation."""
+
+    def kept_back(self) -> Source | None:
+        """Where validation tasks come from, or None if nothing is kept back."""
+
+
 class RealTables:
     """Tasks from the real tables of a split."""
 
@@ -69,18 +78,21 @@ class RealTables:
 
 
 class OneTable:
-    """Tasks from the rows of one table; its own target is always the one predicted. where: the table's name in messages."""
+    """Tasks from the rows of one table; its own target is always the one predicted.
 
-    def __init__(self, table: Table, where: str) -> None:
-        self.table, self.where = table, where
+    where: the table's name in messages. predicted: bool [rows]; these rows alone are predicted, the others, trained on, are examples.
+    """
+
+    def __init__(self, table: Table, where: str, predicted: np.ndarray | None = None) -> None:
+        self.table, self.where, self.predicted = table, where, predicted
 
     def draw(self, rng: np.random.Generator, config: EpisodeConfig) -> Episode:
         """One task. Raises DataError where the table gives none."""
         own = config.model_copy(update={"own_target": 1.0})
         for _ in range(TRIES):
-            found = draw_episode(self.table, rng, own)
+            found = draw_episode(self.table, rng, own, self.predicted)
             if found is not None:
-                return found
+                return replace(found, shots_are_trained_on=self.predicted is not None)
         raise DataError(
             f"{self.where}: no task could be drawn in {TRIES} tries: column {self.table.target!r} shows fewer than two classes among the "
             f"examples, is a date, or has more than {4 * config.max_classes} different texts."
@@ -88,7 +100,7 @@ class OneTable:
 
 
 class TableFile(OneTable):
-    """Tasks from the rows of a file that are not held out. Which these are depends on the number of rows alone.
+    """Tasks from the rows of a file that are neither held out nor kept back. Which these are depends on the number of rows alone.
 
     Raises DataError for a file or target that cannot be used.
     """
@@ -96,8 +108,17 @@ class TableFile(OneTable):
     def __init__(self, config: TableFileConfig) -> None:
         path = find_file(config.path)
         self.whole = read_table(path, target=config.target, sheet=config.sheet)
-        self.held_out = np.random.default_rng(self.whole.num_rows).random(self.whole.num_rows) < config.hold_out
-        super().__init__(self.whole.take(np.flatnonzero(~self.held_out)), str(path))
+        place = np.random.default_rng(self.whole.num_rows).random(self.whole.num_rows)
+        self.held_out, self.is_known = place < config.hold_out, place >= config.hold_out + config.validate_share
+        if config.validate_share and not (~self.held_out & ~self.is_known).any():
+            count, share = self.whole.num_rows, config.validate_share
+            raise DataError(f"{path}: validate_share: {share:g} of its {count} rows keeps none back; raise it.")
+        super().__init__(self.whole.take(np.flatnonzero(self.is_known)), str(path))
+
+    def kept_back(self) -> OneTable | None:
+        """Tasks whose examples are training rows and whose rows to predict are kept back for validation."""
+        rows = np.flatnonzero(~self.held_out)
+        return None if self.is_known[rows].all() else OneTable(self.whole.take(rows), self.where, ~self.is_known[rows])
 
 
 def find_file(name: str) -> Path:
@@ -129,8 +150,11 @@ def classes_of(column: Column, num_shots: int, num_bins: int) -> tuple[np.ndarra
     return labels, bin_labels(edges)
 
 
-def draw_episode(table: Table, rng: np.random.Generator, config: EpisodeConfig) -> Episode | None:
-    """One task from a table, or None where the draw has no two classes among its examples."""
+def draw_episode(table: Table, rng: np.random.Generator, config: EpisodeConfig, predicted: np.ndarray | None = None) -> Episode | None:
+    """One task from a table, or None where the draw has no two classes among its rows.
+
+    predicted: bool [rows]; these rows alone are predicted and the others are examples; default: any row is either.
+    """
     names = table.names
     own = table.target is not None and rng.random() < config.own_target
     target = table.target if own and table.target is not None else names[int(rng.integers(len(names)))]
@@ -142,11 +166,16 @@ def draw_episode(table: Table, rng: np.random.Generator, config: EpisodeConfig) 
         return None
     count = int(rng.integers(1, min(len(others), config.max_columns) + 1)) if rng.random() < 0.5 else min(len(others), config.max_columns)
     shown = [others[i] for i in rng.permutation(len(others))[:count]]
-    rows = rng.permutation(np.flatnonzero(~column.missing))[: config.num_rows]
+    rows = rng.permutation(np.flatnonzero(~column.missing))
     if len(rows) < 4:
         return None
     shots = int(round(float(np.exp(rng.uniform(np.log(config.min_shots), np.log(config.max_shots))))))
-    shots = min(shots, len(rows) - 1)
+    if predicted is None:
+        shots = min(shots, config.num_rows - 1, len(rows) - 1)
+    else:
+        examples = rows[~predicted[rows]][:shots]
+        rows, shots = np.concatenate([examples, rows[predicted[rows]]]), len(examples)
+    rows = rows[: config.num_rows]
     labels, classes = classes_of(column.take(rows), shots, int(rng.integers(2, config.max_bins + 1)))
     return finish(table.select(shown).take(rows), labels, classes, shots, rng, config.max_classes, target)
 

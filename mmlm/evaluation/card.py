@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mmlm.evaluation.history import run_log, told
 from mmlm.recipe import Recipe
 
 CARD = "README.md"
@@ -23,6 +24,7 @@ def write_card(folder: Path, recipe: Recipe, metrics: dict[str, Any] | None) -> 
         f"- Trained {begun} by mmlm, with the recipe in `recipe.yaml` (seed {recipe.seed}).",
         f"- Training data: {sources}. The licences of these tables are those of the packages and files they come from.",
         f"- Task: `{task.type}`. Objective: `{recipe.objective.type}`.",
+        *([f"- {found}"] if (found := told(run_log(folder), recipe)) else []),
         "",
         "## Use",
         "",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from mmlm.data.episodes import Episode
 from mmlm.evaluation.charts import dots, lines
+from mmlm.evaluation.history import run_log, sample_links, told, validation_charts
 from mmlm.evaluation.protocol import Comparison
 from mmlm.recipe import Recipe
 
@@ -32,7 +32,7 @@ pre { background: var(--soft); padding: 1rem; overflow-x: auto; font-size: 13px 
 
 def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[str, Any], shown: Callable[[Episode], str]) -> Path:
     """Write report.html into a run folder that holds log.jsonl; returns its path. shown: a problem as the model reads it."""
-    log = _read_log(folder / "log.jsonl")
+    log = run_log(folder)
     shots = sorted({count for _, count, _ in found.values})
     about = metrics["data"]
     best = [f"{metrics['metrics'][f'accuracy_{count}']:.3f} at {count} examples" for count in shots]
@@ -54,7 +54,10 @@ def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[
         rows = {"model": metrics["metrics"], **metrics["baselines"]}
         series = {name: [(float(count), rows[name][f"accuracy_{count}"]) for count in shots] for name in names}
         parts += ["<h3>More examples</h3>", lines(series, "example rows", "mean accuracy")]
-    parts += ["<h2>Training</h2>", _training(log), "<h2>Calibration</h2>", _reliability(found, metrics)]
+    parts += ["<h2>Training</h2>", _training(log)]
+    if charts := validation_charts(log):
+        parts += ["<h2>Validation while training</h2>", f"<p>{escape(told(log, recipe))}</p>", charts]
+    parts += [sample_links(folder), "<h2>Calibration</h2>", _reliability(found, metrics)]
     parts += ["<h2>Predictions</h2>", _predictions(found, shots[0], shown)]
     parts += ["<h2>Where a baseline does better</h2>", _worst(found, shots[-1])]
     parts += ["<h2>Every table</h2>", _per_table(found, shots), "<h2>Recipe</h2>", f"<pre>{escape(recipe.dump())}</pre>"]
@@ -65,10 +68,6 @@ def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[
     path = folder / "report.html"
     path.write_text(f"{page}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n", encoding="utf-8")
     return path
-
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
 
 
 def _headline(metrics: dict[str, Any], shots: Sequence[int]) -> str:
@@ -88,13 +87,13 @@ def _headline(metrics: dict[str, Any], shots: Sequence[int]) -> str:
 
 
 def _training(log: Sequence[dict[str, Any]]) -> str:
-    told = [line for line in log if line.get("loss") is not None]
-    if not told:
+    logged = [line for line in log if line.get("loss") is not None]
+    if not logged:
         return "<p>No log was kept.</p>"
-    last = told[-1]
-    charts = lines({"loss": [(line["step"], line["loss"]) for line in told]}, "step", "loss")
-    charts += lines({"lr": [(line["step"], line["lr"]) for line in told]}, "step", "learning rate")
-    charts += lines({"norm": [(line["step"], line["grad_norm"]) for line in told if line.get("grad_norm")]}, "step", "gradient norm")
+    last = logged[-1]
+    charts = lines({"loss": [(line["step"], line["loss"]) for line in logged]}, "step", "loss")
+    charts += lines({"lr": [(line["step"], line["lr"]) for line in logged]}, "step", "learning rate")
+    charts += lines({"norm": [(line["step"], line["grad_norm"]) for line in logged if line.get("grad_norm")]}, "step", "gradient norm")
     cost = f"{last['step']} steps, {last['tokens']:,} tokens, {last['seconds']:.0f} s, peak memory {last['peak_gib']:.1f} GiB"
     return f"<p>{cost}; {last['skipped']} steps skipped as not finite.</p>{charts}"
 

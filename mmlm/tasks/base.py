@@ -1,8 +1,9 @@
-"""What a task is to the code that trains, evaluates and serves it."""
+"""What a task is to the code that trains, validates, evaluates and serves it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +14,30 @@ from mmlm.model import MultimodalLM
 from mmlm.stream import Stream
 
 
-class TabularLike(Protocol):
+class Task(Protocol):
+    """What training and validation need of a task. A record is what its samples are made from; an output is what a model makes of one."""
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """The names that `score` gives."""
+
+    def example(self, record: Any, rng: np.random.Generator) -> Stream | None:
+        """The stream of a training sample, or None where it does not fit the context."""
+
+    def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
+        """The streams of a batch as the documents that are packed."""
+
+    def predict(self, model: MultimodalLM, records: Sequence[Any]) -> list[Any]:
+        """An output for each record, whose answer the model does not read."""
+
+    def score(self, outputs: Sequence[Any], records: Sequence[Any]) -> dict[str, float]:
+        """How good outputs are, by the names of `metrics`; quick, for validation while training."""
+
+    def write_samples(self, outputs: Sequence[Any], records: Sequence[Any], folder: Path) -> None:
+        """Files in a folder that show a person what the model read, what it made of it, and the truth."""
+
+
+class TabularLike(Task, Protocol):
     """A task that predicts a column from example rows."""
 
     @property
@@ -31,12 +55,6 @@ class TabularLike(Protocol):
     @property
     def episode(self) -> EpisodeConfig:
         """How training tasks are drawn."""
-
-    def example(self, episode: Episode, rng: np.random.Generator) -> Stream | None:
-        """The stream of a training task, or None where it does not fit the context."""
-
-    def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
-        """The streams of a batch as the documents that are packed."""
 
     def texts(self, episode: Episode, rng: np.random.Generator) -> list[str]:
         """What a tokenizer may be fitted on."""

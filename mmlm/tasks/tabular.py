@@ -21,6 +21,7 @@ from mmlm.data.episodes import Episode
 from mmlm.data.tables import Table, cell_texts
 from mmlm.model import MultimodalLM
 from mmlm.stream import NO_LABEL, Segment, Stream, pack
+from mmlm.tasks.answers import ClassAnswers
 from mmlm.tasks.config import TabularConfig
 from mmlm.tokenizers.table_cells import MAX_CLASSES, cell_features, num_channels
 
@@ -30,7 +31,7 @@ LABEL, CELL, AXES = "label", "cell", ("row", "column")
 UNKNOWN = MAX_CLASSES
 
 
-class TabularTask:
+class TabularTask(ClassAnswers):
     """Streams from tasks, and predictions from a model."""
 
     vocabulary = {LABEL: MAX_CLASSES + 1}
@@ -112,7 +113,7 @@ class TabularTask:
             number = np.roll(np.arange(num_classes), turn * max(1, num_classes // self.config.num_orders))
             streams.append(self._stream(features, np.concatenate([number[labels], unknown]), num_shots, num_classes))
             numberings.append(number)
-        h_btd, _ = model.hidden(pack(streams, model.vocabulary))
+        h_btd, _ = model.hidden(pack(streams, model.vocabulary).to(model.device))
         scores = model.heads["language_model"].predict(h_btd[0], model.vocabulary.span(LABEL))[:, :num_classes]
-        chance = scores.view(len(streams), features.num_rows, -1, num_classes)[:, num_shots:, -1].softmax(-1).double().numpy()
+        chance = scores.view(len(streams), features.num_rows, -1, num_classes)[:, num_shots:, -1].softmax(-1).double().cpu().numpy()
         return np.mean([chance[at][:, number] for at, number in enumerate(numberings)], axis=0)

@@ -24,6 +24,7 @@ from mmlm.generation import generate, score_options
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
 from mmlm.tasks import calibration
+from mmlm.tasks.answers import ClassAnswers
 from mmlm.tasks.config import TabularTextConfig
 from mmlm.tokenizers.base import TextLike
 from mmlm.tokenizers.table_prompts import assemble, draw_choices
@@ -32,7 +33,7 @@ from mmlm.tokenizers.table_rows import END_COMPLETION, ShotStatistics, completio
 CONTENT_FREE = ("N/A", "[MASK]", "")
 
 
-class TabularTextTask:
+class TabularTextTask(ClassAnswers):
     """Streams from tasks, and predictions from a model."""
 
     features: Mapping[str, int] = {}
@@ -55,20 +56,20 @@ class TabularTextTask:
         return self.config.episode
 
     def example(self, episode: Episode, rng: np.random.Generator) -> Stream | None:
-        """A segment for each row, as many as the context holds; loss on every answer and its end."""
+        """A segment for each row, as many as the context holds; loss on every answer and its end, but for examples trained on."""
         prompts, answers = self._training_rows(episode, rng)
         ids = self.text.ids([*prompts, *answers])
         segments: list[Segment] = []
-        used = 0
+        used, first = 0, episode.num_shots if episode.shots_are_trained_on else 0
         for prompt, answer in zip(ids[: len(prompts)], ids[len(prompts) :], strict=True):
             before = [*self.text.first, *prompt] if not segments else prompt
             if used + len(before) + len(answer) > self.config.context:
                 break
             used += len(before) + len(answer)
             weight = torch.zeros(len(before) + len(answer))
-            weight[len(before) :] = 1.0
+            weight[len(before) :] = float(len(segments) >= first)
             segments.append(Segment("text", torch.tensor(before + answer), weight=weight))
-        return Stream(segments) if segments else None
+        return Stream(segments) if len(segments) > first else None
 
     def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
         """Documents by `packing`: a table each, a row each, or everything in one."""
@@ -154,7 +155,7 @@ class TabularTextTask:
             part = queries[start : start + self.config.rows_at_once]
             shared = prefix if len(prefix) else None
             scores += score_options(model, part, [options] * len(part), length=self.config.score, prefix=shared)
-        return torch.stack(scores).double().softmax(-1).numpy()
+        return torch.stack(scores).double().softmax(-1).cpu().numpy()
 
 
 def _content_free(problem: Episode, word: str) -> Episode:

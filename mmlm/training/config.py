@@ -93,7 +93,7 @@ class InverseSqrtConfig(Component):
 class KeepBest(Strict):
     """Which validation metric decides about the best checkpoint."""
 
-    metric: str = Field(min_length=1, description="name among the validation metrics")
+    metric: str = Field(min_length=1, description="name among the validation metrics: loss, its parts, or one of the task's")
     mode: Literal["min", "max"] = Field("min", description="whether less or more is better")
 
 
@@ -102,7 +102,10 @@ class TrainConfig(Strict):
 
     steps: int = Field(1000, ge=1, description="optimizer steps")
     max_seconds: float | None = Field(
-        None, gt=0, description="the run ends after this time at the latest; the schedule then follows whichever of steps and time is ahead"
+        None,
+        gt=0,
+        description="the run ends after this time at the latest; validation and samples on the way count, those of the last step are "
+        "added; the schedule then follows whichever of steps and time is ahead",
     )
     batch_size: int = Field(8, ge=1, description="samples per optimizer step, over all processes")
     micro_batch_size: int | None = Field(None, ge=1, description="samples per forward pass of one process; null: all of the step at once")
@@ -123,8 +126,8 @@ class TrainConfig(Strict):
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints; the end of a run always writes one")
     keep_last: int = Field(2, ge=1, description="newest checkpoints that are kept")
     keep_best: KeepBest | None = Field(None, description="also keep the best checkpoint, and end with its weights")
-    validate_every: int = Field(0, ge=0, description="steps between validations, the last step included; 0: none")
-    sample_every: int = Field(0, ge=0, description="steps between samples, the last step included; 0: none")
+    validate_every: int = Field(0, ge=0, description="steps between validations on data.validate, the last step included; 0: none")
+    sample_every: int = Field(0, ge=0, description="steps between samples of the validation data as files, the last step included; 0: none")
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="where the log is sent too, through accelerate")
 
     @field_validator("warmup")

@@ -56,6 +56,11 @@ def items(start: int, stop: int, *, num_items: int, seed: int) -> list[tuple[int
     return found
 
 
+def validation_rng(seed: int, number: int) -> np.random.Generator:
+    """The generator of one validation sample, in every validation; no training sample has it."""
+    return np.random.Generator(np.random.Philox(key=derived("validation", seed, number, size_bytes=16)))
+
+
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The generator that one sample uses in one epoch, whoever prepares it."""
     return np.random.Generator(np.random.Philox(key=derived("sample", seed, epoch, index, size_bytes=16)))

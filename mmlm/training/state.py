@@ -27,6 +27,7 @@ class RunState:
     """Counters of a run. samples: how many have been consumed; the position in the data is this number and nothing else.
 
     window: [sum, weight] of each loss since the last log line.   logged, validated, drawn: last step of each.
+    validation: what the metrics were measured on.
     """
 
     seed: int
@@ -46,6 +47,7 @@ class RunState:
     best_step: int | None = None
     best_value: float | None = None
     log_bytes: int = 0
+    validation: str = ""
 
 
 @dataclass
@@ -97,7 +99,11 @@ class Parts:
                 copy_tensors(own, files["ema"], str(folder / "ema.safetensors"))
             else:
                 copy_tensors(own, {name: self.parameters[name].detach() for name in own}, str(folder))
-        self.state = dataclasses.replace(found, config=now.config)
+        changed = (found.validation, found.config.get("keep_best")) != (now.validation, now.config["keep_best"])
+        if changed and found.best_step is not None:
+            logger.info("what is best is measured otherwise from step %d on: the best checkpoint so far is forgotten", found.step)
+            found = dataclasses.replace(found, validated=0, best_step=None, best_value=None)
+        self.state = dataclasses.replace(found, config=now.config, validation=now.validation)
 
     def hold_final_weights(self, root: Path) -> None:
         """Give the model the weights to use: of the best checkpoint if there is one, and their average if there is one."""

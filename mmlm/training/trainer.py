@@ -69,7 +69,8 @@ class Trainer:
 
     model: `model(batch) -> {name: (sum, weight)}` and `model.loss_weights(batch) -> {name: weight}`, whose names are those of every
     batch. samples: see `Samples`. folder: the run folder. validate(model, step) -> metrics and draw(model, step, folder) are called on
-    the main process with the model in evaluation mode, with averaged weights where there are any. progress(step, record) is called
+    the main process with the model in evaluation mode, with averaged weights where there are any. Where validate has a `fingerprint`, a
+    change of it makes a resumed run forget its best checkpoint, which was measured on something else. progress(step, record) is called
     after every step; record is the logged line, or empty.
     """
 
@@ -98,6 +99,7 @@ class Trainer:
         self.norm: Tensor | None = None
         self.rate = 0.0
         self.left_undone = False
+        self.stretch, self.stretch_tokens = 0.0, 0
 
     def fit(self, *, fresh: bool = False, until: int | None = None) -> Result:
         """Train to the end, or to the step `until`; resumes by itself unless fresh.
@@ -161,7 +163,8 @@ class Trainer:
         self.ranks.equalize(self.model.state_dict().values())
         optimizers = build_optimizers(self.config, self.model)
         average = WeightAverage(parameters, self.config.ema_decay) if self.config.ema_decay else None
-        state = RunState(seed=self.seed, data=self.samples.fingerprint, config=self.config.model_dump(mode="json"))
+        validation = str(getattr(self.validate, "fingerprint", ""))
+        state = RunState(self.seed, self.samples.fingerprint, self.config.model_dump(mode="json"), validation=validation)
         self.parts = Parts(self.model, parameters, optimizers, average, state)
         self.stepper = Stepper(self.model, parameters, optimizers, average, self.config, self.ranks, device, self.seed)
 
@@ -312,13 +315,17 @@ class Trainer:
 
         if not self.ranks.is_main:
             return
+        began = time.perf_counter()
         try:
             if self.validate is not None and due(config.validate_every, state.validated):
+                seconds = self._seconds()
                 with self._evaluating():
                     metrics = dict(self.validate(self.model, state.step))
                 state.validated, state.metrics = state.step, {**metrics}
-                self._write({"step": state.step, **{f"validation.{name}": value for name, value in metrics.items()}})
                 is_best = self._is_best(metrics)
+                times = {"seconds": round(seconds, 3), "validation_seconds": round(self._seconds() - seconds, 3)}
+                best = {} if config.keep_best is None else {"best_step": state.best_step}
+                self._write({"step": state.step, **times, **best, **{f"validation.{name}": value for name, value in metrics.items()}})
             if self.draw is not None and due(config.sample_every, state.drawn):
                 folder = self.folder / SAMPLES / checkpoint.step_name(state.step)
                 folder.mkdir(parents=True, exist_ok=True)
@@ -327,6 +334,7 @@ class Trainer:
                 state.drawn = state.step
         except Interrupted:
             self.left_undone = True
+        self.stretch += time.perf_counter() - began
         if is_best:
             self._save()
 
@@ -369,7 +377,7 @@ class Trainer:
         checkpoint.prune(root, {*newest, *([] if state.best_step is None else [state.best_step])})
 
     def _begin_stretch(self) -> None:
-        """The rates in a log line are over the time since here."""
+        """The rates in a log line are over the time since here, without that of validation and samples."""
         self.stretch, self.stretch_tokens = time.perf_counter(), self.state.tokens
         if self.feed is not None:
             self.feed.waited = 0.0

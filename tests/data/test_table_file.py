@@ -31,6 +31,35 @@ def test_held_out_rows_are_never_drawn_in_training_and_alone_predicted_in_the_co
     assert list(found.values["accuracy", 8, "model"]) == ["own"]
 
 
+def test_rows_kept_back_are_predicted_in_validation_alone_from_training_rows(tmp_path):
+    config = write(tmp_path / "own.csv").model_copy(update={"validate_share": 0.25})
+    source, before = config.build(), write(tmp_path / "own.csv").build()
+    np.testing.assert_array_equal(source.held_out, before.held_out)
+    assert before.kept_back() is None
+    held = set(np.flatnonzero(source.held_out).tolist())
+    episodes = EpisodeConfig(num_rows=24, max_shots=16)
+
+    def numbers(source):
+        rng, shots, queries = np.random.default_rng(0), set(), set()
+        for _ in range(60):
+            episode = source.draw(rng, episodes)
+            if "number" in episode.features.names:
+                shots |= set(episode.shots.column("number").values.astype(int).tolist())
+                queries |= set(episode.queries.column("number").values.astype(int).tolist())
+        return shots, queries
+
+    trained = set().union(*numbers(source))
+    shots, kept = numbers(source.kept_back())
+    assert len(trained) > 40 and 15 < len(kept) < 45 and trained | kept | held == set(range(120))
+    assert shots <= trained and not kept & (trained | held)
+
+
+def test_a_share_that_keeps_no_row_back_is_told(tmp_path):
+    (tmp_path / "own.csv").write_text("x,kind\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(6)))
+    with pytest.raises(DataError, match=r"own\.csv: validate_share: 0\.001 of its 6 rows keeps none back"):
+        TableFileConfig(path=str(tmp_path / "own.csv"), target="kind", validate_share=0.001).build()
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -9,12 +9,13 @@ import pytest
 from mmlm.cli import main
 from mmlm.recipe import Recipe
 from mmlm.run import evaluate, preview, train
+from mmlm.training.log import read_log
 
 RECIPE = """
 schema: 1
 name: tiny
 task: {type: tabular, episode: {num_rows: 12, max_shots: 8, max_columns: 4}}
-data: {train: [{type: table_file, path: tabular/penguins.csv, target: species, hold_out: 0.3}]}
+data: {train: [{type: table_file, path: tabular/penguins.csv, target: species, hold_out: 0.3, validate_share: 0.1}], validate_samples: 3}
 encoders: {cell: {type: table_cells, hidden: 16}}
 backbone:
   width: 16
@@ -22,7 +23,7 @@ backbone:
   pattern:
     - {mixer: {type: attention, num_heads: 2, over: column, causal: false, rope: null}, feed_forward: null}
     - {mixer: {type: attention, num_heads: 2, over: row, causal: false, rope: null}}
-train: {steps: 3, batch_size: 2, log_every: 1}
+train: {steps: 3, batch_size: 2, log_every: 1, validate_every: 1, sample_every: 2, keep_best: {metric: accuracy, mode: max}}
 evaluate: {split: file, shots: [4, 16], seeds: 2, max_queries: 16}
 """
 
@@ -38,7 +39,7 @@ def run(tmp_path_factory):
 
 def test_the_report_is_one_file_that_says_what_was_measured(run):
     page, found = (run / "report.html").read_text(), json.loads((run / "metrics.json").read_text())
-    assert not re.search(r"<script|src=|href=|@import|url\(", page)
+    assert not re.search(r"<script|src=|href=(?!\"samples/)|@import|url\(", page)
     for count in (4, 16):
         for row in (found["metrics"], *found["baselines"].values()):
             low, high = row[f"accuracy_{count}_interval"]
@@ -46,6 +47,22 @@ def test_the_report_is_one_file_that_says_what_was_measured(run):
     assert f"{found['metrics']['calibration_error']:.3f}" in page and "its default settings" in page
     assert "species" in page and "flipper_length_mm" in page and page.count("<svg") >= 5
     assert found["data"]["split"] == "file" and found["data"]["tables"] == {"4": 1, "16": 1}
+
+
+def test_the_report_and_the_card_tell_validation_the_kept_step_and_the_samples(run):
+    page, card = (run / "report.html").read_text(), (run / "README.md").read_text()
+    log = [line for line in read_log(run / "log.jsonl") if "validation.loss" in line]
+    assert [line["step"] for line in log] == [1, 2, 3]
+    best = max(log, key=lambda line: (line["validation.accuracy"], -line["step"]))
+    values = f"loss {best['validation.loss']:.3f}, accuracy {best['validation.accuracy']:.3f}"
+    told = f"Validation on 3 samples at step {best['step']}: {values}; kept are the weights of this step, the best of 3 by accuracy."
+    assert told in page and told in card
+    for name in ("loss", "validation accuracy"):
+        assert page.count(f'aria-label="{name} over training time, s"') == 1
+        assert page.count(f'aria-label="{name} over step"') == 1 + (name == "loss")
+    links = re.findall(r'href="([^"]+)"', page)
+    assert links == ["samples/step_000002/predictions.txt", "samples/step_000003/predictions.txt"]
+    assert all((run / link).is_file() for link in links)
 
 
 def test_a_search_is_said_where_it_was_made(run):

@@ -88,6 +88,20 @@ def test_every_row_carries_loss_on_its_answer_and_the_end_alone(parts):
     assert batch.labels[batch.weight > 0].tolist() == answers
 
 
+def test_examples_that_were_trained_on_carry_no_loss():
+    _, task, _ = made("attention")
+    episode = drawn(3)
+    plain = task.example(episode, np.random.default_rng(0))
+    known = task.example(dataclasses.replace(episode, shots_are_trained_on=True), np.random.default_rng(0))
+    assert 0 < episode.num_shots < len(known.segments)
+    for row, (one, other) in enumerate(zip(plain.segments, known.segments, strict=True)):
+        assert torch.equal(one.ids, other.ids) and one.weight.any()
+        assert torch.equal(other.weight, one.weight if row >= episode.num_shots else torch.zeros(len(one.ids)))
+    room = sum(len(segment.ids) for segment in known.segments[: episode.num_shots])
+    task.config = task.config.model_copy(update={"context": room})
+    assert task.example(dataclasses.replace(episode, shots_are_trained_on=True), np.random.default_rng(0)) is None
+
+
 def test_rows_beyond_the_context_are_left_out_whole():
     _, task, _ = made("attention")
     whole = task.example(drawn(3), np.random.default_rng(0))

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -237,10 +238,23 @@ def test_the_log_has_the_agreed_keys(toy, tmp_path):
     training, validation = ([line for line in read_log(tmp_path / "log.jsonl") if kind in line] for kind in ("loss", "validation.error"))
     keys = "step epoch loss loss.fit loss.size grad_norm lr tokens tokens_per_second data_wait peak_gib skipped seconds"
     assert all(list(line) == keys.split() for line in training) and len(training) == 6
-    assert [list(line) for line in validation] == [["step", "validation.error", "validation.step"]] * 2
+    assert [list(line) for line in validation] == [["step", "seconds", "validation_seconds", "validation.error", "validation.step"]] * 2
     assert [line["epoch"] for line in training] == [(8 * step - 1) // 11 for step in range(1, 7)]
     last = training[-1]
     assert last["tokens_per_second"] > 0 and 0 <= last["data_wait"] <= 1 and last["peak_gib"] > 0.05
+
+
+def test_the_time_of_validation_is_told_and_not_counted_in_the_rate(toy, tmp_path):
+    def validate(model, step):
+        time.sleep(0.4)
+        return {"error": 1.0}
+
+    config = TrainConfig(steps=4, batch_size=4, log_every=4, validate_every=2)
+    Trainer(toy.Toy(), toy.ToySamples(), config, tmp_path, validate=validate).fit()
+    first, line, last = read_log(tmp_path / "log.jsonl")
+    assert 0.4 <= first["validation_seconds"] < 0.8 and 0.4 <= last["validation_seconds"] < 0.8
+    assert first["seconds"] < 0.4 <= line["seconds"] <= last["seconds"] < 0.8
+    assert line["tokens"] / line["tokens_per_second"] < 0.3
 
 
 def test_the_logged_loss_is_the_mean_over_the_steps_since_the_last_line(toy, tmp_path):

@@ -143,7 +143,7 @@ FULL = {
     "steps": 12, "batch_size": 4, "micro_batch_size": 3, "lr": 1e-2, "log_every": 5, "checkpoint_every": 4, "keep_last": 100,
     "validate_every": 6, "sample_every": 6, "ema_decay": 0.9, "keep_best": {"metric": "error", "mode": "min"},
 }  # fmt: skip
-TIMES = ("tokens_per_second", "data_wait", "peak_gib", "seconds")
+TIMES = ("tokens_per_second", "data_wait", "peak_gib", "seconds", "validation_seconds")
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
