@@ -96,6 +96,8 @@ class TableFile(OneTable):
     def __init__(self, config: TableFileConfig) -> None:
         path = find_file(config.path)
         self.whole = read_table(path, target=config.target, sheet=config.sheet)
+        if not self.whole.features:
+            raise DataError(f"{path}: has the target {config.target!r} and no other column; there is nothing to predict it from.")
         self.held_out = np.random.default_rng(self.whole.num_rows).random(self.whole.num_rows) < config.hold_out
         super().__init__(self.whole.take(np.flatnonzero(~self.held_out)), str(path))
 

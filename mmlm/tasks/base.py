@@ -32,6 +32,10 @@ class TabularLike(Protocol):
     def episode(self) -> EpisodeConfig:
         """How training tasks are drawn."""
 
+    @property
+    def max_classes(self) -> int | None:
+        """Most classes that a prediction can choose from; None for any number."""
+
     def example(self, episode: Episode, rng: np.random.Generator) -> Stream | None:
         """The stream of a training task, or None where it does not fit the context."""
 
