@@ -27,7 +27,8 @@ from mmlm.backbone.norms import LayerNorm
 from mmlm.base.errors import RecipeError
 from mmlm.heads.language_model import LanguageModelHead
 from mmlm.kernels.decode.fast import Decoder
-from mmlm.kernels.decode.spec import DecoderSpec, Unsupported
+from mmlm.kernels.decode.fast import Precision as Form
+from mmlm.kernels.decode.spec import Activation, DecoderSpec, Unsupported
 from mmlm.kernels.dispatch import choose
 from mmlm.kernels.native import Unavailable
 from mmlm.layout import Layout
@@ -169,7 +170,8 @@ def open_decoding(model: Decodable, prompts: Sequence[Prompt], room: int, precis
 def _decoder(model: Decodable, prompts: Sequence[Prompt], room: int, precision: Precision) -> Decoder | None:
     """The packed weights of a model, ready for these prompts, or None."""
     weight = model.embedding.weight
-    wanted = {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(weight.dtype) if precision == "auto" else precision
+    own: dict[torch.dtype, Form] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+    wanted = own.get(weight.dtype) if precision == "auto" else precision
     kept = _kept.pop(model, None)
     try:
         if choose("decode") != "native":
@@ -244,7 +246,9 @@ def one_call_form(model: Decodable) -> tuple[DecoderSpec, dict[str, Tensor]]:
         raise Unsupported("attention along an axis or in both directions")
     if first.rope is not None and len(first.rope.sections) > 1:
         raise Unsupported("rotary positions on several axes")
-    gelu = isinstance(feed.config, GeluConfig)
+    activation: Activation = "silu"
+    if isinstance(feed.config, GeluConfig):
+        activation = "gelu_tanh" if feed.config.approximate else "gelu"
     spec = DecoderSpec(
         vocabulary=len(head.matrix),
         width=backbone.config.width,
@@ -254,7 +258,7 @@ def one_call_form(model: Decodable) -> tuple[DecoderSpec, dict[str, Tensor]]:
         head_size=first.head_size,
         hidden=feed.hidden,
         gated=feed.gated,
-        activation=("gelu_tanh" if feed.config.approximate else "gelu") if gelu else "silu",
+        activation=activation,
         norm="layer" if isinstance(backbone.norm, LayerNorm) else "rms",
         norm_eps=backbone.norm.eps,
         qk_norm=config.qk_norm,

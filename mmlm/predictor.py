@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import csv
 import logging
+import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmlm.base.errors import DataError, require
+from mmlm.base.errors import DataError, MmlmError, require, unknown_name
 from mmlm.data.episodes import Episode, classes_of
 from mmlm.data.table_bins import bin_means, quantile_bins
-from mmlm.data.table_reader import read_table
-from mmlm.data.tables import Column, Table, join_rows
+from mmlm.data.table_marks import has_decimal_commas
+from mmlm.data.table_reader import read_raw, read_table
+from mmlm.data.tables import Column, Table, Texts, join_rows, number_texts
 from mmlm.run import fine_tune, load_run
 from mmlm.training.config import LoraConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 MAX_BINS = 10
 MAX_NUMBERS = 10  # whole numbers of more values are a quantity
+MAX_DIGITS = 15  # of a float64 after the point
+Target = Literal["auto", "classes", "numbers"]
+Fit = Literal["shots", "lora"]
 ROWS_AT_ONCE = 256
 base: Any = require("sklearn.base", "tabular")
 utils: Any = require("sklearn.utils", "tabular")
@@ -35,18 +41,19 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
     """Predicts a column from example rows.
 
     run: the folder of a finished tabular run.
-    kind: "auto" predicts numbers for a numeric y of more than ten distinct values, else classes; or say which.
+    kind: "auto" predicts numbers for a numeric y of more than ten distinct values, else classes; or say which. Say "numbers" where
+        scikit-learn must know before it sees y, as when it splits rows for a cross-validation.
     fit_by: "shots" keeps the examples and changes no weight; "lora" also fits adapters to them, in `steps` steps at rate `lr`.
     max_shots: more examples than these are sampled down, in the shares of their classes; adapters are fitted to all of them.
-    Numbers are predicted as the mean of quantile bins weighted by their probabilities. At most ten classes.
+    Numbers are predicted as the mean of quantile bins weighted by their probabilities. A run of feature tokens knows at most ten classes.
     """
 
     def __init__(
         self,
         run: str | Path,
         *,
-        kind: Literal["auto", "classes", "numbers"] = "auto",
-        fit_by: Literal["shots", "lora"] = "shots",
+        kind: Target = "auto",
+        fit_by: Fit = "shots",
         steps: int = 100,
         lr: float = 1e-3,
         max_shots: int = 512,
@@ -70,8 +77,10 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any) -> TabularPredictor:  # noqa: N803  scikit-learn's name
         """Keep the examples, and fit adapters if so asked.
 
-        X: frame, array or Table [rows, columns]; y: [rows]. Raises DataError for fewer than two classes or more than ten.
+        X: frame, array or Table [rows, columns]; y: [rows]. Raises DataError for fewer than two classes, for more than the run can tell
+        apart, and for an option that is none.
         """
+        self._check_options()
         table = self._table(X, reset=True)
         if y is None:
             raise DataError("this estimator requires y to be passed, but the target y is None.")
@@ -81,14 +90,28 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
                 raise DataError(f"inconsistent numbers of samples: x has {table.num_rows} rows, but y has {len(y)}.")
             if self.kind == "classes":
                 multiclass.check_classification_targets(y)
-            y = _column(y)
+            given = y if y.dtype.kind in "biuf" else None
+            return self._keep(table, _column(y), given)
         return self._keep(table, y)
 
-    def _keep(self, table: Table, target: Column) -> TabularPredictor:
+    def _check_options(self) -> None:
+        for name, known in (("kind", get_args(Target)), ("fit_by", get_args(Fit))):
+            if getattr(self, name) not in known:
+                raise DataError(f"TabularPredictor: {name}: {unknown_name('value', getattr(self, name), known)}")
+        for name in ("max_shots", "steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise DataError(f"TabularPredictor: {name} must be a whole number of at least 1, but is {value!r}.")
+
+    def _keep(self, table: Table, target: Column, given: np.ndarray | None = None) -> TabularPredictor:
+        """The fit itself. given: the target as numbers or booleans of numpy, whose type the predicted classes have."""
+        if not table.columns:
+            raise DataError("the examples have no column beside the target; there is nothing to predict from.")
         if len(target) != table.num_rows:
             raise DataError(f"x has {table.num_rows} rows, but y has {len(target)}.")
         present = np.flatnonzero(~target.missing)
         table, target = table.take(present), target.take(present)
+        given = None if given is None else given[present]
         is_number = target.kind == "number" and (self.kind == "numbers" or (self.kind == "auto" and _is_quantity(target)))
         if self.kind == "numbers" and not is_number:
             raise DataError(f"kind 'numbers' needs a numeric target, but {target.name!r} holds texts or dates.")
@@ -107,7 +130,13 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
             category = target.as_category() if target.kind != "category" else target
             seen, labels = np.unique(category.codes(), return_inverse=True)
             texts = [category.words[code] for code in seen]
-            kept = target.values if target.kind == "number" else None
+            most = self.task_.max_classes
+            if most is not None and len(texts) > most:
+                raise DataError(
+                    f"the target {target.name!r} has {len(texts)} classes, but this run can tell at most {most} apart. Join rare classes, "
+                    'say kind="numbers" if they are numbers, or use a run that reads rows as text (recipe tabular/tabula).'
+                )
+            kept = target.values if target.kind == "number" and given is None else given
             self.classes_ = np.array(texts) if kept is None else np.array([kept[labels == at][0] for at in range(len(texts))])
             order = np.argsort(self.classes_, kind="stable")
             self.classes_, texts = self.classes_[order], [texts[at] for at in order]
@@ -138,6 +167,11 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
         queries = self._table(x, reset=False)
         if missing := [name for name in self.shots_.names if name not in queries.names]:
             raise DataError(f"the rows to predict lack the column {missing[0]!r} of the examples.")
+        for shown in self.shots_.columns:
+            asked = queries.column(shown.name)
+            if asked.kind != shown.kind and not (asked.missing.all() or shown.missing.all()):
+                told = f"column {shown.name!r} is a {shown.kind} in the examples, but a {asked.kind} in the rows to predict"
+                logger.warning("%s: both are read as text", told)
         parts = []
         for start in range(0, queries.num_rows, ROWS_AT_ONCE):
             rows = np.arange(start, min(start + ROWS_AT_ONCE, queries.num_rows))
@@ -194,20 +228,72 @@ def _is_quantity(column: Column) -> bool:
 def fill_column(run: str | Path, table_file: Path, target: str, shots_file: Path, output: Path) -> int:
     """Fill the target of a table from the examples of another, write it as CSV; returns the number of rows filled.
 
-    Rows that have a value keep it. Raises DataError where files or columns do not fit.
+    Rows that have a value keep it, and the other cells of a text file are written as they are. Predicted numbers have as many digits
+    after the point as the examples. Raises DataError where files or columns do not fit, MmlmError where the output cannot be written.
     """
-    pandas = require("pandas", "tabular")
+    if output.is_dir() or not output.parent.is_dir():
+        raise DataError(f"{output}: {'is a folder' if output.is_dir() else f'the folder {output.parent} does not exist'}; name a file.")
+    for given in (table_file, shots_file):
+        if output.exists() and given.exists() and output.samefile(given):
+            raise DataError(f"{output}: is read from, so it cannot be the output; name another file.")
     shots = read_table(shots_file, target=target)
     table = read_table(table_file)
     features = [name for name in shots.names if name != target]
-    predictor = TabularPredictor(run)._keep(shots.select(features), shots.column(target))
-    found = predictor.predict(table)
-    frame = table.to_frame()
-    if target in frame:
-        empty = frame[target].isna().to_numpy()
-        frame[target] = frame[target].where(~empty, pandas.Series(found, index=frame.index))
-    else:
-        empty = np.ones(len(frame), dtype=bool)
-        frame[target] = found
-    frame.to_csv(output, index=False)
-    return int(empty.sum())
+    if missing := [name for name in features if name not in table.names]:
+        raise DataError(
+            f"{table_file}: lacks the column {missing[0]!r} of {shots_file}, from which its rows are predicted. Add it, or take it out of "
+            f"{shots_file.name}."
+        )
+    predictor = TabularPredictor(run)
+    try:
+        predictor._keep(shots.select(features), shots.column(target))
+    except DataError as error:
+        raise DataError(f"{shots_file}: {error}") from None
+    empty = np.flatnonzero(table.column(target).missing) if target in table.names else np.arange(table.num_rows)
+    found: list[Any] = predictor.predict(table.take(empty)).tolist() if len(empty) else []
+    separator, header, rows, commas = _written(table_file, table)
+    texts = _as_written(found, shots.column(target), commas) if found and not isinstance(found[0], str) else found
+    place = table.names.index(target) if target in table.names else len(header)
+    for cells in (header, *rows):
+        cells += [""] * (place + 1 - len(cells))
+    header[place] = header[place] or target
+    for row, text in zip(empty.tolist(), texts, strict=True):
+        rows[row][place] = text
+    _write(output, separator, [header, *rows])
+    return len(empty)
+
+
+def _written(path: Path, table: Table) -> tuple[str, list[str], list[list[str]], bool]:
+    """(separator, header, rows, whether numbers have decimal commas) of a table file: those of a text file, else texts of its values."""
+    raw = read_raw(path)
+    if raw is None:
+        columns = [[text or "" for text in table.texts(name)] for name in table.names]
+        return ",", list(table.names), [list(row) for row in zip(*columns, strict=True)], False
+    separator, (header, *rows) = raw
+    numbers = [at for at, column in enumerate(table.columns) if column.kind == "number"]
+    return separator, header, rows, any(has_decimal_commas([row[at].strip() for row in rows]) for at in numbers)
+
+
+def _as_written(values: list[float], example: Column, commas: bool) -> Texts:
+    known = number_texts(example.values[~example.missing]) if example.kind == "number" else []
+    digits = min(MAX_DIGITS, max((_digits(text or "") for text in known), default=MAX_DIGITS))
+    texts = number_texts(np.array(values), digits)
+    return [text and text.replace(".", ",") for text in texts] if commas else texts
+
+
+def _digits(number: str) -> int:
+    """Places after the point of a number, as Python writes it."""
+    digits, _, power = number.partition("e")
+    return max(0, len(digits.partition(".")[2]) - int(power or 0))
+
+
+def _write(path: Path, separator: str, rows: list[list[str]]) -> None:
+    """Write a delimited file, complete or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, delimiter=separator, lineterminator="\n").writerows(rows)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise MmlmError(f"{path}: cannot be written: {error.strerror or error}.") from None

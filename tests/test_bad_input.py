@@ -104,7 +104,7 @@ GENERATE = ["--target", "kind", "--shots"]
         (GOOD, "length\n1\n", "'size'"),
         (GOOD, "", "new.csv"),
         (GOOD, "size\n1\n2,3\n", "line 3"),
-        ("size,kind\n" + "".join(f"{i},k{i}\n" for i in range(30)), "size\n1\n", "2 to 10 classes"),
+        ("size,kind\n" + "".join(f"{i},k{i}\n" for i in range(30)), "size\n1\n", "at most 10 apart"),
     ],
 )
 def test_files_that_cannot_be_filled_are_told_and_nothing_is_written(run, tmp_path, capfd, shots, table, wanted):

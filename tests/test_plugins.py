@@ -1,6 +1,7 @@
 """A package of somebody else adds a mixer and a tokenizer, and a recipe trains with both."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +141,30 @@ def test_a_recipe_trains_with_a_mixer_and_a_tokenizer_of_another_package(tmp_pat
         "print(type(model.backbone.layers[0].mixer).__name__, type(task.text).__name__, model.vocabulary.sizes)"
     )
     assert call("-c", code).strip() == "Before Letters {'text': 259}"
+
+
+def test_the_component_that_the_readme_shows_trains_as_it_stands(tmp_path):
+    section = (ROOT / "README.md").read_text().partition("## A component of your own")[2].partition("\n## ")[0]
+    config, module, points = (match[1] for match in re.finditer(r"```(?:python|toml)\n(.*?)```", section, re.DOTALL))
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").write_text(config)
+    (tmp_path / "my_package" / "shift.py").write_text(module)
+    info = tmp_path / "my_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(points.replace('project.entry-points."mmlm.mixers"', "mmlm.mixers").replace('"', ""))
+    pattern = re.search(r"`(pattern: [^`]*)`", section)[1]
+    recipe = RECIPE.replace("{text: {type: letters}}", "{text: {type: text, vocabulary_size: 400}}")
+    (tmp_path / "theirs.yaml").write_text(re.sub(r"pattern: \[.*\]", pattern, recipe))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]), "OMP_NUM_THREADS": "1"}
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        words = (sys.executable, "-m", "mmlm", *words)
+        return subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+
+    assert "shift" in call("list", "mixers").stdout
+    done = call("train", "theirs.yaml")
+    assert done.returncode == 0 and "2 steps" in done.stdout, done.stderr
+    (tmp_path / "my_package" / "shift.py").write_text("")
+    done = call("train", "theirs.yaml", "output=other")
+    assert done.returncode == 2 and "registered to build my_package.shift:Shift, but my_package.shift has no Shift" in done.stderr

@@ -1,5 +1,6 @@
 """The predictor is an estimator of scikit-learn, and adapters fitted to a table change what it says."""
 
+import re
 import warnings
 
 import numpy as np
@@ -7,8 +8,8 @@ import pandas
 import pytest
 from sklearn.utils.estimator_checks import check_estimator
 
-from mmlm.base.errors import DataError
-from mmlm.predictor import TabularPredictor
+from mmlm.base.errors import DataError, MmlmError
+from mmlm.predictor import TabularPredictor, fill_column
 from mmlm.recipe import Recipe
 from mmlm.run import train
 
@@ -81,11 +82,102 @@ def test_adapters_fitted_to_the_examples_change_the_prediction_and_lower_its_los
     ("y", "told"),
     [
         ([1] * 12, "one class"),
-        (list("abcdefghijkl"), "2 to 10 classes"),
+        (list("abcdefghijkl"), "has 12 classes, but this run can tell at most 10 apart. Join rare classes"),
         ([1.0, np.inf] * 6, "infinity"),
         ([1, 2], "inconsistent numbers of samples"),
     ],
 )
 def test_a_target_that_cannot_be_learned_is_told(run, y, told):
     with pytest.raises((DataError, ValueError), match=told):
-        TabularPredictor(run).fit(np.arange(12.0).reshape(-1, 1), y).predict(np.zeros((1, 1)))
+        TabularPredictor(run).fit(np.arange(12.0).reshape(-1, 1), y)
+
+
+@pytest.mark.parametrize("y", [np.array([3, 7] * 6), np.array([True, False] * 6), np.array([0.0, 1.0] * 6), np.array(["a", "b"] * 6)])
+def test_predicted_classes_have_the_type_of_those_given(run, y):
+    predictor = TabularPredictor(run).fit(np.arange(12.0).reshape(-1, 1), y)
+    found = predictor.predict(np.arange(12.0).reshape(-1, 1))
+    assert found.dtype == y.dtype and set(found.tolist()) <= set(y.tolist()) and predictor.classes_.tolist() == sorted(set(y.tolist()))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"kind": "numeric"}, "kind: unknown value 'numeric'. Did you mean 'numbers'"),
+        ({"fit_by": "Lora"}, "fit_by: unknown value 'Lora'. Did you mean 'lora'"),
+        ({"max_shots": 0}, "max_shots must be a whole number of at least 1, but is 0"),
+        ({"steps": "many"}, "steps must be a whole number"),
+    ],
+)
+def test_an_option_that_is_none_is_told(run, options, told):
+    with pytest.raises(DataError, match=told):
+        TabularPredictor(run, **options).fit(np.arange(12.0).reshape(-1, 1), [0, 1] * 6)
+
+
+def test_a_column_of_numbers_in_the_examples_and_texts_in_the_rows_is_read_as_text(run, caplog):
+    x = pandas.DataFrame({"a": [1.0, 2.0, 3.0, 4.0] * 3, "b": ["u", "v"] * 6})
+    predictor = TabularPredictor(run).fit(x, [0, 1] * 6)
+    assert len(predictor.predict(x.assign(a="1", b=5.0))) == 12
+    assert "column 'b' is a category in the examples, but a number in the rows to predict" in caplog.text
+    assert len(predictor.predict(x.assign(b=np.nan))) == 12
+    assert len(predictor.predict(x.assign(a=None))) == 12 and "column 'a' is" not in caplog.text
+
+
+def filled(run, tmp_path, table: str, shots: str, target: str = "price") -> tuple[int, list[str]]:
+    (tmp_path / "new.csv").write_text(table)
+    (tmp_path / "known.csv").write_text(shots)
+    count = fill_column(run, tmp_path / "new.csv", target, tmp_path / "known.csv", tmp_path / "out.csv")
+    return count, (tmp_path / "out.csv").read_text().splitlines()
+
+
+KNOWN = "size,price\n" + "".join(f"{i},{i * 2}.5{i % 10}\n" for i in range(30))
+
+
+def test_filling_keeps_every_cell_that_was_there(run, tmp_path):
+    table = 'zip,size, price ,note\n007,1e1,,"a\nb"\n+08,5.0,7.125,NA\n010,,,\n'
+    count, lines = filled(run, tmp_path, table, KNOWN)
+    assert count == 2 and lines[0] == "zip,size,price ,note" and lines[3] == "+08,5.0,7.125,NA"
+    assert re.fullmatch(r'007,1e1,\d+(\.\d{1,2})?,"a', lines[1]) and re.fullmatch(r"010,,\d+(\.\d{1,2})?,", lines[4])
+
+
+def test_filling_a_file_with_decimal_commas_writes_them(run, tmp_path):
+    count, lines = filled(run, tmp_path, "size;price\n1,5;\n2,5;3,25\n", KNOWN)
+    assert count == 1 and lines[0] == "size;price" and lines[2] == "2,5;3,25" and re.fullmatch(r"1,5;\d+(,\d{1,2})?", lines[1])
+
+
+def test_whole_numbers_are_filled_with_whole_numbers(run, tmp_path):
+    count, lines = filled(run, tmp_path, "size\n1\n2\n", KNOWN.replace(".5", ""))
+    assert count == 2 and lines[0] == "size,price" and all(line.partition(",")[2].isdecimal() for line in lines[1:])
+
+
+def test_a_full_table_is_written_as_it_is(run, tmp_path):
+    assert filled(run, tmp_path, KNOWN, KNOWN) == (0, KNOWN.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("table", "shots", "told"),
+    [
+        ("sizes\n1\n", KNOWN, "new.csv: lacks the column 'size' of .*known.csv"),
+        ("a\n1\n", "price\n1\n2\n", "known.csv: the examples have no column beside the target"),
+        (KNOWN, "size,price\n" + "".join(f"{i},t{i}\n" for i in range(12)), "known.csv: the target 'price' has 12 classes"),
+    ],
+)
+def test_tables_that_do_not_fit_are_named(run, tmp_path, table, shots, told):
+    with pytest.raises(DataError, match=told):
+        filled(run, tmp_path, table, shots)
+
+
+def test_an_output_that_cannot_be_written_costs_no_prediction_and_no_file(run, tmp_path, monkeypatch):
+    (tmp_path / "t.csv").write_text(KNOWN)
+    (tmp_path / "old.csv").write_text("old")
+    for output, told in [("none/x.csv", "does not exist"), (".", "is a folder"), ("t.csv", "is read from")]:
+        with pytest.raises(DataError, match=told):
+            fill_column(tmp_path / "no run", tmp_path / "t.csv", "price", tmp_path / "t.csv", tmp_path / output)
+
+    def full(*names):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(MmlmError, match=r"old.csv: cannot be written: No space left") as error:
+        fill_column(run, tmp_path / "t.csv", "price", tmp_path / "t.csv", tmp_path / "old.csv")
+    assert error.value.exit_code == 1 and sorted(one.name for one in tmp_path.iterdir()) == ["old.csv", "t.csv"]
+    assert (tmp_path / "old.csv").read_text() == "old" and (tmp_path / "t.csv").read_text() == KNOWN

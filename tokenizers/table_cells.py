@@ -91,7 +91,9 @@ def _fill(out_rf: np.ndarray, column: AnyColumn, num_shots: int, config: CellTok
     out_rf[:, 2 + ("number", "category", "date").index(column.kind)] = 1.0
     out_rf[:, 5] = missing
     out_rf[:, 6] = missing[:num_shots].mean() if num_shots else 0.0
-    if column.kind == "category" and column.words:
-        for code in np.unique(values[~missing]).astype(int):
-            out_rf[values == code, NUM_NUMERIC : NUM_NUMERIC + config.text_hash] = hash_text(column.words[code], config.text_hash)
+    if column.kind == "category" and not missing.all():
+        present = np.flatnonzero(~missing)
+        codes, place = np.unique(values[present].astype(np.int64), return_inverse=True)
+        texts_kf = np.stack([hash_text(column.words[code], config.text_hash) for code in codes.tolist()])  # k distinct texts
+        out_rf[present, NUM_NUMERIC : NUM_NUMERIC + config.text_hash] = texts_kf[place]
     out_rf[:, NUM_NUMERIC + config.text_hash :] = hash_text(column.name, config.name_hash)

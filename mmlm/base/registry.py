@@ -38,9 +38,12 @@ class Component(Strict):
     type: str
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
-        """The component itself: `builds` imported and called with this config first."""
+        """The component itself: `builds` imported and called with this config first. Raises RecipeError where it names nothing."""
         module, _, name = self.builds.partition(":")
-        return getattr(importlib.import_module(module), name)(self, *args, **kwargs)
+        found = getattr(importlib.import_module(module), name, None)
+        if found is None:
+            raise RecipeError(f"{self.type!r} is registered to build {self.builds}, but {module} has no {name}.")
+        return found(self, *args, **kwargs)
 
 
 @functools.lru_cache(maxsize=64)

@@ -52,7 +52,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found wrong."""
         known = [flag for action in self._actions for flag in action.option_strings]
-        wrong = next((word for word in message.split() if word.startswith("-") and word not in known), "")
+        words = message.split() if message.startswith("unrecognized") else []
+        wrong = next((word for word in words if word.startswith("-") and word not in known), "")
         raise RecipeError(f"{self.prog}: {message}.{nearest(wrong, known) if wrong else ''} See {self.prog} --help.")
 
 

@@ -13,14 +13,17 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, print the table, and say what was written."""
+    from mmlm.evaluation.card import with_interval
     from mmlm.run import evaluate
 
     found = evaluate(arguments.folder, arguments.overrides)
     shots = [int(count) for count in found["data"]["tables"]]
     rows = {"model": found["metrics"], **found["baselines"]}
-    print("accuracy (95 % interval over tables)  " + "".join(f"{f'{count} examples':>24}" for count in shots))
+    several = any(count > 1 for count in found["data"]["tables"].values())
+    title = "accuracy (95 % interval over tables)" if several else f"accuracy, mean of {found['data']['seeds']} draws"
+    print(f"{title:<38}" + "".join(f"{f'{count} examples':>24}" for count in shots))
     for name, row in rows.items():
-        cells = [(row[f"accuracy_{count}"], *row[f"accuracy_{count}_interval"]) for count in shots]
-        print(f"{name:<38}" + "".join(f"{f'{mean:.3f} ({low:.3f} to {high:.3f})':>24}" for mean, low, high in cells))
+        cells = [(row[f"accuracy_{count}"], row[f"accuracy_{count}_interval"] if several else None) for count in shots]
+        print(f"{name:<38}" + "".join(f"{with_interval(*cell):>24}" for cell in cells))
     print(f"{arguments.folder}: wrote metrics.json and report.html; open {arguments.folder}/report.html")
     return 0

@@ -13,8 +13,8 @@ TABLE = ("table", "target", "shots")
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     parser.add_argument("folder", metavar="RUN", help="the folder of a finished run; for --text also a decoder of transformers")
-    parser.add_argument("--table", help="table whose column is to be filled (CSV, TSV, Parquet, Excel)")
-    parser.add_argument("--target", help="the column to fill")
+    parser.add_argument("--table", help="table to fill: CSV, TSV, Parquet, Excel, JSON lines or a data set's folder")
+    parser.add_argument("--target", help="the column to fill; rows that have a value keep it")
     parser.add_argument("--shots", help="table with example rows, the target among its columns")
     parser.add_argument("--text", help="a text to continue")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="most tokens to write after a text; default 64")
@@ -58,5 +58,6 @@ def _table(arguments: argparse.Namespace) -> int:
     given = Path(arguments.table)
     output = Path(arguments.output) if arguments.output else given.with_name(f"{given.stem}.filled.csv")
     count = fill_column(arguments.folder, given, arguments.target, Path(arguments.shots), output)
-    print(f"{output}: {count} rows filled in column {arguments.target!r}")
+    column = f"in column {arguments.target!r}"
+    print(f"{output}: {count} rows filled {column}" if count else f"{output}: every row has a value {column} already")
     return 0

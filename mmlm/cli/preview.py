@@ -14,7 +14,11 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the samples and the size of a batch."""
+    from mmlm.base.errors import RecipeError
     from mmlm.recipe import Recipe
+
+    if arguments.samples < 1:
+        raise RecipeError(f"mmlm preview: --samples must be at least 1, but is {arguments.samples}.")
     from mmlm.run import preview
 
     print(preview(Recipe.read(arguments.recipe, arguments.overrides), arguments.samples))

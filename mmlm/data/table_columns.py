@@ -4,6 +4,7 @@
   stay texts.
 - Texts are numbers if every one is an optional minus, digits and an optional fraction (from files also an exponent), dates if
   every one is an ISO-8601 date or date-time, else a category. Texts are stripped; an empty one is missing.
+- From files, columns are also read as people write them: see `table_marks`.
 - Cells of several types stay texts, each written as it would be in a column of its own.
 - Bytes are decoded as UTF-8, else Latin-1; a column of bytes that is no text in either is left out with a log line. Lists,
   complex numbers and other objects are written with `str`.
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mmlm.base.errors import DataError, require
+from mmlm.data.table_marks import FILE_NUMBER, Notes, without_marks
 from mmlm.data.tables import EPOCH, LARGEST_EXACT_INTEGER, Column, date_text, number_texts
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ logger = logging.getLogger(__name__)
 Infinite = Literal["error", "missing"]
 Place = Callable[[int], str]  # the words for a row in a message, such as "line 17"
 PLAIN_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
-FILE_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _INFINITE_TEXT = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,6})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?")
 
@@ -55,17 +56,20 @@ def column_of_texts(
     file: bool = False,
     infinite: Infinite = "error",
     place: Place | None = None,
+    notes: Notes | None = None,
 ) -> Column:
     """A column from texts given as codes int64 [rows] (-1 = missing) into distinct words.
 
     missing: texts that mean a missing cell, beside the empty one. file: the texts are cells of a text file, where numbers may
-    have an exponent or a leading plus or point, and infinite ones are spelt out. Raises DataError naming column and row for an
-    infinite number.
+    have an exponent or a leading plus or point, and infinite ones are spelt out. notes: where to put down what was guessed about
+    the marks in the cells of a file; None guesses nothing. Raises DataError naming column and row for an infinite number.
     """
     stripped = [word.strip() for word in words]
     absent = [not word or word in missing for word in stripped]
+    if notes is not None:
+        stripped, absent = without_marks(name, stripped, absent, notes)
     present = [word for word, gone in zip(stripped, absent) if not gone]
-    pattern = FILE_NUMBER if file else PLAIN_NUMBER
+    pattern = FILE_NUMBER if file or notes is not None else PLAIN_NUMBER
     shown = [word for word in present if not (file and _INFINITE_TEXT.fullmatch(word))]
     values: np.ndarray | None = None
     kind: Literal["number", "date"] = "number"
@@ -170,10 +174,13 @@ def _decoded(raw: bytes) -> str:
         return text
 
 
-def column_of_cells(name: str, cells: Sequence[Any], infinite: Infinite = "error", place: Place | None = None) -> Column | None:
+def column_of_cells(
+    name: str, cells: Sequence[Any], infinite: Infinite = "error", place: Place | None = None, notes: Notes | None = None
+) -> Column | None:
     """A column from Python values; None (with a log line) if it holds bytes that are no text.
 
-    Raises DataError naming column and row for an infinite number.
+    notes: where to put down what was guessed about the marks in texts; None guesses nothing. Raises DataError naming column and row
+    for an infinite number.
     """
     absent = [is_missing(cell) for cell in cells]
     sorts = {_sort_of(cell) for cell, gone in zip(cells, absent) if not gone}
@@ -189,7 +196,7 @@ def column_of_cells(name: str, cells: Sequence[Any], infinite: Infinite = "error
     codes, known = encode_texts(texts)
     if sorts == {"truth"}:
         return truth_column(name, np.array([math.nan if gone else float(bool(cell)) for cell, gone in zip(cells, absent)]))
-    return column_of_texts(name, codes, list(known), infinite=infinite, place=place)
+    return column_of_texts(name, codes, list(known), infinite=infinite, place=place, notes=notes)
 
 
 def _number_cells(cells: Sequence[Any], absent: Sequence[bool]) -> np.ndarray | None:

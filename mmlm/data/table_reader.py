@@ -18,7 +18,8 @@ import numpy as np
 
 from mmlm.base.errors import DataError, MmlmError, nearest, require, unknown_name
 from mmlm.data.table_columns import Infinite, cell_text, column_of_cells, columns_of_frame
-from mmlm.data.table_text import MISSING_TEXTS, read_delimited, text_encoding
+from mmlm.data.table_marks import Notes
+from mmlm.data.table_text import MISSING_TEXTS, delimited_rows, read_delimited, text_encoding
 from mmlm.data.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def read_table(
 
     target: the column to predict. sheet: sheet of a workbook by name or number (default the first), or split of a data set.
     limit_rows: read only so many rows. infinite: whether an infinite number is an error or a missing cell. In text files and
-    sheets the cells "", NA, N/A, NaN, null and their like are missing; a text file is UTF-8, UTF-16 with a byte-order mark, or
+    sheets the cells "", NA, N/A, NaN, null and their like are missing, and numbers and dates may be written as people write them
+    (`table_marks`), which is said in a log line; a text file is UTF-8, UTF-16 with a byte-order mark, or
     else read as Latin-1 with a log line. Raises DataError naming file and line for whatever is wrong with the file or the target.
     """
     path = Path(path)
@@ -68,6 +70,13 @@ def read_table(
     if table.num_rows == 0:
         raise DataError(f"{path}: has a header ({len(columns)} columns), but no row.")
     return table if target is None else checked_target(table, target, str(path))
+
+
+def read_raw(path: Path) -> tuple[str, list[list[str]]] | None:
+    """(separator, header and rows) of a delimited text file as they are written; None for a file of another kind."""
+    if not path.is_file() or _READERS.get(path.suffix.lower()) is not _read_csv:
+        return None
+    return delimited_rows(path, _separator_of(path))
 
 
 def checked_target(table: Table, target: str, where: str) -> Table:
@@ -106,9 +115,12 @@ def _checked_width(path: Path, width: int) -> None:
         raise DataError(f"{path}: has {width} columns, but at most {MAX_COLUMNS} can be read.")
 
 
+def _separator_of(path: Path) -> str | None:
+    return "\t" if path.suffix.lower() in (".tsv", ".tab") else None
+
+
 def _read_csv(path: Path, options: Options) -> list[Column]:
-    delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else None
-    return read_delimited(path, delimiter, MAX_COLUMNS, options.limit_rows, options.infinite)
+    return read_delimited(path, _separator_of(path), MAX_COLUMNS, options.limit_rows, options.infinite)
 
 
 def _record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -147,12 +159,14 @@ def _read_json_lines(path: Path, options: Options) -> list[Column]:
 
 
 def _cell_columns(path: Path, names: list[str], cells_of: Callable[[str], list[Any]], lines: list[int], infinite: Infinite) -> list[Column]:
+    notes = Notes()
     try:
-        found = [column_of_cells(name, cells_of(name), infinite, lambda row: f"line {lines[row]}") for name in names]
+        found = [column_of_cells(name, cells_of(name), infinite, lambda row: f"line {lines[row]}", notes) for name in names]
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except (ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{path}: holds a cell that cannot be read: {error}.") from None
+    notes.log(path)
     return [column for column in found if column is not None]
 
 

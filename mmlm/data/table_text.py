@@ -14,12 +14,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from mmlm.base.errors import DataError
 from mmlm.data.table_columns import Infinite, column_of_texts, encode_texts
+from mmlm.data.table_marks import Notes
 from mmlm.data.tables import Column
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,20 @@ def sniff_separator(sample: str, whole: bool) -> str:
     return found
 
 
+def _separator(file: TextIO) -> str:
+    """The separator of an open text file, which stays at its start."""
+    sample = file.read(_SNIFFED_CHARACTERS)
+    file.seek(0)
+    return sniff_separator(sample, len(sample) < _SNIFFED_CHARACTERS)
+
+
+def delimited_rows(path: Path, separator: str | None) -> tuple[str, list[list[str]]]:
+    """(separator, header and rows as they are written) of a file that `read_delimited` reads."""
+    with path.open(encoding=text_encoding(path), newline="") as file:
+        separator = separator or _separator(file)
+        return separator, list(_rows(path, csv.reader(file, delimiter=separator, strict=True, skipinitialspace=separator != "\t")))
+
+
 def read_delimited(
     path: Path, separator: str | None, max_columns: int, limit_rows: int | None = None, infinite: Infinite = "error"
 ) -> list[Column]:
@@ -128,10 +143,7 @@ def read_delimited(
         return f"line {_line_of_row(path, encoding, separator or ',', row)}"
 
     with path.open(encoding=encoding, newline="") as file:
-        if separator is None:
-            sample = file.read(_SNIFFED_CHARACTERS)
-            separator = sniff_separator(sample, len(sample) < _SNIFFED_CHARACTERS)
-            file.seek(0)
+        separator = separator or _separator(file)
         reader = csv.reader(file, delimiter=separator, strict=True, skipinitialspace=separator != "\t")
         header = next(_rows(path, reader), None)
         if header is None:
@@ -154,11 +166,14 @@ def read_delimited(
     if num_rows == 0:
         raise DataError(f"{path}: has a header ({len(names)} columns), but no row.")
 
-    options: dict[str, Any] = {"missing": MISSING_TEXTS, "file": True, "infinite": infinite, "place": place}
+    notes = Notes()
+    options: dict[str, Any] = {"missing": MISSING_TEXTS, "file": True, "infinite": infinite, "place": place, "notes": notes}
     try:
-        return [column_of_texts(name, np.concatenate(at), list(words or ()), **options) for name, at, words in zip(names, codes, known)]
+        found = [column_of_texts(name, np.concatenate(at), list(words or ()), **options) for name, at, words in zip(names, codes, known)]
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+    notes.log(path)
+    return found
 
 
 def _rows(path: Path, reader: Iterator[list[str]]) -> Iterator[list[str]]:

@@ -269,16 +269,21 @@ class Table:
 
 
 def join_rows(tables: Sequence[Table]) -> Table:
-    """The rows of several tables of the same columns, one after the other; categories are matched by their texts."""
+    """The rows of several tables of the same columns, one after the other; categories are matched by their texts.
+
+    Where one table has numbers in a column and another has texts or dates, the joined column is a category of the texts of both.
+    """
     columns = []
     for name in tables[0].names:
         parts = [table.column(name) for table in tables]
-        words = list(dict.fromkeys(word for part in parts for word in part.words))
+        kinds = {part.kind for part in parts if not part.missing.all()} or {parts[0].kind}
+        kind: Kind = kinds.pop() if len(kinds) == 1 else "category"
+        parts = [part.as_category() if kind == "category" else part for part in parts]
+        words = list(dict.fromkeys(word for part in parts for word in part.words)) if kind == "category" else []
         place = {word: code for code, word in enumerate(words)}
         values = []
         for part in parts:
-            mapping = np.array([place[word] for word in part.words] or [0], dtype=np.float64)
-            codes = np.where(part.missing, 0, part.values).astype(np.int64) if words else None
-            values.append(part.values if codes is None else np.where(part.missing, np.nan, mapping[codes]))
-        columns.append(Column(name, parts[0].kind, np.concatenate(values), words))
+            mapping = np.array([*(place.get(word, 0) for word in part.words), np.nan], dtype=np.float64)
+            values.append(mapping[part.codes()] if kind == "category" else part.values)
+        columns.append(Column(name, kind, np.concatenate(values), words))
     return Table(tables[0].name, columns)

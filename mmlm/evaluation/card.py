@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,24 @@ def write_card(folder: Path, recipe: Recipe, metrics: dict[str, Any] | None) -> 
     if metrics is None:
         return _write(folder, [*lines, f"Nothing yet: `mmlm evaluate {recipe.output}` measures it beside its baselines."])
     about, shots = metrics["data"], list(metrics["data"]["tables"])
-    where = f"Held-out tables, {about['split']} split; draws of each: {about['seeds']}"
-    lines += [f"{where}. Mean accuracy with its 95 % interval over tables.", ""]
+    several = any(count > 1 for count in about["tables"].values())
+    where = "Held-out rows of the file" if about["split"] == "file" else f"Held-out tables, {about['split']} split"
+    measure = "Mean accuracy" + (" with its 95 % interval over tables" if several else "")
+    lines += [f"{where}; draws of each: {about['seeds']}. {measure}.", ""]
     lines += [f"| | {' | '.join(f'{count} examples' for count in shots)} |", f"|---{'|---' * len(shots)}|"]
     for name, row in {"model": metrics["metrics"], **metrics["baselines"]}.items():
-        bounds = [" to ".join(f"{bound:.3f}" for bound in row[f"accuracy_{count}_interval"]) for count in shots]
-        cells = [f"{row[f'accuracy_{count}']:.3f} ({interval})" for count, interval in zip(shots, bounds, strict=True)]
+        cells = [with_interval(row[f"accuracy_{count}"], row[f"accuracy_{count}_interval"] if several else None) for count in shots]
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
-    limits = "At most ten classes a column. Numbers are predicted through bins. Probabilities may be off on unfamiliar tables; "
+    limits = "At most ten classes a column. " if task.type == "tabular" else ""
+    limits += "Numbers are predicted through bins. Probabilities may be off on unfamiliar tables; "
     limits += f"the expected calibration error over all held-out tables is {metrics['metrics']['calibration_error']:.3f}."
     lines += ["", "## Limits", "", limits]
     return _write(folder, lines)
+
+
+def with_interval(mean: float, interval: Sequence[float] | None) -> str:
+    """A measure and its interval as text; None for one table alone, over which there is no interval."""
+    return f"{mean:.3f}" if interval is None else f"{mean:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def _write(folder: Path, lines: list[str]) -> Path:

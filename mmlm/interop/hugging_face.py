@@ -97,7 +97,8 @@ def local_folder(name: Path | str) -> Path:
     try:
         return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise CheckpointError(f"{name}: no such folder, and the hub could not be read: {type(error).__name__}.") from None
+        told = f"no such folder (a run must be trained first), and no model of the hub that can be read: {type(error).__name__}"
+        raise CheckpointError(f"{name}: {told}.") from None
 
 
 class _Tensors:

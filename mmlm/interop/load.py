@@ -45,7 +45,10 @@ def convert(source: Path | str, destination: Path) -> str:
         raise CheckpointError(f"{destination}: exists already; name a new folder.")
     model, folder = load(source), Path(source)
     if _is_ours(folder):
-        kind = save_hugging_face(model, destination)
+        try:
+            kind = save_hugging_face(model, destination)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from None
         found = sorted(folder.glob(f"tokenizers/*/{TOKENIZER}"))
     else:
         model.save_pretrained(destination)

@@ -56,6 +56,10 @@ class TabularLike(Task, Protocol):
     def episode(self) -> EpisodeConfig:
         """How training tasks are drawn."""
 
+    @property
+    def max_classes(self) -> int | None:
+        """Most classes that a prediction can choose from; None for any number."""
+
     def texts(self, episode: Episode, rng: np.random.Generator) -> list[str]:
         """What a tokenizer may be fitted on."""
 

@@ -35,6 +35,7 @@ class TabularTask(ClassAnswers):
     """Streams from tasks, and predictions from a model."""
 
     vocabulary = {LABEL: MAX_CLASSES + 1}
+    max_classes: int | None = MAX_CLASSES
 
     def __init__(self, config: TabularConfig, tokenizers: Mapping[str, Any]) -> None:
         self.config, self.tokenizers = config, tokenizers

@@ -37,6 +37,7 @@ class TabularTextTask(ClassAnswers):
     """Streams from tasks, and predictions from a model."""
 
     features: Mapping[str, int] = {}
+    max_classes: int | None = None
 
     def __init__(self, config: TabularTextConfig, tokenizers: Mapping[str, TextLike]) -> None:
         if config.tokenizer not in tokenizers:

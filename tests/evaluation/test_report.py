@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmlm.cli import main
+from mmlm.evaluation.card import with_interval
 from mmlm.recipe import Recipe
 from mmlm.run import evaluate, preview, train
 from mmlm.training.log import read_log
@@ -73,7 +74,14 @@ def test_a_search_is_said_where_it_was_made(run):
 def test_the_card_holds_the_figures_and_how_to_use_the_model(run):
     metrics = evaluate(run)
     card = (run / "README.md").read_text()
-    assert f"| model | {metrics['metrics']['accuracy_4']:.3f} (" in card and "TabularPredictor(" in card and "table_file" in card
+    assert f"| model | {metrics['metrics']['accuracy_4']:.3f} |" in card and "TabularPredictor(" in card and "table_file" in card
+
+
+def test_one_table_alone_has_no_interval_over_tables(run, capsys):
+    assert main(["evaluate", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("accuracy, mean of 2 draws ") and " to 0." not in told and "interval" not in (run / "README.md").read_text()
+    assert with_interval(0.5, [0.4, 0.6]) == "0.500 (0.400 to 0.600)"
 
 
 def test_the_preview_shows_rows_and_counts_and_writes_nothing(tmp_path, capsys):
@@ -82,6 +90,7 @@ def test_the_preview_shows_rows_and_counts_and_writes_nothing(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "sample 1: predict 'species'" in told and "?" in told and "a batch of 2: 2 documents" in told
     assert not (tmp_path / "nowhere").exists()
+    assert main(["preview", str(tmp_path / "r.yaml"), "--samples", "0"]) == 2 and "--samples must be" in capsys.readouterr().err
     text = preview(Recipe.read("tabular/tabula", ["data.train=[{type: structural_tables}]", "tokenizers.text.vocabulary_size=400"]), 1)
     assert "Predict the outcome ||" in text and "<|endinput|>" in text
 
