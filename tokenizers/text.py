@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mmlm.tokenizers.config import TextConfig
 
 FILE = "tokenizer.json"
 FITTED = "fitted.json"
+MAX_WORDS = 1 << 20  # kept between calls
 
 
 class TextTokenizer:
@@ -32,6 +34,7 @@ class TextTokenizer:
         self.config = config
         self.added: list[str] = []
         self.core: Any = _read(_find(config.path)) if config.path else None
+        self._words: WordCache | None = None
         self.rows = 0  # of a pretrained decoder whose matrix is larger than its tokenizer
 
     @property
@@ -54,6 +57,7 @@ class TextTokenizer:
     def add_tokens(self, tokens: Sequence[str]) -> None:
         """Make each of these texts one token; call before the first use."""
         self.added += [token for token in tokens if token not in self.added]
+        self._words = None
         if self.core is not None:
             _add(self.core, self.added)
 
@@ -76,7 +80,10 @@ class TextTokenizer:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
-        return [found.ids for found in self._ready().encode_batch_fast(list(texts), add_special_tokens=False)]
+        core = self._ready()
+        if self._words is None or self._words.core is not core:
+            self._words = WordCache(core)
+        return self._words.ids(texts)
 
     def encode(self, text: str) -> Segment:
         """One text as a segment, each token with loss weight 1."""
@@ -116,6 +123,57 @@ class TextTokenizer:
         return self.core
 
 
+class WordCache:
+    """Ids word by word, each word given to the tokenizer once: rows of a table repeat their words.
+
+    A byte-level BPE splits a text before every space that stands alone between two words, so the ids of a text are those of its words, each
+    with the space before it. Tokenizers of another kind, and texts with other white space, are encoded whole.
+    """
+
+    def __init__(self, core: Any) -> None:
+        self.core = core
+        self.serves = _splits_at_spaces(core)
+        self._first: dict[str, list[int]] = {}  # words that begin a text
+        self._later: dict[str, list[int]] = {}  # words after a space
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text."""
+        texts = list(texts)
+        plain = [self.serves and text.isprintable() and "  " not in text for text in texts]
+        split = [text.split(" ") for text, is_plain in zip(texts, plain, strict=True) if is_plain]
+        for known, words, space in (
+            (self._first, {words[0] for words in split}, ""),
+            (self._later, {word for words in split for word in words[1:]}, " "),
+        ):
+            if new := [word for word in words if word not in known]:
+                if len(known) + len(new) > MAX_WORDS:
+                    known.clear()
+                    new = list(words)
+                known.update(zip(new, self._encoded([space + word for word in new]), strict=True))
+        found = iter([[*self._first[words[0]], *chain.from_iterable(map(self._later.__getitem__, words[1:]))] for words in split])
+        whole = iter(self._encoded([text for text, is_plain in zip(texts, plain, strict=True) if not is_plain]))
+        return [next(found if is_plain else whole) for is_plain in plain]
+
+    def _encoded(self, texts: list[str]) -> list[list[int]]:
+        return [one.ids for one in self.core.encode_batch_fast(texts, add_special_tokens=False)] if texts else []
+
+
+def _splits_at_spaces(core: Any) -> bool:
+    """Whether a tokenizer is a byte-level BPE without a normalizer whose added tokens leave the white space beside them alone."""
+    about = json.loads(core.to_str())
+    steps = about["pre_tokenizer"] or {"type": "none"}
+    steps = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]
+    last = steps[-1]
+    if about["normalizer"] is not None or about["model"].get("dropout"):
+        return False
+    if last["type"] != "ByteLevel" or last["add_prefix_space"] or not last.get("use_regex", True):
+        return False
+    tokens = about["added_tokens"]
+    return all(step["type"] == "Digits" for step in steps[:-1]) and not any(
+        token["lstrip"] or token["rstrip"] or token["single_word"] or " " in token["content"] for token in tokens
+    )
+
+
 def _add(core: Any, tokens: Sequence[str]) -> None:
     from tokenizers import AddedToken
 
@@ -145,6 +203,9 @@ def _read(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from None
     try:
-        return Tokenizer.from_str(text)
+        core = Tokenizer.from_str(text)
     except Exception as error:  # the package raises plain Exception
         raise CheckpointError(f"{path}: not a tokenizer: {str(error)[:200]}") from None
+    core.no_padding()  # texts of a batch are never made alike in length, whatever the file says
+    core.no_truncation()
+    return core
