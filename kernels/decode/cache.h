@@ -170,7 +170,7 @@ float softmax(const Block& block, float* score, int64_t first_token, int64_t spa
     const float top = largest(tops);
     if constexpr (F::GROUP < 4) {
         for (int64_t i = 0; i < span; i += LANES) {
-            const Lanes p = exp_lanes(load(score + i) - top);
+            const Lanes p = exp(load(score + i) - top);
             totals += p;
             if (F::GROUP == 1) store(reinterpret_cast<float*>(to) + i, p);
             else store_bf16(reinterpret_cast<uint16_t*>(to) + i, p);
@@ -180,7 +180,7 @@ float softmax(const Block& block, float* score, int64_t first_token, int64_t spa
         IntLanes bad = {};
         tops = Lanes{};
         for (int64_t i = 0; i < span; i += LANES) {
-            const Lanes p = exp_lanes(load(score + i) - top), scaled = p > Lanes{} ? p * load(block.value_scale + first_token + i) : p;
+            const Lanes p = exp(load(score + i) - top), scaled = p > Lanes{} ? p * load(block.value_scale + first_token + i) : p;
             totals += p;
             tops = larger(scaled, tops);
             bad |= not_finite(scaled);

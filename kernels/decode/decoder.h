@@ -348,7 +348,7 @@ struct Decoder {
     static float log_sum(const float* values, int64_t n, float top) {
         Lanes sums = {};
         const int64_t whole = n / LANES * LANES;
-        for (int64_t i = 0; i < whole; i += LANES) sums += exp_lanes(load(values + i) - top);
+        for (int64_t i = 0; i < whole; i += LANES) sums += exp(load(values + i) - top);
         double total = sum(sums);
         for (int64_t i = whole; i < n; i++) total += std::exp(values[i] - top);
         return top + static_cast<float>(std::log(total));
