@@ -25,7 +25,7 @@ MAX_NUMBERS = 10  # whole numbers of more values are a quantity
 MAX_DIGITS = 15  # of a float64 after the point
 Target = Literal["auto", "classes", "numbers"]
 Fit = Literal["shots", "lora"]
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE, MOST_AT_ONCE = 256, 1024  # rows predicted together: as many as there are examples, within these
 base: Any = require("sklearn.base", "tabular")
 utils: Any = require("sklearn.utils", "tabular")
 validation: Any = require("sklearn.utils.validation", "tabular")
@@ -173,8 +173,9 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
                 told = f"column {shown.name!r} is a {shown.kind} in the examples, but a {asked.kind} in the rows to predict"
                 logger.warning("%s: both are read as text", told)
         parts = []
-        for start in range(0, queries.num_rows, ROWS_AT_ONCE):
-            rows = np.arange(start, min(start + ROWS_AT_ONCE, queries.num_rows))
+        size = max(ROWS_AT_ONCE, min(len(self.labels_), MOST_AT_ONCE))  # the examples are read again for each part
+        for start in range(0, queries.num_rows, size):
+            rows = np.arange(start, min(start + size, queries.num_rows))
             joined = join_rows([self.shots_, queries.select(self.shots_.names).take(rows)])
             labels = np.concatenate([self.labels_, np.full(len(rows), -1)])
             problem = Episode(joined, labels, self.texts_, len(self.labels_), self.target_)

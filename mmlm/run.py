@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -249,8 +250,13 @@ def dry(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": short, "output": recipe.output.rstrip("/") + "-dry-run"})
 
 
-def evaluate(folder: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Compare a finished run with the baselines on held-out tables; writes metrics.json and report.html and returns the metrics."""
+def evaluate(
+    folder: Path | str, overrides: Sequence[str] = (), progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Compare a finished run with the baselines on held-out tables; writes metrics.json and report.html and returns the metrics.
+
+    progress(tables done, tables in all) is called after each table. Files that are there are replaced at the end, whole.
+    """
     recipe, task, model = load_run(folder)
     if overrides:
         recipe = Recipe.read(Path(folder) / RECIPE, overrides)
@@ -260,11 +266,14 @@ def evaluate(folder: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any
     if config.split == "file" and not any(file.held_out.any() for file in files):
         raise RecipeError("evaluate.split: file predicts the held-out rows of a table_file source, but data.train has none.")
     tables = [file.whole for file in files] or load_real_tables(config.split)
-    found = compare(tables, partial(task.predict_proba, model), config, held_out=[file.held_out for file in files] or None)
+    held_out = [file.held_out for file in files] or None
+    found = compare(tables, partial(task.predict_proba, model), config, held_out=held_out, progress=progress)
     if not found.values:
         raise DataError("evaluate: no table gives a comparison: too few rows, or fewer than two classes among the examples.")
     metrics = summary(found, config)
-    (Path(folder) / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
+    part = Path(folder) / f"{METRICS}.part"
+    part.write_text(json.dumps(metrics, indent=2) + "\n")
+    os.replace(part, Path(folder) / METRICS)
     write_report(Path(folder), recipe, found, metrics, task.shown)
     write_card(Path(folder), recipe, metrics)
     return metrics

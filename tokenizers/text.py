@@ -142,15 +142,15 @@ class WordCache:
         plain = [self.serves and text.isprintable() and "  " not in text for text in texts]
         split = [text.split(" ") for text, is_plain in zip(texts, plain, strict=True) if is_plain]
         for known, words, space in (
-            (self._first, {words[0] for words in split}, ""),
-            (self._later, {word for words in split for word in words[1:]}, " "),
+            (self._first, {parts[0] for parts in split}, ""),
+            (self._later, {part for parts in split for part in parts[1:]}, " "),
         ):
             if new := [word for word in words if word not in known]:
                 if len(known) + len(new) > MAX_WORDS:
                     known.clear()
                     new = list(words)
                 known.update(zip(new, self._encoded([space + word for word in new]), strict=True))
-        found = iter([[*self._first[words[0]], *chain.from_iterable(map(self._later.__getitem__, words[1:]))] for words in split])
+        found = iter([[*self._first[parts[0]], *chain.from_iterable(map(self._later.__getitem__, parts[1:]))] for parts in split])
         whole = iter(self._encoded([text for text, is_plain in zip(texts, plain, strict=True) if not is_plain]))
         return [next(found if is_plain else whole) for is_plain in plain]
 

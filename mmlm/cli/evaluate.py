@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from typing import Any
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -12,11 +14,24 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare, print the table, and say what was written."""
+    """Compare, with a bar on a terminal, print the table, and say what was written."""
     from mmlm.evaluation.card import with_interval
     from mmlm.run import evaluate
 
-    found = evaluate(arguments.folder, arguments.overrides)
+    bar: Any = None
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        bar = tqdm(unit="table", desc=arguments.folder)
+
+    def progress(done: int, tables: int) -> None:
+        if bar is not None:
+            bar.total = tables
+            bar.update(done - bar.n)
+
+    found = evaluate(arguments.folder, arguments.overrides, progress)
+    if bar is not None:
+        bar.close()
     shots = [int(count) for count in found["data"]["tables"]]
     rows = {"model": found["metrics"], **found["baselines"]}
     several = any(count > 1 for count in found["data"]["tables"].values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,12 +75,16 @@ def compare(
     config: EvaluateConfig,
     baselines: dict[str, Predict] | None = None,
     held_out: Sequence[np.ndarray | None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    """Every measure of the model and the baselines on every table. held_out: for each table the rows to predict, or None for any."""
+    """Every measure of the model and the baselines on every table.
+
+    held_out: for each table the rows to predict, or None for any. progress(tables done, tables in all) is called after each.
+    """
     result = Comparison()
     chosen = {**BASELINES, "xgboost": xgboost_search} if config.xgboost == "search" else BASELINES
     predictors = {"model": model, **(chosen if baselines is None else baselines)}
-    for table, held in zip(tables, held_out or [None] * len(tables), strict=True):
+    for done, (table, held) in enumerate(zip(tables, held_out or [None] * len(tables), strict=True), start=1):
         for shots in config.shots:
             found: dict[tuple[str, str], list[float]] = {}
             for seed in range(config.seeds):
@@ -103,6 +107,8 @@ def compare(
                         result.uniform.setdefault(shots, {}).setdefault(table.name, 1 / len(problem.classes))
             for (measure, name), values in found.items():
                 result.values.setdefault((measure, shots, name), {})[table.name] = float(np.mean(values))
+        if progress is not None:
+            progress(done, len(tables))
     return result
 
 
