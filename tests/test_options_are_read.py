@@ -15,13 +15,15 @@ FOLDERS = ("mmlm", "tokenizers", "encoders", "heads", "kernels", "demos")
 
 
 def attributes_read() -> Counter[str]:
-    """How often each attribute name is read, outside the class that declares it as a field."""
+    """How often each attribute name is read, outside the class that declares it as a field; keys of raw data count too."""
     read: Counter[str] = Counter()
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                     read[node.attr] += 1
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("pop", "get"):
+                    read.update(each.value for each in node.args[:1] if isinstance(each, ast.Constant) and isinstance(each.value, str))
     return read
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, GetJsonSchemaHandler, model_validator
 
+from mmlm.base.pattern import allocate, letters
 from mmlm.base.registry import Component, Registry
 from mmlm.base.schema import Strict
 
@@ -168,19 +169,67 @@ class LayerConfig(Strict):
         return self
 
 
+class _Forms:
+    """Tells a JSON schema that a pattern may be a text or shares of kinds too."""
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        shares = {name: {"type": "number"} for name in ("num_layers", "attention_share", "feed_forward_share")}
+        shape = {"type": "object", "properties": shares, "required": list(shares), "additionalProperties": False}
+        return {"anyOf": [handler(core), {"type": "string"}, shape]}
+
+
+SYMBOLS: dict[str, dict[str, Any]] = {
+    "M": {"mixer": {"type": "mamba2"}, "feed_forward": None},
+    "*": {"mixer": {"type": "attention"}, "feed_forward": None},
+    "-": {"feed_forward": "default"},
+    "E": {"feed_forward": {"type": "moe"}},
+}
+
+
 class BackboneConfig(Strict):
-    """The decoder. pattern is repeated until num_layers is reached; or `pretrained` names weights that say it all."""
+    """The decoder. `pretrained` names weights that say it all; else `pattern` says what each layer is.
+
+    As a list, the pattern is repeated until num_layers is reached. As a text, each letter is a sublayer x + f(norm(x)): M mamba2,
+    * attention, - the feed_forward, E moe, and the letters of `symbols`; (MM*-)x6 repeats a group. As a mapping of num_layers,
+    attention_share and feed_forward_share, such a text is made with the kinds spread evenly.
+    """
 
     pretrained: str | None = Field(None, description="run, model folder or hub id of a decoder to start from; excludes the keys below")
     width: int = Field(256, ge=8, description="size of a token vector")
-    num_layers: int = Field(4, ge=1)
-    pattern: list[LayerConfig] = Field([LayerConfig(mixer=AttentionConfig())], min_length=1, description="repeated up to num_layers")
+    num_layers: int = Field(4, ge=1, description="number of layers; a pattern written as a text has its own")
+    pattern: Annotated[list[LayerConfig], _Forms()] = Field(
+        [LayerConfig(mixer=AttentionConfig())], min_length=1, description="layers as a list, a text of letters, or shares of kinds"
+    )
+    symbols: dict[str, Any] = Field({}, description="further letters of a pattern written as a text: a mixer, or a layer")
+    overrides: dict[str, dict[str, Any]] = Field({}, description="keys to change in layers: by letter, number from 0, or range such as 0:4")
     feed_forward: FEED_FORWARDS.choice | None = Field(SwigluConfig(), description="of every layer that names none of its own")
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = Field(1e-5, gt=0)
     learned_positions: int | None = Field(None, ge=1, description="longest length of a table of learned positions; null for none")
     dropout: float = Field(0.0, ge=0, lt=1, description="of embeddings, mixer and feed-forward outputs while training")
     recompute: bool = Field(False, description="recompute each layer's activations in the backward pass: less memory, more time")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written_out(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or not ({"symbols", "overrides"} & raw.keys() or isinstance(raw.get("pattern"), str | dict)):
+            return raw
+        raw = dict(raw)
+        pattern, symbols, overrides = raw.get("pattern", []), raw.pop("symbols", {}), raw.pop("overrides", {})
+        if isinstance(pattern, dict):
+            pattern = _allocated(pattern)
+        names: list[str] = []
+        if isinstance(pattern, str):
+            if pattern in MIXERS.entries:
+                raise ValueError(f"pattern: a mixer by name belongs into a list: [{pattern}]")
+            names = letters(pattern)
+            if raw.setdefault("num_layers", len(names)) != len(names):
+                raise ValueError(f"num_layers is {raw['num_layers']}, but the pattern has {len(names)} letters; leave num_layers out")
+            pattern = _from_letters(names, symbols)
+        elif symbols:
+            raise ValueError("symbols have no effect: the pattern is not written as a text")
+        raw["pattern"] = _changed(pattern, names, raw.get("num_layers", cls.model_fields["num_layers"].default), overrides)
+        return raw
 
     def without_effect(self) -> dict[str, str]:
         """A pretrained decoder decides its own shape."""
@@ -195,3 +244,69 @@ class BackboneConfig(Strict):
         return [
             layer.model_copy(update={"feed_forward": self.feed_forward}) if layer.feed_forward == "default" else layer for layer in chosen
         ]
+
+
+def _allocated(shares: dict[str, Any]) -> str:
+    wanted = ("attention_share", "feed_forward_share", "num_layers")
+    if sorted(map(str, shares)) != list(wanted) or not all(isinstance(value, int | float) for value in shares.values()):
+        raise ValueError(f"a pattern of shares has the numbers {', '.join(wanted)}, but holds {', '.join(sorted(map(str, shares)))}")
+    return allocate(int(shares["num_layers"]), float(shares["attention_share"]), float(shares["feed_forward_share"]))
+
+
+def _from_letters(names: list[str], symbols: Any) -> list[Any]:
+    """Layers as recipe data, one a letter."""
+    known = dict(SYMBOLS)
+    for name, value in (symbols if isinstance(symbols, dict) else {}).items():
+        if len(name) != 1 or name in "()x" or name.isspace():
+            raise ValueError(f"symbols: {name!r} must be one letter, and none of ( ) x")
+        is_layer = isinstance(value, dict) and "type" not in value
+        known[name] = {"feed_forward": None, **value} if is_layer else {"mixer": value, "feed_forward": None}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"pattern: unknown letter {name!r}; known are {' '.join(known)}. Say in symbols what it is")
+    if unused := sorted((symbols or {}).keys() - set(names)):
+        raise ValueError(f"symbols: {unused[0]!r} does not occur in the pattern")
+    return [known[name] for name in names]
+
+
+def _changed(pattern: Any, names: list[str], num_layers: Any, overrides: Any) -> Any:
+    """The pattern with overrides applied, written out layer by layer if there are any."""
+    if not overrides or not isinstance(pattern, list) or not isinstance(num_layers, int) or not isinstance(overrides, dict):
+        return pattern
+    layers = [pattern[at % len(pattern)] for at in range(num_layers)] if pattern else []
+    for key, change in overrides.items():
+        if not isinstance(change, dict):
+            raise ValueError(f"overrides.{key}: must be keys to change, but is {change!r}")
+        for at in _places(str(key), names, len(layers)):
+            layers[at] = _merged(layers[at], change)
+    return layers
+
+
+def _places(key: str, names: list[str], count: int) -> list[int]:
+    """The layers that an override means."""
+    first, colon, last = key.partition(":")
+    if key in names:
+        return [at for at, name in enumerate(names) if name == key]
+    if key.isdigit() and int(key) < count:
+        return [int(key)]
+    if colon and all(part.isdigit() or not part for part in (first, last)):
+        places = list(range(count))[int(first or 0) : int(last or count)]
+        if places:
+            return places
+    raise ValueError(f"overrides: {key!r} is no letter of the pattern, number below {count} or range of these such as 0:{count}")
+
+
+def _merged(layer: Any, change: dict[str, Any]) -> dict[str, Any]:
+    """A layer as recipe data with keys changed: those of a layer, or else of its mixer (of its feed-forward where it has no mixer)."""
+    layer = {"mixer": layer} if isinstance(layer, str) or (isinstance(layer, dict) and "type" in layer) else dict(layer)
+    for part in ("mixer", "feed_forward"):
+        if isinstance(layer.get(part), str) and layer[part] != "default":
+            layer[part] = {"type": layer[part]}
+    own = {name: value for name, value in change.items() if name in LayerConfig.model_fields}
+    inner = {name: value for name, value in change.items() if name not in own}
+    part = "mixer" if layer.get("mixer") is not None else "feed_forward"
+    if inner and not isinstance(layer.get(part), dict):
+        raise ValueError(f"overrides: {sorted(inner)[0]!r} means a layer whose {part} is that of the backbone; change it there")
+    if inner:
+        layer[part] = {**layer[part], **inner}
+    return {**layer, **own}
