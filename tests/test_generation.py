@@ -107,6 +107,12 @@ def test_every_combination_of_filters_is_its_slow_version():
     assert tried == 3 * 288
 
 
+def test_the_repetition_penalty_makes_written_tokens_less_likely_whatever_their_sign():
+    sampling = Sampling(repetition_penalty=2.0)
+    for scores in ([-1.0, -1.5, -3.0], [3.0, 2.0, -1.0]):
+        assert [sample(torch.tensor(scores), written, sampling, None) for written in ([], [0], [0, 0], [2])] == [0, 1, 1, 0]
+
+
 def test_draws_follow_the_chances():
     scores, draw = torch.tensor([1.0, 0.0, -1.0, 2.0]), torch.Generator().manual_seed(0)
     counts = torch.bincount(torch.tensor([sample(scores, [], Sampling(temperature=2.0), draw) for _ in range(1500)]), minlength=4)

@@ -55,11 +55,14 @@ def test_a_snapshot_is_not_changed_by_what_follows(backbone):
     x = vectors(2, 8)
     whole = backbone(x, Layout.plain(2, 8))[0][:, 5:]
     kept = read(backbone, x[:, :5], room=20)[1].snapshot()
+    before = [tensor.clone() for state in kept.layers if state for tensor in state.tensors.values()]
     for _ in range(2):
         cache = kept.snapshot()
         backbone(vectors(2, 6, 3), Layout.plain(2, 6, start=5), cache)
         y = backbone(x[:, 5:], Layout.plain(2, 3, start=5), kept.snapshot())[0]
         torch.testing.assert_close(y, whole, rtol=0, atol=1e-10)
+        after = [tensor for state in kept.layers if state for tensor in state.tensors.values()]
+        assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
 def test_a_cache_of_another_kind_of_number(backbone):
