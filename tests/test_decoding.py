@@ -192,3 +192,9 @@ def test_scores_that_are_not_finite_are_told():
     for precision, new in (("fp32", 4), ("auto", 4)):
         with pytest.raises(NumericsError, match="not finite"):
             model.generate(ids(4), max_new_tokens=new, precision=precision)
+
+
+def test_a_prompt_with_branches_is_refused_by_the_layers_too():
+    prompt = Stream([Segment("text", ids(3)), Segment("text", ids(2), branch=1)])
+    with pytest.raises(RecipeError, match="branches .* cannot be read into a cache"):
+        made(SHAPES["llama"]).generate(prompt, max_new_tokens=3)

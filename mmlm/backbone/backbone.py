@@ -79,6 +79,8 @@ class Backbone(nn.Module):
 
     def forward(self, x_btd: Tensor, layout: Layout, cache: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Hidden states after the final norm, and auxiliary losses by name (sums over layers). A cache is continued in place."""
+        if cache is not None and layout.branch is not None:
+            raise RecipeError("branches (answer options, rows to predict) cannot be read into a cache: what follows would see all of them.")
         if self.positions is not None:
             x_btd = x_btd + self.positions(self._places(layout))
         if self.config.dropout:
