@@ -244,6 +244,8 @@ def one_call_form(model: Decodable) -> tuple[DecoderSpec, dict[str, Tensor]]:
     config = first.config
     if config.over is not None or config.causal is False:
         raise Unsupported("attention along an axis or in both directions")
+    if config.gate or config.soft_cap or config.alibi or config.sinks:
+        raise Unsupported("attention with a gate, a soft cap, ALiBi or sinks")
     if first.rope is not None and len(first.rope.sections) > 1:
         raise Unsupported("rotary positions on several axes")
     activation: Activation = "silu"
@@ -261,6 +263,7 @@ def one_call_form(model: Decodable) -> tuple[DecoderSpec, dict[str, Tensor]]:
         activation=activation,
         norm="layer" if isinstance(backbone.norm, LayerNorm) else "rms",
         norm_eps=backbone.norm.eps,
+        attention_scale=config.score_scale,
         qk_norm=config.qk_norm,
         qk_norm_eps=first.q_norm.eps if first.q_norm is not None else 1e-6,
         parallel=backbone.layers[0].parallel,

@@ -21,6 +21,7 @@ SHAPES = {
     "qwen2": {"pattern": [{**GQA, "qkv_bias": True}]},
     "windows": {"pattern": [GQA, {**GQA, "window": 4}]},
     "yarn": {"pattern": [{**GQA, "rope": {"scaling": {"type": "yarn", "factor": 4.0, "original_length": 16}}}]},
+    "scaled scores": {"pattern": [{**GQA, "score_scale": 0.1}]},
     "half turned": {"pattern": [{**GQA, "rope": {"fraction": 0.5}}]},
     "parallel": {"pattern": [{"mixer": GQA, "parallel": True}]},
     "gpt2": {"pattern": [{**GQA, "num_kv_heads": 4, "rope": None, "qkv_bias": True, "out_bias": True}], "norm": "layer",
@@ -122,6 +123,7 @@ def test_features_in_a_prompt_reach_the_one_call_decoder():
 
 UNFIT = {
     "its layers are not attention": ({"pattern": [{"type": "mamba2", "state_size": 8, "head_size": 16}]}, [ids(4)]),
+    "soft cap": ({"pattern": [{**GQA, "soft_cap": 5.0}]}, [ids(4)]),
     "its layers differ": ({"pattern": [GQA, {**GQA, "qk_norm": True}]}, [ids(4)]),
     "positions": ({"pattern": [GQA]}, [Stream([Segment("text", ids(4), position=torch.tensor([[0], [1], [5], [6]]))])]),
 }

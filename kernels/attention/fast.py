@@ -10,9 +10,9 @@ Axes: b rows   h query heads   g key and value heads   t queries   l keys   k ch
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
 from mmlm.kernels.attention.blocks import Part, Rule, TorchPasses, attention_in_blocks
-from mmlm.kernels.attention.reference import attention_reference, visible_pairs
+from mmlm.kernels.attention.reference import attention_reference, distance_bias, visible_pairs
 from mmlm.kernels.dispatch import asked, pointers, register, run
 from mmlm.kernels.native import address, letters
 
@@ -38,13 +38,14 @@ def attention(
     window: int | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    slopes_h: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """softmax(q k^T scale) v [b, h, t, k] in the dtype given; heads h share the g key and value heads in order (h / g each).
 
     causal: a query sees the keys up to its own place, queries being the last t of the l tokens. window: it sees the last `window` of them.
     mask: bool [b or 1, h or 1, t, l], true where a key may be seen, besides both. scale: default 1 / sqrt(k). softcap: scores become
-    cap * tanh(score / cap). A query that sees no key gets zeros.
+    cap * tanh(score / cap). slopes_h: slope * |distance| is taken from a head's scores (ALiBi). A query that sees no key gets zeros.
     Raises RecipeError where shapes do not fit or the back end asked for cannot serve.
     """
     heads, groups = q_bhtk.shape[1], k_bglk.shape[1]
@@ -58,10 +59,10 @@ def attention(
         scale = 1 / math.sqrt(q_bhtk.shape[-1])
     if backend == "auto":
         backend = asked("attention")
-    if backend == "auto" and softcap is None and not _pays(q_bhtk, k_bglk, v_bglk):
+    if backend == "auto" and (slopes_h is not None or (softcap is None and not _pays(q_bhtk, k_bglk, v_bglk))):
         backend = "torch"
-    arguments = (q_bhtk, k_bglk, v_bglk, mask, causal, window, scale, softcap)
-    return run("attention", backend, (q_bhtk, k_bglk, v_bglk, mask), *arguments)
+    arguments = (q_bhtk, k_bglk, v_bglk, mask, causal, window, scale, softcap, slopes_h)
+    return run("attention", backend, (q_bhtk, k_bglk, v_bglk, mask, slopes_h), *arguments)
 
 
 def attention_torch(
@@ -73,23 +74,30 @@ def attention_torch(
     window: int | None,
     scale: float,
     softcap: float | None,
+    slopes_h: Tensor | None = None,
 ) -> Tensor:
     """Blocks of products for soft caps and for training on short bfloat16 rows, else torch's fused form."""
     t, length = q_bhtk.shape[2], k_bglk.shape[2]
+    if slopes_h is not None and softcap is not None:
+        return attention_reference(q_bhtk, k_bglk, v_bglk, mask, causal, window, scale, softcap, slopes_h)
     trains, few = _trains_in_bfloat16(q_bhtk, k_bglk, v_bglk), _are_few(q_bhtk, k_bglk)
-    if softcap is not None or (t <= 256 and trains and not few):
+    if softcap is not None or (t <= 256 and trains and not few and slopes_h is None):
         return attention_in_blocks(TorchPasses(), q_bhtk, k_bglk, v_bglk, mask, causal, window, scale, softcap)
-    simple = mask is None and window is None and (not causal or t == length)
+    simple = mask is None and window is None and slopes_h is None and (not causal or t == length)
     if not simple:
         pairs = visible_pairs(t, length, causal, window, q_bhtk.device)
         mask = pairs if mask is None else mask & pairs
     dtype = q_bhtk.dtype
     if trains and few:
         q_bhtk, k_bglk, v_bglk = q_bhtk.float(), k_bglk.float(), v_bglk.float()
+    seen = mask
+    if slopes_h is not None and mask is not None:
+        bias = distance_bias(slopes_h.to(q_bhtk.dtype), t, length)
+        mask = torch.where(mask, bias, -torch.inf)
     y = F.scaled_dot_product_attention(
         q_bhtk, k_bglk, v_bglk, mask, is_causal=causal and simple, scale=scale, enable_gqa=q_bhtk.shape[1] != k_bglk.shape[1]
     ).to(dtype)
-    return y if mask is None else torch.where(mask.any(-1, keepdim=True), y, 0)
+    return y if seen is None else torch.where(seen.any(-1, keepdim=True), y, 0)
 
 
 def _pays(*qkv: Tensor) -> bool:
@@ -161,9 +169,16 @@ def _block(scores: Tensor, part: Part, rule: Rule) -> tuple[_Block, Tensor | Non
 def _serves(*tensors: Tensor | None) -> str | None:
     if len({x.dtype for x in tensors[:3] if x is not None}) > 1:
         return "queries, keys and values differ in dtype"
+    if tensors[4:] and tensors[4] is not None:
+        return "it knows no biases by distance"
     return pointers(*tensors) or _library.missing()
+
+
+def _attention_native(*arguments: Any) -> Tensor:
+    *others, _ = arguments
+    return attention_in_blocks(NativePasses(), *others)
 
 
 register("attention", "reference", attention_reference)
 register("attention", "torch", attention_torch)
-register("attention", "native", functools.partial(attention_in_blocks, NativePasses()), _serves)
+register("attention", "native", _attention_native, _serves)

@@ -16,6 +16,12 @@ def visible_pairs(t: int, l: int, causal: bool, window: int | None, device: torc
     return seen if window is None else seen & (distance < window)
 
 
+def distance_bias(slopes_h: Tensor, t: int, l: int) -> Tensor:  # noqa: E741
+    """-slope |i - j| for query i, standing at l - t + i, and key j: [h, t, l]. Source: ALiBi, arXiv:2108.12409."""
+    distance = torch.arange(l - t, l, device=slopes_h.device)[:, None] - torch.arange(l, device=slopes_h.device)
+    return -slopes_h[:, None, None] * distance.abs()
+
+
 def attention_reference(
     q_bhtk: Tensor,
     k_bglk: Tensor,
@@ -25,14 +31,17 @@ def attention_reference(
     window: int | None,
     scale: float,
     softcap: float | None,
+    slopes_h: Tensor | None = None,
 ) -> Tensor:
-    """softmax(cap(q k^T scale)) v over the visible keys, in float32 at least; a query that sees no key gets zeros."""
+    """softmax(cap(q k^T scale) - slope distance) v over the visible keys, in float32 at least; a query that sees no key gets zeros."""
     exact = torch.promote_types(q_bhtk.dtype, torch.float32)
     shared = q_bhtk.shape[1] // k_bglk.shape[1]
     q, k, v = q_bhtk.to(exact), *(part.to(exact).repeat_interleave(shared, dim=1) for part in (k_bglk, v_bglk))
     scores = q @ k.transpose(-1, -2) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    if slopes_h is not None:
+        scores = scores + distance_bias(slopes_h.to(exact), q.shape[2], k.shape[2])
     seen = visible_pairs(q.shape[2], k.shape[2], causal, window, scores.device)
     seen = (seen if mask is None else seen & mask).expand(scores.shape)
     p = torch.where(seen, scores, -torch.inf).softmax(-1)

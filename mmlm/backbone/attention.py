@@ -20,7 +20,7 @@ from mmlm.base.errors import RecipeError
 from mmlm.kernels.attention.fast import attention
 from mmlm.kernels.rope.fast import rope
 from mmlm.layout import Layout, Plan
-from mmlm.parameters import linear
+from mmlm.parameters import exact, linear
 
 
 class Attention(nn.Module):
@@ -37,9 +37,13 @@ class Attention(nn.Module):
         self.qkv = linear(width, sum(self.sizes), "residual", "heads", bias=config.qkv_bias)
         self.out = linear(self.sizes[0], width, "heads", "residual", bias=config.out_bias)
         self.out.is_residual_output = True
+        self.gate = linear(width, self.sizes[0], "residual", "heads", bias=config.qkv_bias) if config.gate else None
         self.rope = Rope(config.rope, self.head_size) if config.rope else None
         self.q_norm = RmsNorm(self.head_size) if config.qk_norm else None
         self.k_norm = RmsNorm(self.head_size) if config.qk_norm else None
+
+    def _slopes(self, device: torch.device) -> Tensor | None:
+        return alibi_slopes(self.num_heads).to(device) if self.config.alibi else None
 
     def init_state(self, batch: int, max_length: int, dtype: torch.dtype, device: torch.device | str) -> State:
         """An empty state with room for max_length tokens. Raises RecipeError where this layer cannot go token by token."""
@@ -58,7 +62,7 @@ class Attention(nn.Module):
             return self._continue(x_btd, layout, state, causal), state, {}
         if self.config.over is None and layout.is_simple:
             q, k, v = self._project(x_btd, *self._angles(layout))
-            return self.out(self._attend(q, k, v, None, causal)), None, {}
+            return self._finish(self._attend(q, k, v, None, causal), x_btd), None, {}
         plan = layout.plan(self.config.over, causal=causal)
         x_nd = x_btd.flatten(0, 1) if plan.ordered else reorder(x_btd.flatten(0, 1), plan.order, plan.inverse)
         q, k, v = self._project(x_nd, *self._angles(layout, plan))
@@ -67,7 +71,7 @@ class Attention(nn.Module):
         for bucket, q_part, k_part, v_part in zip(plan.buckets, q.split(sizes), k.split(sizes), v.split(sizes)):
             q_part, k_part, v_part = (x.unflatten(0, bucket.index.shape) for x in (q_part, k_part, v_part))
             parts.append(self._attend(q_part, k_part, v_part, bucket.visible, causal).flatten(0, 1))
-        y_nd = self.out(parts[0] if len(parts) == 1 else torch.cat(parts))
+        y_nd = self._finish(parts[0] if len(parts) == 1 else torch.cat(parts), x_nd)
         y_nd = y_nd if plan.ordered else reorder(y_nd, plan.inverse, plan.order)
         return y_nd.view_as(x_btd), None, {}
 
@@ -93,13 +97,19 @@ class Attention(nn.Module):
     def _attend(self, q_nlhk: Tensor, k_nlgk: Tensor, v_nlgk: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
         """Attention within sequences [n, l, heads, k] -> [n, l, h * k]."""
         q, k, v = (part.transpose(1, 2) for part in (q_nlhk, k_nlgk, v_nlgk))
-        size, window = q.shape[2], self.config.window
-        if window is not None and window < size:
-            every = torch.ones(size, size, dtype=torch.bool, device=q.device)
-            near = ~every.tril(-window)
-            visible = near & (visible if visible is not None else every.tril() if causal else every)
+        size, config = q.shape[2], self.config
         mask = None if visible is None else visible.view(-1, 1, size, size)
-        return attention(q, k, v, causal=causal and mask is None, mask=mask).transpose(1, 2).flatten(2)
+        window = config.window if config.window is not None and config.window < size else None
+        if window is not None and config.sinks:
+            place = torch.arange(size, device=q.device)
+            near = (place[:, None] - place < window) | (place < config.sinks)
+            mask, window = near if mask is None else near & mask, None
+        options = {"window": window, "scale": config.score_scale, "softcap": config.soft_cap, "slopes_h": self._slopes(q.device)}
+        return attention(q, k, v, causal=causal and visible is None, mask=mask, **options).transpose(1, 2).flatten(2)
+
+    def _finish(self, y: Tensor, x: Tensor) -> Tensor:
+        """Attended values [..., h * k] through the gate, which reads the input [..., d], and the output projection."""
+        return self.out(y if self.gate is None else y * torch.sigmoid(self.gate(x)))
 
     def _continue(self, x_btd: Tensor, layout: Layout, state: State, causal: bool) -> Tensor:
         """The new tokens (documents padded at their end) attend to the cached ones and to one another; the state takes them in."""
@@ -123,16 +133,40 @@ class Attention(nn.Module):
             inside = (new_at >= 0) & (new_at < t)
             looked = among.gather(2, new_at.clamp(0, t - 1)[:, None].expand(b, t, longest))
             visible = torch.where(inside[:, None], looked, index < before[:, None, None])
-        if self.config.window is not None:
-            visible = visible & (place[:, :, None] - index < self.config.window)
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            state.tensors["key"][:, :, :longest].to(q.dtype),
-            state.tensors["value"][:, :, :longest].to(q.dtype),
-            attn_mask=visible[:, None],
-            enable_gqa=self.num_heads != self.num_kv_heads,
-        )
-        return self.out(y.transpose(1, 2).flatten(2))
+        config = self.config
+        if config.window is not None:
+            visible = visible & ((place[:, :, None] - index < config.window) | (index < config.sinks))
+        key, value = (state.tensors[name][:, :, :longest].to(q.dtype) for name in ("key", "value"))
+        y = self._over_cache(q.transpose(1, 2), key, value, visible, place)
+        return self._finish(y.transpose(1, 2).flatten(2), x_btd)
+
+    def _over_cache(self, q_bhtk: Tensor, k_bglk: Tensor, v_bglk: Tensor, visible_btl: Tensor, place_bt: Tensor) -> Tensor:
+        """Attention of new tokens over the cached ones [b, h, t, k]."""
+        config, shared = self.config, self.num_heads // self.num_kv_heads
+        bias = None
+        if (slopes := self._slopes(q_bhtk.device)) is not None:
+            distance_btl = (place_bt[:, :, None] - torch.arange(k_bglk.shape[2], device=place_bt.device)).abs()
+            bias = -slopes.to(q_bhtk)[:, None, None] * distance_btl[:, None]
+        if config.soft_cap is None:
+            mask = visible_btl[:, None] if bias is None else torch.where(visible_btl[:, None], bias, -torch.inf)
+            return F.scaled_dot_product_attention(
+                q_bhtk, k_bglk, v_bglk, attn_mask=mask, scale=config.score_scale, enable_gqa=self.num_heads != self.num_kv_heads
+            )
+        k, v = (exact(part).repeat_interleave(shared, dim=1) for part in (k_bglk, v_bglk))
+        scores = exact(q_bhtk) @ k.transpose(-1, -2) * (config.score_scale or self.head_size**-0.5)
+        scores = config.soft_cap * torch.tanh(scores / config.soft_cap)
+        scores = scores if bias is None else scores + bias
+        seen = visible_btl[:, None]
+        p = torch.where(seen, scores, -torch.inf).softmax(-1)
+        return (torch.where(seen.any(-1, keepdim=True), p, 0) @ v).to(q_bhtk.dtype)
+
+
+def alibi_slopes(num_heads: int) -> Tensor:
+    """float32 [h]: 2^(-8 i / h) for powers of two; else those of the next lower power and every other one of the next higher."""
+    power = 1 << (num_heads.bit_length() - 1)
+    found = [2 ** (-8 * (head + 1) / power) for head in range(power)]
+    found += [2 ** (-8 * (2 * head + 1) / (2 * power)) for head in range(num_heads - power)]
+    return torch.tensor(found)
 
 
 class _Reorder(torch.autograd.Function):

@@ -75,6 +75,11 @@ class AttentionConfig(Component):
     qkv_bias: bool = False
     out_bias: bool = False
     window: int | None = Field(None, ge=1, description="tokens a query looks back, itself included; null for all")
+    sinks: int = Field(0, ge=0, description="first tokens of a document that stay visible beyond the window (arXiv:2309.17453)")
+    gate: bool = Field(False, description="outputs times sigmoid of a projection of the input, channel by channel (Qwen3-Next)")
+    soft_cap: float | None = Field(None, gt=0, description="scores become cap * tanh(score / cap) (Gemma 2); null for none")
+    alibi: bool = Field(False, description="scores fall with the distance, by a slope a head (ALiBi, arXiv:2108.12409)")
+    score_scale: float | None = Field(None, gt=0, description="factor on the scores; default 1 / sqrt(head_size)")
     causal: bool | None = Field(None, description="look back only; null: as the data's layout says")
     over: str | None = Field(None, description="attend along this position axis alone, such as row or column of a table")
 
@@ -82,6 +87,8 @@ class AttentionConfig(Component):
     def _heads(self) -> AttentionConfig:
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
+        if self.sinks and (self.window is None or self.sinks >= self.window):
+            raise ValueError(f"sinks ({self.sinks}) need a window that is larger")
         return self
 
 

@@ -16,6 +16,10 @@ SIZES = {
         "grouped": {"num_heads": 4, "num_kv_heads": 2, "qk_norm": True, "qkv_bias": True, "out_bias": True},
         "one key head, window": {"num_heads": 4, "num_kv_heads": 1, "window": 3, "head_size": 6, "rope": {"fraction": 0.7}},
         "no positions": {"num_heads": 2, "rope": None, "causal": True},
+        "gate, soft cap": {"num_heads": 4, "num_kv_heads": 2, "gate": True, "soft_cap": 2.0, "score_scale": 0.7},
+        "alibi": {"num_heads": 3, "head_size": 4, "rope": None, "alibi": True},
+        "alibi, soft cap": {"num_heads": 2, "alibi": True, "soft_cap": 1.5, "qk_norm": True},
+        "sinks": {"num_heads": 2, "window": 3, "sinks": 2},
     },
     "mamba2": {
         "plain": {"head_size": 8, "state_size": 4, "chunk_size": 4},
