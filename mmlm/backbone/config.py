@@ -133,7 +133,7 @@ class GeluConfig(Component):
 
 @FEED_FORWARDS.register("mmlm.backbone.moe:MixtureOfExperts", source="arXiv:1701.06538; balance loss arXiv:2101.03961, eq. 4")
 class MoeConfig(Component):
-    """Each token goes to its `top_k` best experts; no token is dropped."""
+    """Each token goes to its `top_k` best experts. Without a capacity no token is dropped."""
 
     type: Literal["moe"] = "moe"
     num_experts: int = Field(4, ge=2)
@@ -142,12 +142,21 @@ class MoeConfig(Component):
     renormalize: bool = Field(True, description="weights of the chosen experts sum to one")
     balance_weight: float = Field(0.01, ge=0, description="weight of the loss that evens out the experts' load")
     router_z_weight: float = Field(0.001, ge=0, description="weight of the squared log-partition of the router")
+    num_shared: int = Field(0, ge=0, description="further experts that every token goes to (DeepSeekMoE, arXiv:2401.06066)")
+    capacity_factor: float | None = Field(
+        None, gt=0, description="in training an expert takes this times its even share of tokens, the rest keep the residual; null: all"
+    )
+    priority: Literal["order", "probability"] = Field("order", description="who is taken first when the capacity is full")
 
     @model_validator(mode="after")
     def _top(self) -> MoeConfig:
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k ({self.top_k}) must be at most num_experts ({self.num_experts})")
         return self
+
+    def without_effect(self) -> dict[str, str]:
+        """`priority` does nothing where every token is taken."""
+        return {"priority": "capacity_factor is null, so every token is taken"} if self.capacity_factor is None else {}
 
 
 class LayerConfig(Strict):

@@ -1,4 +1,4 @@
-"""Mixture of experts without dropped tokens.
+"""Mixture of experts.
 
 Each token is sent to its top_k experts by the router's probabilities, computed in float32 (float64 for float64 inputs); each expert runs
 once on the tokens it got.
@@ -8,6 +8,8 @@ Axes: n tokens   e experts
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ class MixtureOfExperts(nn.Module):
         self.router = linear(width, config.num_experts, "residual", "experts", bias=False)
         expert = SwigluConfig(hidden=config.hidden)
         self.experts = nn.ModuleList(FeedForward(expert, width) for _ in range(config.num_experts))
+        self.shared = nn.ModuleList(FeedForward(expert, width) for _ in range(config.num_shared))
 
     def forward(self, x_btd: Tensor, layout: Layout) -> tuple[Tensor, dict[str, Tensor]]:
         """y [b, t, d] and the auxiliary losses."""
@@ -38,9 +41,10 @@ class MixtureOfExperts(nn.Module):
         weight_nk, chosen_nk = probabilities_ne.topk(config.top_k, dim=-1)
         if config.renormalize:
             weight_nk = weight_nk / weight_nk.sum(-1, keepdim=True)
-        y_nd = torch.zeros_like(x_nd)
+        taken_nk = self._taken(chosen_nk, probabilities_ne, real_n)
+        y_nd = sum((expert(x_nd, layout)[0] for expert in self.shared), start=torch.zeros_like(x_nd))
         for number, expert in enumerate(self.experts):
-            token, slot = (chosen_nk == number).nonzero(as_tuple=True)
+            token, slot = ((chosen_nk == number) & taken_nk).nonzero(as_tuple=True)
             if len(token):
                 out, _ = expert(x_nd[token], layout)
                 y_nd = y_nd.index_add(0, token, (out * weight_nk[token, slot, None]).to(y_nd.dtype))
@@ -50,3 +54,18 @@ class MixtureOfExperts(nn.Module):
         balance = config.num_experts * (load_e * probabilities_ne.sum(0) / tokens).sum()
         z = torch.logsumexp(scores_ne, dim=-1).square().sum() / tokens
         return y_nd.view_as(x_btd), {"balance": config.balance_weight * balance, "router_z": config.router_z_weight * z}
+
+    def _taken(self, chosen_nk: Tensor, probabilities_ne: Tensor, real_n: Tensor) -> Tensor:
+        """bool [n, k], which choices find room: all, or in training as many an expert as its capacity, padding never counted."""
+        config = self.config
+        if config.capacity_factor is None or not self.training:
+            return torch.ones_like(chosen_nk, dtype=torch.bool)
+        room = math.ceil(config.capacity_factor * config.top_k * int(real_n.sum()) / config.num_experts)
+        wanted_ne = torch.zeros_like(probabilities_ne, dtype=torch.bool).scatter(1, chosen_nk, True) & real_n[:, None]
+        if config.priority == "probability":
+            order_ne = torch.where(wanted_ne, probabilities_ne.detach(), -1.0).argsort(dim=0, descending=True, stable=True)
+        else:
+            order_ne = torch.arange(len(real_n), device=real_n.device)[:, None].expand_as(wanted_ne)
+        ahead_ne = wanted_ne.gather(0, order_ne).cumsum(0)
+        place_ne = torch.zeros_like(ahead_ne).scatter(0, order_ne, ahead_ne)
+        return ((place_ne <= room) & wanted_ne).gather(1, chosen_nk)

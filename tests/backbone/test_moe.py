@@ -103,3 +103,34 @@ def test_choices_do_not_depend_on_the_rest_of_the_batch():
         for at in range(T):
             alone = made(x[row : row + 1, at : at + 1], Layout.plain(1, 1))[0][0, 0]
             torch.testing.assert_close(y[row, at], alone, rtol=0, atol=1e-12)
+
+
+def test_experts_that_all_share_are_added():
+    made, (x, layout) = layer(top_k=1, num_shared=2), inputs()
+    alone = layer(top_k=1)
+    alone.load_state_dict(made.state_dict(), strict=False)
+    wanted = alone(x, layout)[0] + sum(expert(x, layout)[0] for expert in made.shared)
+    torch.testing.assert_close(made(x, layout)[0], wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("priority", ["order", "probability"])
+@pytest.mark.parametrize("factor", [0.3, 0.75, 1.0, 4.0])
+def test_a_full_expert_takes_no_more_tokens_in_training_and_all_of_them_in_use(factor, priority):
+    document = torch.tensor([[1, 1, 1, 1, 2, 2, 2], [0, 1, 1, 1, 0, 0, 1]]).int()
+    made, (x, layout) = layer(top_k=2, capacity_factor=factor, priority=priority).train(), inputs(document)
+    p = made.router(x).softmax(-1).flatten(0, 1).detach()
+    real = [n for n in range(B * T) if document.flatten()[n]]
+    room = -(-int(factor * 2 * len(real) * 100) // (E * 100))
+    wanted, dropped = torch.zeros(B * T, D, dtype=torch.float64), 0
+    for e in range(E):
+        asks = [n for n in real if e in p[n].topk(2).indices.tolist()]
+        if priority == "probability":
+            asks.sort(key=lambda n, e=e: -float(p[n, e]))
+        dropped += max(0, len(asks) - room)
+        for n in asks[:room]:
+            share = p[n, e] / p[n].topk(2).values.sum()
+            wanted[n] += (share * made.experts[e](x.flatten(0, 1)[n, None, None], None)[0][0, 0]).detach()
+    torch.testing.assert_close(made(x, layout)[0].flatten(0, 1)[real], wanted[real], rtol=0, atol=1e-12)
+    assert (dropped > 0) == (factor < 1.5)
+    free = layer(top_k=2)
+    torch.testing.assert_close(made.eval()(x, layout)[0], free(x, layout)[0], rtol=0, atol=1e-12)
