@@ -102,13 +102,14 @@ class MultimodalLM(nn.Module):
 
     def loss_weights(self, batch: Batch) -> dict[str, float]:
         """The weights that `losses` will report, without a forward pass."""
-        found: dict[str, float] = {name: float(batch.num_tokens) for name in self._aux_names}
+        found: dict[str, float] = {name: float(batch.num_tokens) for name in self.aux_names}
         for head in self.heads.values():
             found |= head.loss_weights(batch)
         return found
 
     @property
-    def _aux_names(self) -> set[str]:
+    def aux_names(self) -> set[str]:
+        """Names of the backbone's auxiliary losses."""
         return {name for layer in self.backbone.layers for name in getattr(layer.feed_forward, "aux_names", ())}
 
     def forward(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:

@@ -16,6 +16,7 @@ import torch
 
 from mmlm.adapt import adapt, adapted_layers, merge_lora, save_adapters
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
+from mmlm.compression.surgery import replace_as
 from mmlm.data.config import EpisodeConfig, TableFileConfig
 from mmlm.data.episodes import Episode, KeepsBack, OneTable, Source
 from mmlm.data.real_tables import load_real_tables
@@ -123,6 +124,8 @@ def build_model(recipe: Recipe, task: TabularLike) -> MultimodalLM:
     """The model of a recipe: pretrained, with rows added for new tokens, or with first weights, which the seed decides."""
     if recipe.backbone.pretrained is not None:
         return _pretrained(recipe, task)
+    if recipe.adapt.replace is not None:
+        raise RecipeError("adapt.replace: there is nothing to replace: backbone.pretrained names no decoder.")
     missing = task.features.keys() - recipe.encoders.keys()
     if missing:
         raise RecipeError(f"encoders: the task {recipe.tasks[0].type!r} needs an encoder named {', '.join(sorted(missing))}.")
@@ -155,7 +158,8 @@ def _pretrained(recipe: Recipe, task: TabularLike) -> MultimodalLM:
     if task.features and held != wanted:
         raise RecipeError(f"backbone.pretrained: {name} has the vocabulary {held}, but the task needs {wanted}.")
     model.extend_vocabulary({key: max(size, held.get(key, 0)) for key, size in wanted.items()})
-    return model
+    torch.manual_seed(recipe.seed)
+    return model if recipe.adapt.replace is None else replace_as(model, recipe.adapt.replace)
 
 
 def preview(recipe: Recipe, count: int = 2) -> str:
@@ -192,6 +196,8 @@ def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[
     model = build_model(recipe, task)
     episodes = Episodes.of_training(recipe, task)
     samples = DrawnSamples(recipe, task, objective, model.vocabulary, episodes)
+    if (teacher := getattr(objective, "teacher_name", None)) is not None:
+        objective.set_teacher(load(teacher))
     learner = Learner(model, objective)
     hooks: dict[str, Any] = {}
     if recipe.train.validate_every or recipe.train.sample_every:

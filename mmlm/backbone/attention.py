@@ -104,8 +104,18 @@ class Attention(nn.Module):
             place = torch.arange(size, device=q.device)
             near = (place[:, None] - place < window) | (place < config.sinks)
             mask, window = near if mask is None else near & mask, None
-        options = {"window": window, "scale": config.score_scale, "softcap": config.soft_cap, "slopes_h": self._slopes(q.device)}
-        return attention(q, k, v, causal=causal and visible is None, mask=mask, **options).transpose(1, 2).flatten(2)
+        y_nhlk = attention(
+            q,
+            k,
+            v,
+            causal=causal and visible is None,
+            mask=mask,
+            window=window,
+            scale=config.score_scale,
+            softcap=config.soft_cap,
+            slopes_h=self._slopes(q.device),
+        )
+        return y_nhlk.transpose(1, 2).flatten(2)
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         """Attended values [..., h * k] through the gate, which reads the input [..., d], and the output projection."""

@@ -20,6 +20,9 @@ class Model(Protocol):
     def losses(self, batch: Batch) -> Losses:
         """Sum and weight of every loss of one pass."""
 
+    def loss_weights(self, batch: Batch) -> dict[str, float]:
+        """The weights that `losses` will report, without a forward pass."""
+
 
 class Objective:
     """Turns streams into a batch and a model's states into losses. Subclasses change `prepare`, or all."""
@@ -40,3 +43,7 @@ class Objective:
     def losses(self, model: Model, batch: Batch) -> Losses:
         """Loss sums and weights by name."""
         return model.losses(batch)
+
+    def loss_weights(self, model: Model, batch: Batch) -> dict[str, float]:
+        """The weights that `losses` will report, without a forward pass."""
+        return model.loss_weights(batch)

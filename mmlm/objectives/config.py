@@ -38,3 +38,15 @@ class MaskedConfig(Component):
     mean_span: float = Field(3.0, ge=1, description="mean length of a hidden span (geometric)")
     random_share: float = Field(0.1, ge=0, le=1, description="share of hidden tokens shown as a random token")
     keep_share: float = Field(0.1, ge=0, le=1, description="share of hidden tokens shown as they are")
+
+
+@OBJECTIVES.register("mmlm.objectives.distillation:Distillation", source="arXiv:1503.02531; layer matching of MaTVLM, arXiv:2503.13440")
+class DistillationConfig(Component):
+    """The model writes what a teacher writes: next-token prediction with the teacher's probabilities for labels."""
+
+    type: Literal["distillation"] = "distillation"
+    teacher: str = Field(min_length=1, description="run, model folder or hub id of the teacher, which reads the same tokens")
+    direction: Literal["forward", "reverse"] = Field("forward", description="KL(teacher || student), or KL(student || teacher)")
+    temperature: float = Field(1.0, gt=0, description="both scores are divided by it, the loss multiplied by its square")
+    match_layers: bool = Field(True, description="layers whose mixer differs from the teacher's also copy its output, given its input")
+    label_weight: float = Field(0.0, ge=0, description="weight of the ordinary loss on the labels")

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mmlm.backbone.config import MIXERS
 from mmlm.base.registry import Component, Registry
 from mmlm.base.schema import Strict
 
@@ -160,8 +161,24 @@ class LoraConfig(Strict):
     dora: bool = Field(False, description="learn magnitude and direction apart (DoRA, arXiv:2402.09353)")
 
 
+class ReplaceConfig(Strict):
+    """Mixers of a pretrained decoder replaced before training (MaTVLM, arXiv:2503.13440)."""
+
+    layers: list[int] | None = Field(None, min_length=1, description="numbers from 0; null: a share of the layers, evenly spread")
+    share: float = Field(0.25, gt=0, le=1, description="share of the layers that is replaced where none are named")
+    mixer: MIXERS.choice | None = Field(None, description="what comes in; null: mamba2 of the attention's size")
+    carry: bool = Field(True, description="take over the old mixer's weights where a rule is known: attention to mamba2")
+    freeze_others: bool = Field(True, description="train the new mixers alone")
+
+    def without_effect(self) -> dict[str, str]:
+        """Named layers are no share."""
+        return {"share": "layers names them"} if self.layers is not None else {}
+
+
 class AdaptConfig(Strict):
     """Which parts of a model are trained, how fast, and through which adapters."""
+
+    replace: ReplaceConfig | None = Field(None, description="mixers of a pretrained decoder that are replaced by others")
 
     freeze: list[str] = Field([], description="towers (backbone, encoders.image, heads.box) or name patterns that stay as they are")
     lr_scale: dict[str, float] = Field({}, description="factor of the learning rate by tower or name pattern; the last that fits counts")
@@ -176,4 +193,4 @@ class AdaptConfig(Strict):
         return value
 
     def __bool__(self) -> bool:
-        return bool(self.freeze or self.lr_scale or self.lora)
+        return bool(self.freeze or self.lr_scale or self.lora or self.replace)

@@ -22,4 +22,4 @@ class Learner(nn.Module):
 
     def loss_weights(self, batch: Batch) -> dict[str, float]:
         """The weights that forward will report, without a forward pass."""
-        return self.model.loss_weights(batch)
+        return self.objective.loss_weights(self.model, batch)

@@ -31,18 +31,18 @@ def prepared(made, stream, seed=0):
 
 
 def test_all_objectives_are_here():
-    assert sorted(OBJECTIVES.entries) == ["causal", "masked", "prefix"]
+    assert sorted(OBJECTIVES.entries) == ["causal", "distillation", "masked", "prefix"]
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES.entries))
 def test_the_same_seed_epoch_and_sample_give_the_same_stream_and_the_given_one_is_not_changed(name):
-    made = objective(name, **({"split": "random"} if name == "prefix" else {}))
+    made = objective(name, **{"prefix": {"split": "random"}, "distillation": {"teacher": "t"}}.get(name, {}))
     stream = Stream([words(12), words(9, 1, weight=torch.ones(9))])
     before = [dataclasses.replace(s, ids=s.ids.clone()) for s in stream.segments]
     keys = [(1, 0, 5), (1, 0, 5), (1, 1, 5), (2, 0, 5), (1, 0, 6)]
     batches = [made.collate([made.prepare(stream, VOCABULARY, sample_rng(*key))], VOCABULARY) for key in keys]
     assert torch.equal(batches[0].ids, batches[1].ids) and torch.equal(batches[0].labels, batches[1].labels)
-    if name != "causal":
+    if name not in ("causal", "distillation"):
         first = batches[0].labels * batches[0].weight
         assert sum(not torch.equal(other.labels * other.weight, first) for other in batches) >= 2
     for old, new in zip(before, stream.segments, strict=True):
@@ -51,10 +51,14 @@ def test_the_same_seed_epoch_and_sample_give_the_same_stream_and_the_given_one_i
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES.entries))
 def test_a_sample_is_treated_alike_in_any_batch(tiny, name):
-    made, model = objective(name), tiny([{"type": "attention", "num_heads": 2}])
+    made, model = objective(name, **({"teacher": "t"} if name == "distillation" else {})), tiny([{"type": "attention", "num_heads": 2}])
+    loss = "language_model"
+    if name == "distillation":
+        made.set_teacher(tiny([{"type": "attention", "num_heads": 1}]))
+        loss = "kl"
     streams = [prepared(made, Stream([words(n, n), words(3, n + 9, weight=0.0), words(4, n + 20)]), n) for n in (6, 2, 9)]
-    sums = [made.losses(model, made.collate(some, VOCABULARY))["language_model"] for some in ([s] for s in streams)]
-    total, weight = made.losses(model, made.collate(streams, VOCABULARY))["language_model"]
+    sums = [made.losses(model, made.collate(some, VOCABULARY))[loss] for some in ([s] for s in streams)]
+    total, weight = made.losses(model, made.collate(streams, VOCABULARY))[loss]
     torch.testing.assert_close(total, sum(part for part, _ in sums), rtol=0, atol=1e-10)
     assert float(weight) == sum(float(part) for _, part in sums) > 0
 

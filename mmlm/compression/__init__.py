@@ -1,0 +1,1 @@
+"""Models made smaller or cheaper: layers replaced, dropped and grown."""
