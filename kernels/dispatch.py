@@ -30,6 +30,7 @@ OPS = {
     "linear_cross_entropy": "mmlm.kernels.cross_entropy.fast",
     "rms_norm": "mmlm.kernels.rms_norm.fast",
     "rope": "mmlm.kernels.rope.fast",
+    "selective_scan": "mmlm.kernels.selective_scan.fast",
     "ssd": "mmlm.kernels.ssd.fast",
     "swiglu": "mmlm.kernels.swiglu.fast",
 }
