@@ -32,6 +32,9 @@ MODELS = {
     "qwen2": ("Qwen2", SIZES),
     "qwen3": ("Qwen3", {**SIZES, "head_dim": 16}),
     "gpt2": ("GPT2", {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
+    "mamba": ("Mamba", {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 5}),
+    "mamba-untied": ("Mamba", {"vocab_size": 97, "hidden_size": 24, "num_hidden_layers": 2, "state_size": 16, "expand": 3, "use_bias": True,
+                               "use_conv_bias": False, "conv_kernel": 3, "time_step_rank": 5, "tie_word_embeddings": False}),
     "mamba2": ("Mamba2", {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 8, "state_size": 16,
                           "n_groups": 2, "chunk_size": 8}),
 }  # fmt: skip
@@ -91,7 +94,7 @@ train: {steps: 4, batch_size: 2, lr: 0.01, log_every: 1}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2", "mamba2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2", "mamba", "mamba2"])
 def test_a_decoder_of_transformers_is_tuned_by_a_recipe_merged_and_read_back_by_transformers(name, tmp_path):
     pytest.importorskip("peft")
     family, sizes = MODELS[name]
