@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -148,6 +149,23 @@ def pointers(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS) 
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def on_gpu(*tensors: Tensor | None) -> str | None:
+    """Why Triton cannot serve these tensors, or None if it can: on CUDA, and on the CPU where its interpreter is asked for."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not interpreted and not torch.cuda.is_available():
+        return "no CUDA device"
+    for x in tensors:
+        if x is None:
+            continue
+        if x.device.type != "cuda" and not (interpreted and x.device.type == "cpu"):
+            return f"a tensor is on {x.device}, not on a CUDA device"
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+            return f"{type(x).__name__} is not a plain tensor"
+    return None
 
 
 def available(op: str, *, but: str | None = None) -> list[str]:

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import pointers, register, run
+from mmlm.kernels.dispatch import on_gpu, pointers, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
 from mmlm.kernels.selective_scan.reference import selective_scan_reference
@@ -105,9 +105,7 @@ def selective_scan_chunked(
     for begin in range(0, t, _CHUNK):
         parts = [None if part is None else part[:, begin : begin + _CHUNK] for part in tensors]
         if again:
-            y, state = checkpoint(
-                _chunk, *parts, bias, decay, skip, state, negative, use_reentrant=False, preserve_rng_state=False
-            )
+            y, state = checkpoint(_chunk, *parts, bias, decay, skip, state, negative, use_reentrant=False, preserve_rng_state=False)
         else:
             y, state = _chunk(*parts, bias, decay, skip, state, negative)
         outputs.append(y)
@@ -257,6 +255,13 @@ def _serves(*tensors: Tensor | None) -> str | None:
     return pointers(*tensors) or _library.missing()
 
 
+def _triton(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from mmlm.kernels.selective_scan.triton import selective_scan_triton
+
+    return selective_scan_triton(*arguments)
+
+
 register("selective_scan", "reference", selective_scan_reference)
 register("selective_scan", "torch", selective_scan_chunked)
 register("selective_scan", "native", selective_scan_native, _serves)
+register("selective_scan", "triton", _triton, on_gpu)
