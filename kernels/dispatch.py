@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import os
@@ -153,11 +154,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def on_gpu(*tensors: Tensor | None) -> str | None:
     """Why Triton cannot serve these tensors, or None if it can: on CUDA, and on the CPU where its interpreter is asked for."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if not interpreted and not torch.cuda.is_available():
-        return "no CUDA device"
     for x in tensors:
         if x is None:
             continue
@@ -165,7 +162,14 @@ def on_gpu(*tensors: Tensor | None) -> str | None:
             return f"a tensor is on {x.device}, not on a CUDA device"
         if torch._C._functorch.is_functorch_wrapped_tensor(x):
             return f"{type(x).__name__} is not a plain tensor"
-    return None
+    if not _has_triton():
+        return "triton is not installed"
+    return None if interpreted or torch.cuda.is_available() else "no CUDA device"
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def available(op: str, *, but: str | None = None) -> list[str]:
