@@ -3,6 +3,7 @@
 // the backward pass, which goes from the last chunk to the first and computes the states within each again. With e = 2^(s rate) and g the
 // gradient of the state after a token, it is
 //     g += dy query;   d query += dy h;   d key += g s x;   d(s x) += g key;   d(s decay) = g h_before e;   g <- g a
+#include <algorithm>
 #include <vector>
 
 #include "../documents.h"
