@@ -8,6 +8,8 @@ import torch
 from mmlm.base.errors import CheckpointError
 from mmlm.interop.hugging_face import load_hugging_face, save_hugging_face
 from mmlm.interop.load import convert, load
+from mmlm.model import MultimodalLM
+from mmlm.model_config import ModelConfig
 from mmlm.recipe import Recipe
 from mmlm.run import load_run, train
 from mmlm.tokenizers.config import TextConfig
@@ -79,6 +81,20 @@ def test_what_is_not_understood_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(CheckpointError, match=r"9 tensors are missing .*layers\.2"):
         load_hugging_face(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_mamba_that_transformers_cannot_hold_is_refused_both_ways(tmp_path):
+    theirs("mamba").save_pretrained(tmp_path / "theirs")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    with pytest.raises(CheckpointError, match="intermediate_size is 48, but expand \\* hidden_size is 64"):
+        load_hugging_face(tmp_path / "theirs")
+    backbone = {"width": 16, "num_layers": 1, "pattern": [{"type": "mamba1", "negative_eigenvalues": True}], "feed_forward": None}
+    heads = {"language_model": {"type": "language_model"}}
+    ours = MultimodalLM(ModelConfig.model_validate({"schema": 1, "vocabulary": {"text": 9}, "backbone": backbone, "heads": heads}))
+    with pytest.raises(CheckpointError, match="no family of transformers that is known here has this architecture"):
+        save_hugging_face(ours, tmp_path / "ours")
 
 
 LORA = """
