@@ -12,7 +12,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -30,6 +32,7 @@ OPS = {
     "linear_cross_entropy": "mmlm.kernels.cross_entropy.fast",
     "rms_norm": "mmlm.kernels.rms_norm.fast",
     "rope": "mmlm.kernels.rope.fast",
+    "selective_scan": "mmlm.kernels.selective_scan.fast",
     "ssd": "mmlm.kernels.ssd.fast",
     "swiglu": "mmlm.kernels.swiglu.fast",
 }
@@ -147,6 +150,26 @@ def pointers(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS) 
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def on_gpu(*tensors: Tensor | None) -> str | None:
+    """Why Triton cannot serve these tensors, or None if it can: on CUDA, and on the CPU where its interpreter is asked for."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    for x in tensors:
+        if x is None:
+            continue
+        if x.device.type != "cuda" and not (interpreted and x.device.type == "cpu"):
+            return f"a tensor is on {x.device}, not on a CUDA device"
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+            return f"{type(x).__name__} is not a plain tensor"
+    if not _has_triton():
+        return "triton is not installed"
+    return None if interpreted or torch.cuda.is_available() else "no CUDA device"
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def available(op: str, *, but: str | None = None) -> list[str]:

@@ -72,7 +72,7 @@ def test_help_names_every_verb(capsys):
         (["validate"], "needs a RECIPE"),
         (["validate", "nothing.yaml"], "nothing.yaml: no such file"),
         (["list", "mixrs"], "Did you mean 'mixers'?"),
-        (["list", "mixers", "mamba9"], "unknown name 'mamba9'. Did you mean 'mamba2'?"),
+        (["list", "mixers", "mamba22"], "unknown name 'mamba22'. Did you mean 'mamba2'?"),
         (["recipe", "cop", "x"], "invalid choice: 'cop'"),
         (["recipe", "copy", "no/such"], "no shipped recipe has this name"),
     ],
@@ -132,7 +132,7 @@ def test_list_prints_one_name_a_line_first_on_it_and_its_source(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 2 and {line.split()[0] for line in lines} >= {"attention", "mamba2"}
     assert all(line.rstrip().endswith("]") for line in lines)
-    assert cli.main(["list", "mixers", "mam*"]) == 0
+    assert cli.main(["list", "mixers", "*mba2"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["mamba2"]
 
 

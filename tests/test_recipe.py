@@ -75,8 +75,8 @@ FAULTS: list[tuple[str, str, str, str | None]] = [
     ("typo", "train: {keep_best: {metrik: loss}, validate_every: 5}", "train.keep_best.metrik: unknown key.", "metric"),
     ("typo", "adapt: {lora: {ranks: 4}}", "adapt.lora.ranks: unknown key.", "rank"),
     # a name that is none of the choices
-    ("choice", "backbone: {pattern: [mamba3]}", "backbone.pattern.0: unknown mixer 'mamba3'.", "mamba2"),
-    ("choice", "backbone: {pattern: [mamba]}", "backbone.pattern.0: unknown mixer 'mamba'.", "mamba2"),
+    ("choice", "backbone: {pattern: [mamba3]}", "backbone.pattern.0: unknown mixer 'mamba3'.", "mamba1"),
+    ("choice", "backbone: {pattern: [mamba]}", "backbone.pattern.0: unknown mixer 'mamba'.", "mamba1"),
     ("choice", "backbone: {pattern: [{type: atention}]}", "backbone.pattern.0: unknown mixer 'atention'.", "attention"),
     ("choice", "backbone: {pattern: [{mixer: Attention}]}", "backbone.pattern.0.mixer: unknown mixer 'Attention'.", "attention"),
     ("choice", "backbone: {feed_forward: swiglue}", "backbone.feed_forward: unknown feed-forward 'swiglue'.", "swiglu"),

@@ -10,6 +10,7 @@
 #include <functional>
 #include <vector>
 
+#include "../documents.h"
 #include "../lanes.h"
 
 constexpr int64_t SECTION = 32;
@@ -17,21 +18,6 @@ constexpr int64_t SECTION = 32;
 struct Shape {
     int64_t b, t, h, p, g, n;
 };
-enum Kind : int8_t { PADDING = 0, INSIDE = 1, FRESH = 2 };
-
-static std::vector<Kind> kinds(const int32_t* document, int64_t t, bool goes_on) {
-    std::vector<Kind> kind(t);
-    int32_t current = 0;
-    for (int64_t i = 0; i < t; i++) {
-        if (document[i] <= 0) {
-            kind[i] = PADDING;
-            continue;
-        }
-        kind[i] = (current ? document[i] == current : goes_on) ? INSIDE : FRESH;
-        current = document[i];
-    }
-    return kind;
-}
 
 // One row of n numbers as floats, times a factor; n is padded to whole lanes with zeros.
 template <class T>

@@ -112,6 +112,22 @@ class Mamba2Config(Component):
     norm_groups: int = Field(1, ge=1, description="groups of inner channels normed on their own")
 
 
+@MIXERS.register("mmlm.backbone.mamba1:Mamba1", source="Mamba, arXiv:2312.00752; negative eigenvalues arXiv:2411.12537")
+class Mamba1Config(Component):
+    """State-space mixer in which every channel has its own time step and every state its own decay."""
+
+    type: Literal["mamba1"] = "mamba1"
+    state_size: int = Field(16, ge=1, le=1024, description="states of each inner channel")
+    expand: float = Field(2.0, gt=0, description="inner width over model width")
+    conv_size: int = Field(4, ge=1, description="taps of the short convolution")
+    conv_bias: bool = True
+    bias: bool = Field(False, description="bias of the input and output projections")
+    step_rank: int | None = Field(None, ge=1, description="inner size of the time step's projection; default: width / 16, rounded up")
+    min_step: float = Field(0.001, gt=0, description="smallest initial time step")
+    max_step: float = Field(0.1, gt=0, description="largest initial time step")
+    negative_eigenvalues: bool = Field(False, description="decays within -1 and 1 instead of 0 and 1, which parity and the like need")
+
+
 @FEED_FORWARDS.register("mmlm.backbone.feed_forward:FeedForward", source="GLU variants, arXiv:2002.05202")
 class SwigluConfig(Component):
     """down(silu(gate x) * up x)."""

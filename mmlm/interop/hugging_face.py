@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError, unknown_name
-from mmlm.interop import gpt2, llama, mamba2
+from mmlm.interop import gpt2, llama, mamba1, mamba2
 from mmlm.interop.name_map import Family, check_keys
 from mmlm.model import MultimodalLM, load_weights, read_json
 
-FAMILIES: dict[str, Family] = {family.model_type: family for module in (llama, gpt2, mamba2) for family in module.FAMILIES}
+FAMILIES: dict[str, Family] = {family.model_type: family for module in (llama, gpt2, mamba1, mamba2) for family in module.FAMILIES}
 OPTIONAL = re.compile(r"rotary_emb\.inv_freq|\.attn\.(masked_)?bias$")
 
 

@@ -21,6 +21,12 @@ SIZES = {
         "alibi, soft cap": {"num_heads": 2, "alibi": True, "soft_cap": 1.5, "qk_norm": True},
         "sinks": {"num_heads": 2, "window": 3, "sinks": 2},
     },
+    "mamba1": {
+        "plain": {"state_size": 4},
+        "biases, rank": {"state_size": 3, "bias": True, "step_rank": 5, "expand": 1.5},
+        "negative eigenvalues": {"state_size": 4, "negative_eigenvalues": True, "min_step": 0.5, "max_step": 2.0},
+        "one tap": {"state_size": 1, "conv_size": 1, "conv_bias": False, "expand": 1.0},
+    },
     "mamba2": {
         "plain": {"head_size": 8, "state_size": 4, "chunk_size": 4},
         "groups": {"head_size": 4, "state_size": 3, "num_groups": 2, "norm_groups": 4, "bias": True, "chunk_size": 3},
@@ -62,7 +68,7 @@ def new_state(mixer, batch, room=0):
 
 
 def test_all_mixers_are_here():
-    assert set(SIZES) <= set(MIXERS.entries) and len(CASES) >= 7
+    assert set(SIZES) <= set(MIXERS.entries) and len(CASES) >= 12
 
 
 def test_output_has_the_width_of_the_input_and_every_parameter_a_gradient(mixer):
@@ -230,6 +236,7 @@ def test_attention_that_sees_later_tokens_cannot_go_token_by_token(option, messa
     ("config", "message"),
     [
         ({"type": "attention", "num_heads": 3}, "width 16 is not a multiple of num_heads 3; give head_size"),
+        ({"type": "mamba1", "expand": 0.05}, "expand 0.05 leaves nothing of width 16"),
         ({"type": "mamba2", "head_size": 7}, "inner width 32 .* is not a multiple of head_size 7"),
         ({"type": "mamba2", "head_size": 8, "num_groups": 3}, "num_groups 3 must divide the 4 heads"),
         ({"type": "mamba2", "head_size": 8, "norm_groups": 5}, "norm_groups 5 the inner width 32"),

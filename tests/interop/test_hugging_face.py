@@ -8,6 +8,8 @@ import torch
 from mmlm.base.errors import CheckpointError
 from mmlm.interop.hugging_face import load_hugging_face, save_hugging_face
 from mmlm.interop.load import convert, load
+from mmlm.model import MultimodalLM
+from mmlm.model_config import ModelConfig
 from mmlm.recipe import Recipe
 from mmlm.run import load_run, train
 from mmlm.tokenizers.config import TextConfig
@@ -32,6 +34,9 @@ MODELS = {
     "qwen2": ("Qwen2", SIZES),
     "qwen3": ("Qwen3", {**SIZES, "head_dim": 16}),
     "gpt2": ("GPT2", {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
+    "mamba": ("Mamba", {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 5}),
+    "mamba-untied": ("Mamba", {"vocab_size": 97, "hidden_size": 24, "num_hidden_layers": 2, "state_size": 16, "expand": 3, "use_bias": True,
+                               "use_conv_bias": False, "conv_kernel": 3, "time_step_rank": 5, "tie_word_embeddings": False}),
     "mamba2": ("Mamba2", {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 8, "state_size": 16,
                           "n_groups": 2, "chunk_size": 8}),
 }  # fmt: skip
@@ -78,6 +83,20 @@ def test_what_is_not_understood_is_refused(tmp_path):
         load_hugging_face(tmp_path)
 
 
+@pytest.mark.slow
+def test_a_mamba_that_transformers_cannot_hold_is_refused_both_ways(tmp_path):
+    theirs("mamba").save_pretrained(tmp_path / "theirs")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    with pytest.raises(CheckpointError, match="intermediate_size is 48, but expand \\* hidden_size is 64"):
+        load_hugging_face(tmp_path / "theirs")
+    backbone = {"width": 16, "num_layers": 1, "pattern": [{"type": "mamba1", "negative_eigenvalues": True}], "feed_forward": None}
+    heads = {"language_model": {"type": "language_model"}}
+    ours = MultimodalLM(ModelConfig.model_validate({"schema": 1, "vocabulary": {"text": 9}, "backbone": backbone, "heads": heads}))
+    with pytest.raises(CheckpointError, match="no family of transformers that is known here has this architecture"):
+        save_hugging_face(ours, tmp_path / "ours")
+
+
 LORA = """
 schema: 1
 name: adapted
@@ -91,7 +110,7 @@ train: {steps: 4, batch_size: 2, lr: 0.01, log_every: 1}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2", "mamba2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2", "mamba", "mamba2"])
 def test_a_decoder_of_transformers_is_tuned_by_a_recipe_merged_and_read_back_by_transformers(name, tmp_path):
     pytest.importorskip("peft")
     family, sizes = MODELS[name]
