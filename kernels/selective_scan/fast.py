@@ -105,10 +105,11 @@ def selective_scan_chunked(
     outputs = []
     # split, whose backward is one concatenation: that of a slice is as large as the whole
     for parts in zip(*(repeat(None) if part is None else part.split(_CHUNK, dim=1) for part in tensors)) if t else ():
+        rest: tuple[Any, ...] = (*parts, bias, decay, skip, state, negative)
         if again:
-            y, state = checkpoint(_chunk, *parts, bias, decay, skip, state, negative, use_reentrant=False, preserve_rng_state=False)
+            y, state = checkpoint(_chunk, *rest, use_reentrant=False, preserve_rng_state=False)
         else:
-            y, state = _chunk(*parts, bias, decay, skip, state, negative)
+            y, state = _chunk(*rest)
         outputs.append(y)
     return torch.cat(outputs, dim=1) if outputs else torch.zeros_like(x_bti), state
 
