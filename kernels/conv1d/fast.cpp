@@ -2,7 +2,7 @@
 // and the carried state need no mask: what is not there is a row of zeros.
 #include <vector>
 
-#include "../lanes.h"
+#include "many_taps.h"
 
 struct Shape {
     int64_t b, t, c, taps, stride_b, stride_t;  // strides of x in elements; y, dy and dx have no gaps
@@ -74,11 +74,11 @@ static void walk(Window<T>& window, const T* x, const int32_t* document, bool go
     }
 }
 
-// The window's addresses in variables of their own, which the compiler need not read again after each store; K taps, or 0 for any number.
-constexpr int MOST_TAPS = 64;
+// The window's addresses in variables of their own, which the compiler need not read again after each store; K taps, or 0 for any number up to WINDOW.
+constexpr int64_t WINDOW = 6;
 template <int K, class T>
 struct Taps {
-    static constexpr int SIZE = K ? K : MOST_TAPS;
+    static constexpr int SIZE = K ? K : WINDOW;
     const T* x[SIZE];
     float *gradient[SIZE], *slope[SIZE];
     const float* weight[SIZE];
@@ -191,9 +191,36 @@ static std::vector<float> own_columns(const float* weight, int64_t taps, int64_t
     return own;
 }
 
+// Sixteen channels at a time of every row of the batch, for more taps than WINDOW.
+template <class T, class F>
+static void in_blocks(const T* x, const float* weight, const float* bias, const int32_t* document, const T* state, const uint8_t* goes_on,
+                      const Shape& s, int threads, F each) {
+    std::vector<Runs> runs(s.b);
+    for (int64_t b = 0; b < s.b; b++) runs[b].find(document + b * s.t, s.t, goes_on && goes_on[b]);
+    ROWS_IN_PARALLEL(threads)
+    for (int64_t first = 0; first < s.c; first += LANES) {
+        int64_t width = s.c - first < LANES ? s.c - first : LANES, past = s.taps - 1;
+        std::vector<float> own(s.taps * LANES, 0.0f);
+        for (int64_t j = 0; j < s.taps; j++) memcpy(own.data() + j * LANES, weight + j * s.c + first, width * sizeof(float));
+        Block<T> block{nullptr, nullptr, own.data(), bias ? bias + first : nullptr, width, s.taps, past, {}, {}, {}, {}, {}};
+        each(block, runs, first);
+    }
+}
+
 template <class T>
 static void forward_all(const T* x, const float* weight, const float* bias, const int32_t* document, const T* state, const uint8_t* goes_on,
                         T* y, T* last, int silu, Shape s, int threads) {
+    if (s.taps > WINDOW) {
+        in_blocks(x, weight, bias, document, state, goes_on, s, threads, [&](Block<T>& block, const std::vector<Runs>& runs, int64_t first) {
+            for (int64_t b = 0; b < s.b; b++) {
+                int64_t held = (b * s.c + first) * (s.taps - 1);
+                block.x = x + b * s.stride_b + first;
+                block.state = state ? state + held : nullptr;
+                forward_many(block, runs[b], y + b * s.t * s.c + first, last + held, silu, s.t, s.c, s.stride_t, document + b * s.t);
+            }
+        });
+        return;
+    }
     in_parts(s.c, threads, [&](int64_t first, int64_t width) {
         auto own = own_columns(weight, s.taps, s.c, first, width);
         auto run = s.taps == 4 ? forward<4, T> : forward<0, T>;
@@ -205,6 +232,20 @@ template <class T>
 static void backward_all(const T* x, const float* weight, const float* bias, const int32_t* document, const T* state,
                          const uint8_t* goes_on, const T* dy, const T* dlast, T* dx, float* slopes, T* dstate, int silu, Shape s,
                          int threads) {
+    if (s.taps > WINDOW) {
+        in_blocks(x, weight, bias, document, state, goes_on, s, threads, [&](Block<T>& block, const std::vector<Runs>& runs, int64_t first) {
+            std::vector<float> mine((s.taps + 1) * LANES, 0.0f);
+            for (int64_t b = 0; b < s.b; b++) {
+                int64_t held = (b * s.c + first) * (s.taps - 1), at = b * s.t * s.c + first;
+                block.x = x + b * s.stride_b + first;
+                block.state = state ? state + held : nullptr;
+                backward_many(block, runs[b], dy + at, dlast ? dlast + held : nullptr, dx + at, mine.data(), dstate ? dstate + held : nullptr,
+                              silu, s.t, s.c, s.stride_t, document + b * s.t);
+            }
+            for (int64_t j = 0; j <= s.taps; j++) memcpy(slopes + j * s.c + first, mine.data() + j * LANES, block.width * sizeof(float));
+        });
+        return;
+    }
     in_parts(s.c, threads, [&](int64_t first, int64_t width) {
         auto own = own_columns(weight, s.taps, s.c, first, width);
         std::vector<float> mine((s.taps + 1) * width);

@@ -112,6 +112,8 @@ def _packed(
     return y, torch.where(own[:, None], last, 0)
 
 
+MOST_TAPS = 256  # of the native form; with more, transforms are faster
+
 _POINTER, _SIZE = native.ADDRESS, native.SIZE
 _SIZES = [ctypes.c_int, *[_SIZE] * 6, ctypes.c_int]
 _FORWARD, _BACKWARD = [*[_POINTER] * 8, *_SIZES], [*[_POINTER] * 11, *_SIZES]
@@ -140,7 +142,7 @@ class _CausalConv1d(torch.autograd.Function):
         last = torch.empty(b, channels, taps - 1, dtype=x_btc.dtype)
         inputs = (x_btc, weight_kc, bias, document_bt, state_bck, continues_b)
         sizes = (int(silu), b, t, channels, taps, x_btc.stride(0), x_btc.stride(1))
-        threads = native.threads(x_btc.numel() * 6e-10)
+        threads = native.threads(x_btc.numel() * taps * 1.5e-10)
         getattr(_library(), f"forward_{letters(x_btc)}")(*map(address, (*inputs, y, last)), *sizes, threads)
         ctx.save_for_backward(*inputs)
         ctx.sizes, ctx.weight_dtype, ctx.bias_dtype = sizes, weight_ck.dtype, None if bias_c is None else bias_c.dtype
@@ -157,7 +159,7 @@ class _CausalConv1d(torch.autograd.Function):
         dlast = None if dlast is None else dlast.contiguous()
         slopes = torch.empty(len(weight_kc) + 1, x.shape[2])
         dstate = None if state is None else torch.zeros_like(state)
-        threads = native.threads(x.numel() * 2e-9)
+        threads = native.threads(x.numel() * len(weight_kc) * 5e-10)
         getattr(_library(), f"backward_{letters(x)}")(*map(address, (*inputs, dy, dlast, dx, slopes, dstate)), *ctx.sizes, threads)
         dbias = None if ctx.bias_dtype is None else slopes[-1].to(ctx.bias_dtype)
         return dx, slopes[:-1].T.to(ctx.weight_dtype), dbias, dstate, None, None, None
@@ -186,8 +188,8 @@ def causal_conv1d_native(
 
 
 def _serves(*tensors: Tensor | None) -> str | None:
-    if tensors and tensors[1] is not None and tensors[1].shape[1] > 64:
-        return f"{tensors[1].shape[1]} taps are more than 64"
+    if tensors and tensors[1] is not None and tensors[1].shape[1] > MOST_TAPS:
+        return f"{tensors[1].shape[1]} taps are more than {MOST_TAPS}"
     return pointers(*tensors) or _library.missing()
 
 
