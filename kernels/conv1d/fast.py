@@ -20,7 +20,7 @@ from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
 from mmlm.kernels.conv1d.reference import causal_conv1d_reference
 from mmlm.kernels.dispatch import pointers, register, run
-from mmlm.kernels.documents import continuing, documents
+from mmlm.kernels.documents import continuing, documents, last_inputs
 from mmlm.kernels.native import address, letters
 
 
@@ -106,10 +106,7 @@ def _packed(
         y = y.index_put((row[:, None], channel, place[:, None]), anew if bias is None else anew + bias)
     y = F.silu(y) if activation else y
     y = torch.where(known.real[:, None], y, 0).transpose(1, 2)
-    taps = known.real.sum(1)[:, None] + torch.arange(past, device=x_btc.device)  # columns of the last inputs
-    own = belongs.gather(1, taps) == belongs.gather(1, known.real.sum(1)[:, None] + past - 1) if past else taps.bool()
-    last = whole.gather(2, taps[:, None].expand(b, channels, past))
-    return y, torch.where(own[:, None], last, 0)
+    return y, last_inputs(whole, known, segment)
 
 
 MOST_TAPS = 256  # of the native form; with more, transforms are faster
