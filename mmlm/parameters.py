@@ -7,6 +7,8 @@ distillation read these instead of parameter names. `no_weight_decay` and `lr_sc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,3 +60,23 @@ def initialize(module: nn.Module, num_layers: int) -> None:
 def exact(x: Tensor) -> Tensor:
     """x in float32, or in float64 where it is that already."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+class Derived:
+    """What follows from parameters: made anew where a gradient is wanted, else kept until one of them changes."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._found: Any = None
+
+    def __call__(self, parameters: Sequence[Tensor], make: Callable[[], Any]) -> Any:
+        """What `make` returns for these parameters as they are now."""
+        if torch.is_grad_enabled() or any(p.is_inference() for p in parameters) or torch.is_inference_mode_enabled():
+            return make()
+        key = [(p.data_ptr(), p._version, p.dtype, p.device) for p in parameters]
+        if key != self._key:
+            self._key, self._found = key, make()
+        return self._found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Derived:
+        return Derived()
