@@ -1,4 +1,4 @@
-// The convolution for more taps than a window of rows can serve: sixteen channels of one document are laid beside one another, with what
+// The convolution for any number of taps: sixteen channels of one document are laid beside one another, with what
 // precedes them in front, and both directions are the same product sum_a A[a] X[r + a], held in registers for eight r at a time:
 //   outputs    A = taps, X = inputs      gradient of inputs    A = taps backwards, X = gradient with zeros on both sides
 //   gradient of taps    A = gradient, X = inputs
@@ -77,10 +77,12 @@ struct Block {
             for (int64_t j = 0; j < past; j++)
                 for (int64_t c = 0; c < width; c++) inputs[j * LANES + c] = load_some(state + c * past + j, 1)[0];
         for (int64_t i = 0; i < n; i++)
-            store(inputs.data() + (past + i) * LANES, load_some_or_all(x + runs.token[runs.start[run] + i] * stride_t));
+            store(inputs.data() + (past + i) * LANES, load_row(x + runs.token[runs.start[run] + i] * stride_t));
     }
-    V load_some_or_all(const T* p) const { return width == LANES ? load(p) : load_some(p, width); }
-    V load_some_or_all_float(const float* p) const { return width == LANES ? load(p) : load_some(p, width); }
+    template <class N>
+    V load_row(const N* p) const {
+        return width == LANES ? load(p) : load_some(p, width);
+    }
     void put_row(T* p, V value) const {
         if (width == LANES) store(p, value);
         else store_some(p, value, width);
@@ -88,7 +90,7 @@ struct Block {
     // The convolution of the gathered run, before the activation.
     void convolve(int64_t n) {
         sums.resize(n * LANES);
-        V begin = bias ? load_some_or_all_float(bias) : V{};
+        V begin = bias ? load_row(bias) : V{};
         for (int64_t i = 0; i < n; i++) store(sums.data() + i * LANES, begin);
         correlate(sums.data(), n, weight, taps, inputs.data());
     }
@@ -133,7 +135,7 @@ static void backward_many(Block<T>& block, const Runs& runs, const T* dy, const 
         float* gradient = block.slopes_out.data() + past * LANES;
         V total = row_at(slopes, taps);
         for (int64_t i = 0; i < n; i++) {
-            V slope = block.load_some_or_all(dy + runs.token[begin + i] * c);
+            V slope = block.load_row(dy + runs.token[begin + i] * c);
             if (silu) {
                 V z = row_at(block.sums.data(), i), p = sigmoid(z);
                 slope *= p + z * p * (1.0f - p);
