@@ -63,20 +63,26 @@ def exact(x: Tensor) -> Tensor:
 
 
 class Derived:
-    """What follows from parameters: made anew where a gradient is wanted, else kept until one of them changes."""
+    """What follows from parameters: made anew where a gradient is wanted, else kept until one of them changes.
+
+    Changes are seen by comparing numbers: a fused optimizer writes without raising a tensor's version.
+    """
 
     def __init__(self) -> None:
-        self._key: Any = None
+        self._seen: list[Tensor] = []
         self._found: Any = None
 
     def __call__(self, parameters: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """What `make` returns for these parameters as they are now."""
-        if torch.is_grad_enabled() or any(p.is_inference() for p in parameters) or torch.is_inference_mode_enabled():
+        if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             return make()
-        key = [(p.data_ptr(), p._version, p.dtype, p.device) for p in parameters]
-        if key != self._key:
-            self._key, self._found = key, make()
+        if not (len(parameters) == len(self._seen) and all(map(_same, parameters, self._seen))):
+            self._seen, self._found = [p.detach().clone() for p in parameters], make()
         return self._found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Derived:
         return Derived()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

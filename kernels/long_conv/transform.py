@@ -99,7 +99,10 @@ class _Convolution(torch.autograd.Function):
 
 
 def _padded(x: Tensor, lead: int, size: int) -> Tensor:
-    """x between zeros, in memory of its own: torch.fft's padding keeps the order of a transposed x, which is twice as slow."""
+    """x between zeros, in memory of its own: torch.fft's padding keeps the order of a transposed x, which is twice as slow.
+
+    A transposed x is first laid in order, by torch's copy for whole matrices; its copy into a part of one is slower than both.
+    """
     whole = x.new_zeros(*x.shape[:-1], size)
-    whole[..., lead : lead + x.shape[-1]] = x
+    whole[..., lead : lead + x.shape[-1]] = x.contiguous()
     return whole
