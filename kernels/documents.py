@@ -1,6 +1,7 @@
 """Where the documents of packed rows begin and end, in the form that recurrences ask for.
 
-Axes: b rows   t tokens   n documents   l tokens of a document   c channels. document [b, t]: 0 is padding, every other number a document; a new number begins a new document.
+Axes: b rows   t tokens   n documents   l tokens of a document   c channels   s inputs before the rows and tokens
+document [b, t]: 0 is padding, every other number a document; a new number begins a new document.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class Documents:
 def last_inputs(whole_bcs: Tensor, known: Documents, segment: Tensor) -> Tensor:
     """The last inputs of each row's last document, zeros before it, as many as precede the rows.
 
-    whole: those and then the tokens, padding at the end. segment [b, t]: of the tokens, 0 for the document that the inputs before belong to.
+    whole: those and then the tokens, padding at the end. segment [b, t]: of the tokens, 0 for the document that what precedes belongs to.
     """
     past = whole_bcs.shape[2] - segment.shape[1]
     belongs = torch.cat([segment.new_zeros(len(segment), past), segment], dim=1)

@@ -1,6 +1,6 @@
 """Causal convolution with a free kernel of any length, a carried past and document borders.
 
-Documents of similar length are convolved together, each with its own zeros around it, since a border cannot be masked in the frequency domain.
+Documents of similar length are convolved together, each with its own zeros around it: a border cannot be masked in the frequency domain.
 Short kernels go to the causal convolution of `kernels/conv1d`, which is the same sum.
 
 Axes: b rows   t tokens   c channels   k taps, the first one for the current token   n documents   l tokens of a document
@@ -27,7 +27,7 @@ def long_conv(
     continues: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """y [b, t, c], zero at padding, and with a state the last k - 1 inputs [b, c, k - 1] of each row's last document; both in the dtype of x.
+    """y [b, t, c], zero at padding; with a state also the last k - 1 inputs [b, c, k - 1] of each row's last document. In the dtype of x.
 
     document: [b, t], 0 for padding, which is passed over. state: the inputs before the rows; they belong to the first document of those
     rows where continues [b] is true (default: all). The spectrum of a kernel that is not trained is kept from call to call.

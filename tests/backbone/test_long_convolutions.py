@@ -102,7 +102,9 @@ def test_the_optimizer_trains_systems_slowly_and_without_decay(config, scaled):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("config", [{"type": "s4", "state_size": 4}, {"type": "h3", "head_size": 2}, {"type": "long_conv", "num_taps": 300}])
+@pytest.mark.parametrize(
+    "config", [{"type": "s4", "state_size": 4}, {"type": "h3", "head_size": 2}, {"type": "long_conv", "num_taps": 300}], ids=str
+)
 def test_what_is_remembered_follows_the_parameters(config):
     """Kernels and systems are kept from call to call in generation, and made anew when an optimizer has changed a parameter."""
     mixer, layout = build(4, **config).float().eval(), Layout.plain(1, 9)

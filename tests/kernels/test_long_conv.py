@@ -129,7 +129,7 @@ def system_parameters(form, channels=3, modes=4):
         shapes = {"pole_angle": (channels, modes), "pole_log": (channels, modes), "gain": (channels, modes, 2)}
     else:
         shapes = {"damping": (channels, modes), "frequency": (channels, modes)}
-        shapes |= {name: (channels, modes, 2) for name in "pbc"} | {"step_log": (channels,)}
+        shapes |= dict.fromkeys("pbc", (channels, modes, 2)) | {"step_log": (channels,)}
     found = {name: normal(g, *shape).detach() for name, shape in shapes.items()}
     for name, value in found.items():
         if name in ("pole_log", "step_log"):
