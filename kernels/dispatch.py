@@ -30,10 +30,12 @@ OPS = {
     "causal_conv1d": "mmlm.kernels.conv1d.fast",
     "decode": "mmlm.kernels.decode.fast",
     "linear_cross_entropy": "mmlm.kernels.cross_entropy.fast",
+    "long_conv": "mmlm.kernels.long_conv.fast",
     "rms_norm": "mmlm.kernels.rms_norm.fast",
     "rope": "mmlm.kernels.rope.fast",
     "selective_scan": "mmlm.kernels.selective_scan.fast",
     "ssd": "mmlm.kernels.ssd.fast",
+    "ssm_conv": "mmlm.kernels.long_conv.ssm",
     "swiglu": "mmlm.kernels.swiglu.fast",
 }
 FLOATS = (torch.float32, torch.bfloat16)

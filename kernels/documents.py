@@ -1,16 +1,28 @@
 """Where the documents of packed rows begin and end, in the form that recurrences ask for.
 
-Axes: b rows   t tokens. document [b, t]: 0 is padding, every other number a document; a new number begins a new document.
+Axes: b rows   t tokens   n documents   l tokens of a document   c channels   s inputs before the rows and tokens
+document [b, t]: 0 is padding, every other number a document; a new number begins a new document.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Bucket(NamedTuple):
+    """Documents of similar length. place [n, l]: of their tokens among all b * t, b * t itself where a document has ended.   row [n].
+    continued: they are what a carried state goes on with."""
+
+    place: Tensor
+    row: Tensor
+    continued: bool
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,60 @@ class Documents:
         """long [b, t] twice: places that bring each row's tokens before its padding, and the way back."""
         order = torch.argsort((~self.real).int(), dim=1, stable=True)
         return order, torch.argsort(order, dim=1)
+
+    @cached_property
+    def runs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """place: of all tokens that are no padding, row by row. For each document: its start there, its length, its row."""
+        place = self.real.flatten().nonzero()[:, 0]
+        row = place // self.document.shape[1]
+        _, length = torch.unique_consecutive(torch.stack([row, self.segment.flatten()[place]]), dim=1, return_counts=True)
+        start = length.cumsum(0) - length
+        return place, start, length, row[start]
+
+    def buckets(self, continues: Tensor | None, size: Callable[[int], int]) -> list[Bucket]:
+        """All documents, those with equal size(length) together; the first of a row apart where continues [b] says so."""
+        place, start, length, row = self.runs
+        continued = torch.zeros_like(row, dtype=torch.bool)
+        if continues is not None and len(row):
+            continued = continues[row] & torch.cat([row.new_ones(1).bool(), row[1:] != row[:-1]])
+        groups: dict[tuple[bool, int], list[int]] = {}
+        lengths = length.tolist()
+        for document, key in enumerate(zip(continued.tolist(), map(size, lengths))):
+            groups.setdefault(key, []).append(document)
+        padded = torch.cat([place, place.new_full((max(lengths, default=0),), self.document.numel())])
+        found = []
+        for (is_continued, _), members in groups.items():
+            chosen = torch.tensor(members, device=place.device)
+            step = torch.arange(max(lengths[i] for i in members), device=place.device)
+            tokens = padded[start[chosen, None] + step].masked_fill(step >= length[chosen, None], self.document.numel())
+            found.append(Bucket(tokens, row[chosen], is_continued))
+        return found
+
+    def last(self, continues: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """place [n, l] of the last document of each row that has one, at the right end, with b * t in front of shorter ones; row [n];
+        continued [n]: it is what a carried state goes on with."""
+        place, start, length, row = self.runs
+        ends = torch.cat([row[1:] != row[:-1], row.new_ones(min(len(row), 1)).bool()]).nonzero()[:, 0]
+        length, row = length[ends], row[ends]
+        longest = int(length.max()) if len(length) else 0
+        step = torch.arange(longest, device=place.device) - longest + length[:, None]
+        tokens = place[(start[ends, None] + step).clamp_min(0)].masked_fill(step < 0, self.document.numel())
+        first = torch.cat([ends.new_full((1,), -1), ends[:-1]])[: len(ends)] == ends - 1
+        return tokens, row, first & continues[row] if continues is not None else torch.zeros_like(first)
+
+
+def last_inputs(whole_bcs: Tensor, known: Documents, segment: Tensor) -> Tensor:
+    """The last inputs of each row's last document, zeros before it, as many as precede the rows.
+
+    whole: those and then the tokens, padding at the end. segment [b, t]: of the tokens, 0 for the document that what precedes belongs to.
+    """
+    past = whole_bcs.shape[2] - segment.shape[1]
+    belongs = torch.cat([segment.new_zeros(len(segment), past), segment], dim=1)
+    count = known.real.sum(1)[:, None]
+    columns = count + torch.arange(past, device=whole_bcs.device)
+    own = belongs.gather(1, columns) == belongs.gather(1, count + past - 1) if past else columns.bool()
+    last = whole_bcs.gather(2, columns[:, None].expand(-1, whole_bcs.shape[1], -1))
+    return torch.where(own[:, None], last, 0)
 
 
 _recent: list[tuple[weakref.ref[Tensor], int, Documents]] = []

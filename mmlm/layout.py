@@ -93,6 +93,14 @@ class Layout:
             return False
         return bool((self.document == self.document[:, :1]).all()) and bool((self.document > 0).all())
 
+    def require_left_to_right(self, who: str) -> None:
+        """Raises RecipeError naming the mixer if a recurrence or a causal convolution cannot express this layout."""
+        if not self.causal or self.branch is not None or self.allowed is not None or self.mutual is not None:
+            raise RecipeError(
+                f"{who} reads from left to right: it cannot serve a layout with bidirectional parts (causal: false, a prefix), branches "
+                "or an allowed matrix. Use attention layers for such data, or a causal objective."
+            )
+
     def axis(self, over: str, who: str) -> int:
         """Place of a named axis. Raises RecipeError naming the mixer that asks."""
         if over not in self.axes:

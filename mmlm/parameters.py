@@ -7,6 +7,8 @@ distillation read these instead of parameter names. `no_weight_decay` and `lr_sc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,3 +60,29 @@ def initialize(module: nn.Module, num_layers: int) -> None:
 def exact(x: Tensor) -> Tensor:
     """x in float32, or in float64 where it is that already."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+class Derived:
+    """What follows from parameters: made anew where a gradient is wanted, else kept until one of them changes.
+
+    Changes are seen by comparing numbers: a fused optimizer writes without raising a tensor's version.
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[Tensor] = []
+        self._found: Any = None
+
+    def __call__(self, parameters: Sequence[Tensor], make: Callable[[], Any]) -> Any:
+        """What `make` returns for these parameters as they are now."""
+        if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            return make()
+        if not (len(parameters) == len(self._seen) and all(map(_same, parameters, self._seen))):
+            self._seen, self._found = [p.detach().clone() for p in parameters], make()
+        return self._found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Derived:
+        return Derived()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

@@ -2,7 +2,7 @@
 // and the carried state need no mask: what is not there is a row of zeros.
 #include <vector>
 
-#include "../lanes.h"
+#include "many_taps.h"
 
 struct Shape {
     int64_t b, t, c, taps, stride_b, stride_t;  // strides of x in elements; y, dy and dx have no gaps
@@ -74,17 +74,16 @@ static void walk(Window<T>& window, const T* x, const int32_t* document, bool go
     }
 }
 
-// The window's addresses in variables of their own, which the compiler need not read again after each store; K taps, or 0 for any number.
-constexpr int MOST_TAPS = 64;
-template <int K, class T>
+// The window's addresses in variables of their own, which the compiler need not read again after each store. Four taps, as everybody has;
+// other numbers of them take the way of many_taps.h.
+constexpr int64_t TAPS = 4;
+template <class T>
 struct Taps {
-    static constexpr int SIZE = K ? K : MOST_TAPS;
-    const T* x[SIZE];
-    float *gradient[SIZE], *slope[SIZE];
-    const float* weight[SIZE];
-    const int64_t count;
-    Taps(const Window<T>& window, const float* weights, float* slopes) : count(K ? K : window.taps) {
-        for (int64_t j = 0; j < count; j++) {
+    const T* x[TAPS];
+    float *gradient[TAPS], *slope[TAPS];
+    const float* weight[TAPS];
+    Taps(const Window<T>& window, const float* weights, float* slopes) {
+        for (int64_t j = 0; j < TAPS; j++) {
             x[j] = window.slots[j].x;
             gradient[j] = window.slots[j].gradient;
             weight[j] = weights + j * window.width;
@@ -94,7 +93,7 @@ struct Taps {
     template <class P>
     __attribute__((always_inline)) V convolve(const float* bias, int64_t c, P part) const {
         V z = bias ? at(bias + c, part) : V{};
-        for (int64_t j = 0; j < (K ? K : count); j++) z += at(x[j] + c, part) * at(weight[j] + c, part);
+        for (int64_t j = 0; j < TAPS; j++) z += at(x[j] + c, part) * at(weight[j] + c, part);
         return z;
     }
 };
@@ -106,7 +105,7 @@ static void columns(const Window<T>& window, T* last) {  // the inputs kept for 
 }
 
 // weight: [taps, c] with the channels of this call; all pointers stand at its first channel
-template <int K, class T>
+template <class T>
 static void forward(const T* x, const float* weight, const float* bias, const int32_t* document, const T* state, const uint8_t* goes_on,
                     T* y, T* last, int silu, const Shape& s, int64_t width) {
     Window<T> window(s.taps, width);
@@ -117,7 +116,7 @@ static void forward(const T* x, const float* weight, const float* bias, const in
             window, x + b * s.stride_b, document + b * s.t, goes_on && goes_on[b], s,
             [&](int64_t i) {
                 T* row = y + (b * s.t + i) * s.c;
-                const Taps<K, T> taps(window, weight, nullptr);
+                const Taps<T> taps(window, weight, nullptr);
                 lanes(width, [=](int64_t c, auto part) {
                     V z = taps.convolve(bias, c, part);
                     put(row + c, silu ? z * sigmoid(z) : z, part);
@@ -129,7 +128,7 @@ static void forward(const T* x, const float* weight, const float* bias, const in
 }
 
 // slopes: [taps + 1, c], those of the weight and then of the bias, added to
-template <int K, class T>
+template <class T>
 static void backward(const T* x, const float* weight, const float* bias, const int32_t* document, const T* state, const uint8_t* goes_on,
                      const T* dy, const T* dlast, T* dx, float* slopes, T* dstate, int silu, const Shape& s, int64_t width) {
     Window<T> window(s.taps, width);
@@ -148,7 +147,7 @@ static void backward(const T* x, const float* weight, const float* bias, const i
             window, x + b * s.stride_b, document + b * s.t, goes_on && goes_on[b], s,
             [&](int64_t i) {
                 const T* dy_row = dy + (b * s.t + i) * s.c;
-                const Taps<K, T> taps(window, weight, slopes);
+                const Taps<T> taps(window, weight, slopes);
                 float* bias_slope = slopes + s.taps * width;
                 lanes(width, [=](int64_t c, auto part) {
                     V slope = at(dy_row + c, part);
@@ -156,7 +155,7 @@ static void backward(const T* x, const float* weight, const float* bias, const i
                         V z = taps.convolve(bias, c, part), p = sigmoid(z);
                         slope *= p + z * p * (1.0f - p);
                     }
-                    for (int64_t j = 0; j < (K ? K : taps.count); j++) {
+                    for (int64_t j = 0; j < TAPS; j++) {
                         float *g = taps.gradient[j] + c, *w = taps.slope[j] + c;
                         put(g, at(g, part) + slope * at(taps.weight[j] + c, part), part);
                         put(w, at(w, part) + slope * at(taps.x[j] + c, part), part);
@@ -191,27 +190,66 @@ static std::vector<float> own_columns(const float* weight, int64_t taps, int64_t
     return own;
 }
 
+// Sixteen channels at a time of every row of the batch.
+template <class T, class F>
+static void in_blocks(const T* x, const float* weight, const float* bias, const int32_t* document, const T* state, const uint8_t* goes_on,
+                      const Shape& s, int threads, F each) {
+    std::vector<Runs> runs(s.b);
+    for (int64_t b = 0; b < s.b; b++) runs[b].find(document + b * s.t, s.t, goes_on && goes_on[b]);
+    ROWS_IN_PARALLEL(threads)
+    for (int64_t first = 0; first < s.c; first += LANES) {
+        int64_t width = s.c - first < LANES ? s.c - first : LANES, past = s.taps - 1;
+        std::vector<float> own(s.taps * LANES, 0.0f);
+        for (int64_t j = 0; j < s.taps; j++) memcpy(own.data() + j * LANES, weight + j * s.c + first, width * sizeof(float));
+        Block<T> block{nullptr, nullptr, own.data(), bias ? bias + first : nullptr, width, s.taps, past, {}, {}, {}, {}, {}};
+        each(block, runs, first);
+    }
+}
+
 template <class T>
 static void forward_all(const T* x, const float* weight, const float* bias, const int32_t* document, const T* state, const uint8_t* goes_on,
                         T* y, T* last, int silu, Shape s, int threads) {
+    if (s.taps != TAPS) {
+        in_blocks(x, weight, bias, document, state, goes_on, s, threads, [&](Block<T>& block, const std::vector<Runs>& runs, int64_t first) {
+            for (int64_t b = 0; b < s.b; b++) {
+                int64_t held = (b * s.c + first) * (s.taps - 1);
+                block.x = x + b * s.stride_b + first;
+                block.state = state ? state + held : nullptr;
+                forward_many(block, runs[b], y + b * s.t * s.c + first, last + held, silu, s.t, s.c, s.stride_t, document + b * s.t);
+            }
+        });
+        return;
+    }
     in_parts(s.c, threads, [&](int64_t first, int64_t width) {
         auto own = own_columns(weight, s.taps, s.c, first, width);
-        auto run = s.taps == 4 ? forward<4, T> : forward<0, T>;
-        run(x + first, own.data(), bias ? bias + first : nullptr, document, state ? state + first * (s.taps - 1) : nullptr, goes_on, y + first,
-            last + first * (s.taps - 1), silu, s, width);
+        forward(x + first, own.data(), bias ? bias + first : nullptr, document, state ? state + first * (s.taps - 1) : nullptr, goes_on,
+                y + first, last + first * (s.taps - 1), silu, s, width);
     });
 }
 template <class T>
 static void backward_all(const T* x, const float* weight, const float* bias, const int32_t* document, const T* state,
                          const uint8_t* goes_on, const T* dy, const T* dlast, T* dx, float* slopes, T* dstate, int silu, Shape s,
                          int threads) {
+    if (s.taps != TAPS) {
+        in_blocks(x, weight, bias, document, state, goes_on, s, threads, [&](Block<T>& block, const std::vector<Runs>& runs, int64_t first) {
+            std::vector<float> mine((s.taps + 1) * LANES, 0.0f);
+            for (int64_t b = 0; b < s.b; b++) {
+                int64_t held = (b * s.c + first) * (s.taps - 1), at = b * s.t * s.c + first;
+                block.x = x + b * s.stride_b + first;
+                block.state = state ? state + held : nullptr;
+                backward_many(block, runs[b], dy + at, dlast ? dlast + held : nullptr, dx + at, mine.data(), dstate ? dstate + held : nullptr,
+                              silu, s.t, s.c, s.stride_t, document + b * s.t);
+            }
+            for (int64_t j = 0; j <= s.taps; j++) memcpy(slopes + j * s.c + first, mine.data() + j * LANES, block.width * sizeof(float));
+        });
+        return;
+    }
     in_parts(s.c, threads, [&](int64_t first, int64_t width) {
         auto own = own_columns(weight, s.taps, s.c, first, width);
         std::vector<float> mine((s.taps + 1) * width);
-        auto run = s.taps == 4 ? backward<4, T> : backward<0, T>;
         int64_t held = first * (s.taps - 1);
-        run(x + first, own.data(), bias ? bias + first : nullptr, document, state ? state + held : nullptr, goes_on, dy + first,
-            dlast ? dlast + held : nullptr, dx + first, mine.data(), dstate ? dstate + held : nullptr, silu, s, width);
+        backward(x + first, own.data(), bias ? bias + first : nullptr, document, state ? state + held : nullptr, goes_on, dy + first,
+                 dlast ? dlast + held : nullptr, dx + first, mine.data(), dstate ? dstate + held : nullptr, silu, s, width);
         for (int64_t j = 0; j <= s.taps; j++) memcpy(slopes + j * s.c + first, mine.data() + j * width, width * sizeof(float));
     });
 }

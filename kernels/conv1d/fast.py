@@ -20,7 +20,7 @@ from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
 from mmlm.kernels.conv1d.reference import causal_conv1d_reference
 from mmlm.kernels.dispatch import pointers, register, run
-from mmlm.kernels.documents import continuing, documents
+from mmlm.kernels.documents import continuing, documents, last_inputs
 from mmlm.kernels.native import address, letters
 
 
@@ -106,11 +106,10 @@ def _packed(
         y = y.index_put((row[:, None], channel, place[:, None]), anew if bias is None else anew + bias)
     y = F.silu(y) if activation else y
     y = torch.where(known.real[:, None], y, 0).transpose(1, 2)
-    taps = known.real.sum(1)[:, None] + torch.arange(past, device=x_btc.device)  # columns of the last inputs
-    own = belongs.gather(1, taps) == belongs.gather(1, known.real.sum(1)[:, None] + past - 1) if past else taps.bool()
-    last = whole.gather(2, taps[:, None].expand(b, channels, past))
-    return y, torch.where(own[:, None], last, 0)
+    return y, last_inputs(whole, known, segment)
 
+
+MOST_TAPS = 256  # of the native form; with more, transforms are faster
 
 _POINTER, _SIZE = native.ADDRESS, native.SIZE
 _SIZES = [ctypes.c_int, *[_SIZE] * 6, ctypes.c_int]
@@ -140,7 +139,7 @@ class _CausalConv1d(torch.autograd.Function):
         last = torch.empty(b, channels, taps - 1, dtype=x_btc.dtype)
         inputs = (x_btc, weight_kc, bias, document_bt, state_bck, continues_b)
         sizes = (int(silu), b, t, channels, taps, x_btc.stride(0), x_btc.stride(1))
-        threads = native.threads(x_btc.numel() * 6e-10)
+        threads = native.threads(x_btc.numel() * taps * 1.5e-10)
         getattr(_library(), f"forward_{letters(x_btc)}")(*map(address, (*inputs, y, last)), *sizes, threads)
         ctx.save_for_backward(*inputs)
         ctx.sizes, ctx.weight_dtype, ctx.bias_dtype = sizes, weight_ck.dtype, None if bias_c is None else bias_c.dtype
@@ -157,7 +156,7 @@ class _CausalConv1d(torch.autograd.Function):
         dlast = None if dlast is None else dlast.contiguous()
         slopes = torch.empty(len(weight_kc) + 1, x.shape[2])
         dstate = None if state is None else torch.zeros_like(state)
-        threads = native.threads(x.numel() * 2e-9)
+        threads = native.threads(x.numel() * len(weight_kc) * 5e-10)
         getattr(_library(), f"backward_{letters(x)}")(*map(address, (*inputs, dy, dlast, dx, slopes, dstate)), *ctx.sizes, threads)
         dbias = None if ctx.bias_dtype is None else slopes[-1].to(ctx.bias_dtype)
         return dx, slopes[:-1].T.to(ctx.weight_dtype), dbias, dstate, None, None, None
@@ -186,8 +185,8 @@ def causal_conv1d_native(
 
 
 def _serves(*tensors: Tensor | None) -> str | None:
-    if tensors and tensors[1] is not None and tensors[1].shape[1] > 64:
-        return f"{tensors[1].shape[1]} taps are more than 64"
+    if tensors and tensors[1] is not None and tensors[1].shape[1] > MOST_TAPS:
+        return f"{tensors[1].shape[1]} taps are more than {MOST_TAPS}"
     return pointers(*tensors) or _library.missing()
 
 

@@ -128,6 +128,76 @@ class Mamba1Config(Component):
     negative_eigenvalues: bool = Field(False, description="decays within -1 and 1 instead of 0 and 1, which parity and the like need")
 
 
+@MIXERS.register("mmlm.backbone.s4:S4", source="S4, arXiv:2111.00396; S4D, arXiv:2206.11893")
+class S4Config(Component):
+    """A fixed linear system a channel: a long convolution in training, a recurrence in generation."""
+
+    type: Literal["s4"] = "s4"
+    form: Literal["dplr", "diagonal"] = Field("dplr", description="system matrix: diagonal plus low rank (S4), or diagonal (S4D)")
+    state_size: int = Field(64, ge=2, le=1024, multiple_of=2, description="state channels of a channel")
+    init: Literal["legs", "lin", "inv"] = Field("legs", description="rates at first: HiPPO-LegS, or S4D-Lin or S4D-Inv")
+    discretization: Literal["zoh", "bilinear"] | None = Field(None, description="of the diagonal form; default: zoh. dplr is bilinear")
+    min_step: float = Field(0.001, gt=0, description="smallest initial time step")
+    max_step: float = Field(0.1, gt=0, description="largest initial time step")
+    dropout: float = Field(0.0, ge=0, lt=1, description="before the gated output, while training")
+    system_lr_scale: float = Field(0.1, gt=0, description="learning rate of rates, inputs and steps over that of the rest")
+
+    @model_validator(mode="after")
+    def _form(self) -> S4Config:
+        if self.form == "dplr" and self.init != "legs":
+            raise ValueError(f"init {self.init!r} is diagonal; form dplr must have init 'legs'")
+        if self.form == "dplr" and self.discretization == "zoh":
+            raise ValueError("form dplr must have discretization 'bilinear'")
+        if self.min_step > self.max_step:
+            raise ValueError(f"min_step ({self.min_step}) must be at most max_step ({self.max_step})")
+        return self
+
+
+@MIXERS.register("mmlm.backbone.h3:H3", source="H3, arXiv:2212.14052")
+class H3Config(Component):
+    """A shift system and a diagonal system with multiplications between: recalls and compares tokens."""
+
+    type: Literal["h3"] = "h3"
+    head_size: int = Field(8, ge=1, description="channels of a head, whose products of keys and values are its memory")
+    shift_size: int = Field(64, ge=1, le=1024, description="tokens that the shift system remembers, the current one included")
+    state_size: int = Field(64, ge=2, le=1024, multiple_of=2, description="state channels of the diagonal system")
+    init: Literal["legs", "lin", "inv"] = Field("lin", description="rates of the diagonal system at first, as for s4")
+    min_step: float = Field(0.001, gt=0, description="smallest initial time step")
+    max_step: float = Field(0.1, gt=0, description="largest initial time step")
+    bias: bool = Field(True, description="bias of the input and output projections")
+    system_lr_scale: float = Field(1.0, gt=0, description="learning rate of both systems over that of the rest")
+
+    @model_validator(mode="after")
+    def _steps(self) -> H3Config:
+        if self.min_step > self.max_step:
+            raise ValueError(f"min_step ({self.min_step}) must be at most max_step ({self.max_step})")
+        return self
+
+
+@MIXERS.register("mmlm.backbone.long_conv:LongConv", source="arXiv:2302.06646")
+class LongConvConfig(Component):
+    """Convolution with a free kernel, squashed towards zero and smoothed."""
+
+    type: Literal["long_conv"] = "long_conv"
+    num_taps: int = Field(1024, ge=2, description="tokens that an output sees, the current one included")
+    init: Literal["normal", "decay"] = Field("decay", description="kernel at first: the same scale for all taps, or decaying with the lag")
+    init_std: float = Field(0.02, gt=0, description="scale of the kernel's first tap at first (the paper: normal 0.002, decay 0.02)")
+    squash: float = Field(0.001, ge=0, description="taken off the size of every tap, down to zero")
+    smooth: int = Field(1, ge=1, description="taps or frequencies of a moving average over the kernel, odd; 1 for none (the paper: 7)")
+    smooth_over: Literal["time", "frequency"] | None = Field(None, description="what the moving average runs over; default: time")
+    kernel_dropout: float = Field(0.0, ge=0, lt=1, description="of taps, while training")
+    dropout: float = Field(0.0, ge=0, lt=1, description="before the gated output, while training")
+    kernel_lr_scale: float = Field(0.1, gt=0, description="learning rate of the kernel over that of the rest")
+
+    @model_validator(mode="after")
+    def _smooth(self) -> LongConvConfig:
+        if self.smooth % 2 == 0:
+            raise ValueError(f"smooth ({self.smooth}) must be odd")
+        if self.smooth == 1 and self.smooth_over is not None:
+            raise ValueError("smooth_over has no effect with smooth 1")
+        return self
+
+
 @FEED_FORWARDS.register("mmlm.backbone.feed_forward:FeedForward", source="GLU variants, arXiv:2002.05202")
 class SwigluConfig(Component):
     """down(silu(gate x) * up x)."""

@@ -86,11 +86,7 @@ class Mamba2(nn.Module):
 
         Raises RecipeError for a layout that a recurrence cannot express.
         """
-        if not layout.causal or layout.branch is not None or layout.allowed is not None or layout.mutual is not None:
-            raise RecipeError(
-                "mamba2 reads from left to right: it cannot serve a layout with bidirectional parts (causal: false, a prefix), branches "
-                "or an allowed matrix. Use attention layers for such data, or a causal objective."
-            )
+        layout.require_left_to_right("mamba2")
         config, held = self.config, state.tensors if state is not None else {}
         z, xbc, step = self.input(x_btd).split(self.sizes, dim=-1)
         xbc, conv = causal_conv1d(xbc, self.conv_weight, self.conv_bias, layout.document, held.get("conv"))

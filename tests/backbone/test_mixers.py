@@ -33,7 +33,23 @@ SIZES = {
         "bounded steps": {"head_size": 8, "state_size": 4, "step_limit": [0.01, 0.2]},
         "one tap": {"head_size": 8, "state_size": 4, "conv_size": 1, "conv_bias": False, "expand": 1.5, "chunk_size": 64},
     },
+    "s4": {
+        "low rank": {"state_size": 8},
+        "diagonal": {"form": "diagonal", "state_size": 6, "init": "lin"},
+        "bilinear": {"form": "diagonal", "state_size": 4, "init": "inv", "discretization": "bilinear"},
+    },
+    "h3": {
+        "plain": {"head_size": 4, "shift_size": 5, "state_size": 4},
+        "one channel a head": {"head_size": 1, "shift_size": 1, "state_size": 2, "bias": False, "init": "legs"},
+    },
+    "long_conv": {
+        "plain": {"num_taps": 6, "init": "normal"},
+        "longer than the text": {"num_taps": 40, "smooth": 3, "squash": 0.0},
+        "smooth spectrum": {"num_taps": 9, "smooth": 5, "smooth_over": "frequency"},
+        "two taps": {"num_taps": 2},
+    },
 }
+BY_TRANSFORMS = {"s4", "h3", "long_conv"}  # round-off of a later token reaches earlier ones, in outputs and gradients
 CASES = [(name, option) for name in sorted(MIXERS.entries) for option in SIZES.get(name, {"plain": {}})]
 WIDTH = 16
 
@@ -43,7 +59,9 @@ def mixer(request):
     name, option = request.param
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return MIXERS.parse({"type": name, **SIZES.get(name, {"plain": {}})[option]}).build(WIDTH).double()
+        built = MIXERS.parse({"type": name, **SIZES.get(name, {"plain": {}})[option]}).build(WIDTH).double()
+    built.leak = 1e-12 if name in BY_TRANSFORMS else 0
+    return built
 
 
 def vectors(batch, length, seed=0):
@@ -86,7 +104,7 @@ def test_a_later_token_changes_nothing_before_it(mixer):
     x = vectors(2, 11).requires_grad_()
     y = mixer(x, Layout.plain(2, 11))[0]
     gradient = torch.autograd.grad(y[:, :5].square().sum(), x, retain_graph=True)[0]
-    assert gradient[:, 5:].abs().max() == 0 and gradient[:, :5].abs().max() > 0
+    assert gradient[:, 5:].abs().max() <= mixer.leak and gradient[:, :5].abs().max() > 0
     other = torch.cat([x[:, :5], vectors(2, 6, 9) * 100], dim=1)
     torch.testing.assert_close(mixer(other, Layout.plain(2, 11))[0][:, :5], y[:, :5], rtol=0, atol=1e-12)
     assert torch.autograd.grad(y[0].sum(), x)[0][1].abs().max() == 0

@@ -41,7 +41,7 @@ def run(**given):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(("length", "taps"), [(1, 4), (2, 4), (5, 2), (21, 4), (19, 7), (6, 1)])
+@pytest.mark.parametrize(("length", "taps"), [(1, 4), (2, 4), (5, 2), (21, 4), (19, 7), (6, 1), (40, 17), (11, 31)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("carried", ["fresh", "continued", "some continued"])
 def test_every_form_equals_the_step_loop(backend, dtype, length, taps, layout, carried, nan_filled_memory):
