@@ -27,6 +27,7 @@ OPS = {
     "attention": "mmlm.kernels.attention.fast",
     "causal_conv1d": "mmlm.kernels.conv1d.fast",
     "decode": "mmlm.kernels.decode.fast",
+    "delta_rule": "mmlm.kernels.delta_rule.fast",
     "linear_cross_entropy": "mmlm.kernels.cross_entropy.fast",
     "rms_norm": "mmlm.kernels.rms_norm.fast",
     "rope": "mmlm.kernels.rope.fast",

@@ -73,7 +73,7 @@ def test_native_code_reads_plain_cpu_tensors_of_its_dtypes_only():
 
 def test_every_operation_is_told_with_its_back_ends_in_order():
     lines = report()
-    assert {line.op for line in lines} == set(OPS) and len(OPS) == 8
+    assert {line.op for line in lines} == set(OPS) and len(OPS) == 9
     for name in OPS:
         mine = [line for line in lines if line.op == name]
         assert [line.backend for line in mine] == [b for b in dispatch.BACKENDS if b in KERNELS[name]]
