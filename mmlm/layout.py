@@ -77,6 +77,14 @@ class Layout:
         moved = {f.name: value.to(device) for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return dataclasses.replace(self, **moved)
 
+    def must_read_onward(self, mixer: str) -> None:
+        """Raises RecipeError if a recurrence, which reads from left to right, cannot express this layout."""
+        if not self.causal or self.branch is not None or self.allowed is not None or self.mutual is not None:
+            raise RecipeError(
+                f"{mixer} reads from left to right: it cannot serve a layout with bidirectional parts (causal: false, a prefix), branches "
+                "or an allowed matrix. Use attention layers for such data, or a causal objective."
+            )
+
     def memo(self, key: Any, make: Callable[[], T]) -> T:
         """What `make` returns, computed once for this layout: plans, angles and the like, shared by all layers."""
         if key not in self._memo:
