@@ -1,4 +1,4 @@
-"""The delta rule, one token after the other: DeltaNet (arXiv:2406.06484, eq. 3) and, with a decay, gated DeltaNet (arXiv:2412.06464, eq. 10).
+"""The delta rule, token by token: DeltaNet (arXiv:2406.06484, eq. 3) and, with a decay, gated DeltaNet (arXiv:2412.06464, eq. 10).
 
 Axes: b rows   t tokens   g groups of heads that share query and key   h heads   k key channels   v value channels
 """
