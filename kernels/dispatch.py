@@ -12,7 +12,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -145,6 +147,24 @@ def pointers(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS) 
     if tensors and (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         return "the operation is being traced"
     return None
+
+
+def on_gpu(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS) -> str | None:
+    """Why Triton cannot compute these tensors, or None if it can. Under its interpreter (TRITON_INTERPRET=1) it takes those of the CPU."""
+    if not _has_triton():
+        return "triton is not installed"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    for x in tensors:
+        if x is not None and x.device.type != "cuda" and not (interpreted and x.device.type == "cpu"):
+            return f"a tensor is on {x.device}, not on a CUDA device"
+        if x is not None and x.is_floating_point() and x.dtype not in dtypes:
+            return f"dtype {str(x.dtype).removeprefix('torch.')} (it takes {', '.join(str(d).removeprefix('torch.') for d in dtypes)})"
+    return None if tensors or interpreted or torch.cuda.is_available() else "no CUDA device"
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -25,7 +25,7 @@ from torch import Tensor
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
 from mmlm.kernels.delta_rule.reference import delta_rule_reference
-from mmlm.kernels.dispatch import pointers, register, run
+from mmlm.kernels.dispatch import on_gpu, pointers, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
 
@@ -246,10 +246,24 @@ def delta_rule_native(
     return y, last
 
 
+def delta_rule_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The blocks as Triton programs; triton is imported at the first call."""
+    from mmlm.kernels.delta_rule import triton
+
+    return triton.delta_rule_triton(*arguments)
+
+
 def _serves(*tensors: Tensor | None) -> str | None:
     return pointers(*tensors) or _library.missing()
+
+
+def _serves_triton(*tensors: Tensor | None) -> str | None:
+    if len(tensors) > 2 and (keys := tensors[2]) is not None and keys.shape[-1] > 256:
+        return f"keys of {keys.shape[-1]} channels (it takes at most 256)"
+    return on_gpu(*tensors)
 
 
 register("delta_rule", "reference", delta_rule_reference)
 register("delta_rule", "torch", delta_rule_chunked)
 register("delta_rule", "native", delta_rule_native, _serves)
+register("delta_rule", "triton", delta_rule_triton, _serves_triton)
