@@ -210,7 +210,8 @@ class _DeltaRule(torch.autograd.Function):
         inputs = (query, key, value, beta, decay, document, continues, state, errors, dy, dlast)
         outputs = (dquery, dkey, dvalue, dbeta, ddecay, dstate)
         getattr(_library(), f"backward_{letters(value)}")(*map(address, (*inputs, *outputs)), *sizes, shares, threads)
-        return dquery.sum(0).to(key.dtype), dkey.sum(0).to(key.dtype), dvalue, dbeta, ddecay, dstate, None, None, None
+        dquery, dkey = (x[0].to(key.dtype) if shares == 1 else x.sum(0).to(key.dtype) for x in (dquery, dkey))
+        return dquery, dkey, dvalue, dbeta, ddecay, dstate, None, None, None
 
 
 def _seconds(sizes: tuple[int, ...]) -> float:
