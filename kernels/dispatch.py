@@ -29,6 +29,7 @@ OPS = {
     "attention": "mmlm.kernels.attention.fast",
     "causal_conv1d": "mmlm.kernels.conv1d.fast",
     "decode": "mmlm.kernels.decode.fast",
+    "delta_rule": "mmlm.kernels.delta_rule.fast",
     "linear_cross_entropy": "mmlm.kernels.cross_entropy.fast",
     "long_conv": "mmlm.kernels.long_conv.fast",
     "rms_norm": "mmlm.kernels.rms_norm.fast",
@@ -151,27 +152,27 @@ def pointers(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS) 
     return None
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def on_gpu(*tensors: Tensor | None) -> str | None:
-    """Why Triton cannot serve these tensors, or None if it can: on CUDA, and on the CPU where its interpreter is asked for."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    for x in tensors:
-        if x is None:
-            continue
-        if x.device.type != "cuda" and not (interpreted and x.device.type == "cpu"):
-            return f"a tensor is on {x.device}, not on a CUDA device"
-        if torch._C._functorch.is_functorch_wrapped_tensor(x):
-            return f"{type(x).__name__} is not a plain tensor"
+def on_gpu(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS) -> str | None:
+    """Why Triton cannot compute these tensors, or None if it can. Under its interpreter (TRITON_INTERPRET=1) it takes those of the CPU."""
     if not _has_triton():
         return "triton is not installed"
-    return None if interpreted or torch.cuda.is_available() else "no CUDA device"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    for x in tensors:
+        if x is not None and x.device.type != "cuda" and not (interpreted and x.device.type == "cpu"):
+            return f"a tensor is on {x.device}, not on a CUDA device"
+        if x is not None and x.is_floating_point() and x.dtype not in dtypes:
+            return f"dtype {str(x.dtype).removeprefix('torch.')} (it takes {', '.join(str(d).removeprefix('torch.') for d in dtypes)})"
+        if x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):
+            return f"{type(x).__name__} is not a plain tensor"
+    return None if tensors or interpreted or torch.cuda.is_available() else "no CUDA device"
 
 
 @functools.cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def available(op: str, *, but: str | None = None) -> list[str]:

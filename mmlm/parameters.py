@@ -57,6 +57,12 @@ def initialize(module: nn.Module, num_layers: int) -> None:
                 own()
 
 
+def log_uniform_steps(bias: Tensor, low: float, high: float) -> None:
+    """Fill biases so that their softplus, a time step, is log-uniform within low and high, and at least 1e-4."""
+    step = torch.empty_like(bias).uniform_(math.log(low), math.log(high)).exp().clamp_min(1e-4)
+    bias.copy_(step + torch.log(-torch.expm1(-step)))
+
+
 def exact(x: Tensor) -> Tensor:
     """x in float32, or in float64 where it is that already."""
     return x if x.dtype == torch.float64 else x.float()

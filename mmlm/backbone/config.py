@@ -198,6 +198,45 @@ class LongConvConfig(Component):
         return self
 
 
+@MIXERS.register(
+    "mmlm.backbone.delta:DeltaNet",
+    source="DeltaNet, arXiv:2406.06484; gated arXiv:2412.06464; eigenvalues arXiv:2411.12537; DeltaProduct arXiv:2502.10297",
+)
+class DeltaNetConfig(Component):
+    """Delta rule: each head's matrix replaces what it holds for a key by a new value, with a decay if gated."""
+
+    type: Literal["deltanet"] = "deltanet"
+    num_heads: int = Field(4, ge=1, description="value heads, each with a state of key_size x value_size")
+    num_key_heads: int | None = Field(None, ge=1, description="query and key heads; default: as many as value heads")
+    key_size: int = Field(64, ge=1, description="channels of a query or key")
+    value_size: int | None = Field(None, ge=1, description="channels of a value; default: key_size")
+    gated: bool = Field(False, description="the state decays by a factor that each token chooses (gated DeltaNet)")
+    negative_eigenvalues: bool = Field(False, description="beta up to 2, so that a token can turn the sign of what is held")
+    num_micro_steps: int = Field(1, ge=1, le=8, description="keys and values of a token, taken in one after the other (DeltaProduct)")
+    conv_size: int = Field(4, ge=1, description="taps of the short convolution")
+    conv_bias: bool = False
+    bias: bool = Field(False, description="bias of the input and output projections")
+    output_norm: bool = Field(True, description="RMS norm of each head's output")
+    output_gate: Literal["silu", "sigmoid"] | None = Field("silu", description="what the output is multiplied with, of its own projection")
+    norm_eps: float = Field(1e-5, gt=0)
+    min_step: float = Field(0.001, gt=0, description="smallest initial time step of the decay")
+    max_step: float = Field(0.1, gt=0, description="largest initial time step of the decay")
+    chunk_size: int = Field(64, ge=1, description="tokens per block of the chunked form; speed only")
+
+    @model_validator(mode="after")
+    def _heads(self) -> DeltaNetConfig:
+        if self.num_key_heads and self.num_heads % self.num_key_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_key_heads ({self.num_key_heads})")
+        if self.min_step > self.max_step:
+            raise ValueError(f"min_step ({self.min_step:g}) must be at most max_step ({self.max_step:g})")
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """Time steps belong to the decay, the eps to the norm."""
+        idle = {} if self.gated else dict.fromkeys(("min_step", "max_step"), "nothing decays without gated: true")
+        return idle if self.output_norm else idle | {"norm_eps": "output_norm is false"}
+
+
 @FEED_FORWARDS.register("mmlm.backbone.feed_forward:FeedForward", source="GLU variants, arXiv:2002.05202")
 class SwigluConfig(Component):
     """down(silu(gate x) * up x)."""

@@ -83,11 +83,7 @@ class Mamba1(nn.Module):
 
         Raises RecipeError for a layout that a recurrence cannot express.
         """
-        if not layout.causal or layout.branch is not None or layout.allowed is not None or layout.mutual is not None:
-            raise RecipeError(
-                "mamba1 reads from left to right: it cannot serve a layout with bidirectional parts (causal: false, a prefix), branches "
-                "or an allowed matrix. Use attention layers for such data, or a causal objective."
-            )
+        layout.require_left_to_right("mamba1")
         held = state.tensors if state is not None else {}
         x, gate = self.input(x_btd).split(self.inner, dim=-1)
         x, conv = causal_conv1d(x, self.conv_weight, self.conv_bias, layout.document, held.get("conv"))

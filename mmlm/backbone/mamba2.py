@@ -21,7 +21,7 @@ from mmlm.base.errors import RecipeError
 from mmlm.kernels.conv1d.fast import causal_conv1d
 from mmlm.kernels.ssd.fast import ssd
 from mmlm.layout import Layout
-from mmlm.parameters import exact, linear, name_axes
+from mmlm.parameters import exact, linear, log_uniform_steps, name_axes
 
 
 class Mamba2(nn.Module):
@@ -65,9 +65,7 @@ class Mamba2(nn.Module):
         self.conv_weight.uniform_(-bound, bound)
         if self.conv_bias is not None:
             self.conv_bias.zero_()
-        low, high = math.log(config.min_step), math.log(config.max_step)
-        step = torch.empty_like(self.step_bias).uniform_(low, high).exp().clamp_min(1e-4)
-        self.step_bias.copy_(step + torch.log(-torch.expm1(-step)))
+        log_uniform_steps(self.step_bias, config.min_step, config.max_step)
         self.decay_log.uniform_(1, 16).log_()
         self.skip.fill_(1)
         self.norm_weight.fill_(1)

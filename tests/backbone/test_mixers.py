@@ -27,6 +27,13 @@ SIZES = {
         "negative eigenvalues": {"state_size": 4, "negative_eigenvalues": True, "min_step": 0.5, "max_step": 2.0},
         "one tap": {"state_size": 1, "conv_size": 1, "conv_bias": False, "expand": 1.0},
     },
+    "deltanet": {
+        "plain": {"num_heads": 2, "key_size": 6, "chunk_size": 4},
+        "gated": {"num_heads": 4, "num_key_heads": 2, "key_size": 4, "value_size": 3, "gated": True, "chunk_size": 3},
+        "turning": {"num_heads": 2, "key_size": 5, "negative_eigenvalues": True, "output_gate": "sigmoid", "conv_bias": True, "bias": True},
+        "product": {"num_heads": 2, "key_size": 4, "num_micro_steps": 3, "gated": True, "negative_eigenvalues": True, "chunk_size": 4},
+        "bare": {"num_heads": 1, "key_size": 8, "output_norm": False, "output_gate": None, "conv_size": 1},
+    },
     "mamba2": {
         "plain": {"head_size": 8, "state_size": 4, "chunk_size": 4},
         "groups": {"head_size": 4, "state_size": 3, "num_groups": 2, "norm_groups": 4, "bias": True, "chunk_size": 3},
@@ -263,6 +270,20 @@ def test_attention_that_sees_later_tokens_cannot_go_token_by_token(option, messa
 def test_sizes_that_do_not_fit_are_told(config, message):
     with pytest.raises(RecipeError, match=message):
         MIXERS.parse(config).build(WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_heads": 3, "num_key_heads": 2}, r"num_heads \(3\) must be a multiple of num_key_heads \(2\)"),
+        ({"gated": True, "min_step": 0.5}, r"min_step \(0.5\) must be at most max_step \(0.1\)"),
+        ({"min_step": 0.01}, "nothing decays without gated: true"),
+        ({"output_norm": False, "norm_eps": 0.1}, "output_norm is false"),
+    ],
+)
+def test_options_that_do_not_fit_are_told(config, message):
+    with pytest.raises(ValueError, match=message):
+        MIXERS.parse({"type": "deltanet", **config})
 
 
 @torch.no_grad()

@@ -1,0 +1,172 @@
+"""Every form of the delta rule equals the step loop: outputs, last state, all gradients, packed and continued."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmlm.base.errors import RecipeError
+from mmlm.kernels.delta_rule.fast import delta_rule
+from mmlm.kernels.delta_rule.tolerance import TOLERANCE
+from mmlm.kernels.dispatch import available
+from mmlm.kernels.parity import disagreements, relative_error, with_gradients
+
+BACKENDS = available("delta_rule", but="reference")
+LAYOUTS = {
+    "plain": lambda t: [1] * t,
+    "packed": lambda t: [1 + 3 * i // t for i in range(t)],
+    "padded": lambda t: [2] * (t - t // 3) + [0] * (t // 3),
+    "padding between": lambda t: [(0, 1, 1, 1, 0, 2, 2)[i % 7] if i < 14 else 5 for i in range(t)],
+}
+
+
+def inputs(length, dtype, groups=2, state=True, decay=True, heads=4, k=6, v=5, seed=0):
+    g = torch.Generator().manual_seed(seed + length)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    tensors = {
+        "query_btgk": normal(3, length, groups, k),
+        "key_btgk": F.normalize(normal(3, length, groups, k), dim=-1),
+        "value_bthv": normal(3, length, heads, v),
+        "beta_bth": 2 * torch.rand(3, length, heads, generator=g, dtype=torch.float64),
+        "decay_bth": -0.3 * normal(3, length, heads).exp() if decay else None,
+    }
+    if state:
+        tensors["state_bhkv"] = normal(3, heads, k, v)
+    kept = ("beta_bth", "decay_bth", "state_bhkv")  # float32 in every model
+    types = {name: torch.float32 if name in kept and dtype == torch.bfloat16 else dtype for name in tensors}
+    return {name: None if x is None else x.to(types[name]).requires_grad_() for name, x in tensors.items()}
+
+
+def as_double(tensors):
+    return {name: None if x is None else x.detach().double().requires_grad_() for name, x in tensors.items()}
+
+
+def fixed(tensors):
+    return {name: None if x is None else x.detach() for name, x in tensors.items()}
+
+
+def both(tensors, **options):
+    """with_gradients, with the absent tensors bound."""
+    absent = {name: None for name, x in tensors.items() if x is None}
+    present = {name: x for name, x in tensors.items() if x is not None}
+    return with_gradients(lambda **given: delta_rule(**given, **absent, **options), present)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("length", [1, 15, 16, 37])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("carried", ["fresh", "continued", "some continued"])
+@pytest.mark.parametrize("decay", [False, True], ids=["plain", "gated"])
+def test_every_form_equals_the_step_loop(backend, dtype, length, layout, carried, decay, nan_filled_memory):
+    if backend == "native" and dtype == torch.float64:
+        dtype = torch.float32
+    tensors = inputs(length, dtype, state=carried != "fresh", decay=decay)
+    document = torch.tensor([LAYOUTS[layout](length), [1] * length, [0] * length])
+    continues = torch.tensor([True, False, False]) if carried == "some continued" else None
+    wanted = both(as_double(tensors), document_bt=document, continues=continues, backend="reference")
+    got = both(tensors, document_bt=document, continues=continues, chunk_size=16, backend=backend)
+    assert len(got) == 6 + decay + (carried != "fresh")
+    assert disagreements(got, wanted, TOLERANCE[dtype]) == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("k", "v"), [(40, 70), (64, 16)])
+@pytest.mark.parametrize("decay", [False, True], ids=["plain", "gated"])
+def test_long_rows_wide_states_and_several_threads(backend, threads, k, v, decay, monkeypatch):
+    monkeypatch.setattr("mmlm.kernels.native.threads", lambda seconds: threads)
+    tensors = inputs(300, torch.float32, heads=6, k=k, v=v, decay=decay)
+    document = torch.tensor([[1] * 130 + [2] * 100 + [0] * 70, [1] * 300, [0] * 5 + [3] * 251 + [4] * 44])
+    given = {"document_bt": document, "continues": torch.tensor([True, True, False])}
+    exact = both(as_double(tensors), **given, backend="torch")
+    assert disagreements(both(tensors, **given, backend=backend), exact, TOLERANCE[torch.float32]) == []
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_any_split_gives_the_whole(backend):
+    tensors = fixed(inputs(40, torch.float32, state=False))
+    document = torch.tensor([[1] * 25 + [2] * 15, [1] * 40, [3] * 9 + [4] * 31], dtype=torch.int32)
+    whole, last = delta_rule(**tensors, document_bt=document, chunk_size=16, backend=backend)
+    state, parts, at = None, [], 0
+    for size in (1, 7, 16, 1, 15):
+        part = {name: x[:, at : at + size] for name, x in tensors.items()}
+        continues = None if at == 0 else document[:, at] == document[:, at - 1]
+        given = {"document_bt": document[:, at : at + size], "state_bhkv": state, "continues": continues}
+        y, state = delta_rule(**part, **given, chunk_size=16, backend=backend)
+        parts.append(y)
+        at += size
+    assert relative_error(torch.cat(parts, 1), whole) < 1e-5 and relative_error(state, last) < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_padding_gives_zero_and_leaves_the_state_as_it_is(backend):
+    tensors = fixed(inputs(9, torch.float32))
+    document = torch.tensor([[0] * 9, [1] * 9, [1] * 5 + [0] * 4])
+    y, last = delta_rule(**tensors, document_bt=document, backend=backend)
+    assert torch.equal(last[0], tensors["state_bhkv"][0]) and not y[0].any() and not y[2, 5:].any()
+    spoiled = {name: x.clone() for name, x in tensors.items()}
+    for name in spoiled:
+        if name != "state_bhkv":
+            spoiled[name][2, 5:] = 9.0
+    again, after = delta_rule(**spoiled, document_bt=document, backend=backend)
+    assert torch.equal(again, y) and torch.equal(after, last)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("strength", [0.01, 100.0])
+def test_weak_and_strong_decay_over_long_rows_keep_their_digits(backend, strength):
+    tensors = inputs(700, torch.float32)
+    tensors["decay_bth"] = (tensors["decay_bth"].detach() * strength).requires_grad_()
+    document = torch.ones(3, 700, dtype=torch.int32)
+    exact = both(as_double(tensors), document_bt=document, backend="reference")
+    assert disagreements(both(tensors, document_bt=document, backend=backend), exact, 1e-4) == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_same_key_with_beta_near_two_flips_the_state_without_losing_it(backend):
+    g = torch.Generator().manual_seed(0)
+    bits = torch.randint(0, 2, (1, 10_000, 1), generator=g)
+    key = F.normalize(torch.ones(1, 10_000, 1, 7), dim=-1)
+    given = {"query_btgk": key, "key_btgk": key, "value_bthv": torch.zeros(1, 10_000, 1, 3), "beta_bth": 2.0 * bits, "decay_bth": None}
+    state = torch.ones(1, 1, 7, 3)
+    document = torch.ones(1, 10_000, dtype=torch.int32)
+    y = delta_rule(**given, document_bt=document, state_bhkv=state, backend=backend)[0]
+    assert torch.equal(y[0, :, 0, 0] < 0, bits[0, :, 0].cumsum(0) % 2 == 1)
+    assert relative_error(y.abs(), y[:, :1].abs().expand_as(y)) < 1e-3
+
+
+def test_autocast_changes_nothing_and_the_dtype_of_value_is_kept():
+    tensors = fixed(inputs(20, torch.float32))
+    document = torch.ones(3, 20, dtype=torch.int32)
+    for backend in ("reference", *BACKENDS):
+        y, last = delta_rule(**tensors, document_bt=document, backend=backend)
+        with torch.autocast("cpu", torch.bfloat16):
+            y_cast, last_cast = delta_rule(**tensors, document_bt=document, backend=backend)
+        assert y_cast.dtype == torch.float32 and torch.equal(y, y_cast) and torch.equal(last, last_cast)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"value_bthv": (3, 5, 5, 5)}, "5 value heads cannot share 2 key heads evenly"),
+        ({"query_btgk": (3, 5, 2, 7)}, r"query is \[3, 5, 2, 7\], but key and value ask for \[3, 5, 2, 6\]"),
+        ({"key_btgk": (3, 4, 2, 6)}, r"key is \[3, 4, 2, 6\], but key and value ask for \[3, 5, 2, 6\]"),
+        ({"key_btgk": (3, 5, 6)}, "key and value have 4 axes"),
+        ({"beta_bth": (3, 5, 2)}, r"beta is \[3, 5, 2\], but key and value ask for \[3, 5, 4\]"),
+        ({"decay_bth": (3, 5)}, r"decay is \[3, 5\], but key and value ask for \[3, 5, 4\]"),
+        ({"state_bhkv": (3, 4, 5, 6)}, r"state is \[3, 4, 5, 6\], but key and value ask for \[3, 4, 6, 5\]"),
+        ({"document_bt": (3, 6)}, r"document is \[3, 6\], but key and value ask for \[3, 5\]"),
+    ],
+    ids=str,
+)
+def test_shapes_that_do_not_fit_are_refused(changed, message):
+    tensors = {**fixed(inputs(5, torch.float32)), "document_bt": torch.ones(3, 5, dtype=torch.int32)}
+    tensors |= {name: torch.ones(shape, dtype=tensors[name].dtype) for name, shape in changed.items()}
+    for backend in ("reference", *BACKENDS):
+        with pytest.raises(RecipeError, match=message):
+            delta_rule(**tensors, backend=backend)
