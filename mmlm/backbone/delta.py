@@ -115,8 +115,16 @@ class DeltaNet(nn.Module):
             query_btgk = F.pad(query_btgk[:, :, None], (0, 0, 0, 0, steps - 1, 0)).flatten(1, 2)  # read after the last
             decay_bmh = None if decay_bmh is None else F.pad(decay_bmh[:, :, None], (0, 0, 0, steps - 1)).flatten(1, 2)
             document = layout.memo(("micro-steps", steps), lambda: layout.document.repeat_interleave(steps, dim=1))
-        given = {"state_bhkv": held.get("state"), "chunk_size": config.chunk_size}
-        y_bthv, last = delta_rule(query_btgk, key_bmgk, value_bmhv, beta_bmh, decay_bmh, document, **given)
+        y_bthv, last = delta_rule(
+            query_btgk,
+            key_bmgk,
+            value_bmhv,
+            beta_bmh,
+            decay_bmh,
+            document,
+            state_bhkv=held.get("state"),
+            chunk_size=config.chunk_size,
+        )
         y_bthv = y_bthv[:, steps - 1 :: steps]
         if state is not None:
             state.tensors = {"conv": conv.to(held["conv"].dtype), "state": last}
