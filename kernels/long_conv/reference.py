@@ -1,14 +1,17 @@
-"""Long causal convolutions as sums, and state-space systems as recurrences.
+"""Long causal convolutions as sums, state-space systems as recurrences, and the kernel of S4 as its paper computes it.
 
 Axes: b rows   t tokens   c channels   k taps, the first one for the current token   m signals that share a kernel   z real state channels
+n modes   j frequencies
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from mmlm.kernels.long_conv.systems import System
+from mmlm.kernels.long_conv.systems import DiagonalPlusLowRank, System
 
 
 def long_conv_reference(
@@ -56,3 +59,32 @@ def ssm_conv_reference(
         current = torch.where(document > 0, document, current)
     y = torch.stack(outputs, dim=1) if outputs else torch.zeros_like(u)
     return y.to(u_btcm.dtype), None if state_bcmz is None else h.to(state_bcmz.dtype)
+
+
+def cauchy_kernel(system: DiagonalPlusLowRank, length: int) -> Tensor:
+    """K [c, l] by the generating function on the circle, c (I - A^L) (I - A z)^-1 B, of Cauchy sums (arXiv:2111.00396, section 3)."""
+    size = 1 << max(length - 1, 1).bit_length()
+    a, _, c = system.matrices()
+    truncated = c - (c[:, None] @ torch.linalg.matrix_power(a, size))[:, 0]
+    truncated = (truncated[:, 0::2] - 1j * truncated[:, 1::2]) / 2
+    bent = system.p.conj()
+    weight = torch.stack([truncated * system.b, truncated * system.p, bent * system.b, bent * system.p], dim=1)  # [c, 4, n]
+    return torch.fft.irfft(_generating(weight, system.rate, system.speed, size), n=size)[:, :length]
+
+
+def _generating(weight_cwn: Tensor, rate_cn: Tensor, speed_c1: Tensor, size: int) -> Tensor:
+    """The generating function [c, j] at z = exp(-2 pi i j / size), j = 0 ... size / 2.
+
+    With z = exp(-2 i a) the argument of the Cauchy sums is i speed tan a; numerator and denominator are multiplied by cos a, so nothing is
+    divided by zero at z = -1. A mode and its conjugate are one term with real coefficients.
+    """
+    angle = torch.arange(size // 2 + 1, dtype=torch.float64, device=rate_cn.device) * (math.pi / size)
+    sine, cosine = angle.sin(), angle.cos()
+    across, along = speed_c1[..., None] * sine, rate_cn.abs()[..., None] * cosine  # [c, 1, j], [c, n, j]
+    turn = -2 * rate_cn.real[..., None] * cosine * across
+    inverse = torch.complex((along - across) * (along + across), turn).reciprocal()
+    flat = torch.cat([inverse.real, inverse.imag], dim=-1)  # [c, n, j twice]
+    ahead, damped = (2 * part @ flat for part in (weight_cwn.real, (weight_cwn * rate_cn[:, None].conj()).real))
+    ahead, damped = (torch.complex(*part.chunk(2, dim=-1)) for part in (ahead, damped))
+    output, left, right, both = (1j * across * ahead - cosine * damped).unbind(1)
+    return torch.polar(torch.ones_like(angle), angle) * (output - cosine * left * right / (1 + cosine * both))

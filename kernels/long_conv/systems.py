@@ -7,7 +7,7 @@ The n complex modes stand for themselves and their conjugates; a state is their 
 taken apart as l = r + R q, so tables of about sqrt(length) powers and one matrix product give all of them. Everything about a system is in
 float64: phases of thousands of radians lose their digits in less.
 
-Axes: c channels   n modes   y, z real state channels   l tokens   r tokens of a block   q blocks   j frequencies   s sequences
+Axes: c channels   n modes   y, z real state channels   l tokens   r tokens of a block   q blocks   s sequences
 m signals that share a system
 """
 
@@ -18,9 +18,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-CACHED_NUMBERS = 1 << 18  # of the Cauchy matrix at a time: it stays in the second cache, forward and again backward
 BLOCK = 64  # tokens of a block of the dense form
 
 
@@ -113,24 +111,15 @@ class DiagonalPlusLowRank:
         self._found: tuple[Tensor, Tensor, Tensor] | None = None
 
     def kernel(self, length: int) -> Tensor:
-        """irfft of the truncated generating function on the circle, c (I - A^L) (I - A z)^-1 B, by Cauchy sums (eq. 5 of the paper).
+        """C A^l B with l = r + R q as the product of rows C A^{R q} and columns A^r B.
 
-        c, not c (I - A^L), is the parameter, so a system has a kernel of any length.
+        The Cauchy sums of the paper (`cauchy_kernel` in reference.py) need A^L too, where c and not c (I - A^L) is the parameter, so that a
+        system has a kernel of any length; they take four times as long.
         """
-        size = 1 << max(length - 1, 1).bit_length()
-        a, _, c = self.matrices()
-        through = a
-        for _ in range(size.bit_length() - 1):
-            through = through @ through
-        truncated = c - (c[:, None] @ through)[:, 0]
-        truncated = (truncated[:, 0::2] - 1j * truncated[:, 1::2]) / 2
-        weight = torch.stack([truncated * self.b, truncated * self.p, self.p.conj() * self.b, self.p.conj() * self.p], dim=1)  # [c, 4, n]
-        block = max(1, CACHED_NUMBERS // (self.rate.shape[1] * (size // 2 + 1)))
-        parts = [
-            checkpoint(_generating, *part, size, use_reentrant=False)
-            for part in zip(weight.split(block), self.rate.split(block), self.speed.split(block))
-        ]
-        return torch.fft.irfft(torch.cat(parts), n=size)[:, :length]
+        a, b, c = self.matrices()
+        columns, squares = _columns(a, b, 1 << (max(length - 1, 0).bit_length() + 1) // 2)
+        rows, _ = _rows(squares[-1], c, -(-length // columns.shape[2]))
+        return (rows @ columns).flatten(1)[:, :length]
 
     def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
         """A, B, C in real numbers, found once."""
@@ -151,9 +140,7 @@ class DiagonalPlusLowRank:
     def carried(self, state_scmz: Tensor, length: int) -> Tensor:
         """C A^{l+1} h, a block of tokens at a time."""
         a, _, c = self.matrices()
-        rows, through = (c[:, None] @ a), a
-        while rows.shape[1] < BLOCK:
-            rows, through = torch.cat([rows, rows @ through], dim=1), through @ through
+        rows, through = _rows(a, (c[:, None] @ a)[:, 0], BLOCK)
         h, found = state_scmz.to(a.dtype), []
         for _ in range(-(-length // BLOCK)):
             found.append(h @ rows.transpose(1, 2))
@@ -164,11 +151,8 @@ class DiagonalPlusLowRank:
     def absorbed(self, u_scml: Tensor, state_scmz: Tensor, length_s: Tensor) -> Tensor:
         """A^length h + sum_l A^{length-1-l} B u_l, a block of tokens at a time; the state enters where the inputs begin."""
         a, b, _ = self.matrices()
-        columns, through = b[..., None], a
-        steps = [a]  # A^1, A^2, A^4, ...
-        while columns.shape[2] < BLOCK:
-            columns, through = torch.cat([columns, through @ columns], dim=2), through @ through
-            steps.append(through)
+        columns, squares = _columns(a, b, BLOCK)
+        through = squares[-1]
         length = u_scml.shape[-1]
         table = columns.flip(2).transpose(1, 2)  # [c, r, z]
         blocks = torch.nn.functional.pad(u_scml.to(a.dtype), (-length % BLOCK, 0)).unflatten(-1, (-1, BLOCK))
@@ -180,7 +164,7 @@ class DiagonalPlusLowRank:
             enters = (left <= ahead) & (left > ahead - BLOCK)
             if bool(enters.any()):
                 rest, moved = (length_s - (ahead - BLOCK)).clamp(0, BLOCK), state
-                for bit, power in enumerate(steps):
+                for bit, power in enumerate(squares):
                     moved = torch.where((rest >> bit & 1).bool()[:, None, None, None], moved @ power.transpose(1, 2), moved)
                 h = h + torch.where(enters, moved, 0)
         return (h + torch.where(left == 0, state, 0)).to(state_scmz.dtype)
@@ -203,22 +187,22 @@ class DiagonalPlusLowRank:
         return h - inverse * p * (2 * (p.conj() * h).real.sum(-1, keepdim=True) / bend)
 
 
-def _generating(weight_cwn: Tensor, rate_cn: Tensor, speed_c1: Tensor, size: int) -> Tensor:
-    """The generating function [c, j] at z = exp(-2 pi i j / size), j = 0 ... size / 2.
+def _columns(a: Tensor, b: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:
+    """A^r B [c, z, r] for r below count, a power of two, and A^1, A^2, A^4, ... A^count."""
+    columns, squares = b[..., None], [a]
+    while columns.shape[2] < count:
+        columns = torch.cat([columns, squares[-1] @ columns], dim=2)
+        squares.append(squares[-1] @ squares[-1])
+    return columns, squares
 
-    With z = exp(-2 i a) the argument of the Cauchy sums is i speed tan a; numerator and denominator are multiplied by cos a, so nothing is
-    divided by zero at z = -1. A mode and its conjugate are one term with real coefficients.
-    """
-    angle = torch.arange(size // 2 + 1, dtype=torch.float64, device=rate_cn.device) * (math.pi / size)
-    sine, cosine = angle.sin(), angle.cos()
-    across, along = speed_c1[..., None] * sine, rate_cn.abs()[..., None] * cosine  # [c, 1, j], [c, n, j]
-    turn = -2 * rate_cn.real[..., None] * cosine * across
-    inverse = torch.complex((along - across) * (along + across), turn).reciprocal()
-    flat = torch.cat([inverse.real, inverse.imag], dim=-1)  # [c, n, j twice]
-    ahead, damped = (2 * part @ flat for part in (weight_cwn.real, (weight_cwn * rate_cn[:, None].conj()).real))
-    ahead, damped = (torch.complex(*part.chunk(2, dim=-1)) for part in (ahead, damped))
-    output, left, right, both = (1j * across * ahead - cosine * damped).unbind(1)
-    return torch.polar(torch.ones_like(angle), angle) * (output - cosine * left * right / (1 + cosine * both))
+
+def _rows(a: Tensor, c: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """C A^q [c, q, z] for q below a power of two not less than count, and A to that power."""
+    rows, through = c[:, None], a
+    while rows.shape[1] < count:
+        rows = torch.cat([rows, rows @ through], dim=1)
+        through = through @ through
+    return rows, through
 
 
 def _modes(state: Tensor) -> Tensor:
