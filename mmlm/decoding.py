@@ -203,12 +203,14 @@ def _unfit(prompts: Sequence[Prompt]) -> str:
     return ""
 
 
+@torch.no_grad()
 def _state(model: Decodable, precision: str) -> Any:
-    """Changes whenever a weight does."""
+    """Changes whenever a weight does. Norms are part of it, since a fused optimizer does not count as a change in torch's own count."""
     parameters = [*model.embedding.parameters(), *model.backbone.parameters(), *model.heads.parameters()]
     if any(parameter.is_inference() for parameter in parameters):
         return object()  # these keep no count of their changes
-    return (precision, torch.get_num_threads(), [(parameter.data_ptr(), parameter._version, parameter.dtype) for parameter in parameters])
+    places = [(parameter.data_ptr(), parameter._version, parameter.dtype) for parameter in parameters]
+    return precision, torch.get_num_threads(), places, torch.stack(torch._foreach_norm(parameters)).tolist()
 
 
 def _fits_memory(model: Decodable) -> bool:

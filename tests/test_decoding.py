@@ -93,9 +93,12 @@ def test_what_is_written_follows_the_weights():
         model.heads["language_model"].weight.copy_(model.heads["language_model"].weight.roll(1, 0))
     after = generate(model, [ids(5)], max_new_tokens=12, precision="fp32")
     assert after[0].ids == by_layers(model, [ids(5)], max_new_tokens=12)[0].ids != before[0].ids
+    held = open_decoding(model, [ids(5)], 12, "fp32")
+    held.close()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     model.logits(ids(6)[None]).square().mean().backward()
     optimizer.step()
+    assert open_decoding(model, [ids(5)], 12, "fp32").decoder is not held.decoder
     assert generate(model, [ids(5)], max_new_tokens=12, precision="fp32")[0].ids == by_layers(model, [ids(5)], max_new_tokens=12)[0].ids
 
 
