@@ -123,7 +123,7 @@ def _backward_in_time(
     gradient = tl.zeros((BK, BV), tl.float32)  # of the state after the block
     if ENDED:
         gradient = _rows(dlast_ptr, rows, k < K, v, W)
-    for n in range(0, BLOCKS):
+    for n in range(BLOCKS):
         start = (BLOCKS - 1 - n) * BLOCK
         token = start + tl.arange(0, BLOCK)
         inside = token < T
@@ -171,7 +171,7 @@ def _forward_in_time(
     state = tl.zeros((BK, BV), tl.float32)
     if CONTINUED:
         state = _rows(initial_ptr, rows, k < K, v, W)
-    for n in range(0, BLOCKS):
+    for n in range(BLOCKS):
         start = n * BLOCK
         token = start + tl.arange(0, BLOCK)
         inside = token < T
