@@ -152,15 +152,18 @@ def pointers(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS) 
     return None
 
 
-def on_gpu(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS) -> str | None:
-    """Why Triton cannot compute these tensors, or None if it can. Under its interpreter (TRITON_INTERPRET=1) it takes those of the CPU."""
+def on_gpu(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] | None = None) -> str | None:
+    """Why Triton cannot compute these tensors, or None if it can. Under its interpreter (TRITON_INTERPRET=1) it takes those of the CPU.
+
+    dtypes: of floating-point numbers that the programs take; None for all.
+    """
     if not _has_triton():
         return "triton is not installed"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     for x in tensors:
         if x is not None and x.device.type != "cuda" and not (interpreted and x.device.type == "cpu"):
             return f"a tensor is on {x.device}, not on a CUDA device"
-        if x is not None and x.is_floating_point() and x.dtype not in dtypes:
+        if x is not None and dtypes is not None and x.is_floating_point() and x.dtype not in dtypes:
             return f"dtype {str(x.dtype).removeprefix('torch.')} (it takes {', '.join(str(d).removeprefix('torch.') for d in dtypes)})"
         if x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):
             return f"{type(x).__name__} is not a plain tensor"

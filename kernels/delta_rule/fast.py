@@ -25,7 +25,7 @@ from torch import Tensor
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
 from mmlm.kernels.delta_rule.reference import delta_rule_reference
-from mmlm.kernels.dispatch import on_gpu, pointers, register, run
+from mmlm.kernels.dispatch import FLOATS, on_gpu, pointers, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
 
@@ -261,7 +261,7 @@ def _serves(*tensors: Tensor | None) -> str | None:
 def _serves_triton(*tensors: Tensor | None) -> str | None:
     if len(tensors) > 2 and (keys := tensors[2]) is not None and keys.shape[-1] > 256:
         return f"keys of {keys.shape[-1]} channels (it takes at most 256)"
-    return on_gpu(*tensors)
+    return on_gpu(*tensors, dtypes=FLOATS)
 
 
 register("delta_rule", "reference", delta_rule_reference)
