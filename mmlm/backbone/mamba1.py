@@ -21,7 +21,7 @@ from mmlm.base.errors import RecipeError
 from mmlm.kernels.conv1d.fast import causal_conv1d
 from mmlm.kernels.selective_scan.fast import selective_scan
 from mmlm.layout import Layout
-from mmlm.parameters import exact, linear, name_axes
+from mmlm.parameters import exact, linear, log_uniform_steps, name_axes
 
 
 class Mamba1(nn.Module):
@@ -64,9 +64,7 @@ class Mamba1(nn.Module):
             self.conv_bias.zero_()
         bound = self.sizes[0] ** -0.5
         self.step.weight.uniform_(-bound, bound)
-        low, high = math.log(config.min_step), math.log(config.max_step)
-        step = torch.empty_like(self.step_bias).uniform_(low, high).exp().clamp_min(1e-4)
-        self.step_bias.copy_(step + torch.log(-torch.expm1(-step)))
+        log_uniform_steps(self.step_bias, config.min_step, config.max_step)
         self.decay_log.copy_(torch.arange(1, config.state_size + 1).log().expand_as(self.decay_log))
         self.skip.fill_(1)
 
