@@ -211,6 +211,14 @@ def spent(words: list[str], cwd: Path, env: dict[str, str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@pytest.mark.parametrize(("given", "found"), [(None, "passive"), ("active", "active")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(given, found, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert cli.main(["--version"]) == 0 and os.environ["OMP_WAIT_POLICY"] == found
+
+
 @pytest.mark.parametrize("words", [["--help"], ["validate", "RECIPE"], ["list", "mixers"]], ids=" ".join)
 def test_light_verbs_cost_little_beside_pydantic_alone(words, tmp_path):
     """CPU time against importing pydantic and yaml in the same minute, with compiled bytecode, best of three."""
