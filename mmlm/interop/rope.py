@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmlm.backbone.config import RopeConfig
-from mmlm.base.errors import CheckpointError
+from mmlm.base.errors import CheckpointError, unknown_name
+
+KNOWN = frozenset(
+    """
+    type rope_type rope_theta partial_rotary_factor factor original_max_position_embeddings low_freq_factor high_freq_factor
+    beta_fast beta_slow attention_factor truncate mscale mscale_all_dim
+    """.split()  # noqa: SIM905
+)
 
 
 def rope_to_ours(config: Mapping[str, Any], fraction: float = 1.0, *, fixed: bool = True) -> RopeConfig:
@@ -16,6 +23,8 @@ def rope_to_ours(config: Mapping[str, Any], fraction: float = 1.0, *, fixed: boo
     Raises CheckpointError for a scaling or a share that is not known.
     """
     given = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    if unknown := sorted(key for key in given if key not in KNOWN):
+        raise CheckpointError(f"rope_parameters: {unknown_name('key', unknown[0], KNOWN)}")
     kind = given.pop("rope_type", given.pop("type", "default"))
     base = given.pop("rope_theta", config.get("rope_theta", 10_000.0))
     factor, original = given.get("factor"), given.get("original_max_position_embeddings", config.get("max_position_embeddings"))
