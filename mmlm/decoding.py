@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmlm.backbone.attention import Attention
 from mmlm.backbone.backbone import Backbone
 from mmlm.backbone.cache import Cache
-from mmlm.backbone.config import AttentionConfig, GeluConfig
+from mmlm.backbone.config import AttentionConfig, GegluConfig, GeluConfig, Relu2Config
 from mmlm.backbone.feed_forward import FeedForward
 from mmlm.backbone.norms import LayerNorm
 from mmlm.base.errors import RecipeError
@@ -229,6 +229,8 @@ def one_call_form(model: Decodable) -> tuple[DecoderSpec, dict[str, Tensor]]:
         raise Unsupported("no plain language-model head")
     if head.rows is not None:
         raise Unsupported("a head that writes some ranges of the vocabulary alone")
+    if head.config.soft_cap is not None or backbone.config.norm_place != "before":
+        raise Unsupported("a soft cap on its scores, or norms around its layers")
     for name, module in (*backbone.named_modules(), ("embedding", model.embedding)):
         if not type(module).__module__.startswith(("mmlm.", "torch.")):
             raise Unsupported(f"{name} is a {type(module).__name__}; adapters have to be merged into the weights first")
@@ -251,8 +253,10 @@ def one_call_form(model: Decodable) -> tuple[DecoderSpec, dict[str, Tensor]]:
     if first.rope is not None and len(first.rope.sections) > 1:
         raise Unsupported("rotary positions on several axes")
     activation: Activation = "silu"
-    if isinstance(feed.config, GeluConfig):
+    if isinstance(feed.config, GeluConfig | GegluConfig):
         activation = "gelu_tanh" if feed.config.approximate else "gelu"
+    elif isinstance(feed.config, Relu2Config):
+        activation = "relu_squared"
     spec = DecoderSpec(
         vocabulary=len(head.matrix),
         width=backbone.config.width,
@@ -274,6 +278,7 @@ def one_call_form(model: Decodable) -> tuple[DecoderSpec, dict[str, Tensor]]:
         rope=first.rope.frequencies if first.rope is not None else None,
         rope_scale=first.rope.scale if first.rope is not None else 1.0,
         window=tuple(mixer.config.window for mixer in mixers),
+        embedding_scale=backbone.config.embedding_scale,
     )
     weights = {f"embedding.{name}": tensor for name, tensor in model.embedding.named_parameters()}
     weights |= {f"norm.{name}": tensor for name, tensor in backbone.norm.named_parameters()}

@@ -46,7 +46,7 @@ class MultimodalLM(nn.Module):
         self.config = config
         self.vocabulary = Vocabulary(config.vocabulary)
         width = config.backbone.width
-        self.embedding = nn.Embedding(len(self.vocabulary), width)
+        self.embedding = TokenEmbedding(len(self.vocabulary), width, config.backbone.embedding_scale)
         name_axes(self.embedding.weight, "vocab", "residual")
         if missing := config.encoders.keys() - config.features.keys():
             raise RecipeError(f"encoders {sorted(missing)} need the number of channels they read, in `features`.")
@@ -216,6 +216,19 @@ class MultimodalLM(nn.Module):
             getattr(module, "reset_buffers", lambda: None)()
         load_weights(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
         return model.eval()
+
+
+class TokenEmbedding(nn.Embedding):
+    """Rows of a table times `scale`; the table itself, which a tied head reads, is not scaled."""
+
+    def __init__(self, rows: int, width: int, scale: float) -> None:
+        super().__init__(rows, width)
+        self.scale = scale
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[..., d] of ids [...]."""
+        x = super().forward(ids)
+        return x if self.scale == 1 else x * self.scale
 
 
 def _rows(table: nn.Embedding, ids: Tensor) -> Tensor:

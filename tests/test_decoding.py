@@ -27,6 +27,9 @@ SHAPES = {
     "gpt2": {"pattern": [{**GQA, "num_kv_heads": 4, "rope": None, "qkv_bias": True, "out_bias": True}], "norm": "layer",
              "feed_forward": {"type": "gelu"}, "learned_positions": 64},
     "gelu without the tanh": {"pattern": [GQA], "feed_forward": {"type": "gelu", "approximate": False}},
+    "gated gelu, scaled embeddings": {"pattern": [GQA], "feed_forward": {"type": "geglu"}, "embedding_scale": 3.0},
+    "squared relu": {"pattern": [GQA], "feed_forward": {"type": "relu2"}},
+    "other eps of norms": {"pattern": [{**GQA, "qk_norm": True, "qk_norm_eps": 0.5}]},
 }  # fmt: skip
 PROMPTS = [3, 9, 6]
 
@@ -127,6 +130,7 @@ def test_features_in_a_prompt_reach_the_one_call_decoder():
 UNFIT = {
     "its layers are not attention": ({"pattern": [{"type": "mamba2", "state_size": 8, "head_size": 16}]}, [ids(4)]),
     "soft cap": ({"pattern": [{**GQA, "soft_cap": 5.0}]}, [ids(4)]),
+    "norms around its layers": ({"pattern": [GQA], "norm_place": "around"}, [ids(4)]),
     "its layers differ": ({"pattern": [GQA, {**GQA, "qk_norm": True}]}, [ids(4)]),
     "positions": ({"pattern": [GQA]}, [Stream([Segment("text", ids(4), position=torch.tensor([[0], [1], [5], [6]]))])]),
 }

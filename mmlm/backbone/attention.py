@@ -39,8 +39,8 @@ class Attention(nn.Module):
         self.out.is_residual_output = True
         self.gate = linear(width, self.sizes[0], "residual", "heads", bias=config.qkv_bias) if config.gate else None
         self.rope = Rope(config.rope, self.head_size) if config.rope else None
-        self.q_norm = RmsNorm(self.head_size) if config.qk_norm else None
-        self.k_norm = RmsNorm(self.head_size) if config.qk_norm else None
+        self.q_norm = RmsNorm(self.head_size, config.qk_norm_eps) if config.qk_norm else None
+        self.k_norm = RmsNorm(self.head_size, config.qk_norm_eps) if config.qk_norm else None
 
     def _slopes(self, device: torch.device) -> Tensor | None:
         return alibi_slopes(self.num_heads).to(device) if self.config.alibi else None

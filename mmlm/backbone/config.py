@@ -72,6 +72,7 @@ class AttentionConfig(Component):
     head_size: int | None = Field(None, ge=1, description="channels of a head; default: width / num_heads")
     rope: RopeConfig | None = Field(RopeConfig(), description="rotary positions; null for none")
     qk_norm: bool = Field(False, description="RMS norm of each query and key head before rotation (Qwen3)")
+    qk_norm_eps: float = Field(1e-6, gt=0)
     qkv_bias: bool = False
     out_bias: bool = False
     window: int | None = Field(None, ge=1, description="tokens a query looks back, itself included; null for all")
@@ -90,6 +91,10 @@ class AttentionConfig(Component):
         if self.sinks and (self.window is None or self.sinks >= self.window):
             raise ValueError(f"sinks ({self.sinks}) need a window that is larger")
         return self
+
+    def without_effect(self) -> dict[str, str]:
+        """The eps belongs to the norm."""
+        return {} if self.qk_norm else {"qk_norm_eps": "qk_norm is false"}
 
 
 @MIXERS.register("mmlm.backbone.mamba2:Mamba2", source="Mamba-2, arXiv:2405.21060")
@@ -126,6 +131,12 @@ class Mamba1Config(Component):
     min_step: float = Field(0.001, gt=0, description="smallest initial time step")
     max_step: float = Field(0.1, gt=0, description="largest initial time step")
     negative_eigenvalues: bool = Field(False, description="decays within -1 and 1 instead of 0 and 1, which parity and the like need")
+    select_norm: bool = Field(False, description="RMS norms of what steps, keys and queries are made of (Jamba, arXiv:2403.19887)")
+    norm_eps: float = Field(1e-5, gt=0, description="of these norms")
+
+    def without_effect(self) -> dict[str, str]:
+        """The eps belongs to the norms."""
+        return {} if self.select_norm else {"norm_eps": "select_norm is false"}
 
 
 @MIXERS.register("mmlm.backbone.s4:S4", source="S4, arXiv:2111.00396; S4D, arXiv:2206.11893")
@@ -256,6 +267,25 @@ class GeluConfig(Component):
     approximate: bool = Field(True, description="the tanh form")
 
 
+@FEED_FORWARDS.register("mmlm.backbone.feed_forward:FeedForward", source="GLU variants, arXiv:2002.05202")
+class GegluConfig(Component):
+    """down(gelu(gate x) * up x)."""
+
+    type: Literal["geglu"] = "geglu"
+    hidden: int | None = Field(None, ge=1, description="inner width; default as swiglu")
+    bias: bool = False
+    approximate: bool = Field(True, description="the tanh form")
+
+
+@FEED_FORWARDS.register("mmlm.backbone.feed_forward:FeedForward", source="squared ReLU, arXiv:2109.08668")
+class Relu2Config(Component):
+    """down(relu(up x)^2)."""
+
+    type: Literal["relu2"] = "relu2"
+    hidden: int | None = Field(None, ge=1, description="inner width; default 4 times the width")
+    bias: bool = False
+
+
 @FEED_FORWARDS.register("mmlm.backbone.moe:MixtureOfExperts", source="arXiv:1701.06538; balance loss arXiv:2101.03961, eq. 4")
 class MoeConfig(Component):
     """Each token goes to its `top_k` best experts. Without a capacity no token is dropped."""
@@ -268,6 +298,8 @@ class MoeConfig(Component):
     balance_weight: float = Field(0.01, ge=0, description="weight of the loss that evens out the experts' load")
     router_z_weight: float = Field(0.001, ge=0, description="weight of the squared log-partition of the router")
     num_shared: int = Field(0, ge=0, description="further experts that every token goes to (DeepSeekMoE, arXiv:2401.06066)")
+    shared_hidden: int | None = Field(None, ge=1, description="inner width of a shared expert; default as the others")
+    shared_gate: bool = Field(False, description="what the shared experts add is times sigmoid of a linear score (Qwen2-MoE)")
     capacity_factor: float | None = Field(
         None, gt=0, description="in training an expert takes this times its even share of tokens, the rest keep the residual; null: all"
     )
@@ -280,8 +312,9 @@ class MoeConfig(Component):
         return self
 
     def without_effect(self) -> dict[str, str]:
-        """`priority` does nothing where every token is taken."""
-        return {"priority": "capacity_factor is null, so every token is taken"} if self.capacity_factor is None else {}
+        """`priority` does nothing where every token is taken, nor do the keys of shared experts where there are none."""
+        idle = {"priority": "capacity_factor is null, so every token is taken"} if self.capacity_factor is None else {}
+        return idle if self.num_shared else idle | dict.fromkeys(("shared_hidden", "shared_gate"), "num_shared is 0")
 
 
 class LayerConfig(Strict):
@@ -346,6 +379,10 @@ class BackboneConfig(Strict):
     feed_forward: FEED_FORWARDS.choice | None = Field(SwigluConfig(), description="of every layer that names none of its own")
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = Field(1e-5, gt=0)
+    norm_place: Literal["before", "around"] = Field(
+        "before", description="around: what a mixer or feed-forward adds is normed too (Gemma 2)"
+    )
+    embedding_scale: float = Field(1.0, gt=0, description="factor on token embeddings; Gemma has the root of the width")
     learned_positions: int | None = Field(None, ge=1, description="longest length of a table of learned positions; null for none")
     dropout: float = Field(0.0, ge=0, lt=1, description="of embeddings, mixer and feed-forward outputs while training")
     recompute: bool = Field(False, description="recompute each layer's activations in the backward pass: less memory, more time")

@@ -25,6 +25,7 @@ SIZES = {
         "plain": {"state_size": 4},
         "biases, rank": {"state_size": 3, "bias": True, "step_rank": 5, "expand": 1.5},
         "negative eigenvalues": {"state_size": 4, "negative_eigenvalues": True, "min_step": 0.5, "max_step": 2.0},
+        "inner norms": {"state_size": 4, "select_norm": True, "norm_eps": 0.1},
         "one tap": {"state_size": 1, "conv_size": 1, "conv_bias": False, "expand": 1.0},
     },
     "deltanet": {
