@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmlm.data.config import EpisodeConfig
 from mmlm.data.episodes import Episode
 from mmlm.model import MultimodalLM
 from mmlm.stream import Stream
@@ -16,6 +15,22 @@ from mmlm.stream import Stream
 
 class Task(Protocol):
     """What training and validation need of a task. A record is what its samples are made from; an output is what a model makes of one."""
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Vocabulary ranges and their sizes."""
+
+    @property
+    def features(self) -> Mapping[str, int]:
+        """Channels of the features that each encoder reads."""
+
+    @property
+    def tokenizers(self) -> Mapping[str, Any]:
+        """The tokenizers of the recipe, by name."""
+
+    @property
+    def asks(self) -> Any:
+        """What a source is told when it draws a record, such as how many rows a task has."""
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -26,6 +41,15 @@ class Task(Protocol):
 
     def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
         """The streams of a batch as the documents that are packed."""
+
+    def texts(self, record: Any, rng: np.random.Generator) -> list[str]:
+        """What a tokenizer may be fitted on."""
+
+    def title(self, record: Any) -> str:
+        """What a record asks for, in one line."""
+
+    def shown(self, record: Any) -> str:
+        """A record as the model reads it, for people to look at."""
 
     def predict(self, model: MultimodalLM, records: Sequence[Any]) -> list[Any]:
         """An output for each record, whose answer the model does not read."""
@@ -41,30 +65,8 @@ class TabularLike(Task, Protocol):
     """A task that predicts a column from example rows."""
 
     @property
-    def vocabulary(self) -> Mapping[str, int]:
-        """Vocabulary ranges and their sizes."""
-
-    @property
-    def features(self) -> Mapping[str, int]:
-        """Channels of the features that each encoder reads."""
-
-    @property
-    def tokenizers(self) -> Mapping[str, Any]:
-        """The tokenizers of the recipe, by name."""
-
-    @property
-    def episode(self) -> EpisodeConfig:
-        """How training tasks are drawn."""
-
-    @property
     def max_classes(self) -> int | None:
         """Most classes that a prediction can choose from; None for any number."""
-
-    def texts(self, episode: Episode, rng: np.random.Generator) -> list[str]:
-        """What a tokenizer may be fitted on."""
-
-    def shown(self, problem: Episode) -> str:
-        """A problem as the model reads it, for people to look at: the examples and the first row to predict."""
 
     def predict_proba(self, model: MultimodalLM, problem: Episode) -> np.ndarray:
         """Probabilities [queries, classes] of the rows after the examples."""
