@@ -44,7 +44,7 @@ class Recipe(Strict):
     adapt: AdaptConfig = Field(AdaptConfig(), description="which parts are trained, how fast, through which adapters")
     objective: OBJECTIVES.choice = Field(CausalConfig(), description="what is hidden, shifted or compared")
     train: TrainConfig = Field(TrainConfig(), description="how long, how fast and what is kept")
-    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="what the trained model is compared on")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="which tables the trained model is compared on")
 
     @model_validator(mode="before")
     @classmethod
@@ -66,6 +66,18 @@ class Recipe(Strict):
                     "[{type: real_tables, split: valid}]; or keep rows of a file back with validate_share: 0.1 in its source"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _data_fit_the_task(self) -> Recipe:
+        for task in self.tasks:
+            if faults := self.data.faults(getattr(task, "reads", "tables")):
+                raise ValueError("; ".join(faults))
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """The section `evaluate` is about tables."""
+        other = [task.type for task in self.tasks if getattr(task, "reads", "tables") != "tables"]
+        return {"evaluate": f"the task {other[0]!r} is measured on data.test"} if other else {}
 
     @classmethod
     def read(cls, source: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
@@ -119,6 +131,8 @@ def apply_override(raw: dict[str, Any], item: str) -> None:
     if not equals or not path:
         raise RecipeError(f"override {yaml.shorten(item)} must look like path.to.key=value.")
     parts = path.split(".")
+    if parts[0] == "task" and "task" not in raw and isinstance(raw.get("tasks"), list):  # as a complete recipe has it
+        parts = ["tasks", "0", *parts[1:]]
     node: Any = raw
     for at, key in enumerate(parts):
         where = f"override {yaml.shorten(item)}: {'.'.join(parts[:at]) or 'the recipe'}"

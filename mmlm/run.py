@@ -23,6 +23,8 @@ from mmlm.data.episodes import OneTable
 from mmlm.data.real_tables import load_real_tables
 from mmlm.data.tables import Table
 from mmlm.evaluation.card import write_card
+from mmlm.evaluation.measure import measure, measured_summary, records_of, source_names
+from mmlm.evaluation.measured_report import write_measured_report
 from mmlm.evaluation.protocol import compare, summary
 from mmlm.evaluation.report import write_report
 from mmlm.evaluation.validation import Validation
@@ -32,7 +34,7 @@ from mmlm.model_config import ModelConfig
 from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
 from mmlm.stream import Batch, Stream
-from mmlm.tasks.base import TabularLike, Task
+from mmlm.tasks.base import MeetsSources, TabularLike, Task
 from mmlm.training.config import AdaptConfig, LoraConfig, TrainConfig
 from mmlm.training.learner import Learner
 from mmlm.training.trainer import Result, Trainer
@@ -111,6 +113,8 @@ def build_task(recipe: Recipe, folder: Path | None = None) -> Any:
     """The task of a recipe with its tokenizers: those that a run keeps in its folder, else read or fitted on training texts."""
     tokenizers = {name: config.build() for name, config in recipe.tokenizers.items()}
     task: Task = recipe.tasks[0].build(tokenizers)
+    if isinstance(task, MeetsSources):
+        task.meet([*recipe.data.train, *recipe.data.validation, *recipe.data.test])
     for name, tokenizer in tokenizers.items():
         if folder is not None and (folder / TOKENIZERS / name).is_dir():
             tokenizer.load(folder / TOKENIZERS / name)
@@ -226,7 +230,7 @@ def save_run(folder: Path, recipe: Recipe, task: Task, model: MultimodalLM) -> N
     write_card(folder, recipe, None)
 
 
-def fine_tune(recipe: Recipe, task: TabularLike, model: MultimodalLM, table: Table, lora: LoraConfig, config: TrainConfig) -> None:
+def fine_tune(recipe: Recipe, task: Task, model: MultimodalLM, table: Table, lora: LoraConfig, config: TrainConfig) -> None:
     """Fit adapters to one table with a target, in place, and add them to the weights. Nothing is written.
 
     Raises DataError where the table gives no task.
@@ -241,12 +245,12 @@ def fine_tune(recipe: Recipe, task: TabularLike, model: MultimodalLM, table: Tab
     model.eval()
 
 
-def load_run(folder: Path | str) -> tuple[Recipe, Any, MultimodalLM]:
+def load_run(folder: Path | str, overrides: Sequence[str] = ()) -> tuple[Recipe, Any, MultimodalLM]:
     """The recipe, task and model of a finished run. Raises CheckpointError where the folder holds none."""
     path = Path(folder) / RECIPE
     if not path.is_file():
         raise CheckpointError(f"{folder}: no finished run: {RECIPE} is missing.")
-    recipe = Recipe.read(path)
+    recipe = Recipe.read(path, overrides)
     return recipe, build_task(recipe, Path(folder)), MultimodalLM.from_pretrained(folder)
 
 
@@ -259,15 +263,38 @@ def dry(recipe: Recipe) -> Recipe:
 def evaluate(
     folder: Path | str, overrides: Sequence[str] = (), progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """Compare a finished run with the baselines on held-out tables; writes metrics.json and report.html and returns the metrics.
+    """Measure a finished run beside its baselines; writes metrics.json, report.html and README.md and returns the metrics.
 
-    progress(tables done, tables in all) is called after each table. Files that are there are replaced at the end, whole.
+    progress(done, in all) is called after each table, or some records. Files that are there are replaced at the end, whole.
     """
-    recipe, task, model = load_run(folder)
-    if overrides:
-        recipe = Recipe.read(Path(folder) / RECIPE, overrides)
-    config = recipe.evaluate
+    recipe, task, model = load_run(folder, overrides)
+    if getattr(recipe.tasks[0], "reads", "tables") == "tables":
+        return _evaluate_tables(Path(folder), recipe, task, model, progress)
+    sources: dict[str, Source] = {
+        name: config.build() for name, config in zip(source_names(recipe.data.test), recipe.data.test, strict=True)
+    }
+    for name, config in zip(source_names(recipe.data.train), recipe.data.train, strict=True):
+        if getattr(config, "hold_out", 0) and (held_out := config.build().held_out_records()) is not None:
+            sources[f"held out of {name}"] = held_out
+    if not sources:
+        raise RecipeError("data.test: is empty, and no source of data.train holds anything out; there is nothing to measure on.")
+    tests = {
+        name: records_of(source, task.asks, count=recipe.data.test_samples, seed=recipe.seed, number=number)
+        for number, (name, source) in enumerate(sources.items())
+    }
+    found = measure(task, model, tests, progress)
+    metrics = measured_summary(found)
+    _write_metrics(Path(folder), metrics)
+    write_measured_report(Path(folder), recipe, found, metrics, task.over, task.shown)
+    write_card(Path(folder), recipe, metrics)
+    return metrics
 
+
+def _evaluate_tables(
+    folder: Path, recipe: Recipe, task: TabularLike, model: MultimodalLM, progress: Callable[[int, int], None] | None
+) -> dict[str, Any]:
+    """Compare a model with the baselines on held-out tables."""
+    config = recipe.evaluate
     files = [source.build() for source in recipe.data.train if isinstance(source, TableFileConfig)] if config.split == "file" else []
     if config.split == "file" and not any(file.held_out.any() for file in files):
         raise RecipeError("evaluate.split: file predicts the held-out rows of a table_file source, but data.train has none.")
@@ -277,9 +304,13 @@ def evaluate(
     if not found.values:
         raise DataError("evaluate: no table gives a comparison: too few rows, or fewer than two classes among the examples.")
     metrics = summary(found, config)
-    part = Path(folder) / f"{METRICS}.part"
-    part.write_text(json.dumps(metrics, indent=2) + "\n")
-    os.replace(part, Path(folder) / METRICS)
-    write_report(Path(folder), recipe, found, metrics, task.shown)
-    write_card(Path(folder), recipe, metrics)
+    _write_metrics(folder, metrics)
+    write_report(folder, recipe, found, metrics, task.shown)
+    write_card(folder, recipe, metrics)
     return metrics
+
+
+def _write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    part = folder / f"{METRICS}.part"
+    part.write_text(json.dumps(metrics, indent=2) + "\n")
+    os.replace(part, folder / METRICS)

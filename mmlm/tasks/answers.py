@@ -41,10 +41,10 @@ class ClassAnswers:
         right = [chance_qc.argmax(1) == record.labels[record.num_shots :] for chance_qc, record in zip(outputs, records, strict=True)]
         return {"accuracy": float(np.concatenate(right).mean())}
 
-    def write_samples(self, outputs: Sequence[np.ndarray], records: Sequence[Episode], folder: Path) -> None:
+    def write_samples(self, model: MultimodalLM, records: Sequence[Episode], folder: Path) -> None:
         """predictions.txt: each task as the model reads it, then class, probability and truth of every row to predict."""
         parts = []
-        for number, (chance_qc, record) in enumerate(zip(outputs, records, strict=True), 1):
+        for number, (chance_qc, record) in enumerate(zip(self.predict(model, records), records, strict=True), 1):
             classes, truth_q = [*record.classes, "another class"], record.labels[record.num_shots :]
             width = max(len("predicted"), *(len(name) for name in classes)) + 2
             parts += [f"sample {number}: {self.title(record)}", self.shown(record), "", f"row  {'predicted':{width}}probability  truth"]

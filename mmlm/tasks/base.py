@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -57,8 +57,30 @@ class Task(Protocol):
     def score(self, outputs: Sequence[Any], records: Sequence[Any]) -> dict[str, float]:
         """How good outputs are, by the names of `metrics`; quick, for validation while training."""
 
-    def write_samples(self, outputs: Sequence[Any], records: Sequence[Any], folder: Path) -> None:
+    def write_samples(self, model: MultimodalLM, records: Sequence[Any], folder: Path) -> None:
         """Files in a folder that show a person what the model read, what it made of it, and the truth."""
+
+
+class Measured(Task, Protocol):
+    """A task whose finished model is measured on records, by the metrics of `score`."""
+
+    @property
+    def over(self) -> str:
+        """What its curves run over."""
+
+    def baselines(self, records: Sequence[Any]) -> dict[str, dict[str, float]]:
+        """What has to be beaten: by name, some of the metrics."""
+
+    def curves(self, outputs: Sequence[Any], records: Sequence[Any]) -> dict[str, list[tuple[float, float]]]:
+        """How good outputs are over a quantity, by what is drawn: (quantity, value) of each bin."""
+
+
+@runtime_checkable
+class MeetsSources(Protocol):
+    """A task that takes something, such as its vocabulary, from the configs of the sources it will read."""
+
+    def meet(self, sources: Sequence[Any]) -> None:
+        """Take it; called before anything else."""
 
 
 class TabularLike(Task, Protocol):

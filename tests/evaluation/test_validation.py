@@ -189,7 +189,7 @@ def test_a_class_outside_the_options_is_shown_as_that(tmp_path):
     learner, validation = parts(read("cells"), count=1)
     (record,) = validation.records
     record = dataclasses.replace(record, labels=np.r_[record.labels[:-1], -1])
-    validation.task.write_samples(validation.task.predict(learner.model, [record]), [record], tmp_path)
+    validation.task.write_samples(learner.model, [record], tmp_path)
     assert "another class  (wrong)" in (tmp_path / "predictions.txt").read_text()
 
 
