@@ -283,7 +283,7 @@ def evaluate(
         for number, (name, source) in enumerate(sources.items())
     }
     found = measure(task, model, tests, progress)
-    metrics = measured_summary(found)
+    metrics = measured_summary(found, task.over)
     _write_metrics(Path(folder), metrics)
     write_measured_report(Path(folder), recipe, found, metrics, task.over, task.shown)
     write_card(Path(folder), recipe, metrics)

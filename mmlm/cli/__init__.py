@@ -29,6 +29,9 @@ VERBS = {
     "evaluate": Verb(
         "evaluate", "measure a finished run beside baselines, write metrics.json and report.html", "mmlm evaluate runs/quickstart"
     ),
+    "compare": Verb(
+        "compare", "run recipes with variants and seeds, such as mixers on probes, and print one table", "mmlm compare probes 'seeds=[0]'"
+    ),
     "generate": Verb(
         "generate",
         "use a model: fill a column of a table, continue a text",

@@ -7,6 +7,7 @@ all text and goes on with whole other documents where its own ends early, so tha
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import logging
 import re
@@ -91,8 +92,8 @@ class TextFiles(Texts):
     def __init__(self, config: TextFilesConfig) -> None:
         path = find_file(config.path)
         pieces = [piece for part in read_texts(path, config.field) for piece in cut(part)]
-        place = np.random.default_rng(len(pieces)).permutation(len(pieces)) / len(pieces)
-        borders = [0, config.hold_out, config.hold_out + config.validate_share, 1]
+        place = np.random.default_rng(len(pieces)).permutation(len(pieces))
+        borders = [0, *np.rint(np.cumsum([config.hold_out, config.validate_share]) * len(pieces)), len(pieces)]
         *self.groups, trained = [
             [piece for piece, at in zip(pieces, place, strict=True) if low <= at < high] for low, high in pairwise(borders)
         ]
@@ -115,8 +116,7 @@ class PythonDocs(Texts):
     """Passages from the help topics of Python and the docstrings of its library; documents are dealt to the splits in turn."""
 
     def __init__(self, config: PythonDocsConfig) -> None:
-        documents = [*_topics(), *_docstrings()]
-        chosen = [document for place, document in enumerate(documents) if (7 * place) % 20 in PARTS[config.split]]
+        chosen = [document for place, document in enumerate(_python_docs()) if (7 * place) % 20 in PARTS[config.split]]
         super().__init__([piece for document in chosen for piece in cut(document)], f"python_docs, {config.split} split")
 
 
@@ -179,6 +179,11 @@ def cut(part: Part) -> list[Part]:
     pieces.append(text[start:])
     last = len(pieces) - 1
     return [Part(piece, part.begins and not at, part.ends and at == last, part.name) for at, piece in enumerate(pieces)]
+
+
+@functools.lru_cache(maxsize=1)
+def _python_docs() -> list[Part]:
+    return [*_topics(), *_docstrings()]
 
 
 def _topics() -> list[Part]:

@@ -38,7 +38,8 @@ def source_names(configs: Sequence[Component]) -> list[str]:
     for config, raw in zip(configs, raws, strict=True):
         others = [each for each in raws if each["type"] == raw["type"]]
         differs = [key for key, value in raw.items() if any(each.get(key) != value for each in others)]
-        own = [key for key in differs if raw[key] != type(config).model_fields[key].default] or differs
+        own = [key for key in differs if raw[key] != type(config).model_fields[key].default]
+        own = own or [key for key in differs if raw[key]] or differs
         names.append(", ".join([raw["type"], *(f"{key.replace('_', ' ')} {raw[key]}" for key in own)]))
     return [name if names.count(name) == 1 else f"{name} ({names[:at].count(name) + 1})" for at, name in enumerate(names)]
 
@@ -82,15 +83,16 @@ def metric_names(found: Measurement) -> dict[tuple[str, str], str]:
     return {(name, metric): f"{metric}: {name}" if several else metric for name, values in found.values.items() for metric in values}
 
 
-def measured_summary(found: Measurement) -> dict[str, Any]:
-    """What metrics.json holds: the model's metrics, the baselines', and what they were measured on."""
+def measured_summary(found: Measurement, over: str) -> dict[str, Any]:
+    """What metrics.json holds: the model's metrics, the baselines', curves over a quantity, and what all were measured on."""
     keys = metric_names(found)
     metrics = {keys[name, metric]: value for name, values in found.values.items() for metric, value in values.items()}
     baselines: dict[str, dict[str, float]] = {}
     for name, rows in found.baselines.items():
         for baseline, values in rows.items():
             baselines.setdefault(baseline, {}).update({keys[name, metric]: value for metric, value in values.items()})
-    return {"metrics": metrics, "baselines": baselines, "data": {"records": found.records}, "seconds": found.seconds}
+    about = {"records": found.records}
+    return {"metrics": metrics, "baselines": baselines, "curves": found.curves, "over": over, "data": about, "seconds": found.seconds}
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:

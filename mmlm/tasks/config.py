@@ -1,6 +1,7 @@
 """Configs of the tasks. Imports no torch.
 
-Each says what records it `reads`: tables (where it says nothing), labels or texts. The sources of data say what they give.
+Each says what records it `reads`: tables (where it says nothing), labels or texts; the sources of data say what they give. `headline` names
+the metrics by which runs are compared, the first one alone, and whether more (max) or less (min) of them is better.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class LabelsConfig(Component):
     """Say the label of every token that has one, in generated sequences."""
 
     reads: ClassVar[str] = "labels"
+    headline: ClassVar[dict[str, str]] = {"accuracy": "max"}
     type: Literal["labels"] = "labels"
     tokens_at_once: int = Field(16384, ge=1, description="tokens of the sequences that are read together in a prediction; speed only")
 
@@ -61,6 +63,7 @@ class TextTaskConfig(Component):
     """Write text: documents are trained on token by token, and measured by perplexity and bits per byte."""
 
     reads: ClassVar[str] = "texts"
+    headline: ClassVar[dict[str, str]] = {"bits_per_byte": "min", "bits_within": "min", "bits_beyond": "min"}
     type: Literal["text"] = "text"
     tokenizer: str = Field("text", description="which of the recipe's tokenizers reads the texts")
     context: int = Field(512, ge=2, description="tokens of a sample: a part of a document, or several short ones")
