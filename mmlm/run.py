@@ -225,6 +225,8 @@ def save_run(folder: Path, recipe: Recipe, task: Task, model: MultimodalLM) -> N
     if adapted_layers(model) and recipe.adapt.lora is not None:
         save_adapters(model, folder / ADAPTER, recipe.adapt.lora)
         merge_lora(model)
+    if (ends := getattr(task, "ends", None)) is not None:
+        model.stop = tuple(model.vocabulary.span("text").start + index for index in ends)
     model.save_pretrained(folder)
     (folder / RECIPE).write_text(recipe.dump())
     write_card(folder, recipe, None)

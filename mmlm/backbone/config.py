@@ -330,8 +330,8 @@ SYMBOLS: dict[str, dict[str, Any]] = {
 class BackboneConfig(Strict):
     """The decoder. `pretrained` names weights that say it all; else `pattern` says what each layer is.
 
-    As a list, the pattern is repeated until num_layers, if given, is reached. As a text, each letter is a sublayer x + f(norm(x)): M mamba2,
-    * attention, - the feed_forward, E moe, and the letters of `symbols`; (MM*-)x6 repeats a group. As a mapping of num_layers,
+    As a list, the pattern is repeated until num_layers, if given, is reached. As a text, each letter is a sublayer x + f(norm(x)): M
+    mamba2, * attention, - the feed_forward, E moe, and the letters of `symbols`; (MM*-)x6 repeats a group. As a mapping of num_layers,
     attention_share and feed_forward_share, such a text is made with the kinds spread evenly.
     """
 

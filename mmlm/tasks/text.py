@@ -72,6 +72,11 @@ class TextTask:
         """The names that `score` gives of drawn passages."""
         return ("perplexity", "bits_per_byte")
 
+    @property
+    def ends(self) -> list[int]:
+        """Ids of the text range that end what is written."""
+        return [] if self.config.end is None else [self.text.token(self.config.end)]
+
     def example(self, record: Passage, rng: np.random.Generator) -> Stream | None:
         """A segment for each part, as many tokens as the context holds."""
         left, segments = self.config.context, []
@@ -87,7 +92,7 @@ class TextTask:
 
     def _ids(self, parts: Sequence[Part]) -> Iterator[tuple[int, list[int]]]:
         """(tokens at the start that are given, all tokens) of each part."""
-        end = [] if self.config.end is None else [self.text.token(self.config.end)]
+        end = self.ends
         for part, ids in zip(parts, self.text.ids([part.text for part in parts]), strict=True):
             first = (self.text.first or end) if part.begins else []
             yield (len(first) or 1, [*first, *ids, *(end if part.ends else [])])
@@ -155,8 +160,7 @@ class TextTask:
                 torch.nn.functional.cross_entropy(head.predict(h_td[some]).float(), labels_t[some], reduction="none")
                 for some in at.split(SCORES_AT_ONCE)
             ]
-            end = None if self.config.end is None else self.text.token(self.config.end)
-            said = [token for token in (labels_t[at] - span.start).tolist() if token != end]
+            said = [token for token in (labels_t[at] - span.start).tolist() if token not in self.ends]
             size = len(self.text.decode(said).encode()) if said else 0
             yield Scored(torch.cat(nats).double().cpu().numpy(), at.cpu().numpy() + 1, size)
 
@@ -196,11 +200,10 @@ class TextTask:
         for number, record in enumerate(records, 1):
             first = record.parts[0]
             (_, ids), *_ = self._ids([Part(first.text[:SHOWN_START], first.begins, ends=False)])
-            start = torch.tensor(ids) + model.vocabulary.span("text").start
-            stop = [] if self.config.end is None else [model.vocabulary.span("text").start + self.text.token(self.config.end)]
-            sampling = Sampling(temperature=0.8)
-            (found,) = generate(model, [start], max_new_tokens=SHOWN_TOKENS, sampling=sampling, stop=stop, seed=number)
-            written = self.text.decode([index - model.vocabulary.span("text").start for index in found.ids])
+            zero = model.vocabulary.span("text").start
+            stop, sampling = [zero + index for index in self.ends], Sampling(temperature=0.8)
+            (found,) = generate(model, [torch.tensor(ids) + zero], max_new_tokens=SHOWN_TOKENS, sampling=sampling, stop=stop, seed=number)
+            written = self.text.decode([index - zero for index in found.ids])
             rest = first.text[SHOWN_START : SHOWN_START + len(written)]
             parts += [f"sample {number}: {self.title(record)}", first.text[:SHOWN_START]]
             parts += [f"--- the model goes on, at temperature {sampling.temperature:g}", written, "--- the text goes on", rest, ""]

@@ -132,7 +132,17 @@ def test_a_run_from_files_to_a_text_that_is_written(folder, tmp_path, capsys):
     assert "perplexity" in capsys.readouterr().out
     assert main(["generate", str(run), "--text", "The ", "--max-new-tokens", "4"]) == 0
     assert capsys.readouterr().out.startswith("The ")
-    assert isinstance(mmlm.load(str(run)).generate("The ", max_new_tokens=2)[0].text, str)
+    model = mmlm.load(str(run))
+    assert model.stop == (model.text.token("<|endoftext|>"),)
+    assert isinstance(model.generate("The ", max_new_tokens=2)[0].text, str)
+    (tmp_path / "t.csv").write_text("a,b\n1,x\n2,y\n3,x\n")
+    table = str(tmp_path / "t.csv")
+    assert main(["generate", str(run), "--table", table, "--shots", table, "--target", "b", "--output", str(tmp_path / "x.csv")]) == 2
+    assert "its task 'text' predicts no column" in capsys.readouterr().err
+    tuned = [f"output={tmp_path / 'tuned'}", f"tokenizers.text={{type: text, path: {run / 'tokenizers' / 'text'}}}"]
+    tuned += [f"backbone={{pretrained: {run}}}", "adapt.lora={rank: 2}"]
+    train(Recipe.read(RECIPE.replace("FOLDER", str(folder)), tuned))
+    assert evaluate(tmp_path / "tuned")["metrics"]["bits_per_byte"] != metrics["metrics"]["bits_per_byte"]
     _, task, model = load_run(run)
     assert task.predict(model, [Passage([Part("x")], is_whole=True)])[0].size_bytes == 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from mmlm.data.probes.base import Labelled, Probe, blank
@@ -47,7 +49,7 @@ class Phonebook(Probe):
         names = 11 + np.stack([chosen // config.num_names**place % config.num_names for place in range(config.name_size)], axis=1)
         wanted = int(rng.integers(config.num_entries))
         book, question = np.concatenate([names, numbers], axis=1).ravel(), np.concatenate([[MARK], names[wanted]])
-        before = [question, book, [MARK]] if config.asked_first else [book, question]
+        before: list[Any] = [question, book, [MARK]] if config.asked_first else [book, question]
         prompt = np.concatenate(before).astype(np.int64)
         found = blank(len(prompt) + config.number_size - 1)
         found.tokens[: len(prompt)], found.tokens[len(prompt) :] = prompt, numbers[wanted, :-1]
