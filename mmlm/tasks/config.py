@@ -67,7 +67,7 @@ class TextTaskConfig(Component):
     type: Literal["text"] = "text"
     tokenizer: str = Field("text", description="which of the recipe's tokenizers reads the texts")
     context: int = Field(512, ge=2, description="tokens of a sample: a part of a document, or several short ones")
-    test_context: int | None = Field(None, ge=2, description="tokens of a part that evaluate reads at once; default: context")
+    test_context: int | None = Field(None, ge=2, description="evaluate also reads parts of so many tokens, to see beyond the context")
     end: str | None = Field(
         "<|endoftext|>", description="token after a document, and before it where the tokenizer has none for that; null for none"
     )

@@ -1,8 +1,8 @@
 """Writing text: every token of a document is predicted from those before it, and so is its end.
 
 A sample is a part of a document of at most `context` tokens, or several short documents that fill as many together. What is measured is
-never cut: a long text is read in windows of `test_context` tokens, each beginning with the last token of the window before it, so that
-every token is predicted once.
+never cut: a long text is read in windows of `context` tokens, each beginning with the last token of the window before it, so that every
+token is predicted once; and again in windows of `test_context` tokens where that is given, to see what lies beyond the trained length.
 
 Axes: t tokens
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import lzma
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +36,19 @@ SHOWN_START, SHOWN_TOKENS = 200, 100
 @dataclass(frozen=True)
 class Scored:
     """What a model makes of a passage. nats [t]: minus the log-probability of every predicted token; place [t]: tokens before it that
-    were read with it; size_bytes: of the text of these tokens, in UTF-8."""
+    were read with it; size_bytes: of the text of these tokens, in UTF-8. far: the same in windows of test_context tokens."""
 
     nats: np.ndarray
     place: np.ndarray
     size_bytes: int
+    far: Scored | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scored]) -> Scored:
+        """Several as one."""
+        nats = np.concatenate([np.zeros(0), *(one.nats for one in parts)])
+        place = np.concatenate([np.zeros(0, dtype=np.int64), *(one.place for one in parts)])
+        return cls(nats, place, sum(one.size_bytes for one in parts))
 
 
 class TextTask:
@@ -119,7 +127,13 @@ class TextTask:
     @torch.no_grad()
     def predict(self, model: MultimodalLM, records: Sequence[Passage]) -> list[Scored]:
         """How well each passage is predicted: what a training sample would keep of it, or all of it where it is whole."""
-        windows = [(number, stream) for number, record in enumerate(records) for stream in self._windows(record)]
+        found = self._read(model, records, self.config.context)
+        if (length := self.config.test_context or 0) <= self.config.context or not all(record.is_whole for record in records):
+            return found
+        return [replace(one, far=far) for one, far in zip(found, self._read(model, records, length), strict=True)]
+
+    def _read(self, model: MultimodalLM, records: Sequence[Passage], length: int) -> list[Scored]:
+        windows = [(number, stream) for number, record in enumerate(records) for stream in self._windows(record, length)]
         found: list[list[Scored]] = [[] for _ in records]
         batch: list[tuple[int, Stream]] = []
         for at, (number, stream) in enumerate(windows):
@@ -128,24 +142,16 @@ class TextTask:
                 for (owner, _), scored in zip(batch, self._scored(model, [each for _, each in batch]), strict=True):
                     found[owner].append(scored)
                 batch = []
-        return [
-            Scored(
-                np.concatenate([one.nats for one in parts]) if parts else np.zeros(0),
-                np.concatenate([one.place for one in parts]) if parts else np.zeros(0, dtype=np.int64),
-                sum(one.size_bytes for one in parts),
-            )
-            for parts in found
-        ]
+        return [Scored.joined(parts) for parts in found]
 
-    def _windows(self, record: Passage) -> Iterator[Stream]:
+    def _windows(self, record: Passage, length: int) -> Iterator[Stream]:
         if not record.is_whole:
             stream = self.example(record, np.random.default_rng(0))
             yield from self.arrange([stream] if stream is not None else [])
             return
-        size = self.config.test_context or self.config.context
         for before, ids in self._ids(record.parts):
-            for start in range(0, max(1, len(ids) - 1), size - 1):
-                window = ids[start : start + size]
+            for start in range(0, max(1, len(ids) - 1), length - 1):
+                window = ids[start : start + length]
                 weight = torch.ones(len(window))
                 weight[: 1 if start else before] = 0
                 yield Stream([Segment("text", torch.tensor(window), weight=weight)])
@@ -168,17 +174,16 @@ class TextTask:
         """perplexity: of a token.   bits_per_byte: of the text, which tokenizers do not change.
 
         Where test_context is longer than context, also bits_within and bits_beyond: of a token with fewer, or at least as many, tokens
-        before it as were ever trained on.
+        before it as were ever trained on, in windows of that length.
         """
         nats, tokens = sum(float(one.nats.sum()) for one in outputs), sum(len(one.nats) for one in outputs)
         size = sum(one.size_bytes for one in outputs)
         found = {"perplexity": math.exp(min(nats / max(tokens, 1), 700)), "bits_per_byte": nats / math.log(2) / max(size, 1)}
-        if self.config.test_context is None or self.config.test_context <= self.config.context:
-            return found
-        every, place = np.concatenate([one.nats for one in outputs]), np.concatenate([one.place for one in outputs])
-        for name, some in (("bits_within", place < self.config.context), ("bits_beyond", place >= self.config.context)):
-            if some.any():
-                found[name] = float(every[some].mean() / math.log(2))
+        far = Scored.joined([one.far for one in outputs if one.far is not None])
+        beyond = far.place >= self.config.context
+        for name, some in (("bits_within", ~beyond), ("bits_beyond", beyond)):
+            if beyond.any():
+                found[name] = float(far.nats[some].mean() / math.log(2))
         return found
 
     def baselines(self, records: Sequence[Passage]) -> dict[str, dict[str, float]]:
@@ -189,7 +194,8 @@ class TextTask:
 
     def curves(self, outputs: Sequence[Scored], records: Sequence[Passage]) -> dict[str, list[tuple[float, float]]]:
         """Bits of a token over the number of tokens before it that were read with it."""
-        nats, place = np.concatenate([one.nats for one in outputs]), np.concatenate([one.place for one in outputs])
+        every = Scored.joined([one.far or one for one in outputs])
+        nats, place = every.nats, every.place
         edges = np.linspace(0, max(int(place.max(initial=0)), 1), BINS + 1)
         inside = [(place > low) & (place <= high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
         return {"bits a token": [(float(place[some].mean()), float(nats[some].mean() / math.log(2))) for some in inside if some.any()]}

@@ -105,13 +105,18 @@ def test_longer_windows_tell_tokens_within_and_beyond_the_trained_length_apart(p
     recipe, task, model = parts
     record = Passage([Part("word " * 60)], is_whole=True)
     task.config = task.config.model_copy(update={"test_context": 48})
-    (scored,) = task.predict(model, [record])
-    found = task.score([scored], [record])
+    (both,) = task.predict(model, [record])
+    found, curve = task.score([both], [record]), task.curves([both], [record])["bits a token"]
     task.config = recipe.tasks[0]
+    (plain,) = task.predict(model, [record])
+    assert plain.far is None and plain.nats.tolist() == both.nats.tolist() and task.score([plain], [record])["bits_per_byte"] == (
+        found["bits_per_byte"]
+    )
+    scored = both.far
     assert scored.place.max() == 47
     assert found["bits_within"] == pytest.approx(scored.nats[scored.place < 24].mean() / math.log(2))
     assert found["bits_beyond"] == pytest.approx(scored.nats[scored.place >= 24].mean() / math.log(2))
-    ((x, y),) = [task.curves([scored], [record])["bits a token"][0]]
+    x, y = curve[0]
     near = scored.place <= 47 / 16
     assert x == pytest.approx(scored.place[near].mean()) and y == pytest.approx(scored.nats[near].mean() / math.log(2))
 
