@@ -363,14 +363,14 @@ SYMBOLS: dict[str, dict[str, Any]] = {
 class BackboneConfig(Strict):
     """The decoder. `pretrained` names weights that say it all; else `pattern` says what each layer is.
 
-    As a list, the pattern is repeated until num_layers is reached. As a text, each letter is a sublayer x + f(norm(x)): M mamba2,
-    * attention, - the feed_forward, E moe, and the letters of `symbols`; (MM*-)x6 repeats a group. As a mapping of num_layers,
+    As a list, the pattern is repeated until num_layers, if given, is reached. As a text, each letter is a sublayer x + f(norm(x)): M
+    mamba2, * attention, - the feed_forward, E moe, and the letters of `symbols`; (MM*-)x6 repeats a group. As a mapping of num_layers,
     attention_share and feed_forward_share, such a text is made with the kinds spread evenly.
     """
 
     pretrained: str | None = Field(None, description="run, model folder or hub id of a decoder to start from; excludes the keys below")
     width: int = Field(256, ge=8, description="size of a token vector")
-    num_layers: int = Field(4, ge=1, description="number of layers; a pattern written as a text has its own")
+    num_layers: int = Field(4, ge=1, description="number of layers; default: those of the pattern; a pattern written as a text has its own")
     pattern: Annotated[list[LayerConfig], _Forms()] = Field(
         [LayerConfig(mixer=AttentionConfig())], min_length=1, description="layers as a list, a text of letters, or shares of kinds"
     )
@@ -390,7 +390,11 @@ class BackboneConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _written_out(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or not ({"symbols", "overrides"} & raw.keys() or isinstance(raw.get("pattern"), str | dict)):
+        if not isinstance(raw, dict):
+            return raw
+        if isinstance(raw.get("pattern"), list) and raw["pattern"] and "num_layers" not in raw:
+            raw = {**raw, "num_layers": len(raw["pattern"])}
+        if not ({"symbols", "overrides"} & raw.keys() or isinstance(raw.get("pattern"), str | dict)):
             return raw
         raw = dict(raw)
         pattern, symbols, overrides = raw.get("pattern", []), raw.pop("symbols", {}), raw.pop("overrides", {})
