@@ -13,7 +13,7 @@ import logging
 import os
 import weakref
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -111,14 +111,22 @@ class Decoding:
         """Nothing is held beyond this object."""
 
 
+class Packed(NamedTuple):
+    """A model's packed weights, and the state of the weights that they are of."""
+
+    state: Any
+    decoder: Decoder
+
+
 class OneCallDecoding:
     """A batch of sequences continued by the C++ decoder, and read by it but for prompts with bidirectional parts, which the layers read.
 
     `close` gives its weights back to the model's next decoding.
     """
 
-    def __init__(self, model: Decodable, decoder: Decoder, prompts: Sequence[Prompt], room: int) -> None:
-        self.model, self.decoder = model, decoder
+    def __init__(self, model: Decodable, packed: Packed, prompts: Sequence[Prompt], room: int) -> None:
+        self.model, self.packed, self.decoder = model, packed, packed.decoder
+        decoder = packed.decoder
         if any(segment.mutual for prompt in prompts if isinstance(prompt, Stream) for segment in prompt.segments):
             read = Decoding(model, prompts, 0)
             decoder.reset(len(prompts), int(read.cache.length.max()) + room)
@@ -159,11 +167,11 @@ class OneCallDecoding:
 
     def close(self) -> None:
         """Keep the packed weights for the model's next decoding."""
-        _kept[self.model] = (_state(self.model, self.decoder.precision), self.decoder)
+        _kept[self.model] = self.packed
 
 
 # The packed weights of a model between two uses. A decoder that is at work is not in here, so that no two uses share one.
-_kept: weakref.WeakKeyDictionary[Any, tuple[Any, Decoder]] = weakref.WeakKeyDictionary()
+_kept: weakref.WeakKeyDictionary[Any, Packed] = weakref.WeakKeyDictionary()
 _told: set[str] = set()
 
 
@@ -176,11 +184,11 @@ def open_decoding(model: Decodable, prompts: Sequence[Prompt], room: int, precis
     """
     if precision not in PRECISIONS:
         raise RecipeError(f"precision must be one of {', '.join(PRECISIONS)}, but is {precision!r}.")
-    decoder = _decoder(model, prompts, room, precision)
-    return Decoding(model, prompts, room) if decoder is None else OneCallDecoding(model, decoder, prompts, room)
+    packed = _packed(model, prompts, room, precision)
+    return Decoding(model, prompts, room) if packed is None else OneCallDecoding(model, packed, prompts, room)
 
 
-def _decoder(model: Decodable, prompts: Sequence[Prompt], room: int, precision: Precision) -> Decoder | None:
+def _packed(model: Decodable, prompts: Sequence[Prompt], room: int, precision: Precision) -> Packed | None:
     """The packed weights of a model, ready for these prompts, or None."""
     weight = model.embedding.weight
     own: dict[torch.dtype, Form] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -193,13 +201,14 @@ def _decoder(model: Decodable, prompts: Sequence[Prompt], room: int, precision: 
             raise Unsupported(f"weights of {weight.dtype}")
         if reason := _unfit(prompts):
             raise Unsupported(reason)
-        if kept is not None and kept[0] == _state(model, wanted):
-            return kept[1]
+        state = _state(model, wanted)
+        if kept is not None and kept.state == state:
+            return kept
         if precision == "auto" and (room < WORTH_PACKING or not _fits_memory(model)):
             return None
         kept = None
         spec, weights = one_call_form(model)
-        return Decoder(spec, weights, wanted)
+        return Packed(state, Decoder(spec, weights, wanted))
     except (Unsupported, Unavailable) as error:
         if precision != "auto" and (told := f"precision {precision!r} has no effect: {error}") not in _told:
             _told.add(told)

@@ -26,7 +26,7 @@ struct Attention : Part {
 
     void read() override {
         pass.plan(qkv);
-        if (!pass.alone) pass.plan(this, APPEND, pass.runs.size() * kv_heads);
+        if (!pass.alone()) pass.plan(this, APPEND, pass.runs.size() * kv_heads);
         if (keep()) pass.plan(this, ATTEND, pass.live * kv_heads);
     }
     void write() override { pass.plan(out); }
@@ -90,7 +90,7 @@ struct Attention : Part {
     void attend(int64_t result, int64_t g, Scratch& s) {
         const int64_t row = last ? pass.out_rows[result] : result, sequence = pass.rows[row].sequence;
         cache->approach(sequence, g);
-        if (pass.alone) append(row, g, s);
+        if (pass.alone()) append(row, g, s);
         const int64_t group = heads / kv_heads, at_head = g * group * head_size, n = group * head_size;
         const int64_t length = pass.rows[row].position + 1, start = window > 0 ? std::max<int64_t>(0, length - window) : 0;
         float* y = &pass.mixed.memory[result * out.from_stride + at_head];

@@ -16,7 +16,7 @@ enum Fault { FINE = 0, BAD_ID = -1, BAD_POSITION = -2, NO_MEMORY = -3, NOT_FINIT
 
 constexpr int64_t PASS_ROWS = 128;           // tokens that go through the layers together
 constexpr int64_t TOGETHER_BYTES = 4 << 20;  // of weights times rows / 16: below, about 0.2 ms of work, one thread is enough
-constexpr int64_t STAGES_OF_A_LAYER = 24;
+constexpr int64_t STAGES_OF_A_LAYER = 24;    // at most
 
 struct Sizes {  // in the order of fast.py
     int64_t vocabulary, width, layers, layer_norm, positions, tied, threads;
@@ -215,8 +215,7 @@ struct Decoder {
         for (const Row& row : pass.rows) pass.sequences.length[row.sequence]++;
         for (size_t i = 0; i < pass.out_rows.size(); i++)
             final_norm(&pass.x.memory[i * pass.x_stride], hidden_out + pass.out_sequences[i] * z.width);
-        pass.rows.clear(), pass.runs.clear(), pass.out_rows.clear(), pass.out_sequences.clear();
-        pass.alone = true;
+        pass.clear();
     }
 
     int extend(const int64_t* counts, const int64_t* ids, const float* embedded, float* logits_, int64_t first, int64_t last,
@@ -238,12 +237,12 @@ struct Decoder {
         logits = logits_, hidden_out = hidden_;
         first_panel = first / LANES / 2 * 2, last_panel = std::min(head.matrix.panels, round_up(last, 2 * LANES) / LANES);
         if (last <= first) last_panel = first_panel;
+        pass.clear();  // a call that ran out of memory has left its rows
         const std::vector<int64_t> before = now.length;
         for (int64_t b = 0, at = 0; b < now.batch; b++)
             for (int64_t i = 0; i < counts[b]; i++, at++) {
                 const int64_t row = static_cast<int64_t>(pass.rows.size());
                 if (pass.runs.empty() || pass.runs.back().sequence != b) pass.runs.push_back({b, row, row});
-                else pass.alone = false;
                 pass.runs.back().end++;
                 pass.rows.push_back({b, before[b] + i, embedded ? 0 : ids[at], at});
                 if (i == counts[b] - 1) pass.out_rows.push_back(row), pass.out_sequences.push_back(b);

@@ -38,6 +38,7 @@ _NORM = {"norm.weight": -2, "norm.bias": -1}
 _KEYS_AND_VALUES = ("key", "value")  # states with an axis of tokens
 _SIDES = ("mixer", "feed_forward")
 _BF16_IN_16_BITS = 3
+_ROOM_KEPT = 4  # a cache is made anew for less than this share of its room
 _ROWS_AT_ONCE = 1 << 22  # floats converted at a time while packing
 _P, _I = native.ADDRESS, native.SIZE
 _FUNCTIONS: dict[str, list[Any]] = {
@@ -101,7 +102,7 @@ class Decoder:
             logger.info("%d rows have weights of too different sizes for 12 bits; bf16 weights take 16", misfits)
             self._finalizer()
             self._make(arrays, _BF16_IN_16_BITS, weights)
-        self._width_v = math.ceil(spec.vocabulary / 16) * 16
+        self._width_v, self._batch = math.ceil(spec.vocabulary / 16) * 16, 0
         self.reset(batch, max_length)
 
     def _make(self, arrays: tuple[Tensor, Tensor], form: int, weights: Mapping[str, Tensor]) -> None:
@@ -153,11 +154,12 @@ class Decoder:
         return int(self._c.decoder_room(self._handle))
 
     def reset(self, batch: int | None = None, max_length: int | None = None) -> None:
-        """Forget all tokens. batch: sequences from now on, default as before."""
+        """Forget all tokens. batch: sequences from now on, default as before. max_length: tokens a sequence has room for at least."""
         batch = self._batch if batch is None else batch
         if batch < 1:
             raise Unsupported(f"batch {batch}")
-        if max_length is not None or batch != self._batch:
+        fits = max_length is None or max_length <= self.room <= _ROOM_KEPT * max(max_length, 256)
+        if batch != self._batch or not fits:
             self._answer(self._c.decoder_remake(self._handle, batch, self.room if max_length is None else max_length, None))
             self._resize(batch)
         else:

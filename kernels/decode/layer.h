@@ -168,13 +168,17 @@ struct Pass {
     Activations shared;
     int64_t widest = 0;  // groups of an input
     int64_t live = 0;    // rows that go on from here
-    bool alone = true;   // no two rows belong to one sequence
     bool tiles = false;  // this pass uses AMX
 
     Pass(const Numbers& numbers_, Team& team_, int64_t width_)
         : numbers(numbers_), team(team_), width(width_), x_stride(round_up(width_, LANES)) {
         x.use(x_stride);
     }
+
+    void clear() { rows.clear(), runs.clear(), out_rows.clear(), out_sequences.clear(); }
+
+    // All rows go on to the end, so no two belong to one sequence.
+    bool alone() const { return out_rows.size() == rows.size(); }
 
     const Rotation* rotation(const float* frequencies, int64_t pairs, float scale) {
         std::vector<float> wanted(frequencies, frequencies + pairs);

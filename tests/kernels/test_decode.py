@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 
 import pytest
@@ -205,19 +206,25 @@ def differ(decoder, reference):
     return max(relative(got, want) for got, want in pairs)
 
 
+@functools.cache
+def by_reference(name):
+    """A decoder, prompts of four sequences and three more tokens, and what the reference makes of them."""
+    spec, biases = SPECS[name]
+    weights, generator, lengths = random_weights(spec, biases=biases), torch.Generator().manual_seed(1), [13, 1, 22, 5]
+    ids_bt = torch.randint(0, spec.vocabulary, (4, 22), generator=generator)
+    steps, reference = torch.randint(0, spec.vocabulary, (3, 4), generator=generator), Reference(spec, weights, 4)
+    wanted = [reference.feed(ids_bt, lengths), *(reference.step(ids_b) for ids_b in steps)]
+    return spec, weights, (ids_bt, lengths), steps, wanted, reference
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", SPECS)
 def test_every_kind_of_decoder_equals_the_reference(name, precision):
-    spec, biases = SPECS[name]
-    weights, generator = random_weights(spec, biases=biases), torch.Generator().manual_seed(1)
-    lengths = [19, 1, 34, 8]
-    decoder, reference = Decoder(spec, weights, precision, threads=1, max_length=16, batch=4), Reference(spec, weights, 4)
-    ids_bt = torch.randint(0, spec.vocabulary, (4, 34), generator=generator)
-    pairs = [(decoder.extend(ids_bt, lengths).clone(), reference.feed(ids_bt, lengths))]
-    for _ in range(3):
-        ids_b = torch.randint(0, spec.vocabulary, (4,), generator=generator)
-        pairs.append((decoder.step(ids_b).clone(), reference.step(ids_b)))
+    spec, weights, (ids_bt, lengths), steps, wanted, reference = by_reference(name)
+    decoder = Decoder(spec, weights, precision, threads=1, max_length=16, batch=4)
+    found = [decoder.extend(ids_bt, lengths).clone(), *(decoder.step(ids_b).clone() for ids_b in steps)]
     assert decoder.lengths == [length + 3 for length in lengths]
+    pairs = list(zip(found, wanted, strict=True))
     for got, want in pairs:
         assert got.shape == want.shape == (4, spec.vocabulary)
         assert relative(got, want) < TOLERANCE[precision]
@@ -233,6 +240,15 @@ def test_any_batch_size_equals_the_reference(batch, precision):
     decoder, reference = Decoder(LLAMA, weights, precision, threads=1, batch=batch), Reference(LLAMA, weights, batch)
     for ids_b in ids:
         assert relative(decoder.step(ids_b), reference.step(ids_b)) < TOLERANCE[precision]
+
+
+def test_a_pass_that_ends_within_a_sequence_keeps_its_tokens():
+    weights, ids_bt = random_weights(LLAMA), torch.randint(0, 97, (128, 2), generator=torch.Generator().manual_seed(8))
+    decoder, reference = Decoder(LLAMA, weights, "fp32", threads=1, batch=128), Reference(LLAMA, weights, 1)
+    for ids_b in (*ids_bt[127], ids_bt[0, 0]):
+        want = reference.step(ids_b[None])
+    decoder.extend(ids_bt, [1] * 127 + [2])  # 128 rows go together: the last one is the first of two tokens
+    assert relative(decoder.step(ids_bt[0, :1].expand(128))[127:], want) < 1e-5
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
