@@ -25,7 +25,7 @@ RANKS: list[tuple[str, ...]] = [
     ("mmlm.tokenizers", "mmlm.encoders"),
     ("mmlm.backbone",),
     ("mmlm.objectives", "mmlm.heads"),
-    ("mmlm.decoding",),
+    ("mmlm.one_call", "mmlm.decoding"),
     ("mmlm.model", "mmlm.generation", "mmlm.adapt", "mmlm.interop"),
     ("mmlm.data", "mmlm.training", "mmlm.compression", "mmlm.analysis"),
     ("mmlm.tasks", "mmlm.retrieval"),
