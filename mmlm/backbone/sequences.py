@@ -1,0 +1,57 @@
+"""Tokens taken out of their rows as sequences (documents, lines along an axis) and put back.
+
+Axes: n rows of a matrix   d its columns   b rows   t tokens   s sequences of one length   l their tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmlm.layout import Layout
+
+
+class _Reorder(torch.autograd.Function):
+    """Rows in another order; the gradient takes the way back instead of adding into place."""
+
+    @staticmethod
+    def forward(ctx: Any, x_nd: Tensor, index: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(index, back)
+        return _rows(x_nd, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad_nd: Tensor) -> tuple[Tensor, None, None]:
+        _, back = ctx.saved_tensors
+        return _rows(grad_nd, back), None, None
+
+
+def _rows(x_nd: Tensor, index: Tensor) -> Tensor:
+    if len(index) > len(x_nd):  # the other side has padding, whose place is one row after the last
+        x_nd = torch.cat([x_nd, x_nd.new_zeros(1, x_nd.shape[1])])
+    return x_nd.index_select(0, index)
+
+
+def reorder(x_nd: Tensor, index: Tensor, back: Tensor) -> Tensor:
+    """Rows `index` of x; `back` is the inverse. Where one side has more rows, its extra rows are zero."""
+    return _Reorder.apply(x_nd, index, back)
+
+
+def by_sequence(layout: Layout, work: Callable[..., Tensor], *tensors: Tensor, over: str | None = None, who: str) -> Tensor:
+    """`work` on whole sequences: documents, or lines along one position axis. Padding comes out as zero.
+
+    tensors: [b, t, ...]. work: [s, l, ...] of each, sequences of one length without padding, -> [s, l, channels]. Returns [b, t, channels].
+    """
+    if over is None and layout.is_simple:
+        return work(*tensors)
+    plan = layout.plan(over, causal=False, who=who)
+    taken = [x.flatten(0, 1).flatten(1) if plan.ordered else reorder(x.flatten(0, 1).flatten(1), plan.order, plan.inverse) for x in tensors]
+    sizes = [bucket.index.numel() for bucket in plan.buckets]  # split: the gradient of a slice would be as long as the whole
+    outputs = []
+    for bucket, *parts in zip(plan.buckets, *(x.split(sizes) for x in taken)):
+        parts = [part.view(*bucket.index.shape, *x.shape[2:]) for part, x in zip(parts, tensors)]
+        outputs.append(work(*parts).flatten(0, 1))
+    y_nd = torch.cat(outputs)
+    return (y_nd if plan.ordered else reorder(y_nd, plan.inverse, plan.order)).unflatten(0, layout.document.shape)
