@@ -17,7 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmlm.kernels.delta_rule.reference import DeltaRule
 from mmlm.kernels.documents import documents
+from mmlm.kernels.recurrence import in_rows
 
 BLOCK = 16  # tokens, the least that a matrix product takes
 
@@ -280,39 +282,27 @@ def _decay_gradient(change_bth: Tensor, exact_bhn: Tensor, segment_bt: Tensor) -
     return found.masked_fill(first[..., None], 0)
 
 
-def delta_rule_triton(
-    query_btgk: Tensor,
-    key_btgk: Tensor,
-    value_bthv: Tensor,
-    beta_bth: Tensor,
-    decay_bth: Tensor | None,
-    document_bt: Tensor,
-    state_bhkv: Tensor | None = None,
-    continues_b: Tensor | None = None,
-    chunk_size: int = BLOCK,
-) -> tuple[Tensor, Tensor]:
+def delta_rule_triton(given: DeltaRule) -> tuple[Tensor, Tensor]:
     """The blocks as Triton programs."""
-    (b, t, heads, v), k, dtype = value_bthv.shape, key_btgk.shape[-1], value_bthv.dtype
-    state = None if state_bhkv is None else state_bhkv.float().contiguous()
+    value, k, dtype = given.value_bthv, given.key_btgk.shape[-1], given.value_bthv.dtype
+    b, t, heads, v = value.shape
+    state = in_rows(given.state_bhkv, torch.float32)
     if b * t * heads == 0:
-        return torch.zeros_like(value_bthv), value_bthv.new_zeros(b, heads, k, v, dtype=torch.float32) if state is None else state
-    known = documents(document_bt)
-    beta, decay = beta_bth.float(), None if decay_bth is None else decay_bth.float()
+        return torch.zeros_like(value), value.new_zeros(b, heads, k, v, dtype=torch.float32) if state is None else state
+    known = documents(given.document_bt)
+    beta, decay = given.beta_bth, given.decay_bth
     if not known.plain:
         real = known.real[..., None]
         beta, decay = torch.where(real, beta, 0), None if decay is None else torch.where(real, decay, 0)
-    keeps = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (query_btgk, key_btgk, value_bthv, beta_bth, decay_bth, state_bhkv)
-    )
     y, last = _DeltaRule.apply(
-        query_btgk.to(dtype).contiguous(),
-        key_btgk.to(dtype).contiguous(),
-        value_bthv.contiguous(),
-        beta.contiguous(),
-        None if decay is None else decay.contiguous(),
+        in_rows(given.query_btgk, dtype),
+        in_rows(given.key_btgk, dtype),
+        in_rows(value, dtype),
+        in_rows(beta, torch.float32),
+        in_rows(decay, torch.float32),
         state,
-        known.segment_after(continues_b).int().contiguous(),
-        keeps,
+        in_rows(known.segment_after(given.continues_b), torch.int32),
+        given.wants_gradients(),
     )
     if not known.plain:
         y = torch.where(known.real[..., None, None], y, 0)
