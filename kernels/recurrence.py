@@ -1,6 +1,6 @@
 """What the recurrences share: the loop of a reference, document borders in chunks, kinds of tokens, checks of shapes, registration.
 
-Every recurrence passes what it was called with as one named tuple, told once, to each of its back ends.
+Every recurrence tells its arguments once, as a named tuple; its back ends take that.
 
 Axes: b rows   t tokens   c chunks   q, k tokens of a chunk
 """
@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import Serves, on_gpu, pointers, register
+from mmlm.kernels.dispatch import Serves, always, on_gpu, pointers, register
 from mmlm.kernels.documents import Documents
 
-Form = Callable[[Any], tuple[Tensor, Tensor]]
+T = TypeVar("T")
 
 
 def check_shapes(op: str, beside: str, wanted: Mapping[str, tuple[Tensor | None, Sequence[int]]]) -> None:
@@ -97,13 +98,44 @@ def kinds(known: Documents, continues_b: Tensor | None) -> Tensor:
     return torch.where(known.real, 1 + (segment != before).int(), 0).int().contiguous()
 
 
+def sums_to_the_end(change_btc: Tensor, exact_bcn: Tensor, segment_bt: Tensor, size: int) -> Tensor:
+    """The gradient of log decays from what each token changes in it: sums from each token to its document's end, 0 for first tokens.
+
+    exact: the whole sums at the borders of blocks of `size` tokens, so that they do not drift. c: channels, n: blocks + 1.
+    """
+    b, t, channels = change_btc.shape
+    short = -t % size
+    change = F.pad(change_btc, (0, 0, 0, short)).view(b, -1, size, channels)
+    segment = torch.cat([segment_bt, segment_bt[:, -1:].expand(b, short)], dim=1).view(b, -1, size)
+    later = (segment[..., :, None] == segment[..., None, :]).to(change.dtype).triu()
+    onward = exact_bcn[..., 1:].transpose(1, 2)[:, :, None] * (segment == segment[..., -1:])[..., None]
+    found = (later @ change + onward).flatten(1, 2)[:, :t]
+    first = torch.cat([segment_bt[:, :1] > 0, segment_bt[:, 1:] != segment_bt[:, :-1]], dim=1)
+    return found.masked_fill(first[..., None], 0)
+
+
 def register_recurrence(
-    op: str, reference: Form, chunked: Form, compiled: Form, library: native.Library, triton: str | None = None, serves: Serves = on_gpu
+    op: str,
+    inputs: Callable[..., T],
+    *,
+    reference: Callable[[T], tuple[Tensor, ...]],
+    chunked: Callable[[T], tuple[Tensor, ...]],
+    compiled: Callable[[T], tuple[Tensor, ...]],
+    library: native.Library,
+    triton: str | None = None,
+    serves: Serves = on_gpu,
 ) -> None:
-    """Register the back ends of a recurrence. triton: "module:function", imported at its first call, and when it serves."""
-    register(op, "reference", reference)
-    register(op, "torch", chunked)
-    register(op, "native", compiled, lambda *tensors: pointers(*tensors) or library.missing())
+    """Register the back ends of a recurrence, which take its arguments as `inputs`, a named tuple of them.
+
+    library: that of the compiled form. triton: "module:function", imported at its first call, and when it serves.
+    """
+
+    def add(backend: str, form: Callable[[T], tuple[Tensor, ...]], when: Serves = always) -> None:
+        register(op, backend, lambda *arguments: form(inputs(*arguments)), when)
+
+    add("reference", reference)
+    add("torch", chunked)
+    add("native", compiled, lambda *arguments: pointers(*arguments) or library.missing())
     if triton is not None:
         module, _, name = triton.partition(":")
-        register(op, "triton", lambda given: getattr(importlib.import_module(module), name)(given), serves)
+        add("triton", lambda given: getattr(importlib.import_module(module), name)(given), serves)

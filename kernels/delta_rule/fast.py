@@ -55,7 +55,7 @@ def delta_rule(
     tensors = (query_btgk, key_btgk, value_bthv, beta_bth, decay_bth)
     given = DeltaRule(*tensors, document_bt, state_bhkv, continuing(continues, state_bhkv), chunk_size)
     _check(given)
-    return run("delta_rule", backend, (value_bthv, query_btgk, key_btgk, beta_bth, decay_bth, state_bhkv), given)
+    return run("delta_rule", backend, (value_bthv, query_btgk, key_btgk, beta_bth, decay_bth, state_bhkv), *given)
 
 
 def _check(given: DeltaRule) -> None:
@@ -224,5 +224,13 @@ def _serves_triton(*tensors: Tensor | None) -> str | None:
     return on_gpu(*tensors, dtypes=FLOATS)
 
 
-TRITON = "mmlm.kernels.delta_rule.triton:delta_rule_triton"
-register_recurrence("delta_rule", delta_rule_reference, delta_rule_chunked, delta_rule_native, _library, TRITON, _serves_triton)
+register_recurrence(
+    "delta_rule",
+    DeltaRule,
+    reference=delta_rule_reference,
+    chunked=delta_rule_chunked,
+    compiled=delta_rule_native,
+    library=_library,
+    triton="mmlm.kernels.delta_rule.triton:delta_rule_triton",
+    serves=_serves_triton,
+)

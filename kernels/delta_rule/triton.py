@@ -12,14 +12,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mmlm.kernels.delta_rule.reference import DeltaRule
 from mmlm.kernels.documents import documents
-from mmlm.kernels.recurrence import in_rows
+from mmlm.kernels.recurrence import in_rows, sums_to_the_end
 
 BLOCK = 16  # tokens, the least that a matrix product takes
 
@@ -257,7 +256,7 @@ class _DeltaRule(torch.autograd.Function):
             query, key, value, beta, decay, segment, state, errors, dy, dread, border, dlast, dquery, dkey_read, change, exact,
             *sizes, CONTINUED=state is not None, **options,
         )  # fmt: skip
-        ddecay = None if change is None or exact is None else _decay_gradient(change.sum(0), exact.sum(0), segment)
+        ddecay = None if change is None or exact is None else sums_to_the_end(change.sum(0), exact.sum(0), segment, BLOCK)
         dquery, dkey = (x.sum(0).unflatten(2, (groups, -1)).sum(3).to(key.dtype) for x in (dquery, dkey + dkey_read))
         return dquery, dkey, (-dread).to(value.dtype), dbeta.sum(0), ddecay, None if state is None else dinitial, None, None
 
@@ -267,19 +266,6 @@ def _programs(value: Tensor, key: Tensor) -> tuple[tuple[int, int], dict[str, in
     b, _, heads, v = value.shape
     keys, values = max(16, triton.next_power_of_2(key.shape[-1])), max(16, min(32, triton.next_power_of_2(v)))
     return (b * heads, triton.cdiv(v, values)), {"BLOCK": BLOCK, "BK": keys, "BV": values}
-
-
-def _decay_gradient(change_bth: Tensor, exact_bhn: Tensor, segment_bt: Tensor) -> Tensor:
-    """Sums of the changes from each token to its block's or document's end, and beyond the block what is exact there."""
-    b, t, heads = change_bth.shape
-    short = -t % BLOCK
-    change = F.pad(change_bth, (0, 0, 0, short)).view(b, -1, BLOCK, heads)
-    segment = torch.cat([segment_bt, segment_bt[:, -1:].expand(b, short)], dim=1).view(b, -1, BLOCK)
-    later = (segment[..., :, None] == segment[..., None, :]).float().triu()
-    onward = exact_bhn[..., 1:].transpose(1, 2)[:, :, None] * (segment == segment[..., -1:])[..., None]
-    found = (later @ change + onward).flatten(1, 2)[:, :t]
-    first = torch.cat([segment_bt[:, :1] > 0, segment_bt[:, 1:] != segment_bt[:, :-1]], dim=1)
-    return found.masked_fill(first[..., None], 0)
 
 
 def delta_rule_triton(given: DeltaRule) -> tuple[Tensor, Tensor]:

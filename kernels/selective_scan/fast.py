@@ -70,7 +70,7 @@ def selective_scan(
     check_shapes("selective_scan", f"x {list(x_bti.shape)} and decay {list(decay_in.shape)}", wanted)
     tensors = (x_bti, step_bti, step_bias_i, decay_in, key_btn, query_btn, skip_i, gate_bti)
     given = SelectiveScan(*tensors, document_bt, state_bin, continuing(continues, state_bin), negative)
-    return run("selective_scan", backend, (*tensors, state_bin), given)
+    return run("selective_scan", backend, (*tensors, state_bin), *given)
 
 
 def selective_scan_chunked(given: SelectiveScan) -> tuple[Tensor, Tensor]:
@@ -223,5 +223,12 @@ def selective_scan_native(given: SelectiveScan) -> tuple[Tensor, Tensor]:
     return y, last
 
 
-TRITON = "mmlm.kernels.selective_scan.triton:selective_scan_triton"
-register_recurrence("selective_scan", selective_scan_reference, selective_scan_chunked, selective_scan_native, _library, TRITON)
+register_recurrence(
+    "selective_scan",
+    SelectiveScan,
+    reference=selective_scan_reference,
+    chunked=selective_scan_chunked,
+    compiled=selective_scan_native,
+    library=_library,
+    triton="mmlm.kernels.selective_scan.triton:selective_scan_triton",
+)

@@ -55,7 +55,7 @@ def ssd(
         raise RecipeError(f"ssd: {heads} heads cannot share {groups} groups evenly; heads must be a multiple of groups.")
     tensors = (x_bthp, step_bth, decay_h, key_btgn, query_btgn)
     given = Ssd(*tensors, document_bt, state_bhpn, continuing(continues, state_bhpn), chunk_size)
-    return run("ssd", backend, (*tensors, state_bhpn), given)
+    return run("ssd", backend, (*tensors, state_bhpn), *given)
 
 
 def ssd_chunked(given: Ssd) -> tuple[Tensor, Tensor]:
@@ -189,4 +189,4 @@ def ssd_native(given: Ssd) -> tuple[Tensor, Tensor]:
     return y, last
 
 
-register_recurrence("ssd", ssd_reference, ssd_chunked, ssd_native, _library)
+register_recurrence("ssd", Ssd, reference=ssd_reference, chunked=ssd_chunked, compiled=ssd_native, library=_library)
