@@ -277,6 +277,43 @@ class TransNormerConfig(Component):
         return idle if self.scores == "relu" else idle | dict.fromkeys(("norm_heads", "norm_eps"), "scores are softmax, which has no norm")
 
 
+@MIXERS.register("mmlm.backbone.lightnet:LightNet", source="LightNet, arXiv:2405.21022")
+class LightNetConfig(Component):
+    """Linear attention whose keys are a softmax over the tokens so far, or over the whole document in one pass without an order."""
+
+    type: Literal["lightnet"] = "lightnet"
+    num_heads: int = Field(4, ge=1)
+    head_size: int | None = Field(None, ge=1, description="channels of a head; default: width / num_heads (the paper: 128)")
+    lrpe: LrpeConfig | None = Field(LrpeConfig(), description="relative positions of queries and keys; null for none")
+    rope: RopeConfig | None = Field(None, description="rotary positions instead of lrpe")
+    output_gate: Literal["sigmoid", "silu"] | None = Field("sigmoid", description="what the output is multiplied with, of two projections")
+    gate_rank: int | None = Field(None, ge=1, description="size between the gate's projections; default: num_heads")
+    norm_eps: float = Field(1e-5, gt=0, description="of the RMS norm of each head's output")
+    causal: bool | None = Field(None, description="look back only; null: as the data's layout says")
+    bias: bool = Field(False, description="bias of the input and output projections")
+
+    @model_validator(mode="after")
+    def _positions(self) -> LightNetConfig:
+        if self.lrpe and self.rope:
+            raise ValueError("rope needs lrpe: null")
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """The rank belongs to the gate."""
+        return {} if self.output_gate else {"gate_rank": "output_gate is null"}
+
+
+@MIXERS.register("mmlm.backbone.tpe:Tpe", source="MD-TPE of LightNet, arXiv:2405.21022")
+class TpeConfig(Component):
+    """Positions for mixers that have none: sums of the tokens before, decaying along each axis. Once, after the input."""
+
+    type: Literal["tpe"] = "tpe"
+    num_heads: int = Field(4, ge=1, description="groups of channels, each with its own decay")
+    over: list[str] = Field([], description="position axes to go along, such as row and column; none: the tokens in their order")
+    norm_eps: float = Field(1e-5, gt=0)
+    causal: bool | None = Field(None, description="look back only, else in both directions; null: as the data's layout says")
+
+
 @FEED_FORWARDS.register("mmlm.backbone.feed_forward:FeedForward", source="GLU variants, arXiv:2002.05202")
 class SwigluConfig(Component):
     """down(silu(gate x) * up x)."""

@@ -1,4 +1,6 @@
-"""Relative positions of linear attention on one to three axes (MD-LRPE): x -> [x cos(angle), x sin(angle)].
+"""Positions in the queries and keys of linear attention: relative ones on one to three axes (MD-LRPE), or rotary ones.
+
+    x -> [x cos(angle), x sin(angle)]
 
 With m axes, channel j of a head stands for axis j // ceil(k / m) and has the angle position * theta, so that the product of a query and a
 key is a sum of q_j k_j cos(difference of positions on that axis * theta). theta is learned, one set for each head, shared by the axes.
@@ -12,8 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmlm.backbone.config import LrpeConfig
+from mmlm.backbone.config import LrpeConfig, RopeConfig
+from mmlm.backbone.rope import Rope
 from mmlm.base.errors import RecipeError
+from mmlm.kernels.rope.fast import rope
 from mmlm.layout import Layout
 from mmlm.parameters import exact, name_axes
 
@@ -49,6 +53,27 @@ class Lrpe(nn.Module):
     def forward(self, x_bthk: Tensor, cos_bthk: Tensor, sin_bthk: Tensor) -> Tensor:
         """[b, t, h, k] -> [b, t, h, 2 k]."""
         return torch.cat([x_bthk * cos_bthk, x_bthk * sin_bthk], dim=-1)
+
+
+class Positions(nn.Module):
+    """What a linear mixer's config says of positions, put into queries and keys. factor: their channels afterwards over those before."""
+
+    def __init__(self, lrpe: LrpeConfig | None, rope: RopeConfig | None, num_heads: int, head_size: int) -> None:
+        super().__init__()
+        self.lrpe = Lrpe(lrpe, num_heads, head_size) if lrpe else None
+        self.rope = Rope(rope, head_size) if rope else None
+        self.factor = 2 if lrpe else 1
+
+    def forward(self, q_bthk: Tensor, k_bthk: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Queries and keys with their positions in them."""
+        if self.lrpe is not None:
+            cos, sin = self.lrpe.angles(layout)
+            return self.lrpe(q_bthk, cos, sin), self.lrpe(k_bthk, cos, sin)
+        if self.rope is None:
+            return q_bthk, k_bthk
+        turned = self.rope
+        cos, sin = layout.memo(("rope", turned.key), lambda: turned.angles(layout.position))
+        return rope(q_bthk, k_bthk, cos, sin)
 
 
 def _alike(position_btm: Tensor) -> Tensor:

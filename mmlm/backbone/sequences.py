@@ -1,6 +1,7 @@
 """Tokens taken out of their rows as sequences (documents, lines along an axis) and put back.
 
-Axes: n rows of a matrix   d its columns   b rows   t tokens   s sequences of one length   l their tokens
+Axes: n rows of a matrix, or sequences of one length   d its columns   b rows   t tokens   l tokens of a sequence   h heads
+k key channels   v value channels
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def reorder(x_nd: Tensor, index: Tensor, back: Tensor) -> Tensor:
 def by_sequence(layout: Layout, work: Callable[..., Tensor], *tensors: Tensor, over: str | None = None, who: str) -> Tensor:
     """`work` on whole sequences: documents, or lines along one position axis. Padding comes out as zero.
 
-    tensors: [b, t, ...]. work: [s, l, ...] of each, sequences of one length without padding, -> [s, l, channels]. Returns [b, t, channels].
+    tensors: [b, t, ...]. work: [n, l, ...] of each, sequences of one length without padding, -> [n, l, channels]. Returns [b, t, channels].
     """
     if over is None and layout.is_simple:
         return work(*tensors)
@@ -55,3 +56,8 @@ def by_sequence(layout: Layout, work: Callable[..., Tensor], *tensors: Tensor, o
         outputs.append(work(*parts).flatten(0, 1))
     y_nd = torch.cat(outputs)
     return (y_nd if plan.ordered else reorder(y_nd, plan.inverse, plan.order)).unflatten(0, layout.document.shape)
+
+
+def linear_attention(q_nlhk: Tensor, k_nlhk: Tensor, v_nlhv: Tensor) -> Tensor:
+    """Every token's query with the sum of key value^T over all tokens of its sequence: [n, l, h * v]."""
+    return torch.einsum("nlhk,nhkv->nlhv", q_nlhk, torch.einsum("nlhk,nlhv->nhkv", k_nlhk, v_nlhv)).flatten(2)

@@ -20,14 +20,12 @@ from torch import Tensor, nn
 
 from mmlm.backbone.cache import State
 from mmlm.backbone.config import TransNormerConfig
-from mmlm.backbone.lrpe import Lrpe
+from mmlm.backbone.lrpe import Positions
 from mmlm.backbone.norms import RmsNorm
-from mmlm.backbone.rope import Rope
-from mmlm.backbone.sequences import by_sequence, reorder
+from mmlm.backbone.sequences import by_sequence, linear_attention, reorder
 from mmlm.base.errors import RecipeError
 from mmlm.kernels.attention.fast import attention
 from mmlm.kernels.documents import documents
-from mmlm.kernels.rope.fast import rope
 from mmlm.kernels.ssd.fast import ssd
 from mmlm.layout import Layout
 from mmlm.parameters import exact, linear
@@ -47,9 +45,7 @@ class TransNormer(nn.Module):
         self.out = linear(inner, width, "heads", "residual", bias=config.bias)
         self.out.is_residual_output = True
         is_linear = config.form == "linear"
-        self.lrpe = Lrpe(config.lrpe, self.num_heads, self.head_size) if config.lrpe and is_linear else None
-        self.rope = Rope(config.rope, self.head_size) if config.rope else None
-        self.key_size = 2 * self.head_size if self.lrpe else self.head_size
+        self.positions = Positions(config.lrpe if is_linear else None, config.rope, self.num_heads, self.head_size)
         sizes = (self.head_size, "head") if config.norm_heads else (inner, "heads")
         self.norm = RmsNorm(sizes[0], config.norm_eps, sizes[1]) if is_linear or config.scores == "relu" else None
 
@@ -58,7 +54,8 @@ class TransNormer(nn.Module):
         if self.config.causal is False:
             raise RecipeError("transnormer with causal: false sees later tokens and cannot go token by token.")
         if self.config.form == "linear":
-            tensors = {"state": torch.zeros(batch, self.num_heads, self.head_size, self.key_size, device=device)}
+            shape = (batch, self.num_heads, self.head_size, self.positions.factor * self.head_size)
+            tensors = {"state": torch.zeros(shape, device=device)}
         else:
             shape = (batch, self.config.block_size, self.num_heads, self.head_size)
             tensors = {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("key", "value")}
@@ -78,7 +75,7 @@ class TransNormer(nn.Module):
             q, k = self._feature(q), self._feature(k)
         if gate:
             v = F.silu(v)
-        q, k = self._placed(q, k, layout)
+        q, k = self.positions(q, k, layout)
         work = self._linear if self.config.form == "linear" else self._blocks
         y_bthv = work(q.to(v.dtype), k.to(v.dtype), v, layout, state, causal)
         if state is not None:
@@ -92,17 +89,6 @@ class TransNormer(nn.Module):
         kind = self.config.feature
         return x if kind == "none" else F.elu(x) if kind == "elu" else F.elu(x) + 1
 
-    def _placed(self, q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Queries and keys with their positions in them."""
-        if self.lrpe is not None:
-            cos, sin = self.lrpe.angles(layout)
-            return self.lrpe(q, cos, sin), self.lrpe(k, cos, sin)
-        if self.rope is None:
-            return q, k
-        turned = self.rope
-        cos, sin = layout.memo(("rope", turned.key), lambda: turned.angles(layout.position))
-        return rope(q, k, cos, sin)
-
     def _normed(self, y_bthv: Tensor) -> Tensor:
         if self.norm is None:
             return y_bthv.flatten(2)
@@ -111,7 +97,7 @@ class TransNormer(nn.Module):
     def _linear(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, state: State | None, causal: bool) -> Tensor:
         """Linear attention [b, t, h, v]."""
         if not causal:
-            return by_sequence(layout, _whole, q, k, v, who="transnormer").view_as(v)
+            return by_sequence(layout, linear_attention, q, k, v, who="transnormer").view_as(v)
         held = state.tensors["state"] if state is not None else None
         like = {"dtype": exact(v).dtype, "device": v.device}
         ones, zeros = torch.ones(v.shape[:3], **like), torch.zeros(v.shape[2], **like)
@@ -169,11 +155,6 @@ class TransNormer(nn.Module):
             held[name] = torch.where(here[:, :, None, None], new.to(held[name].dtype), held[name])
         seen = (index <= slot)[:, None, None]
         return self._scores(q, held["key"].to(q.dtype), held["value"].to(v.dtype), False, seen)
-
-
-def _whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Linear attention over all tokens of a sequence, [n, l, h * v]."""
-    return torch.einsum("nlhk,nhkv->nlhv", q, torch.einsum("nlhk,nlhv->nhkv", k, v)).flatten(2)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,12 @@ SIZES = {
         "blocks T1": {"num_heads": 2, "form": "blocks", "block_size": 3, "scores": "relu", "rope": {}},
         "blocks, gate": {"num_heads": 1, "form": "blocks", "block_size": 64, "gate": True},
     },
+    "lightnet": {
+        "plain": {"num_heads": 2},
+        "no positions, silu": {"num_heads": 4, "lrpe": None, "output_gate": "silu", "gate_rank": 3, "bias": True},
+        "rope, no gate": {"num_heads": 2, "lrpe": None, "rope": {"fraction": 0.5}, "output_gate": None, "head_size": 5},
+    },
+    "tpe": {"plain": {"num_heads": 2}},
     "mamba1": {
         "plain": {"state_size": 4},
         "biases, rank": {"state_size": 3, "bias": True, "step_rank": 5, "expand": 1.5},
@@ -64,7 +70,7 @@ SIZES = {
         "two taps": {"num_taps": 2},
     },
 }
-WHOLE = {"transnormer"}  # can read whole documents in no order
+WHOLE = {"transnormer", "lightnet", "tpe"}  # can read whole documents in no order
 BY_TRANSFORMS = {"s4", "h3", "long_conv"}  # round-off of a later token reaches earlier ones, in outputs and gradients
 CASES = [(name, option) for name in sorted(MIXERS.entries) for option in SIZES.get(name, {"plain": {}})]
 WIDTH = 16
@@ -280,15 +286,18 @@ def test_whole_documents_are_read_apart_and_in_no_order(mixer):
     assert not pulled[:5].any() and not pulled[10] and pulled[[5, 6, 7]].all(), "the first token sees the next of its document, no others"
 
 
-def test_attention_over_an_axis_cannot_go_token_by_token():
-    with pytest.raises(RecipeError, match="over 'row' works on whole grids"):
-        new_state(MIXERS.parse({"type": "attention", "num_heads": 2, "over": "row"}).build(WIDTH), 1)
+@pytest.mark.parametrize(("name", "over", "told"), [("attention", "row", "'row'"), ("tpe", ["row", "column"], "row, column")])
+def test_what_goes_along_an_axis_cannot_go_token_by_token(name, over, told):
+    with pytest.raises(RecipeError, match=f"{name} over {told} works on whole grids"):
+        new_state(MIXERS.parse({"type": name, "num_heads": 2, "over": over}).build(WIDTH), 1)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"type": "attention", "num_heads": 3}, "width 16 is not a multiple of num_heads 3; give head_size"),
+        ({"type": "tpe", "num_heads": 3}, "tpe: width 16 is not a multiple of num_heads 3"),
+        ({"type": "lightnet", "num_heads": 3}, "lightnet: width 16 is not a multiple of num_heads 3; give head_size"),
         ({"type": "transnormer", "num_heads": 3}, "width 16 is not a multiple of num_heads 3; give head_size"),
         ({"type": "mamba1", "expand": 0.05}, "expand 0.05 leaves nothing of width 16"),
         ({"type": "mamba2", "head_size": 7}, "inner width 32 .* is not a multiple of head_size 7"),
@@ -309,6 +318,8 @@ def test_sizes_that_do_not_fit_are_told(config, message):
         ("deltanet", {"min_step": 0.01}, "nothing decays without gated: true"),
         ("deltanet", {"output_norm": False, "norm_eps": 0.1}, "output_norm is false"),
         ("transnormer", {"rope": {}}, "rope needs lrpe: null"),
+        ("lightnet", {"rope": {}}, "rope needs lrpe: null"),
+        ("lightnet", {"output_gate": None, "gate_rank": 3}, "output_gate is null"),
         ("transnormer", {"block_size": 8}, "form is linear"),
         ("transnormer", {"form": "blocks", "feature": "elu"}, "form is blocks"),
         ("transnormer", {"form": "blocks", "norm_heads": True}, "scores are softmax, which has no norm"),

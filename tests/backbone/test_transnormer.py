@@ -31,8 +31,8 @@ def by_definition(mixer, x_td, causal):
     if config.form == "linear":
         q, k = (x if config.feature == "none" else F.elu(x) + (config.feature == "1+elu") for x in (q, k))
     v = F.silu(v) if gate else v
-    if mixer.lrpe:
-        q, k = turned(q, mixer.lrpe.theta), turned(k, mixer.lrpe.theta)
+    if mixer.positions.lrpe:
+        q, k = turned(q, mixer.positions.lrpe.theta), turned(k, mixer.positions.lrpe.theta)
     scores = torch.einsum("ihk,jhk->hij", q, k)
     place = torch.arange(len(x_td))
     seen = torch.ones(len(x_td), len(x_td), dtype=torch.bool)
