@@ -70,8 +70,9 @@ class Tpe(nn.Module):
         layout.require_left_to_right("tpe", or_whole=True)
         if state is not None and not causal:
             raise RecipeError("tpe that sees later tokens cannot go token by token; the layout must be causal.")
-        sums = []
-        for axis, decay_h in zip(self.config.over or [None], F.logsigmoid(exact(self.decay)).unbind()):
+        sums: list[Tensor] = []
+        axes: list[str | None] = [*self.config.over] or [None]
+        for axis, decay_h in zip(axes, F.logsigmoid(exact(self.decay)).unbind()):
             if axis is None and causal:
                 held = state.tensors["state"] if state is not None else None
                 y_btd, last = self._sums(x_btd, decay_h, layout.document, held)
