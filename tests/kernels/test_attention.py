@@ -46,6 +46,14 @@ def some_mask(kind, t, length):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_values_of_another_size_where_no_head_is_shared(backend):
+    tensors = inputs(torch.float32, groups=6)
+    exact = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
+    wanted = with_gradients(attention, exact, causal=True, backend="reference")
+    assert disagreements(with_gradients(attention, tensors, causal=True, backend=backend), wanted, TOLERANCE[torch.float32]) == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("mask", ["none", "rows", "heads", "one"])
