@@ -39,7 +39,8 @@ OPS = {
     "ssm_conv": "mmlm.kernels.long_conv.ssm",
     "swiglu": "mmlm.kernels.swiglu.fast",
 }
-FLOATS = (torch.float32, torch.bfloat16)
+FLOATS = (torch.float32, torch.bfloat16)  # that native code takes
+GPU_FLOATS = (*FLOATS, torch.float16)
 
 Serves = Callable[..., str | None]
 
@@ -65,12 +66,13 @@ KERNELS: dict[str, Kernel] = {}
 _forced: list[str] = []
 
 
-def always(*tensors: Tensor | None) -> None:
+def always(*arguments: Any) -> None:
     """A back end that serves everything."""
 
 
 def register(op: str, backend: str, function: Callable[..., Any], serves: Serves = always) -> None:
-    """Add a back end. serves(*tensors): None if it can compute them, else the reason; without tensors: whether it can run here at all."""
+    """Add a back end. serves(*arguments) of its function: None if it can compute them, else the reason; without any: whether it can run
+    here at all."""
     if backend not in BACKENDS:
         raise ValueError(f"{backend!r} is none of {', '.join(BACKENDS)}")
     kernel = KERNELS.setdefault(op, Kernel())
@@ -78,8 +80,8 @@ def register(op: str, backend: str, function: Callable[..., Any], serves: Serves
     kernel.serves[backend] = serves
 
 
-def choose(op: str, backend: str = "auto", *tensors: Tensor | None) -> str:
-    """The name of the back end that serves these tensors.
+def choose(op: str, backend: str = "auto", *arguments: Any) -> str:
+    """The name of the back end that serves these arguments of the operation's functions, the first of which is a tensor.
 
     Raises RecipeError if a back end asked for by name is not known or cannot serve; the text says why.
     """
@@ -88,28 +90,27 @@ def choose(op: str, backend: str = "auto", *tensors: Tensor | None) -> str:
         backend, where = asked(op), "forced()" if _forced else "MMLM_KERNEL"
     if backend == "auto":
         for name in BACKENDS:
-            if name in kernel and kernel.serves[name](*tensors) is None:
+            if name in kernel and kernel.serves[name](*arguments) is None:
                 return name
         raise RuntimeError(f"no back end of {op!r} serves; {', '.join(kernel)} are registered")
     if backend not in BACKENDS:
         raise RecipeError(f"{where}: {unknown_name('back end', backend, ['auto', *BACKENDS])}")
     if backend not in kernel:
         raise RecipeError(f"{where}: {op} has no back end {backend!r}, only {', '.join(sorted(kernel))}.")
-    reason = kernel.serves[backend](*tensors)
+    reason = kernel.serves[backend](*arguments)
     if reason is not None:
         raise RecipeError(f"{where}: back end {backend!r} cannot serve {op}: {reason}.")
     return backend
 
 
-def run(op: str, backend: str, tensors: tuple[Tensor | None, ...], *arguments: Any, **options: Any) -> Any:
-    """Call the back end that serves the tensors, the first of which is given, with autocast off; it sees every dtype as it is."""
-    name = choose(op, backend, *tensors)
-    function = KERNELS[op][name]
-    device = tensors[0].device.type  # type: ignore[union-attr]
+def run(op: str, backend: str, *arguments: Any) -> Any:
+    """Call the back end that serves the arguments, the first of which is a tensor, with autocast off; it sees every dtype as it is."""
+    function = KERNELS[op][choose(op, backend, *arguments)]
+    device = arguments[0].device.type
     if torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
-            return function(*arguments, **options)
-    return function(*arguments, **options)
+            return function(*arguments)
+    return function(*arguments)
 
 
 def asked(op: str) -> str:
@@ -136,10 +137,10 @@ def forced(backend: str) -> Iterator[None]:
         _forced.pop()
 
 
-def pointers(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS) -> str | None:
-    """Why native code cannot read these tensors by their addresses, or None if it can."""
-    for x in tensors:
-        if x is None:
+def pointers(*arguments: Any, dtypes: tuple[torch.dtype, ...] = FLOATS) -> str | None:
+    """Why native code cannot read the tensors among the arguments by their addresses, or None if it can."""
+    for x in arguments:
+        if not isinstance(x, Tensor):
             continue
         if x.device.type != "cpu":
             return f"a tensor is on {x.device}, not on the CPU"
@@ -147,27 +148,30 @@ def pointers(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS) 
             return f"dtype {str(x.dtype).removeprefix('torch.')} (it takes {', '.join(str(d).removeprefix('torch.') for d in dtypes)})"
         if type(x) not in _PLAIN or torch._C._functorch.is_functorch_wrapped_tensor(x):
             return f"{type(x).__name__} is not a plain tensor"
-    if tensors and (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+    if arguments and (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         return "the operation is being traced"
     return None
 
 
-def on_gpu(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] | None = None) -> str | None:
-    """Why Triton cannot compute these tensors, or None if it can. Under its interpreter (TRITON_INTERPRET=1) it takes those of the CPU.
+def on_gpu(*arguments: Any, dtypes: tuple[torch.dtype, ...] | None = None) -> str | None:
+    """Why Triton cannot compute the tensors among the arguments, or None if it can. Under its interpreter (TRITON_INTERPRET=1) it takes
+    those of the CPU.
 
     dtypes: of floating-point numbers that the programs take; None for all.
     """
     if not _has_triton():
         return "triton is not installed"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    for x in tensors:
-        if x is not None and x.device.type != "cuda" and not (interpreted and x.device.type == "cpu"):
+    for x in arguments:
+        if not isinstance(x, Tensor):
+            continue
+        if x.device.type != "cuda" and not (interpreted and x.device.type == "cpu"):
             return f"a tensor is on {x.device}, not on a CUDA device"
-        if x is not None and dtypes is not None and x.is_floating_point() and x.dtype not in dtypes:
+        if dtypes is not None and x.is_floating_point() and x.dtype not in dtypes:
             return f"dtype {str(x.dtype).removeprefix('torch.')} (it takes {', '.join(str(d).removeprefix('torch.') for d in dtypes)})"
-        if x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
             return f"{type(x).__name__} is not a plain tensor"
-    return None if tensors or interpreted or torch.cuda.is_available() else "no CUDA device"
+    return None if arguments or interpreted or torch.cuda.is_available() else "no CUDA device"
 
 
 @functools.cache

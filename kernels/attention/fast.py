@@ -62,7 +62,7 @@ def attention(
     if backend == "auto" and (slopes_h is not None or (softcap is None and not _pays(q_bhtk, k_bglk, v_bglk))):
         backend = "torch"
     arguments = (q_bhtk, k_bglk, v_bglk, mask, causal, window, scale, softcap, slopes_h)
-    return run("attention", backend, (q_bhtk, k_bglk, v_bglk, mask, slopes_h), *arguments)
+    return run("attention", backend, *arguments)
 
 
 def attention_torch(
@@ -166,12 +166,12 @@ def _block(scores: Tensor, part: Part, rule: Rule) -> tuple[_Block, Tensor | Non
     return _Block(*scores.shape, *where, *strides, rule.scale, rule.softcap or 0.0), mask
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    if len({x.dtype for x in tensors[:3] if x is not None}) > 1:
+def _serves(*arguments: Any) -> str | None:
+    if len({x.dtype for x in arguments[:3]}) > 1:
         return "queries, keys and values differ in dtype"
-    if tensors[4:] and tensors[4] is not None:
+    if arguments and arguments[8] is not None:
         return "it knows no biases by distance"
-    return pointers(*tensors) or _library.missing()
+    return pointers(*arguments) or _library.missing()
 
 
 def _attention_native(*arguments: Any) -> Tensor:

@@ -43,9 +43,8 @@ def causal_conv1d(
     """
     if activation not in ("silu", None):
         raise RecipeError(f"causal_conv1d: activation must be 'silu' or None, but is {activation!r}.")
-    tensors = (x_btc, weight_ck, bias_c, state_bck)
     arguments = (x_btc, weight_ck, bias_c, document_bt, state_bck, continuing(continues, state_bck), activation)
-    return run("causal_conv1d", backend, tensors, *arguments)
+    return run("causal_conv1d", backend, *arguments)
 
 
 def causal_conv1d_torch(
@@ -184,10 +183,10 @@ def causal_conv1d_native(
     return y, last
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    if tensors and tensors[1] is not None and tensors[1].shape[1] > MOST_TAPS:
-        return f"{tensors[1].shape[1]} taps are more than {MOST_TAPS}"
-    return pointers(*tensors) or _library.missing()
+def _serves(*arguments: Any) -> str | None:
+    if arguments and (taps := arguments[1].shape[1]) > MOST_TAPS:
+        return f"{taps} taps are more than {MOST_TAPS}"
+    return pointers(*arguments) or _library.missing()
 
 
 register("causal_conv1d", "reference", causal_conv1d_reference)

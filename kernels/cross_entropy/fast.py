@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ def _terms(
         if x_nd.dtype == torch.float64:
             product_dtype = torch.float64
     arguments = (x_nd, weight_vd, place_n, bias_v, run_of_rows, softcap, product_dtype, more)
-    partition, target, mean, entropy, best = run("linear_cross_entropy", backend, (x_nd, weight_vd, bias_v), *arguments)
+    partition, target, mean, entropy, best = run("linear_cross_entropy", backend, *arguments)
     chosen = target if not label_smoothing else (1 - label_smoothing) * target + label_smoothing * mean
     return LossTerms(partition - chosen, partition, target, entropy, best + run_of_rows.start if ids is None else ids[best])
 
@@ -184,8 +184,8 @@ _library = native.Library(
 )
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    return pointers(*tensors) or _library.missing()
+def _serves(*arguments: Any) -> str | None:
+    return pointers(*arguments) or _library.missing()
 
 
 register("linear_cross_entropy", "reference", logit_terms_reference)

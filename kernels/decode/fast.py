@@ -287,8 +287,8 @@ def layers(backbone: Any, x_btd: Tensor, layout: Any, cache: Any) -> Any:
     return backbone(x_btd, layout, cache)
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    return _LIBRARY.missing() or dispatch.pointers(*tensors)
+def _serves(*arguments: Any) -> str | None:
+    return _LIBRARY.missing() or dispatch.pointers(*arguments)
 
 
 dispatch.register("decode", "reference", layers)

@@ -52,9 +52,8 @@ def delta_rule(
     Raises RecipeError where shapes do not fit or the back end asked for cannot serve.
     """
     _check(query_btgk, key_btgk, value_bthv, beta_bth, decay_bth, document_bt, state_bhkv, chunk_size)
-    tensors = (value_bthv, query_btgk, key_btgk, beta_bth, decay_bth, state_bhkv)
     arguments = (query_btgk, key_btgk, value_bthv, beta_bth, decay_bth, document_bt, state_bhkv)
-    return run("delta_rule", backend, tensors, *arguments, continuing(continues, state_bhkv), chunk_size)
+    return run("delta_rule", backend, *arguments, continuing(continues, state_bhkv), chunk_size)
 
 
 def _check(
@@ -254,14 +253,14 @@ def delta_rule_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
     return triton.delta_rule_triton(*arguments)
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    return pointers(*tensors) or _library.missing()
+def _serves(*arguments: Any) -> str | None:
+    return pointers(*arguments) or _library.missing()
 
 
-def _serves_triton(*tensors: Tensor | None) -> str | None:
-    if len(tensors) > 2 and (keys := tensors[2]) is not None and keys.shape[-1] > 256:
-        return f"keys of {keys.shape[-1]} channels (it takes at most 256)"
-    return on_gpu(*tensors, dtypes=FLOATS)
+def _serves_triton(*arguments: Any) -> str | None:
+    if arguments and (channels := arguments[1].shape[-1]) > 256:
+        return f"keys of {channels} channels (it takes at most 256)"
+    return on_gpu(*arguments, dtypes=FLOATS)
 
 
 register("delta_rule", "reference", delta_rule_reference)

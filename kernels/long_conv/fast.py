@@ -8,6 +8,8 @@ Axes: b rows   t tokens   c channels   k taps, the first one for the current tok
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,8 +35,7 @@ def long_conv(
     rows where continues [b] is true (default: all). The spectrum of a kernel that is not trained is kept from call to call.
     By transforms, a later token moves an earlier output by round-off. Raises RecipeError where the back end asked for cannot serve.
     """
-    arguments = (x_btc, kernel_ck, document_bt, state_bck, continuing(continues, state_bck))
-    return run("long_conv", backend, (x_btc, kernel_ck, state_bck), *arguments)
+    return run("long_conv", backend, x_btc, kernel_ck, document_bt, state_bck, continuing(continues, state_bck))
 
 
 def long_conv_transforms(
@@ -86,8 +87,8 @@ def long_conv_native(
     return y, None if state_bck is None else last
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    return KERNELS["causal_conv1d"].serves["native"](*tensors)
+def _serves(*arguments: Any) -> str | None:
+    return KERNELS["causal_conv1d"].serves["native"](*arguments)
 
 
 register("long_conv", "reference", long_conv_reference)

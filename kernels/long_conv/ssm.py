@@ -33,7 +33,7 @@ def ssm_conv(
     document: [b, t], 0 for padding, which is passed over. state: that before the rows; it belongs to the first document of those rows where
     continues [b] is true (default: all). Raises RecipeError where the back end asked for cannot serve.
     """
-    return run("ssm_conv", backend, (u_btcm, state_bcmz), u_btcm, system, document_bt, state_bcmz, continuing(continues, state_bcmz))
+    return run("ssm_conv", backend, u_btcm, system, document_bt, state_bcmz, continuing(continues, state_bcmz))
 
 
 def ssm_conv_transforms(

@@ -88,10 +88,10 @@ def turn_native(x_bthk: Tensor, cos_btj: Tensor, sin_btj: Tensor) -> Tensor:
     return _Turn.apply(x_bthk, *(part.contiguous() for part in angles)).view(shape)
 
 
-def _serves(*tensors: Tensor) -> str | None:
-    if tensors and any(x.dtype != torch.float32 for x in tensors[2:]):
+def _serves(*arguments: Any) -> str | None:
+    if any(x.dtype != torch.float32 for x in arguments[2:]):
         return "the angles are not float32"
-    return pointers(*tensors) or _library.missing()
+    return pointers(*arguments) or _library.missing()
 
 
 register("rope", "reference", turn_reference)

@@ -70,9 +70,8 @@ def selective_scan(
         if part is not None and part.shape != wanted:
             shapes = f"x {list(x_bti.shape)} and decay {list(decay_in.shape)}"
             raise RecipeError(f"selective_scan: {name} must be {list(wanted)} beside {shapes}, but is {list(part.shape)}.")
-    tensors = (x_bti, step_bti, step_bias_i, decay_in, key_btn, query_btn, skip_i, gate_bti)
-    arguments = (*tensors, document_bt, state_bin, continuing(continues, state_bin), negative)
-    return run("selective_scan", backend, (*tensors, state_bin), *arguments)
+    arguments = (x_bti, step_bti, step_bias_i, decay_in, key_btn, query_btn, skip_i, gate_bti, document_bt, state_bin)
+    return run("selective_scan", backend, *arguments, continuing(continues, state_bin), negative)
 
 
 def selective_scan_chunked(
@@ -251,8 +250,8 @@ def selective_scan_native(
     return y, last
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    return pointers(*tensors) or _library.missing()
+def _serves(*arguments: Any) -> str | None:
+    return pointers(*arguments) or _library.missing()
 
 
 def _triton(*arguments: Any) -> tuple[Tensor, Tensor]:

@@ -52,9 +52,8 @@ def ssd(
     heads, groups = x_bthp.shape[2], key_btgn.shape[2]
     if heads % groups:
         raise RecipeError(f"ssd: {heads} heads cannot share {groups} groups evenly; heads must be a multiple of groups.")
-    tensors = (x_bthp, step_bth, decay_h, key_btgn, query_btgn, state_bhpn)
     arguments = (x_bthp, step_bth, decay_h, key_btgn, query_btgn, document_bt, state_bhpn, continuing(continues, state_bhpn), chunk_size)
-    return run("ssd", backend, tensors, *arguments)
+    return run("ssd", backend, *arguments)
 
 
 def ssd_chunked(
@@ -215,8 +214,8 @@ def ssd_native(
     return y, last
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    return pointers(*tensors) or _library.missing()
+def _serves(*arguments: Any) -> str | None:
+    return pointers(*arguments) or _library.missing()
 
 
 register("ssd", "reference", ssd_reference)

@@ -27,7 +27,7 @@ def swiglu(gate_up: Tensor, *, backend: str = "auto") -> Tensor:
     """
     if gate_up.shape[-1] % 2:
         raise RecipeError(f"swiglu: the last axis holds gate and up, but its size {gate_up.shape[-1]} is odd.")
-    return run("swiglu", backend, (gate_up,), gate_up)
+    return run("swiglu", backend, gate_up)
 
 
 def swiglu_torch(gate_up: Tensor) -> Tensor:
@@ -71,8 +71,8 @@ def swiglu_native(gate_up: Tensor) -> Tensor:
     return _Swiglu.apply(gate_up)
 
 
-def _serves(*tensors: Tensor) -> str | None:
-    return pointers(*tensors) or _library.missing()
+def _serves(*arguments: Any) -> str | None:
+    return pointers(*arguments) or _library.missing()
 
 
 register("swiglu", "reference", swiglu_reference)
