@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import pointers, register, run
+from mmlm.kernels.dispatch import GPU_FLOATS, on_gpu, pointers, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
 from mmlm.kernels.ssd.reference import ssd_reference
@@ -214,10 +214,22 @@ def ssd_native(
     return y, last
 
 
+def ssd_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The chunks as Triton programs; triton is imported at the first call."""
+    from mmlm.kernels.ssd import triton
+
+    return triton.ssd_triton(*arguments)
+
+
 def _serves(*arguments: Any) -> str | None:
     return pointers(*arguments) or _library.missing()
+
+
+def _serves_triton(*arguments: Any) -> str | None:
+    return on_gpu(*arguments, dtypes=GPU_FLOATS)
 
 
 register("ssd", "reference", ssd_reference)
 register("ssd", "torch", ssd_chunked)
 register("ssd", "native", ssd_native, _serves)
+register("ssd", "triton", ssd_triton, _serves_triton)
