@@ -31,14 +31,14 @@ def product(a, b, DOT: tl.constexpr):
 
 @triton.jit
 def rows(pointer, row, inside, column, columns, stride):
-    """Float32 rows [r, c] of a matrix whose rows are `stride` apart, zero outside."""
+    """Rows [r, c] of a matrix whose rows are `stride` apart, zero outside, in its dtype: a product takes them from memory as they are."""
     place = pointer + row[:, None] * stride + column[None, :]
-    return tl.load(place, mask=inside[:, None] & (column < columns)[None, :], other=0.0).to(tl.float32)
+    return tl.load(place, mask=inside[:, None] & (column < columns)[None, :], other=0.0)
 
 
 @triton.jit
 def put_rows(pointer, x, row, inside, column, columns, stride):
-    """Store such rows in the dtype of the matrix."""
+    """Store such rows."""
     place = pointer + row[:, None] * stride + column[None, :]
     tl.store(place, x.to(pointer.dtype.element_ty), mask=inside[:, None] & (column < columns)[None, :])
 

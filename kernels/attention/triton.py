@@ -148,7 +148,7 @@ def _query_gradients(
     inside, k, v = i < T, tl.arange(0, BK), tl.arange(0, BV)
     queries = rows(q_ptr + b * q_b + h * q_h, i, inside, k, K, q_t)
     dy = rows(dy_ptr, head * T + i, inside, v, V, V)
-    pull = tl.sum(rows(y_ptr, head * T + i, inside, v, V, V) * dy, 1)
+    pull = tl.sum(rows(y_ptr, head * T + i, inside, v, V, V).to(tl.float32) * dy, 1)
     tl.store(pull_ptr + head * T + i, pull, mask=inside)
     sums = tl.load(sums_ptr + head * T + i, mask=inside, other=float("inf"))
     slope = 0.0

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_conv1d import LAYOUTS as CONV_LAYOUTS
+from test_conv1d import inputs as conv_inputs
 from test_ssd import LAYOUTS
 from test_ssd import inputs as ssd_inputs
 
 from mmlm.kernels.attention.fast import attention
+from mmlm.kernels.conv1d.fast import causal_conv1d
 from mmlm.kernels.dispatch import choose
 from mmlm.kernels.parity import disagreements, with_gradients
 from mmlm.kernels.ssd.fast import ssd
@@ -20,10 +23,12 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 TOLERANCE = {F32: 1e-5, BF16: 1e-2, F16: 2e-3}
 
 
-def check(function, tensors, dtype, *, reference=None, **options):
+def check(function, tensors, dtype, **options):
     """Outputs and gradients of the Triton form, and of the reference in float64. A tensor that asks for no gradient stays as it is."""
+    options |= {k: x for k, x in tensors.items() if x is None}
+    tensors = {k: x for k, x in tensors.items() if x is not None}
     exact = {k: x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for k, x in tensors.items()}
-    wanted = with_gradients(function, exact, **options, **(reference or {}), backend="reference")
+    wanted = with_gradients(function, exact, **options, backend="reference")
     got = with_gradients(function, tensors, **options, backend="triton")
     assert disagreements(got, wanted, TOLERANCE[dtype]) == []
 
@@ -86,3 +91,21 @@ def test_attention(case, monkeypatch, nan_filled_memory):
     if given.pop("documents", None):
         given["document_bt"] = torch.tensor([[0] * 2 + [1] * 17 + [2] + [3] * 14 + [0] * 6, [7] * 3 + [0] * 2 + [7] * 20 + [9] * 15])
     check(attention, attention_inputs(dtype, *sizes), dtype, **given)
+
+
+@pytest.mark.parametrize(
+    ("length", "taps", "layout", "carried", "dtype"),
+    [
+        (1, 4, "plain", "continued", F32),
+        (2, 4, "packed", "some continued", F32),
+        (40, 4, "padding between", "some continued", F32),
+        (35, 2, "padded", "fresh", BF16),
+        (6, 1, "plain", "fresh", F16),
+        (33, 11, "one token each", "continued", F32),
+    ],
+)
+def test_causal_conv1d(length, taps, layout, carried, dtype, nan_filled_memory):
+    tensors = two_rows(conv_inputs(length, dtype, taps, bias=length != 35, state=carried != "fresh", channels=37 + 64 * (length == 2)))
+    document = torch.tensor([CONV_LAYOUTS[layout](length), [0] * length])
+    given = {"continues": torch.tensor([True, False]) if carried == "some continued" else None}
+    check(causal_conv1d, {"bias_c": None, **tensors}, dtype, document_bt=document, activation=None if taps == 1 else "silu", **given)
