@@ -55,11 +55,12 @@ class Status(NamedTuple):
 
 
 class Kernel(dict[str, Callable[..., Any]]):
-    """The back ends of one operation, by name; `serves` tells for each what it needs."""
+    """The back ends of one operation, by name; `serves` tells for each what it needs, `absent` why there is none of a name."""
 
     def __init__(self) -> None:
         super().__init__()
         self.serves: dict[str, Serves] = {}
+        self.absent: dict[str, str] = {}
 
 
 KERNELS: dict[str, Kernel] = {}
@@ -80,6 +81,11 @@ def register(op: str, backend: str, function: Callable[..., Any], serves: Serves
     kernel.serves[backend] = serves
 
 
+def absent(op: str, backend: str, reason: str) -> None:
+    """Say why an operation has no such back end."""
+    KERNELS.setdefault(op, Kernel()).absent[backend] = reason
+
+
 def choose(op: str, backend: str = "auto", *arguments: Any) -> str:
     """The name of the back end that serves these arguments of the operation's functions, the first of which is a tensor.
 
@@ -96,7 +102,8 @@ def choose(op: str, backend: str = "auto", *arguments: Any) -> str:
     if backend not in BACKENDS:
         raise RecipeError(f"{where}: {unknown_name('back end', backend, ['auto', *BACKENDS])}")
     if backend not in kernel:
-        raise RecipeError(f"{where}: {op} has no back end {backend!r}, only {', '.join(sorted(kernel))}.")
+        why = f" ({kernel.absent[backend]})" if backend in kernel.absent else ""
+        raise RecipeError(f"{where}: {op} has no back end {backend!r}, only {', '.join(sorted(kernel))}{why}.")
     reason = kernel.serves[backend](*arguments)
     if reason is not None:
         raise RecipeError(f"{where}: back end {backend!r} cannot serve {op}: {reason}.")
@@ -190,7 +197,8 @@ def available(op: str, *, but: str | None = None) -> list[str]:
 
 
 def report() -> list[Status]:
-    """For `mmlm kernels`: every back end of every operation, in the order `auto` asks them. Compiles what is not compiled yet."""
+    """For `mmlm kernels`: every back end of every operation, in the order `auto` asks them, and why some have none. Compiles what is not
+    compiled yet."""
     lines = []
     for op, module in OPS.items():
         importlib.import_module(module)
@@ -198,4 +206,6 @@ def report() -> list[Status]:
             if name in KERNELS[op]:
                 reason = KERNELS[op].serves[name]()
                 lines.append(Status(op, name, reason is None, reason or ""))
+            elif name in KERNELS[op].absent:
+                lines.append(Status(op, name, False, f"there is none: {KERNELS[op].absent[name]}"))
     return lines

@@ -22,7 +22,7 @@ _TOKENS, _CHANNELS = 32, 64
 
 @triton.jit
 def _place(T, C, extra, BT: tl.constexpr, BC: tl.constexpr):
-    """Row, first token, tokens and channels of a program that covers `extra` inputs before the row too; its number among blocks of tokens."""
+    """Row, tokens and channels of a program, `extra` inputs before the row among the tokens, and its number among blocks of tokens."""
     channel_blocks = tl.cdiv(C, BC)
     pid = tl.program_id(0).to(tl.int64)
     block = pid // channel_blocks

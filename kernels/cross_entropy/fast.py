@@ -22,7 +22,7 @@ from mmlm.base.errors import DataError, RecipeError
 from mmlm.kernels import native
 from mmlm.kernels.cross_entropy.reference import logit_terms_reference
 from mmlm.kernels.cross_entropy.tiles import Found, Grads, Running, TorchPasses, logit_terms
-from mmlm.kernels.dispatch import pointers, register, run
+from mmlm.kernels.dispatch import GPU_FLOATS, on_gpu, pointers, register, run
 from mmlm.kernels.native import address, letters
 
 Rows: TypeAlias = range | slice | Tensor
@@ -184,6 +184,19 @@ _library = native.Library(
 )
 
 
+def logit_terms_triton(*arguments: Any) -> tuple[Tensor, ...]:
+    """Tiles of products with the elementwise work as Triton programs; triton is imported at the first call."""
+    from mmlm.kernels.cross_entropy.triton import TritonPasses
+
+    return logit_terms(TritonPasses(), *arguments)
+
+
+def _serves_triton(*arguments: Any) -> str | None:
+    if arguments and (dtype := arguments[6]) not in GPU_FLOATS:
+        return f"products in {str(dtype).removeprefix('torch.')}"
+    return on_gpu(*arguments, dtypes=GPU_FLOATS)
+
+
 def _serves(*arguments: Any) -> str | None:
     return pointers(*arguments) or _library.missing()
 
@@ -191,3 +204,4 @@ def _serves(*arguments: Any) -> str | None:
 register("linear_cross_entropy", "reference", logit_terms_reference)
 register("linear_cross_entropy", "torch", functools.partial(logit_terms, TorchPasses()))
 register("linear_cross_entropy", "native", functools.partial(logit_terms, NativePasses()), _serves)
+register("linear_cross_entropy", "triton", logit_terms_triton, _serves_triton)

@@ -294,3 +294,4 @@ def _serves(*arguments: Any) -> str | None:
 dispatch.register("decode", "reference", layers)
 dispatch.register("decode", "torch", layers)
 dispatch.register("decode", "native", Decoder, _serves)
+dispatch.absent("decode", "triton", "the decoder of one call a token is for the CPU; on a GPU the layers run, each through its own kernels")

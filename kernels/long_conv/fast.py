@@ -87,10 +87,25 @@ def long_conv_native(
     return y, None if state_bck is None else last
 
 
+def long_conv_triton(
+    x_btc: Tensor, kernel_ck: Tensor, document_bt: Tensor, state_bck: Tensor | None = None, continues_b: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The short convolution in Triton with the taps in its order."""
+    y, last = short.causal_conv1d_triton(x_btc, kernel_ck.flip(1), None, document_bt, state_bck, continues_b, None)
+    return y, None if state_bck is None else last
+
+
 def _serves(*arguments: Any) -> str | None:
     return KERNELS["causal_conv1d"].serves["native"](*arguments)
+
+
+def _serves_triton(*arguments: Any) -> str | None:
+    if arguments and (taps := arguments[1].shape[1]) > short.MOST_TAPS_GPU:
+        return f"{taps} taps are more than {short.MOST_TAPS_GPU}, with which the transforms of the torch form, cuFFT, are faster"
+    return KERNELS["causal_conv1d"].serves["triton"](*arguments)
 
 
 register("long_conv", "reference", long_conv_reference)
 register("long_conv", "torch", long_conv_transforms)
 register("long_conv", "native", long_conv_native, _serves)
+register("long_conv", "triton", long_conv_triton, _serves_triton)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmlm.kernels.dispatch import register, run
+from mmlm.kernels.dispatch import absent, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.long_conv.fast import scatter
 from mmlm.kernels.long_conv.reference import ssm_conv_reference
@@ -80,3 +80,5 @@ def ssm_conv_transforms(
 
 register("ssm_conv", "reference", ssm_conv_reference)
 register("ssm_conv", "torch", ssm_conv_transforms)
+absent("ssm_conv", "native", "it is made of Fourier transforms and matrix products, which torch calls")
+absent("ssm_conv", "triton", "it is made of Fourier transforms and matrix products, which torch calls: cuFFT and cuBLAS")

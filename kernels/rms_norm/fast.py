@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import FLOATS, pointers, register, run
+from mmlm.kernels.dispatch import FLOATS, GPU_FLOATS, on_gpu, pointers, register, run
 from mmlm.kernels.native import address, letters
 from mmlm.kernels.rms_norm.reference import rms_norm_reference
 
@@ -102,6 +102,28 @@ def rms_norm_native(x: Tensor, weight_d: Tensor, eps: float, residual: Tensor | 
     return y.to(dtype), x if total is None else total
 
 
+def rms_norm_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Triton programs; triton is imported at the first call."""
+    from mmlm.kernels.rms_norm import triton
+
+    return triton.rms_norm_triton(*arguments)
+
+
+MOST_CHANNELS_GPU = 16384  # a program of the Triton form holds a row in registers
+
+
+def _serves_triton(*arguments: Any) -> str | None:
+    if arguments:
+        x, _, _, residual, dtype = arguments
+        if residual is not None and x.shape != residual.shape:
+            return "x and the residual differ in shape"
+        if x.shape[-1] > MOST_CHANNELS_GPU:
+            return f"rows of {x.shape[-1]} numbers (it takes at most {MOST_CHANNELS_GPU})"
+        if dtype not in GPU_FLOATS:
+            return f"outputs of {str(dtype).removeprefix('torch.')}"
+    return on_gpu(*arguments, dtypes=GPU_FLOATS)
+
+
 def _serves(*arguments: Any) -> str | None:
     if arguments and arguments[3] is not None and arguments[0].shape != arguments[3].shape:
         return "x and the residual differ in shape"
@@ -111,3 +133,4 @@ def _serves(*arguments: Any) -> str | None:
 register("rms_norm", "reference", rms_norm_reference)
 register("rms_norm", "torch", rms_norm_torch)
 register("rms_norm", "native", rms_norm_native, _serves)
+register("rms_norm", "triton", rms_norm_triton, _serves_triton)

@@ -10,12 +10,18 @@ import pytest
 import torch
 from test_conv1d import LAYOUTS as CONV_LAYOUTS
 from test_conv1d import inputs as conv_inputs
+from test_cross_entropy import inputs as loss_inputs
+from test_elementwise import OPS as ELEMENTWISE
+from test_elementwise import inputs as elementwise_inputs
 from test_ssd import LAYOUTS
 from test_ssd import inputs as ssd_inputs
 
 from mmlm.kernels.attention.fast import attention
 from mmlm.kernels.conv1d.fast import causal_conv1d
+from mmlm.kernels.cross_entropy import tiles
+from mmlm.kernels.cross_entropy.fast import linear_cross_entropy_terms
 from mmlm.kernels.dispatch import choose
+from mmlm.kernels.long_conv.fast import long_conv
 from mmlm.kernels.parity import disagreements, with_gradients
 from mmlm.kernels.ssd.fast import ssd
 
@@ -23,14 +29,14 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 TOLERANCE = {F32: 1e-5, BF16: 1e-2, F16: 2e-3}
 
 
-def check(function, tensors, dtype, **options):
+def check(function, tensors, precision, **options):
     """Outputs and gradients of the Triton form, and of the reference in float64. A tensor that asks for no gradient stays as it is."""
     options |= {k: x for k, x in tensors.items() if x is None}
     tensors = {k: x for k, x in tensors.items() if x is not None}
     exact = {k: x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for k, x in tensors.items()}
     wanted = with_gradients(function, exact, **options, backend="reference")
     got = with_gradients(function, tensors, **options, backend="triton")
-    assert disagreements(got, wanted, TOLERANCE[dtype]) == []
+    assert disagreements(got, wanted, TOLERANCE[precision]) == []
 
 
 def two_rows(tensors):
@@ -109,3 +115,58 @@ def test_causal_conv1d(length, taps, layout, carried, dtype, nan_filled_memory):
     document = torch.tensor([CONV_LAYOUTS[layout](length), [0] * length])
     given = {"continues": torch.tensor([True, False]) if carried == "some continued" else None}
     check(causal_conv1d, {"bias_c": None, **tensors}, dtype, document_bt=document, activation=None if taps == 1 else "silu", **given)
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize(("width", "dtype"), [(3, F32), (45, BF16), (64, F16)])
+def test_elementwise(name, width, dtype, nan_filled_memory):
+    check(ELEMENTWISE[name], elementwise_inputs(name, dtype, width), dtype)
+
+
+def test_a_float32_stream_takes_bfloat16_branches():
+    tensors = elementwise_inputs("add_rms_norm", F32, 45)
+    tensors["x"] = tensors["x"].detach().bfloat16().requires_grad_()
+    check(ELEMENTWISE["add_rms_norm"], tensors, BF16, dtype=BF16)
+
+
+def test_rope_of_part_of_a_slice_with_shared_angles():
+    qkv = torch.randn(2, 6, 5, 24, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    angle = torch.randn(1, 6, 10, generator=torch.Generator().manual_seed(1))
+
+    def turned(qkv, **given):
+        return ELEMENTWISE["rope"](qkv[..., :3, :], qkv[..., 3:, :], angle.cos(), angle.sin(), **given)
+
+    check(turned, {"qkv": qkv}, F32)
+
+
+def test_many_rows_of_a_norm_share_few_programs(monkeypatch):
+    from mmlm.kernels.rms_norm import triton
+
+    monkeypatch.setattr(triton, "_PARTS", 2)
+    monkeypatch.setattr(triton, "_tile", lambda d: {"ROWS": 4, "WIDTH": triton.triton.next_power_of_2(d)})
+    check(ELEMENTWISE["rms_norm"], elementwise_inputs("rms_norm", F32, 20), F32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bias", "softcap", "tiled"), [(F32, True, None, True), (F32, False, 5.0, False), (BF16, True, 5.0, True)]
+)
+def test_linear_cross_entropy(dtype, bias, softcap, tiled, monkeypatch, nan_filled_memory):
+    from mmlm.kernels.cross_entropy import triton
+
+    monkeypatch.setattr(triton, "_BLOCK", 16)
+    monkeypatch.setattr(tiles, "KEEP", 0 if tiled else 10**9)
+    monkeypatch.setattr(tiles, "TILE", 24)
+    tensors, target = loss_inputs(5, vocabulary=61, dtype=dtype, bias=bias)
+
+    def terms(**given):  # the best row has no gradient and rounding may change it in bfloat16
+        found = linear_cross_entropy_terms(**given, target_n=target, softcap=softcap, label_smoothing=0.1)
+        return found if dtype == F32 else found[:4]
+
+    check(terms, tensors, dtype)
+
+
+def test_long_conv_of_few_taps():
+    g = torch.Generator().manual_seed(0)
+    tensors = {"x_btc": torch.randn(2, 21, 5, generator=g), "kernel_ck": torch.randn(5, 7, generator=g)}
+    tensors = {k: x.requires_grad_() for k, x in (tensors | {"state_bck": torch.randn(2, 5, 6, generator=g)}).items()}
+    check(long_conv, tensors, F32, document_bt=torch.tensor([[1] * 9 + [2] * 12, [3] * 21]))
