@@ -3,7 +3,9 @@
     reference   reads like the equation, any dtype and device, the measure of all others
     torch       the fast form in plain PyTorch, always there
     native      C++ on the CPU, compiled at first use
-    triton      GPU
+    triton      GPU, compiled by Triton at first use
+    flash-attn, mamba-ssm, causal-conv1d, flash-linear-attention
+                GPU, by these packages where the user has installed them; nothing asks for them
 
 `auto` takes the last of these that can serve the tensors at hand. `MMLM_KERNEL=reference` (or `MMLM_KERNEL=ssd=reference,torch`) replaces
 `auto` for every operation (or for one and the rest), to find out whether a kernel is at fault; `forced("reference")` does it for a block.
@@ -15,6 +17,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -24,7 +27,16 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError, unknown_name
 
-BACKENDS = ("triton", "native", "torch", "reference")  # in the order `auto` asks them
+PACKAGES = {
+    "flash-attn": "flash_attn",
+    "mamba-ssm": "mamba_ssm",
+    "causal-conv1d": "causal_conv1d",
+    "flash-linear-attention": "fla",
+}  # and the module of each
+BACKENDS = (*PACKAGES, "triton", "native", "torch", "reference")  # in the order `auto` asks them
+PACKAGE_DEVICE = "cuda"  # where they compute
+logger = logging.getLogger(__name__)
+
 OPS = {
     "attention": "mmlm.kernels.attention.fast",
     "causal_conv1d": "mmlm.kernels.conv1d.fast",
@@ -152,7 +164,7 @@ def pointers(*arguments: Any, dtypes: tuple[torch.dtype, ...] = FLOATS) -> str |
         if x.device.type != "cpu":
             return f"a tensor is on {x.device}, not on the CPU"
         if x.is_floating_point() and x.dtype not in dtypes:
-            return f"dtype {str(x.dtype).removeprefix('torch.')} (it takes {', '.join(str(d).removeprefix('torch.') for d in dtypes)})"
+            return _wrong_dtype(x.dtype, dtypes)
         if type(x) not in _PLAIN or torch._C._functorch.is_functorch_wrapped_tensor(x):
             return f"{type(x).__name__} is not a plain tensor"
     if arguments and (torch.compiler.is_compiling() or torch.jit.is_tracing()):
@@ -166,8 +178,8 @@ def on_gpu(*arguments: Any, dtypes: tuple[torch.dtype, ...] | None = None) -> st
 
     dtypes: of floating-point numbers that the programs take; None for all.
     """
-    if not _has_triton():
-        return "triton is not installed"
+    if not _exists("triton"):
+        return "the package triton is not installed"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     for x in arguments:
         if not isinstance(x, Tensor):
@@ -175,15 +187,54 @@ def on_gpu(*arguments: Any, dtypes: tuple[torch.dtype, ...] | None = None) -> st
         if x.device.type != "cuda" and not (interpreted and x.device.type == "cpu"):
             return f"a tensor is on {x.device}, not on a CUDA device"
         if dtypes is not None and x.is_floating_point() and x.dtype not in dtypes:
-            return f"dtype {str(x.dtype).removeprefix('torch.')} (it takes {', '.join(str(d).removeprefix('torch.') for d in dtypes)})"
+            return _wrong_dtype(x.dtype, dtypes)
         if torch._C._functorch.is_functorch_wrapped_tensor(x):
             return f"{type(x).__name__} is not a plain tensor"
     return None if arguments or interpreted or torch.cuda.is_available() else "no CUDA device"
 
 
+def installed(
+    package: str, *arguments: Any, dtypes: tuple[torch.dtype, ...], least_capability: tuple[int, int] | None = None
+) -> str | None:
+    """Why a package of PACKAGES cannot compute the tensors among the arguments, or None if it can; least_capability: of a CUDA device."""
+    module = PACKAGES[package]
+    if not _exists(module):
+        return "the package is not installed"
+    for x in arguments:
+        if not isinstance(x, Tensor):
+            continue
+        if x.device.type != PACKAGE_DEVICE:
+            return f"a tensor is on {x.device}, not on a CUDA device"
+        if x.is_floating_point() and x.dtype not in dtypes and x.dtype != torch.float32:
+            return _wrong_dtype(x.dtype, dtypes)
+    if arguments and arguments[0].dtype not in dtypes:
+        return _wrong_dtype(arguments[0].dtype, dtypes)
+    if PACKAGE_DEVICE == "cuda":
+        if not torch.cuda.is_available():
+            return "no CUDA device"
+        if least_capability is not None and torch.cuda.get_device_capability() < least_capability:
+            return f"the CUDA device is older than capability {'.'.join(map(str, least_capability))}"
+    return _import_error(module)
+
+
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _import_error(module: str) -> str | None:
+    """Why an installed package does not import, told once as a warning: it may have been built for another PyTorch."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        logger.warning("the package %s is installed but does not import: %s", module, error)
+        return f"the package does not import: {error}"
+    return None
+
+
+@functools.cache
+def _exists(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _wrong_dtype(found: torch.dtype, dtypes: tuple[torch.dtype, ...]) -> str:
+    return f"dtype {str(found).removeprefix('torch.')} (it takes {', '.join(str(d).removeprefix('torch.') for d in dtypes)})"
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

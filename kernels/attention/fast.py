@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
+from mmlm.kernels.attention import installed
 from mmlm.kernels.attention.blocks import Part, Rule, TorchPasses, attention_in_blocks
 from mmlm.kernels.attention.reference import attention_reference, distance_bias, visible_pairs, within_documents
 from mmlm.kernels.dispatch import GPU_FLOATS, asked, on_gpu, pointers, register, run
@@ -225,3 +226,4 @@ register("attention", "reference", attention_reference)
 register("attention", "torch", attention_torch)
 register("attention", "native", _attention_native, _serves)
 register("attention", "triton", attention_triton, _serves_triton)
+register("attention", "flash-attn", installed.attention_flash_attn, installed.serves)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
+from mmlm.kernels.conv1d import installed
 from mmlm.kernels.conv1d.reference import causal_conv1d_reference
 from mmlm.kernels.dispatch import GPU_FLOATS, on_gpu, pointers, register, run
 from mmlm.kernels.documents import continuing, documents, last_inputs
@@ -221,6 +222,21 @@ def causal_conv1d_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
     return triton.causal_conv1d_triton(*arguments)
 
 
+def causal_conv1d_installed(
+    x_btc: Tensor,
+    weight_ck: Tensor,
+    bias_c: Tensor | None,
+    document_bt: Tensor,
+    state_bck: Tensor | None = None,
+    continues_b: Tensor | None = None,
+    activation: str | None = "silu",
+) -> tuple[Tensor, Tensor]:
+    """By the package causal-conv1d; the inputs that are kept are taken from x."""
+    y = installed.convolve(x_btc, weight_ck, bias_c, document_bt, state_bck, activation)
+    state = None if state_bck is None else state_bck.to(x_btc.dtype)
+    return y, last_of_rows(x_btc, ages(document_bt, continues_b, weight_ck.shape[1]), state, weight_ck.shape[1])
+
+
 def _serves_triton(*arguments: Any) -> str | None:
     if arguments and (taps := arguments[1].shape[1]) > MOST_TAPS_GPU:
         return f"{taps} taps are more than {MOST_TAPS_GPU}"
@@ -237,3 +253,4 @@ register("causal_conv1d", "reference", causal_conv1d_reference)
 register("causal_conv1d", "torch", causal_conv1d_torch)
 register("causal_conv1d", "native", causal_conv1d_native, _serves)
 register("causal_conv1d", "triton", causal_conv1d_triton, _serves_triton)
+register("causal_conv1d", "causal-conv1d", causal_conv1d_installed, installed.serves)

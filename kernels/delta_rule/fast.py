@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
+from mmlm.kernels.delta_rule import installed
 from mmlm.kernels.delta_rule.reference import delta_rule_reference
 from mmlm.kernels.dispatch import FLOATS, on_gpu, pointers, register, run
 from mmlm.kernels.documents import continuing, documents
@@ -267,3 +268,4 @@ register("delta_rule", "reference", delta_rule_reference)
 register("delta_rule", "torch", delta_rule_chunked)
 register("delta_rule", "native", delta_rule_native, _serves)
 register("delta_rule", "triton", delta_rule_triton, _serves_triton)
+register("delta_rule", "flash-linear-attention", installed.delta_rule_fla, installed.serves)

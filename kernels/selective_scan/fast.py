@@ -25,6 +25,7 @@ from mmlm.kernels import native
 from mmlm.kernels.dispatch import on_gpu, pointers, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
+from mmlm.kernels.selective_scan import installed
 from mmlm.kernels.selective_scan.reference import selective_scan_reference
 
 _CHUNK = 32  # tokens of a block of the torch form
@@ -264,3 +265,4 @@ register("selective_scan", "reference", selective_scan_reference)
 register("selective_scan", "torch", selective_scan_chunked)
 register("selective_scan", "native", selective_scan_native, _serves)
 register("selective_scan", "triton", _triton, on_gpu)
+register("selective_scan", "mamba-ssm", installed.selective_scan_mamba_ssm, installed.serves)

@@ -26,6 +26,7 @@ from mmlm.kernels import native
 from mmlm.kernels.dispatch import GPU_FLOATS, on_gpu, pointers, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
+from mmlm.kernels.ssd import installed
 from mmlm.kernels.ssd.reference import ssd_reference
 
 
@@ -233,3 +234,4 @@ register("ssd", "reference", ssd_reference)
 register("ssd", "torch", ssd_chunked)
 register("ssd", "native", ssd_native, _serves)
 register("ssd", "triton", ssd_triton, _serves_triton)
+register("ssd", "mamba-ssm", installed.ssd_mamba_ssm, installed.serves)
