@@ -333,10 +333,11 @@ def layers(backbone: Any, x_btd: Tensor, layout: Any, cache: Any) -> Any:
     return backbone(x_btd, layout, cache)
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    return _LIBRARY.missing() or dispatch.pointers(*tensors)
+def _serves(*arguments: Any) -> str | None:
+    return _LIBRARY.missing() or dispatch.pointers(*arguments)
 
 
 dispatch.register("decode", "reference", layers)
 dispatch.register("decode", "torch", layers)
 dispatch.register("decode", "native", Decoder, _serves)
+dispatch.absent("decode", "triton", "the decoder of one call a token is for the CPU; on a GPU the layers run, each through its own kernels")

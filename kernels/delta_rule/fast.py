@@ -24,8 +24,9 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
+from mmlm.kernels.delta_rule import installed
 from mmlm.kernels.delta_rule.reference import DeltaRule, delta_rule_reference
-from mmlm.kernels.dispatch import FLOATS, on_gpu, run
+from mmlm.kernels.dispatch import FLOATS, on_gpu, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
 from mmlm.kernels.recurrence import borders, check_shapes, exact_type, in_rows, register_recurrence
@@ -55,7 +56,7 @@ def delta_rule(
     tensors = (query_btgk, key_btgk, value_bthv, beta_bth, decay_bth)
     given = DeltaRule(*tensors, document_bt, state_bhkv, continuing(continues, state_bhkv), chunk_size)
     _check(given)
-    return run("delta_rule", backend, (value_bthv, query_btgk, key_btgk, beta_bth, decay_bth, state_bhkv), *given)
+    return run("delta_rule", backend, *given)
 
 
 def _check(given: DeltaRule) -> None:
@@ -218,10 +219,10 @@ def delta_rule_native(given: DeltaRule) -> tuple[Tensor, Tensor]:
     return y, last
 
 
-def _serves_triton(*tensors: Tensor | None) -> str | None:
-    if len(tensors) > 2 and (keys := tensors[2]) is not None and keys.shape[-1] > 256:
-        return f"keys of {keys.shape[-1]} channels (it takes at most 256)"
-    return on_gpu(*tensors, dtypes=FLOATS)
+def _serves_triton(*arguments: Any) -> str | None:
+    if arguments and (channels := arguments[1].shape[-1]) > 256:
+        return f"keys of {channels} channels (it takes at most 256)"
+    return on_gpu(*arguments, dtypes=FLOATS)
 
 
 register_recurrence(
@@ -234,3 +235,4 @@ register_recurrence(
     triton="mmlm.kernels.delta_rule.triton:delta_rule_triton",
     serves=_serves_triton,
 )
+register("delta_rule", "flash-linear-attention", installed.delta_rule_fla, installed.serves)

@@ -62,7 +62,7 @@ def gla(
     }
     check_shapes("gla", f"key {list(key_bthk.shape)}", wanted)
     given = Gla(query_bthk, key_bthk, value_bthv, decay_bthk, document_bt, state_bhkv, continuing(continues, state_bhkv))
-    return run("gla", backend, given, *given)
+    return run("gla", backend, *given)
 
 
 def gla_chunked(given: Gla) -> tuple[Tensor, Tensor]:

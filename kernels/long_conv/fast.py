@@ -9,6 +9,7 @@ Axes: b rows   t tokens   c channels   k taps, the first one for the current tok
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,8 +37,7 @@ def long_conv(
     rows where continues [b] is true (default: all). The spectrum of a kernel that is not trained is kept from call to call.
     By transforms, a later token moves an earlier output by round-off. Raises RecipeError where the back end asked for cannot serve.
     """
-    arguments = (x_btc, kernel_ck, document_bt, state_bck, continuing(continues, state_bck))
-    return run("long_conv", backend, (x_btc, kernel_ck, state_bck), *arguments)
+    return run("long_conv", backend, x_btc, kernel_ck, document_bt, state_bck, continuing(continues, state_bck))
 
 
 def long_conv_transforms(
@@ -91,17 +91,27 @@ def long_conv_native(
     x_btc: Tensor, kernel_ck: Tensor, document_bt: Tensor, state_bck: Tensor | None = None, continues_b: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """A few taps by the short convolution in C++, with the taps in its order; many by transforms."""
-    if _short(x_btc, kernel_ck, state_bck):
+    if KERNELS["causal_conv1d"].serves["native"](x_btc, kernel_ck, state_bck) is not None:
         return long_conv_transforms(NativePasses(), x_btc, kernel_ck, document_bt, state_bck, continues_b)
     y, last = short.causal_conv1d_native(x_btc, kernel_ck.flip(1), None, document_bt, state_bck, continues_b, None)
     return y, None if state_bck is None else last
 
 
-def _short(*tensors: Tensor | None) -> str | None:
-    """Why the short convolution cannot serve, or None."""
-    return KERNELS["causal_conv1d"].serves["native"](*tensors)
+def long_conv_triton(
+    x_btc: Tensor, kernel_ck: Tensor, document_bt: Tensor, state_bck: Tensor | None = None, continues_b: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The short convolution in Triton with the taps in its order."""
+    y, last = short.causal_conv1d_triton(x_btc, kernel_ck.flip(1), None, document_bt, state_bck, continues_b, None)
+    return y, None if state_bck is None else last
+
+
+def _serves_triton(*arguments: Any) -> str | None:
+    if arguments and (taps := arguments[1].shape[1]) > short.MOST_TAPS_GPU:
+        return f"{taps} taps are more than {short.MOST_TAPS_GPU}, with which the transforms of the torch form, cuFFT, are faster"
+    return KERNELS["causal_conv1d"].serves["triton"](*arguments)
 
 
 register("long_conv", "reference", long_conv_reference)
 register("long_conv", "torch", partial(long_conv_transforms, TorchPasses()))
 register("long_conv", "native", long_conv_native, serves)
+register("long_conv", "triton", long_conv_triton, _serves_triton)

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmlm.kernels.dispatch import register, run
+from mmlm.kernels.dispatch import absent, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.long_conv.fast import scatter
 from mmlm.kernels.long_conv.passes import NativePasses, Passes, TorchPasses, serves
@@ -36,7 +36,7 @@ def ssm_conv(
     document: [b, t], 0 for padding, which is passed over. state: that before the rows; it belongs to the first document of those rows where
     continues [b] is true (default: all). Raises RecipeError where the back end asked for cannot serve.
     """
-    return run("ssm_conv", backend, (u_btcm, state_bcmz), u_btcm, system, document_bt, state_bcmz, continuing(continues, state_bcmz))
+    return run("ssm_conv", backend, u_btcm, system, document_bt, state_bcmz, continuing(continues, state_bcmz))
 
 
 def ssm_conv_transforms(
@@ -89,3 +89,4 @@ def ssm_conv_transforms(
 register("ssm_conv", "reference", ssm_conv_reference)
 register("ssm_conv", "torch", partial(ssm_conv_transforms, TorchPasses()))
 register("ssm_conv", "native", partial(ssm_conv_transforms, NativePasses()), serves)
+absent("ssm_conv", "triton", "it is made of Fourier transforms and matrix products, which torch calls: cuFFT and cuBLAS")

@@ -38,7 +38,7 @@ def running_softmax(
     wanted = {"document": (document_bt, (b, t)), "state": (state_bi, (b, channels))}
     check_shapes("running_softmax", f"logits {list(logits_bti.shape)}", wanted)
     given = RunningSoftmax(logits_bti, document_bt, state_bi, continuing(continues, state_bi))
-    return run("running_softmax", backend, given, *given)
+    return run("running_softmax", backend, *given)
 
 
 def running_softmax_joined(given: RunningSoftmax) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import run
+from mmlm.kernels.dispatch import register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
 from mmlm.kernels.recurrence import check_shapes, exact_type, in_rows, kinds, register_recurrence
+from mmlm.kernels.selective_scan import installed
 from mmlm.kernels.selective_scan.reference import SelectiveScan, selective_scan_reference
 
 _CHUNK = 32  # tokens of a block of the torch form
@@ -70,7 +71,7 @@ def selective_scan(
     check_shapes("selective_scan", f"x {list(x_bti.shape)} and decay {list(decay_in.shape)}", wanted)
     tensors = (x_bti, step_bti, step_bias_i, decay_in, key_btn, query_btn, skip_i, gate_bti)
     given = SelectiveScan(*tensors, document_bt, state_bin, continuing(continues, state_bin), negative)
-    return run("selective_scan", backend, (*tensors, state_bin), *given)
+    return run("selective_scan", backend, *given)
 
 
 def selective_scan_chunked(given: SelectiveScan) -> tuple[Tensor, Tensor]:
@@ -232,3 +233,4 @@ register_recurrence(
     library=_library,
     triton="mmlm.kernels.selective_scan.triton:selective_scan_triton",
 )
+register("selective_scan", "mamba-ssm", installed.selective_scan_mamba_ssm, installed.serves)

@@ -14,6 +14,7 @@ c chunks   q, k tokens of a chunk
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import run
+from mmlm.kernels.dispatch import GPU_FLOATS, on_gpu, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
 from mmlm.kernels.recurrence import borders, exact_type, in_rows, register_recurrence
+from mmlm.kernels.ssd import installed
 from mmlm.kernels.ssd.reference import Ssd, ssd_reference
 
 
@@ -54,8 +56,7 @@ def ssd(
     if heads % groups:
         raise RecipeError(f"ssd: {heads} heads cannot share {groups} groups evenly; heads must be a multiple of groups.")
     tensors = (x_bthp, step_bth, decay_h, key_btgn, query_btgn)
-    given = Ssd(*tensors, document_bt, state_bhpn, continuing(continues, state_bhpn), chunk_size)
-    return run("ssd", backend, (*tensors, state_bhpn), *given)
+    return run("ssd", backend, *Ssd(*tensors, document_bt, state_bhpn, continuing(continues, state_bhpn), chunk_size))
 
 
 def ssd_chunked(given: Ssd) -> tuple[Tensor, Tensor]:
@@ -189,4 +190,14 @@ def ssd_native(given: Ssd) -> tuple[Tensor, Tensor]:
     return y, last
 
 
-register_recurrence("ssd", Ssd, reference=ssd_reference, chunked=ssd_chunked, compiled=ssd_native, library=_library)
+register_recurrence(
+    "ssd",
+    Ssd,
+    reference=ssd_reference,
+    chunked=ssd_chunked,
+    compiled=ssd_native,
+    library=_library,
+    triton="mmlm.kernels.ssd.triton:ssd_triton",
+    serves=partial(on_gpu, dtypes=GPU_FLOATS),
+)
+register("ssd", "mamba-ssm", installed.ssd_mamba_ssm, installed.serves)

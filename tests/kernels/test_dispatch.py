@@ -76,7 +76,7 @@ def test_every_operation_is_told_with_its_back_ends_in_order():
     assert {line.op for line in lines} == set(OPS) and len(OPS) >= 9
     for name in OPS:
         mine = [line for line in lines if line.op == name]
-        assert [line.backend for line in mine] == [b for b in dispatch.BACKENDS if b in KERNELS[name]]
+        assert [line.backend for line in mine] == [b for b in dispatch.BACKENDS if b in KERNELS[name] or b in KERNELS[name].absent]
         assert mine[-1].backend == "reference" and all(line.serves or line.reason for line in mine)
 
 
@@ -87,7 +87,7 @@ def test_every_native_file_compiles_where_there_is_a_compiler(monkeypatch):
     except native.Unavailable:
         assert all("native" not in available(name) for name in OPS)
         return
-    assert [name for name in OPS if "native" not in available(name)] == ["ssm_conv"], "it is made of transforms and products alone"
+    assert [name for name in OPS if "native" not in available(name)] == []
 
 
 def test_without_native_code_the_torch_form_serves_and_the_report_says_why(monkeypatch):

@@ -1,0 +1,172 @@
+"""The Triton form of every operation equals its reference under Triton's interpreter: values and gradients, at odd shapes.
+
+`test_triton.py` runs this file in a process that has TRITON_INTERPRET=1 from its start. A program costs milliseconds there, so shapes are
+tiny, but each crosses a block's border and stops within one.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_conv1d import LAYOUTS as CONV_LAYOUTS
+from test_conv1d import inputs as conv_inputs
+from test_cross_entropy import inputs as loss_inputs
+from test_elementwise import OPS as ELEMENTWISE
+from test_elementwise import inputs as elementwise_inputs
+from test_ssd import LAYOUTS
+from test_ssd import inputs as ssd_inputs
+
+from mmlm.kernels.attention.fast import attention
+from mmlm.kernels.conv1d.fast import causal_conv1d
+from mmlm.kernels.cross_entropy import tiles
+from mmlm.kernels.cross_entropy.fast import linear_cross_entropy_terms
+from mmlm.kernels.dispatch import choose
+from mmlm.kernels.long_conv.fast import long_conv
+from mmlm.kernels.parity import disagreements, with_gradients
+from mmlm.kernels.ssd.fast import ssd
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+TOLERANCE = {F32: 1e-5, BF16: 1e-2, F16: 2e-3}
+
+
+def check(function, tensors, precision, **options):
+    """Outputs and gradients of the Triton form, and of the reference in float64. A tensor that asks for no gradient stays as it is."""
+    options |= {k: x for k, x in tensors.items() if x is None}
+    tensors = {k: x for k, x in tensors.items() if x is not None}
+    exact = {k: x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for k, x in tensors.items()}
+    wanted = with_gradients(function, exact, **options, backend="reference")
+    got = with_gradients(function, tensors, **options, backend="triton")
+    assert disagreements(got, wanted, TOLERANCE[precision]) == []
+
+
+def two_rows(tensors):
+    """Of the inputs of the other forms' tests, which have three."""
+    return {k: (x[:2] if len(x) == 3 and x.ndim > 1 else x).detach().requires_grad_() for k, x in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("length", "layout", "carried", "dtype", "size"),
+    [
+        (1, "plain", "fresh", F32, {}),
+        (37, "packed", "some continued", F32, {"p": 6, "n": 5}),
+        (20, "padding between", "continued", F32, {"groups": 1, "p": 40, "n": 33}),
+        (33, "padded", "continued", BF16, {"groups": 1}),
+        (16, "plain", "continued", F16, {}),
+    ],
+)
+def test_ssd(length, layout, carried, dtype, size, nan_filled_memory):
+    tensors = two_rows(ssd_inputs(length, dtype, state=carried != "fresh", **{"heads": 2, **size}))
+    document = torch.tensor([LAYOUTS[layout](length), [0] * length])
+    continues = torch.tensor([True, False]) if carried == "some continued" else None
+    assert choose("ssd", "auto", *tensors.values()) == "triton"
+    check(ssd, tensors, dtype, document_bt=document, continues=continues, chunk_size=16)
+
+
+def attention_inputs(dtype, t, length, heads, groups, channels):
+    """One or two rows [b, h, t, k], transposed views as the model's are; values have four channels more."""
+    g = torch.Generator().manual_seed(t + length)
+    shapes = {"q_bhtk": (2, t, heads, channels), "k_bglk": (2, length, groups, channels), "v_bglk": (2, length, groups, channels + 4)}
+    return {k: torch.randn(*s, generator=g, dtype=torch.float64).transpose(1, 2).to(dtype).requires_grad_() for k, s in shapes.items()}
+
+
+SLOPES = torch.tensor([0.5, 0.1])
+ATTENTION = {
+    "causal": (F32, (37, 37, 2, 2, 20), {"causal": True}),
+    "one query after a past": (F32, (1, 21, 2, 1, 8), {"causal": True, "window": 9}),
+    "window, shared keys, cap": (F32, (21, 37, 4, 2, 20), {"causal": True, "window": 6, "softcap": 2.0}),
+    "both ways, slopes, half": (F16, (19, 19, 2, 2, 16), {"causal": False, "slopes_h": SLOPES}),
+    "both ways in a window, mask of all heads": (F32, (20, 20, 2, 1, 33), {"causal": False, "window": 7, "mask": "rows"}),
+    "mask of each head": (BF16, (18, 18, 2, 2, 8), {"causal": True, "mask": "heads"}),
+    "documents": (F32, (40, 40, 2, 1, 12), {"causal": True, "documents": True}),
+    "documents both ways in a window": (BF16, (40, 40, 2, 2, 12), {"causal": False, "window": 5, "documents": True}),
+}
+
+
+@pytest.mark.parametrize("case", ATTENTION)
+def test_attention(case, monkeypatch, nan_filled_memory):
+    from mmlm.kernels.attention import triton
+
+    for programs in (triton._forward, triton._query_gradients, triton._key_gradients):
+        monkeypatch.setattr(programs, "constants", {"BM": 16, "BN": 16})
+    dtype, sizes, given = ATTENTION[case]
+    given, (t, length) = dict(given), sizes[:2]
+    if kind := given.pop("mask", None):
+        shape = {"rows": (2, 1, t, length), "heads": (1, 2, t, length)}[kind]
+        given["mask"] = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.6
+        given["mask"][..., 5, :] = False  # a query that sees nothing
+    if given.pop("documents", None):
+        given["document_bt"] = torch.tensor([[0] * 2 + [1] * 17 + [2] + [3] * 14 + [0] * 6, [7] * 3 + [0] * 2 + [7] * 20 + [9] * 15])
+    check(attention, attention_inputs(dtype, *sizes), dtype, **given)
+
+
+@pytest.mark.parametrize(
+    ("length", "taps", "layout", "carried", "dtype"),
+    [
+        (1, 4, "plain", "continued", F32),
+        (2, 4, "packed", "some continued", F32),
+        (40, 4, "padding between", "some continued", F32),
+        (35, 2, "padded", "fresh", BF16),
+        (6, 1, "plain", "fresh", F16),
+        (33, 11, "one token each", "continued", F32),
+    ],
+)
+def test_causal_conv1d(length, taps, layout, carried, dtype, nan_filled_memory):
+    tensors = two_rows(conv_inputs(length, dtype, taps, bias=length != 35, state=carried != "fresh", channels=37 + 64 * (length == 2)))
+    document = torch.tensor([CONV_LAYOUTS[layout](length), [0] * length])
+    given = {"continues": torch.tensor([True, False]) if carried == "some continued" else None}
+    check(causal_conv1d, {"bias_c": None, **tensors}, dtype, document_bt=document, activation=None if taps == 1 else "silu", **given)
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize(("width", "dtype"), [(3, F32), (45, BF16), (64, F16)])
+def test_elementwise(name, width, dtype, nan_filled_memory):
+    check(ELEMENTWISE[name], elementwise_inputs(name, dtype, width), dtype)
+
+
+def test_a_float32_stream_takes_bfloat16_branches():
+    tensors = elementwise_inputs("add_rms_norm", F32, 45)
+    tensors["x"] = tensors["x"].detach().bfloat16().requires_grad_()
+    check(ELEMENTWISE["add_rms_norm"], tensors, BF16, dtype=BF16)
+
+
+def test_rope_of_part_of_a_slice_with_shared_angles():
+    qkv = torch.randn(2, 6, 5, 24, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    angle = torch.randn(1, 6, 10, generator=torch.Generator().manual_seed(1))
+
+    def turned(qkv, **given):
+        return ELEMENTWISE["rope"](qkv[..., :3, :], qkv[..., 3:, :], angle.cos(), angle.sin(), **given)
+
+    check(turned, {"qkv": qkv}, F32)
+
+
+def test_many_rows_of_a_norm_share_few_programs(monkeypatch):
+    from mmlm.kernels.rms_norm import triton
+
+    monkeypatch.setattr(triton, "_PARTS", 2)
+    monkeypatch.setattr(triton, "_tile", lambda d: {"ROWS": 4, "WIDTH": triton.triton.next_power_of_2(d)})
+    check(ELEMENTWISE["rms_norm"], elementwise_inputs("rms_norm", F32, 20), F32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bias", "softcap", "tiled"), [(F32, True, None, True), (F32, False, 5.0, False), (BF16, True, 5.0, True)]
+)
+def test_linear_cross_entropy(dtype, bias, softcap, tiled, monkeypatch, nan_filled_memory):
+    from mmlm.kernels.cross_entropy import triton
+
+    monkeypatch.setattr(triton, "_BLOCK", 16)
+    monkeypatch.setattr(tiles, "KEEP", 0 if tiled else 10**9)
+    monkeypatch.setattr(tiles, "TILE", 24)
+    tensors, target = loss_inputs(5, vocabulary=61, dtype=dtype, bias=bias)
+
+    def terms(**given):  # the best row has no gradient and rounding may change it in bfloat16
+        found = linear_cross_entropy_terms(**given, target_n=target, softcap=softcap, label_smoothing=0.1)
+        return found if dtype == F32 else found[:4]
+
+    check(terms, tensors, dtype)
+
+
+def test_long_conv_of_few_taps():
+    g = torch.Generator().manual_seed(0)
+    tensors = {"x_btc": torch.randn(2, 21, 5, generator=g), "kernel_ck": torch.randn(5, 7, generator=g)}
+    tensors = {k: x.requires_grad_() for k, x in (tensors | {"state_bck": torch.randn(2, 5, 6, generator=g)}).items()}
+    check(long_conv, tensors, F32, document_bt=torch.tensor([[1] * 9 + [2] * 12, [3] * 21]))
