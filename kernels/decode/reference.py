@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mmlm.kernels.conv1d.reference import causal_conv1d_reference
 from mmlm.kernels.decode.spec import AttentionPart, DecoderSpec, DeltaNetPart, ExpertsPart, FeedForwardPart, Mamba1Part, Mamba2Part, Part
-from mmlm.kernels.delta_rule.reference import delta_rule_reference
-from mmlm.kernels.selective_scan.reference import selective_scan_reference
-from mmlm.kernels.ssd.reference import ssd_reference
+from mmlm.kernels.delta_rule.fast import delta_rule
+from mmlm.kernels.selective_scan.fast import selective_scan
+from mmlm.kernels.ssd.fast import ssd
 
 Rows = list[dict[str, Tensor]]  # of one layer: what its mixer keeps of each row; keys and values [g, t, k]
 Weights = Callable[[str], Tensor | None]
@@ -156,8 +156,8 @@ def _one_token(rows: Rows) -> Tensor:
 
 
 def _recur(scan: Callable[..., tuple[Tensor, Tensor]], arguments: tuple[Any, ...], rows: Rows, **more: Any) -> Tensor:
-    """One step of a scan whose last two arguments are documents and states; the states take it in."""
-    y, new = scan(*arguments, _one_token(rows), torch.stack([held["state"] for held in rows]), **more)
+    """One step of a scan whose last two arguments are documents and states, by its reference; the states take it in."""
+    y, new = scan(*arguments, _one_token(rows), torch.stack([held["state"] for held in rows]), backend="reference", **more)
     for held, state in zip(rows, new):
         held["state"] = state
     return y[:, 0]
@@ -170,7 +170,7 @@ def _mamba1(part: Mamba1Part, weights: Weights, n_bd: Tensor, position_b: Tensor
     step = _linear(weights, "step", low)
     x, step, key, query, gate = (each[:, None] for each in (x, step, key, query, gate))
     inputs = (x, step, weights("step_bias"), weights("decay"), key, query, weights("skip"), gate)
-    return _linear(weights, "out", _recur(selective_scan_reference, inputs, rows, negative=part.negative_eigenvalues))
+    return _linear(weights, "out", _recur(selective_scan, inputs, rows, negative=part.negative_eigenvalues))
 
 
 def _mamba2(part: Mamba2Part, weights: Weights, n_bd: Tensor, position_b: Tensor, rows: Rows) -> Tensor:
@@ -180,7 +180,7 @@ def _mamba2(part: Mamba2Part, weights: Weights, n_bd: Tensor, position_b: Tensor
     step = F.softplus(step + weights("step_bias")).clamp(*part.step_limit)
     x = x.unflatten(-1, (part.num_heads, -1))
     key, query = (both.unflatten(-1, (part.num_groups, -1))[:, None] for both in (key, query))
-    y = _recur(ssd_reference, (x[:, None], step[:, None], weights("decay"), key, query), rows)
+    y = _recur(ssd, (x[:, None], step[:, None], weights("decay"), key, query), rows)
     y = (y + weights("skip")[:, None] * x).flatten(1) * F.silu(z)
     groups = y.unflatten(-1, (part.norm_groups, -1))
     y = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + part.norm_eps)).flatten(1) * weights("inner_norm.weight")
@@ -198,7 +198,7 @@ def _delta(part: DeltaNetPart, weights: Weights, n_bd: Tensor, position_b: Tenso
     for m in range(part.micro_steps):
         decay = weights("decay") * F.softplus(step + weights("step_bias")) if part.gated and m == 0 else None
         inputs = (query, key_bmgk[:, m], value_bmhv[:, m], beta_bmh[:, m], decay)
-        y = _recur(delta_rule_reference, tuple(x if x is None else x[:, None] for x in inputs), rows)
+        y = _recur(delta_rule, tuple(x if x is None else x[:, None] for x in inputs), rows)
     if part.output_norm:
         y = F.rms_norm(y, (part.value_size,), weights("inner_norm.weight"), part.norm_eps)
     if part.output_gate:
