@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-OPERATIONS = {"conv1d": "causal_conv1d", "cross_entropy": "linear_cross_entropy", "elementwise": "rms_norm"}  # of test files
+OPERATIONS = {"conv1d": "causal_conv1d", "cross_entropy": "linear_cross_entropy"}  # of test files
 
 
 @pytest.fixture(autouse=True)
@@ -15,5 +17,7 @@ def counted(request: pytest.FixtureRequest) -> None:
     backend = given.get("backend") or given.get("form", " ")[0]
     if backend in ("triton", "native", "torch"):
         stem = request.node.path.stem.removeprefix("test_")
-        name = str(given.get("name", OPERATIONS.get(stem, stem))).removeprefix("add_")
+        name = OPERATIONS.get(stem, stem)
+        if stem == "elementwise":  # of several operations: a parameter or the test's name tells which
+            name = str(given.get("name", re.sub("test_(rms_norm|swiglu|rope)_.*", r"\1", request.node.originalname))).removeprefix("add_")
         request.node.user_properties.append(("kernel", f"{name} {backend}"))

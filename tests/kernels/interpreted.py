@@ -18,6 +18,9 @@ from test_selective_scan import inputs as scan_inputs
 from test_ssd import LAYOUTS
 from test_ssd import inputs as ssd_inputs
 
+from mmlm.backbone.attention import Attention
+from mmlm.backbone.config import AttentionConfig
+from mmlm.kernels import dispatch
 from mmlm.kernels.attention.fast import attention
 from mmlm.kernels.conv1d.fast import causal_conv1d
 from mmlm.kernels.cross_entropy import tiles
@@ -27,6 +30,7 @@ from mmlm.kernels.long_conv.fast import long_conv
 from mmlm.kernels.parity import disagreements, with_gradients
 from mmlm.kernels.selective_scan.fast import selective_scan
 from mmlm.kernels.ssd.fast import ssd
+from mmlm.layout import Layout
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 TOLERANCE = {F32: 1e-5, BF16: 1e-2, F16: 2e-3}
@@ -76,7 +80,7 @@ def attention_inputs(dtype, b, t, length, heads, groups, channels):
 
 SLOPES = torch.tensor([0.5, 0.1])
 ATTENTION = {
-    "causal": (F32, (2, 37, 37, 2, 2, 20), {"causal": True}),
+    "causal": (F32, (2, 37, 37, 1, 1, 20), {"causal": True}),
     "one query after a past": (F32, (2, 1, 21, 2, 1, 8), {"causal": True, "window": 9}),
     "window, shared keys, cap": (F32, (1, 21, 37, 4, 2, 20), {"causal": True, "window": 6, "softcap": 2.0}),
     "both ways, slopes, half": (F16, (1, 19, 19, 2, 2, 16), {"causal": False, "slopes_h": SLOPES}),
@@ -102,6 +106,21 @@ def test_attention(case, monkeypatch, nan_filled_memory):
     if given.pop("documents", None):
         given["document_bt"] = torch.tensor([[0] * 2 + [1] * 17 + [2] + [3] * 14 + [0] * 6, [7] * 3 + [0] * 2 + [7] * 20 + [9] * 15])
     check(attention, attention_inputs(dtype, *sizes), dtype, **given)
+
+
+@pytest.mark.parametrize(("window", "row"), [(None, [0, 1, 1, 0, 1, 2, 2, 2, 2, 0]), (2, [1, 1, 1, 2, 2, 2, 2, 2, 0, 0])])
+def test_attention_of_a_layer_goes_through_packed_documents_in_one_call(window, row, monkeypatch):
+    torch.manual_seed(0)
+    layer, document = Attention(AttentionConfig(num_heads=2, num_kv_heads=1, window=window, rope=None), 8), torch.tensor([row])
+    layout = Layout(document, torch.arange(len(row))[None, :, None])
+    x_btd = torch.randn(1, len(row), 8).requires_grad_()
+    found = {}
+    for name in ("torch", "auto"):
+        with dispatch.forced(name), monkeypatch.context() as patch:
+            if name == "auto":
+                patch.setattr(Layout, "plan", None)
+            found[name] = with_gradients(lambda x_btd: layer(x_btd, layout)[0] * (document > 0)[..., None], {"x_btd": x_btd})
+    assert disagreements(found["auto"], found["torch"], 1e-5) == []
 
 
 @pytest.mark.parametrize(
@@ -180,8 +199,8 @@ def test_long_conv_of_few_taps():
     ("length", "layout", "carried", "dtype", "size"),
     [
         (1, "plain", "fresh", F32, {}),
-        (19, "padding between", "some continued", F32, {"channels": 37}),
-        (18, "packed", "continued", BF16, {"gate": False}),
+        (18, "padding between", "continued", F32, {"channels": 37}),
+        (17, "packed", "some continued", BF16, {"gate": False}),
     ],
 )
 def test_selective_scan(length, layout, carried, dtype, size, nan_filled_memory):
