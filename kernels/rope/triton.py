@@ -59,7 +59,8 @@ class _Turn(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy_bthk: Tensor) -> tuple[Tensor, None, None]:
-        return _turned(dy_bthk, *ctx.saved_tensors, -1.0), None, None
+        cos_btj, sin_btj = ctx.saved_tensors
+        return _turned(dy_bthk, cos_btj, sin_btj, -1.0), None, None
 
 
 def turn_triton(x_bthk: Tensor, cos_btj: Tensor, sin_btj: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mmlm.kernels.documents import documents
 from mmlm.kernels.programs import operands, product, put_rows, rows, tuned
+from mmlm.kernels.ssd.reference import Ssd
 
 _CHOICES = (
     {"BP": 32, "BN": 32, "num_warps": 4},
@@ -283,18 +284,9 @@ def _states(
     return states, last
 
 
-def ssd_triton(
-    x_bthp: Tensor,
-    step_bth: Tensor,
-    decay_h: Tensor,
-    key_btgn: Tensor,
-    query_btgn: Tensor,
-    document_bt: Tensor,
-    state_bhpn: Tensor | None = None,
-    continues_b: Tensor | None = None,
-    chunk_size: int = 64,
-) -> tuple[Tensor, Tensor]:
+def ssd_triton(given: Ssd) -> tuple[Tensor, Tensor]:
     """The chunks as Triton programs, of the power of two below chunk_size, 16 to 128 tokens."""
+    x_bthp, step_bth, decay_h, key_btgn, query_btgn, document_bt, state_bhpn, continues_b, chunk_size = given
     (b, _, heads, p), n, dtype = x_bthp.shape, key_btgn.shape[3], x_bthp.dtype
     state = None if state_bhpn is None else state_bhpn.float().contiguous()
     if x_bthp.numel() * n == 0:

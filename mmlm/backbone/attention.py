@@ -6,8 +6,6 @@ Source: arXiv:1706.03762; grouped heads arXiv:2305.13245; query and key norm as 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from mmlm.backbone.cache import State
 from mmlm.backbone.config import AttentionConfig
 from mmlm.backbone.norms import RmsNorm
 from mmlm.backbone.rope import Rope
+from mmlm.backbone.sequences import reorder
 from mmlm.base.errors import RecipeError
 from mmlm.kernels.attention.fast import attention, takes_documents
 from mmlm.kernels.documents import documents
@@ -40,8 +39,8 @@ class Attention(nn.Module):
         self.out.is_residual_output = True
         self.gate = linear(width, self.sizes[0], "residual", "heads", bias=config.qkv_bias) if config.gate else None
         self.rope = Rope(config.rope, self.head_size) if config.rope else None
-        self.q_norm = RmsNorm(self.head_size) if config.qk_norm else None
-        self.k_norm = RmsNorm(self.head_size) if config.qk_norm else None
+        self.q_norm = RmsNorm(self.head_size, config.qk_norm_eps) if config.qk_norm else None
+        self.k_norm = RmsNorm(self.head_size, config.qk_norm_eps) if config.qk_norm else None
 
     def _slopes(self, device: torch.device) -> Tensor | None:
         return alibi_slopes(self.num_heads).to(device) if self.config.alibi else None
@@ -191,28 +190,3 @@ def alibi_slopes(num_heads: int) -> Tensor:
     found = [2 ** (-8 * (head + 1) / power) for head in range(power)]
     found += [2 ** (-8 * (2 * head + 1) / (2 * power)) for head in range(num_heads - power)]
     return torch.tensor(found)
-
-
-class _Reorder(torch.autograd.Function):
-    """Rows in another order; the gradient takes the way back instead of adding into place."""
-
-    @staticmethod
-    def forward(ctx: Any, x_nd: Tensor, index: Tensor, back: Tensor) -> Tensor:
-        ctx.save_for_backward(index, back)
-        return _rows(x_nd, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad_nd: Tensor) -> tuple[Tensor, None, None]:
-        _, back = ctx.saved_tensors
-        return _rows(grad_nd, back), None, None
-
-
-def _rows(x_nd: Tensor, index: Tensor) -> Tensor:
-    if len(index) > len(x_nd):  # the other side has padding, whose place is one row after the last
-        x_nd = torch.cat([x_nd, x_nd.new_zeros(1, x_nd.shape[1])])
-    return x_nd.index_select(0, index)
-
-
-def reorder(x_nd: Tensor, index: Tensor, back: Tensor) -> Tensor:
-    """Rows `index` of x; `back` is the inverse. Where one side has more rows, its extra rows are zero."""
-    return _Reorder.apply(x_nd, index, back)

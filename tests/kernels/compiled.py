@@ -19,10 +19,17 @@ from mmlm.kernels.attention.triton import attention_triton
 from mmlm.kernels.conv1d.triton import causal_conv1d_triton
 from mmlm.kernels.cross_entropy.tiles import logit_terms
 from mmlm.kernels.cross_entropy.triton import TritonPasses
+from mmlm.kernels.delta_rule.reference import DeltaRule
 from mmlm.kernels.delta_rule.triton import delta_rule_triton
+from mmlm.kernels.gla.reference import Gla
+from mmlm.kernels.gla.triton import gla_triton
 from mmlm.kernels.rms_norm.triton import rms_norm_triton
 from mmlm.kernels.rope.triton import turn_triton
+from mmlm.kernels.running_softmax.reference import RunningSoftmax
+from mmlm.kernels.running_softmax.triton import running_softmax_triton
+from mmlm.kernels.selective_scan.reference import SelectiveScan
 from mmlm.kernels.selective_scan.triton import selective_scan_triton
+from mmlm.kernels.ssd.reference import Ssd
 from mmlm.kernels.ssd.triton import ssd_triton
 from mmlm.kernels.swiglu.triton import swiglu_triton
 
@@ -78,12 +85,17 @@ back([attention_triton(*heads, mask, True, 9, 0.1, 5.0, torch.ones(4), document)
 back(causal_conv1d_triton(zeros(2, 100, 96), zeros(96, 4), zeros(96), document, zeros(2, 96, 3), goes_on, "silu"))
 step, decay = zeros(2, 100, 4, dtype=torch.float32), zeros(4, dtype=torch.float32)
 keys = zeros(2, 100, 2, 128), zeros(2, 100, 2, 128)
-back(ssd_triton(zeros(2, 100, 4, 64), step, decay, *keys, document, zeros(2, 4, 64, 128, dtype=torch.float32), goes_on, 64))
-back(delta_rule_triton(*keys, zeros(2, 100, 4, 64), step, step, document, zeros(2, 4, 128, 64, dtype=torch.float32), goes_on))
+state = zeros(2, 4, 64, 128, dtype=torch.float32)
+back(ssd_triton(Ssd(zeros(2, 100, 4, 64), step, decay, *keys, document, state, goes_on, 64)))
+state = zeros(2, 4, 128, 64, dtype=torch.float32)
+back(delta_rule_triton(DeltaRule(*keys, zeros(2, 100, 4, 64), step, step, document, state, goes_on, 16)))
+state, decays = zeros(2, 2, 128, 64, dtype=torch.float32), zeros(2, 100, 2, 128, dtype=torch.float32)
+back(gla_triton(Gla(*keys, zeros(2, 100, 2, 64), decays, document, state, goes_on)))
 x, keys = [zeros(2, 100, 96) for _ in range(3)], [zeros(2, 100, 16) for _ in range(2)]
 rates = zeros(96, dtype=torch.float32), zeros(96, 16, dtype=torch.float32), zeros(96, dtype=torch.float32)
 state = zeros(2, 96, 16, dtype=torch.float32)
-back(selective_scan_triton(*x[:2], *rates[:2], *keys, rates[2], x[2], document, state, goes_on, True))
+back(selective_scan_triton(SelectiveScan(*x[:2], *rates[:2], *keys, rates[2], x[2], document, state, goes_on, True)))
+back(running_softmax_triton(RunningSoftmax(x[0], document, zeros(2, 96, dtype=torch.float32), goes_on)))
 back(rms_norm_triton(zeros(200, 768), zeros(768), 1e-6, zeros(200, 768, dtype=torch.float32), BF16))
 back([swiglu_triton(zeros(200, 512))])
 back([turn_triton(zeros(2, 100, 4, 64), torch.zeros(1, 100, 24), torch.zeros(1, 100, 24))])

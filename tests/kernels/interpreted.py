@@ -8,15 +8,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_conv1d import LAYOUTS as CONV_LAYOUTS
-from test_conv1d import inputs as conv_inputs
-from test_cross_entropy import inputs as loss_inputs
-from test_delta_rule import inputs as delta_inputs
-from test_elementwise import OPS as ELEMENTWISE
-from test_elementwise import inputs as elementwise_inputs
-from test_selective_scan import inputs as scan_inputs
-from test_ssd import LAYOUTS
-from test_ssd import inputs as ssd_inputs
 
 from mmlm.backbone.attention import Attention
 from mmlm.backbone.config import AttentionConfig
@@ -26,14 +17,28 @@ from mmlm.kernels.conv1d.fast import causal_conv1d
 from mmlm.kernels.cross_entropy import tiles
 from mmlm.kernels.cross_entropy.fast import linear_cross_entropy_terms
 from mmlm.kernels.delta_rule.fast import delta_rule
+from mmlm.kernels.gla.fast import gla
 from mmlm.kernels.long_conv.fast import long_conv
 from mmlm.kernels.parity import disagreements, with_gradients
+from mmlm.kernels.running_softmax.fast import running_softmax
 from mmlm.kernels.selective_scan.fast import selective_scan
 from mmlm.kernels.ssd.fast import ssd
 from mmlm.layout import Layout
+from tests.kernels.test_conv1d import LAYOUTS as CONV_LAYOUTS
+from tests.kernels.test_conv1d import inputs as conv_inputs
+from tests.kernels.test_cross_entropy import inputs as loss_inputs
+from tests.kernels.test_delta_rule import inputs as delta_inputs
+from tests.kernels.test_elementwise import OPS as ELEMENTWISE
+from tests.kernels.test_elementwise import inputs as elementwise_inputs
+from tests.kernels.test_gla import inputs as gla_inputs
+from tests.kernels.test_gla import layouts
+from tests.kernels.test_running_softmax import inputs as softmax_inputs
+from tests.kernels.test_selective_scan import inputs as scan_inputs
+from tests.kernels.test_ssd import LAYOUTS
+from tests.kernels.test_ssd import inputs as ssd_inputs
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-TOLERANCE = {F32: 1e-5, BF16: 1e-2, F16: 2e-3}
+TOLERANCE = {torch.float64: 1e-9, F32: 1e-5, BF16: 1e-2, F16: 2e-3}
 
 
 def check(function, tensors, precision, **options):
@@ -115,12 +120,12 @@ def test_attention_of_a_layer_goes_through_packed_documents_in_one_call(window, 
     layout = Layout(document, torch.arange(len(row))[None, :, None])
     x_btd = torch.randn(1, len(row), 8).requires_grad_()
     found = {}
-    for name in ("torch", "auto"):
+    for name in ("torch", "triton"):
         with dispatch.forced(name), monkeypatch.context() as patch:
-            if name == "auto":
+            if name == "triton":
                 patch.setattr(Layout, "plan", None)
             found[name] = with_gradients(lambda x_btd: layer(x_btd, layout)[0] * (document > 0)[..., None], {"x_btd": x_btd})
-    assert disagreements(found["auto"], found["torch"], 1e-5) == []
+    assert disagreements(found["triton"], found["torch"], 1e-5) == []
 
 
 @pytest.mark.parametrize(
@@ -198,7 +203,7 @@ def test_long_conv_of_few_taps():
 @pytest.mark.parametrize(
     ("length", "layout", "carried", "dtype", "size"),
     [
-        (1, "plain", "fresh", F32, {}),
+        (1, "plain", "fresh", torch.float64, {}),
         (18, "padding between", "continued", F32, {"channels": 37}),
         (17, "packed", "some continued", BF16, {"gate": False}),
     ],
@@ -206,6 +211,8 @@ def test_long_conv_of_few_taps():
 def test_selective_scan(length, layout, carried, dtype, size, nan_filled_memory):
     tensors = scan_inputs(length, dtype, state=carried != "fresh", **{"channels": 5, **size})
     tensors, given = packed(tensors, LAYOUTS[layout](length), carried)
+    if "gate_bti" in tensors:  # a slice of something wider
+        tensors["gate_bti"] = tensors["gate_bti"].detach().repeat(1, 1, 2)[..., : tensors["x_bti"].shape[2]].requires_grad_()
     check(selective_scan, {"gate_bti": None, **tensors}, dtype, negative=layout == "packed", **given)
 
 
@@ -222,3 +229,15 @@ def test_delta_rule(length, layout, carried, decay, dtype, size, nan_filled_memo
     tensors = delta_inputs(length, dtype, state=carried != "fresh", decay=decay, **{"heads": 2, **size})
     tensors, given = packed(tensors, LAYOUTS[layout](length), carried)
     check(delta_rule, tensors, dtype, **given)
+
+
+@pytest.mark.parametrize(("length", "state", "dtype", "size"), [(20, True, F32, {"v": 40}), (3, False, BF16, {"k": 20})])
+def test_gla(length, state, dtype, size, nan_filled_memory):
+    tensors, document = gla_inputs(length, dtype, state=state, rows=2, heads=1, **size), layouts(length)[[1, 3]]
+    check(gla, tensors, dtype, document_bt=document, continues=torch.tensor([True, False]) if state else None)
+
+
+@pytest.mark.parametrize(("length", "state", "dtype"), [(17, True, F32), (14, False, BF16)])
+def test_running_softmax(length, state, dtype, nan_filled_memory):
+    tensors, continues = softmax_inputs(length, dtype, state=state, rows=2), torch.tensor([True, False]) if state else None
+    check(running_softmax, tensors, dtype, document_bt=layouts(length)[[3, 1]], continues=continues)

@@ -46,6 +46,14 @@ def some_mask(kind, t, length):
     return mask
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_of_another_size_where_no_head_is_shared(backend):
+    tensors = inputs(torch.float32, groups=6)
+    exact = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
+    wanted = with_gradients(attention, exact, causal=True, backend="reference")
+    assert disagreements(with_gradients(attention, tensors, causal=True, backend=backend), wanted, TOLERANCE[torch.float32]) == []
+
+
 @pytest.mark.parametrize(("form", "rule", "mask", "softcap"), CASES, ids=str)
 def test_every_form_equals_full_scores(form, rule, mask, softcap, nan_filled_memory):
     backend, dtype = form

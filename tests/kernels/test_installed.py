@@ -20,13 +20,10 @@ from mmlm.kernels.attention.fast import attention
 from mmlm.kernels.conv1d.fast import causal_conv1d
 from mmlm.kernels.conv1d.reference import causal_conv1d_reference
 from mmlm.kernels.delta_rule.fast import delta_rule
-from mmlm.kernels.delta_rule.reference import delta_rule_reference
 from mmlm.kernels.dispatch import choose, forced
 from mmlm.kernels.parity import disagreements, with_gradients
 from mmlm.kernels.selective_scan.fast import selective_scan
-from mmlm.kernels.selective_scan.reference import selective_scan_reference
 from mmlm.kernels.ssd.fast import ssd
-from mmlm.kernels.ssd.reference import ssd_reference
 
 BF16 = torch.bfloat16
 DOCUMENTS = {
@@ -71,14 +68,15 @@ def mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, initial_states=None, s
     seen.append({"chunk_size": chunk_size, "seq_idx": seq_idx})
     document = torch.ones(x.shape[:2], dtype=torch.int32) if seq_idx is None else seq_idx + 1
     goes_on = torch.ones(len(x), dtype=torch.bool) if seq_idx is None else seq_idx[:, 0] == 0
-    found = ssd_reference(x, dt, A, B, C, document, initial_states, goes_on)
+    found = ssd(x, dt, A, B, C, document, initial_states, continues=goes_on, backend="reference")
     return found if return_final_states else found[0]
 
 
 def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):  # noqa: N803
     assert delta_softplus and return_last_state and {x.dtype for x in (A, D, delta_bias)} == {torch.float32}
     x, step, key, query, gate = (None if part is None else part.transpose(1, 2) for part in (u, delta, B, C, z))
-    y, last = selective_scan_reference(x, step, delta_bias, A, key, query, D, gate, torch.ones(x.shape[:2], dtype=torch.int32))
+    document = torch.ones(x.shape[:2], dtype=torch.int32)
+    y, last = selective_scan(x, step, delta_bias, A, key, query, D, gate, document, backend="reference")
     return y.transpose(1, 2), last.detach()
 
 
@@ -95,12 +93,12 @@ def chunk_gated_delta_rule(q, k, v, g, beta, scale=None, initial_state=None, out
     assert q.shape[2] == v.shape[2] and q.dtype == k.dtype == v.dtype == BF16 and output_final_state
     q = q.float() * (k.shape[3] ** -0.5 if scale is None else scale)
     if cu_seqlens is None:
-        return delta_rule_reference(q, k, v, beta, g, torch.ones(q.shape[:2], dtype=torch.int32), initial_state)
+        return delta_rule(q, k, v, beta, g, torch.ones(q.shape[:2], dtype=torch.int32), initial_state, backend="reference")
     assert len(q) == 1 and (initial_state is None or len(initial_state) == len(cu_seqlens) - 1)
     borders, outputs, states = cu_seqlens.tolist(), [], []
     for n, (i, j) in enumerate(zip(borders, borders[1:])):
         parts = (None if x is None else x[:, i:j] for x in (q, k, v, beta, g))
-        y, last = delta_rule_reference(*parts, torch.ones(1, j - i, dtype=torch.int32), initial_state[n : n + 1])
+        y, last = delta_rule(*parts, torch.ones(1, j - i, dtype=torch.int32), initial_state[n : n + 1], backend="reference")
         outputs.append(y)
         states.append(last)
     return torch.cat(outputs, dim=1), torch.cat(states)

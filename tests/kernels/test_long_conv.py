@@ -11,6 +11,7 @@ from mmlm.base.errors import RecipeError
 from mmlm.kernels.dispatch import available
 from mmlm.kernels.long_conv import transform
 from mmlm.kernels.long_conv.fast import long_conv
+from mmlm.kernels.long_conv.passes import NativePasses, TorchPasses
 from mmlm.kernels.long_conv.reference import cauchy_kernel
 from mmlm.kernels.long_conv.ssm import ssm_conv
 from mmlm.kernels.long_conv.systems import Diagonal, DiagonalPlusLowRank, powers
@@ -103,6 +104,22 @@ def test_a_remembered_spectrum_follows_its_kernel():
     assert torch.equal(long_conv(**tensors, **options)[0], first)
     tensors["kernel_ck"].mul_(2)
     torch.testing.assert_close(long_conv(**tensors, **options)[0], 2 * first)
+
+
+@pytest.mark.parametrize("shape", [(2, 19, 3, 70), (1, 33, 1, 5), (1, 1, 1, 1)], ids=str)
+def test_passes_in_cpp_equal_those_in_torch(shape, nan_filled_memory):
+    g = torch.Generator().manual_seed(0)
+    n, c, m, length = shape
+    laid = torch.randn(n, length, m, c, generator=g)
+    for x in (laid.permute(0, 3, 2, 1), laid.permute(0, 3, 2, 1).contiguous(), torch.randn(1, 1, 1, 1).expand(shape)):
+        for lead, size in ((0, length), (3, length + 10)):
+            assert torch.equal(NativePasses().padded(x, lead, size), TorchPasses().padded(x, lead, size))
+    a, b, shared = (torch.randn(*of, dtype=torch.complex64, generator=g) for of in (shape, shape, (1, c, 1, length)))
+    for other in (b, shared):
+        for conjugate in (False, True):
+            wanted = TorchPasses().times(a, other, conjugate=conjugate)
+            torch.testing.assert_close(NativePasses().times(a, other, conjugate=conjugate), wanted)
+            torch.testing.assert_close(NativePasses().times(a.clone(), other, conjugate=conjugate, inplace=True), wanted)
 
 
 def test_sizes_of_transforms_hold_what_they_must():
@@ -236,5 +253,6 @@ def test_a_system_with_slow_modes_is_exact_in_one_step_and_in_thousands(form):
 
 
 def test_a_back_end_that_cannot_serve_says_why():
-    with pytest.raises(RecipeError, match="'native' cannot serve long_conv: 300 taps are more than 256"):
-        long_conv(**inputs(3, torch.float32, 300), document_bt=torch.ones(3, 3, dtype=torch.int32), backend="native")
+    for taps in (3, 300):
+        with pytest.raises(RecipeError, match="'native' cannot serve long_conv: .*float64"):
+            long_conv(**inputs(3, torch.float64, taps), document_bt=torch.ones(3, 3, dtype=torch.int32), backend="native")
