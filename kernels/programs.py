@@ -43,6 +43,14 @@ def put_rows(pointer, x, row, inside, column, columns, stride):
     tl.store(place, x.to(pointer.dtype.element_ty), mask=inside[:, None] & (column < columns)[None, :])
 
 
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) with all digits of small ones."""
+    u = tl.exp(-tl.abs(x))
+    w = 1.0 + u  # log(1 + u) with all digits of a small u: the rounding of w is the same above and below the line
+    return tl.maximum(x, 0.0) + tl.where(w == 1.0, u, tl.log(w) * (u / tl.where(w == 1.0, 1.0, w - 1.0)))
+
+
 class _Fixed:
     """Programs launched with one choice of constants."""
 

@@ -89,9 +89,14 @@ class Layout:
         return self.memo("simple", self._find_simple)
 
     def _find_simple(self) -> bool:
-        if any(part is not None for part in (self.mutual, self.branch, self.allowed)):
+        if not self.has_documents_alone:
             return False
         return bool((self.document == self.document[:, :1]).all()) and bool((self.document > 0).all())
+
+    @property
+    def has_documents_alone(self) -> bool:
+        """Whether nothing but the borders of documents, and causality, decides which token may see which."""
+        return self.mutual is None and self.branch is None and self.allowed is None
 
     def require_left_to_right(self, who: str, *, or_whole: bool = False) -> None:
         """Raises RecipeError naming the mixer if a recurrence or a causal convolution cannot express this layout.

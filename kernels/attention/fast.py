@@ -72,6 +72,12 @@ def attention(
     return run("attention", backend, *arguments)
 
 
+def takes_documents(x: Tensor, head_size: int) -> bool:
+    """Whether a back end would go through the documents of packed rows in one call: then they need not be sorted into rows of a length."""
+    there = on_gpu(x, dtypes=GPU_FLOATS) is None and head_size <= 256
+    return there and asked("attention") in ("auto", "flash-attn", "triton")
+
+
 def attention_torch(
     q_bhtk: Tensor,
     k_bglk: Tensor,

@@ -7,6 +7,7 @@ Axes: b rows   t tokens   i channels
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import run
+from mmlm.kernels.dispatch import GPU_FLOATS, on_gpu, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
 from mmlm.kernels.recurrence import check_shapes, exact_type, in_rows, kinds, register_recurrence
@@ -118,4 +119,6 @@ register_recurrence(
     chunked=running_softmax_joined,
     compiled=running_softmax_native,
     library=_library,
+    triton="mmlm.kernels.running_softmax.triton:running_softmax_triton",
+    serves=partial(on_gpu, dtypes=GPU_FLOATS),
 )

@@ -17,17 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from mmlm.kernels.documents import documents
+from mmlm.kernels.programs import softplus
 from mmlm.kernels.recurrence import in_rows, kinds
 from mmlm.kernels.selective_scan.reference import SelectiveScan
 
 _CHUNK, _CHANNELS = 16, 32
-
-
-@triton.jit
-def _softplus(x):  # noqa: ANN001, ANN202
-    u = tl.exp(-tl.abs(x))
-    w = 1.0 + u  # log(1 + u) with all digits of a small u: the rounding of w is the same above and below the line
-    return tl.maximum(x, 0.0) + tl.where(w == 1.0, u, tl.log(w) * (u / tl.where(w == 1.0, 1.0, w - 1.0)))
 
 
 @triton.jit
@@ -37,7 +31,7 @@ def _token(x, step, key, kind, bias, channel, state, is_channel, is_state, row, 
     place = (row * t + k) * i + channel
     x_i = tl.load(x + place, mask=is_channel & (what > 0), other=0.0).to(EXACT)
     raw_i = tl.load(step + place, mask=is_channel & (what > 0), other=0.0).to(EXACT) + bias
-    step_i = tl.where(what > 0, _softplus(raw_i), 0.0)
+    step_i = tl.where(what > 0, softplus(raw_i), 0.0)
     key_n = tl.load(key + (row * t + k) * n + state, mask=is_state & (what > 0), other=0.0).to(EXACT)
     return what, place, x_i, raw_i, step_i, key_n
 

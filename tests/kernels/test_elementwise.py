@@ -61,7 +61,7 @@ def test_values_and_gradients_are_those_of_the_reference(name, backend, dtype, w
 
 
 @pytest.mark.parametrize("backend", available("rms_norm"))
-def test_a_float32_stream_takes_bfloat16_branches_and_gives_bfloat16_to_the_next_layer(backend):
+def test_rms_norm_of_a_float32_stream_takes_bfloat16_branches_and_gives_bfloat16_to_the_next_layer(backend):
     tensors = inputs("add_rms_norm", torch.float32, 48)
     tensors["x"] = tensors["x"].detach().bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -95,7 +95,7 @@ def test_rope_reads_any_strides_keeps_further_channels_and_shares_angles(backend
 
 
 @pytest.mark.parametrize("backend", available("rms_norm"))
-def test_norms_of_large_small_zero_and_missing_rows(backend):
+def test_rms_norm_of_large_small_zero_and_missing_rows(backend):
     x = torch.stack([torch.full((40,), 1e15), torch.full((40,), 1e-12), torch.zeros(40), torch.full((40,), float("nan"))])
     y = rms_norm(x, torch.ones(40), 1e-6, backend=backend)
     assert torch.allclose(y[0], torch.ones(40)) and y[1].abs().max() < 1e-6 and not y[2].any() and y[3].isnan().all()

@@ -11,9 +11,10 @@ from mmlm.base.errors import RecipeError
 from mmlm.kernels.dispatch import available
 from mmlm.kernels.gla.fast import gla
 from mmlm.kernels.gla.tolerance import TOLERANCE
-from mmlm.kernels.parity import disagreements, relative_error, with_gradients
+from mmlm.kernels.parity import covering, disagreements, forms, relative_error, with_gradients
 
 BACKENDS = available("gla", but="reference")
+CASES = covering(2, forms("gla", TOLERANCE), [1, 16, 37], ["fresh", "continued", "some continued"])
 
 
 def layouts(length):
@@ -54,13 +55,9 @@ def both(tensors, **options):
     return with_gradients(functools.partial(gla, **options), tensors)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("length", [1, 16, 37])
-@pytest.mark.parametrize("carried", ["fresh", "continued", "some continued"])
-def test_every_form_equals_the_step_loop(backend, dtype, length, carried, nan_filled_memory):
-    if backend == "native" and dtype == torch.float64:
-        dtype = torch.float32
+@pytest.mark.parametrize(("form", "length", "carried"), CASES, ids=str)
+def test_every_form_equals_the_step_loop(form, length, carried, nan_filled_memory):
+    backend, dtype = form
     tensors, document = inputs(length, dtype, state=carried != "fresh", rows=5), layouts(length)
     continues = torch.tensor([True, False, False, True, False]) if carried == "some continued" else None
     wanted = both(as_double(tensors), document_bt=document, continues=continues, backend="reference")
@@ -70,8 +67,7 @@ def test_every_form_equals_the_step_loop(backend, dtype, length, carried, nan_fi
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize(("k", "v"), [(40, 70), (70, 16)])
+@pytest.mark.parametrize(("k", "v", "threads"), [(40, 70, 3), (70, 16, 1)])
 def test_long_rows_wide_states_and_several_threads(backend, threads, k, v, monkeypatch):
     monkeypatch.setattr("mmlm.kernels.native.threads", lambda seconds: threads)
     tensors = inputs(300, torch.float32, heads=2, k=k, v=v)

@@ -16,7 +16,7 @@ from mmlm.kernels.long_conv.reference import cauchy_kernel
 from mmlm.kernels.long_conv.ssm import ssm_conv
 from mmlm.kernels.long_conv.systems import Diagonal, DiagonalPlusLowRank, powers
 from mmlm.kernels.long_conv.tolerance import TOLERANCE
-from mmlm.kernels.parity import disagreements, relative_error, with_gradients
+from mmlm.kernels.parity import covering, disagreements, forms, relative_error, with_gradients
 
 BACKENDS = available("long_conv", but="reference")
 LAYOUTS = {
@@ -26,7 +26,8 @@ LAYOUTS = {
     "padded": lambda t: [2] * (t - t // 3) + [0] * (t // 3),
     "padding between": lambda t: [(0, 1, 1, 1, 0, 2, 2)[i % 7] if i < 14 else 5 for i in range(t)],
 }
-SIZES = [(1, 4), (5, 2), (15, 21), (21, 7)]
+FORMS = forms("long_conv", TOLERANCE)
+SIZES = [(1, 4), (5, 2), (15, 21), (21, 7)]  # length and taps
 CARRIED = ["fresh", "continued", "some continued"]
 
 
@@ -58,14 +59,9 @@ def convolved(**named):
     return [y] if last is None else [y, last]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(("length", "taps"), SIZES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("carried", CARRIED)
-def test_every_form_equals_the_sum(backend, dtype, length, taps, layout, carried, nan_filled_memory):
-    if backend == "native" and dtype == torch.float64:
-        dtype = torch.float32
+@pytest.mark.parametrize(("form", "size", "layout", "carried"), covering(3, FORMS, SIZES, list(LAYOUTS), CARRIED), ids=str)
+def test_every_form_equals_the_sum(form, size, layout, carried, nan_filled_memory):
+    (backend, dtype), (length, taps) = form, size
     tensors = inputs(length, dtype, taps, state=carried != "fresh")
     options = given(layout, length, carried)
     exact = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
@@ -155,11 +151,11 @@ def system_parameters(form, channels=3, modes=4):
     return {name: value.requires_grad_() for name, value in found.items()}
 
 
-FORMS = {"diagonal": diagonal, "low rank": low_rank}
+SYSTEMS = {"diagonal": diagonal, "low rank": low_rank}
 
 
 def through_system(form, backend, options, u_btcm, state_bcmz=None, **parameters):
-    y, last = ssm_conv(u_btcm, FORMS[form](**parameters), state_bcmz=state_bcmz, backend=backend, **options)
+    y, last = ssm_conv(u_btcm, SYSTEMS[form](**parameters), state_bcmz=state_bcmz, backend=backend, **options)
     return [y] if last is None else [y, last]
 
 
@@ -167,10 +163,7 @@ def through(form, backend, options, tensors):
     return with_gradients(lambda **named: through_system(form, backend, options, **named), tensors)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("length", [1, 2, 21, 65])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("carried", CARRIED)
+@pytest.mark.parametrize(("form", "length", "layout", "carried"), covering(2, list(SYSTEMS), [1, 2, 21, 65], list(LAYOUTS), CARRIED))
 def test_a_system_convolves_as_its_recurrence_runs(form, length, layout, carried, nan_filled_memory):
     if length < 21 and layout == "padding between":
         length += 13
@@ -184,7 +177,7 @@ def test_a_system_convolves_as_its_recurrence_runs(form, length, layout, carried
     assert disagreements(through(form, "torch", options, tensors), through(form, "reference", options, tensors), 1e-12) == []
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SYSTEMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_system_is_exact_enough_in_less_than_float64(form, dtype):
     g = torch.Generator().manual_seed(1)
@@ -241,7 +234,7 @@ def test_powers_by_doubling(count):
     torch.testing.assert_close(powers(base, count), base[:, None] ** torch.arange(count))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SYSTEMS)
 @torch.no_grad()
 def test_a_system_with_slow_modes_is_exact_in_one_step_and_in_thousands(form):
     """A mode that keeps 97 % over the whole kernel: c (I - A^L) nearly vanishes, which float32 would not bear."""

@@ -9,12 +9,13 @@ import torch
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels.dispatch import available
-from mmlm.kernels.parity import disagreements, relative_error, with_gradients
+from mmlm.kernels.parity import covering, disagreements, forms, relative_error, with_gradients
 from mmlm.kernels.running_softmax.fast import running_softmax
 from mmlm.kernels.running_softmax.tolerance import TOLERANCE
 from tests.kernels.test_gla import layouts
 
 BACKENDS = available("running_softmax", but="reference")
+CASES = covering(2, forms("running_softmax", TOLERANCE), [1, 16, 37], ["fresh", "continued", "some continued"])
 
 
 def inputs(length, dtype, state=True, rows=5, channels=70, scale=3.0):
@@ -34,13 +35,9 @@ def both(tensors, **options):
     return with_gradients(functools.partial(running_softmax, **options), tensors)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("length", [1, 16, 37])
-@pytest.mark.parametrize("carried", ["fresh", "continued", "some continued"])
-def test_every_form_equals_the_step_loop(backend, dtype, length, carried, nan_filled_memory):
-    if backend == "native" and dtype == torch.float64:
-        dtype = torch.float32
+@pytest.mark.parametrize(("form", "length", "carried"), CASES, ids=str)
+def test_every_form_equals_the_step_loop(form, length, carried, nan_filled_memory):
+    backend, dtype = form
     tensors, document = inputs(length, dtype, state=carried != "fresh"), layouts(length)
     continues = torch.tensor([True, False, False, True, False]) if carried == "some continued" else None
     wanted = both(as_double(tensors), document_bt=document, continues=continues, backend="reference")
