@@ -163,9 +163,13 @@ TRAINING_ONLY = frozenset(
 
 
 def differences(config: ModelConfig, other: ModelConfig) -> list[str]:
-    """Where two configs mean different models, whatever they say about training and the names of ids: key, value, other value."""
+    """What a config would change of another's model, whatever both say about training and the names of ids."""
     left, right = _flat(config), _flat(other)
-    return [f"{key} {left.get(key)} for {right.get(key)}" for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
+    return [
+        f"{key} would be {left.get(key)}, not {right.get(key)}"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+    ]
 
 
 def _flat(config: ModelConfig) -> dict[str, Any]:
