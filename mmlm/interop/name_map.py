@@ -14,7 +14,6 @@ from mmlm.backbone.config import (
     DeltaNetConfig,
     GegluConfig,
     GeluConfig,
-    LayerConfig,
     Mamba1Config,
     Mamba2Config,
     MoeConfig,
@@ -126,9 +125,7 @@ def written_out(config: ModelConfig) -> ModelConfig:
     """The same model with every layer in its pattern and every size that follows from others written down."""
     backbone = config.backbone
     layers = [
-        LayerConfig.model_construct(
-            mixer=_sized(layer.mixer, backbone.width), feed_forward=_sized(layer.feed_forward, backbone.width), parallel=layer.parallel
-        )
+        layer.model_copy(update={"mixer": _sized(layer.mixer, backbone.width), "feed_forward": _sized(layer.feed_forward, backbone.width)})
         for layer in backbone.layers
     ]
     return config.model_copy(update={"backbone": backbone.model_copy(update={"pattern": layers, "feed_forward": None})})
