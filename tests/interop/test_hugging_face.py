@@ -178,6 +178,7 @@ MAMBA2 = {"type": "mamba2", "state_size": 4, "head_size": 8}
 OWN = {
     "nemotron_h": {"pattern": [{"mixer": MAMBA2, "feed_forward": None}, {"feed_forward": {"type": "relu2"}},
                                {"mixer": PLAIN, "feed_forward": None}, {"mixer": MAMBA2, "feed_forward": None}]},
+    "bamba": {"pattern": [MAMBA2], "feed_forward": "swiglu"},
     "jamba": {"pattern": [{"type": "mamba1", "select_norm": True, "state_size": 4}, {"mixer": PLAIN}], "feed_forward": "swiglu"},
     "qwen3_next": {"pattern": [{"type": "deltanet", "gated": True, "key_size": 8, "num_heads": 2},
                                {"type": "attention", "num_heads": 2, "gate": True, "qk_norm": True, "qk_norm_eps": 1e-5}]},
@@ -193,23 +194,24 @@ def test_a_hybrid_with_default_sizes_is_read_by_transformers(kind, tmp_path):
     assert save_hugging_face(model, tmp_path) == kind
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     ids = torch.randint(0, 97, (2, 21), generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(again(ids).logits, model.logits(ids), rtol=0, atol=2e-5)
+    torch.testing.assert_close(again(ids, use_cache=False).logits, model.logits(ids), rtol=0, atol=2e-5)
 
 
 ROPE = {"type": "attention", "num_heads": 4}
 NEAR = {
-    "a cap": ([{**ROPE, "soft_cap": 5.0}], {}, r"nearest, llama, would have .*soft_cap None for 5\.0"),
-    "a gate": ([{**ROPE, "gate": True}], {}, r"nearest, llama, would have .*gate False for True"),
-    "sinks": ([{**ROPE, "window": 4, "sinks": 1}], {}, r"sinks 0 for 1"),
-    "scaled embeddings": ([ROPE], {"embedding_scale": 2.0}, r"embedding_scale 1\.0 for 2\.0"),
-    "norms around": ([ROPE], {"norm_place": "around"}, r"norm_place before for around"),
-    "a layer that differs": ([ROPE, ROPE, ROPE, {**ROPE, "num_kv_heads": 1}], {}, r"3\.mixer\.num_kv_heads 4 for 1"),
-    "two shared experts": ([ROPE], {"feed_forward": {"type": "moe", "num_shared": 2}}, r"num_shared 0 for 2"),
+    "a cap": ([{**ROPE, "soft_cap": 5.0}], {}, r"Nearest is llama, but .*soft_cap would be None, not 5\.0"),
+    "a gate": ([{**ROPE, "gate": True}], {}, r"Nearest is llama, but .*gate would be False, not True"),
+    "sinks": ([{**ROPE, "window": 4, "sinks": 1}], {}, r"sinks would be 0, not 1"),
+    "scaled embeddings": ([ROPE], {"embedding_scale": 2.0}, r"embedding_scale would be 1\.0, not 2\.0"),
+    "norms around": ([ROPE], {"norm_place": "around"}, r"norm_place would be before, not around"),
+    "a layer that differs": ([ROPE, ROPE, ROPE, {**ROPE, "num_kv_heads": 1}], {}, r"3\.mixer\.num_kv_heads would be 4, not 1"),
+    "two shared experts": ([ROPE], {"feed_forward": {"type": "moe", "num_shared": 2}}, r"num_shared would be 0, not 2"),
     "attention without a rhythm": (
         [{"type": "mamba1", "select_norm": True}, {"mixer": PLAIN}, {"mixer": PLAIN}, {"mixer": PLAIN}],
-        {}, r"nearest, jamba, would have .*pattern\.1\.mixer",
+        {}, r"Nearest is jamba, but .*pattern\.1\.mixer",
     ),
-    "another eps within": ([{**MAMBA2, "norm_eps": 0.1}], {"feed_forward": None}, r"nearest, mamba2, would have .*norm_eps 1e-05 for 0\.1"),
+    "half a width": ([{"type": "mamba1", "expand": 1.5}], {"feed_forward": None}, r"Nearest is mamba, but expand is 1\.5, which must be"),
+    "another eps within": ([{**MAMBA2, "norm_eps": 0.1}], {"feed_forward": None}, r"is mamba2, but .*norm_eps would be 1e-05, not 0\.1"),
 }  # fmt: skip
 
 
