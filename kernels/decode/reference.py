@@ -21,7 +21,7 @@ from mmlm.kernels.selective_scan.fast import selective_scan
 from mmlm.kernels.ssd.fast import ssd
 
 Rows = list[dict[str, Tensor]]  # of one layer: what its mixer keeps of each row; keys and values [g, t, k]
-Weights = Callable[[str], Tensor | None]
+Weights = Callable[[str], Any]  # a weight by its name within a part, or None
 
 
 def empty_states(spec: DecoderSpec, batch: int) -> list[Rows]:
