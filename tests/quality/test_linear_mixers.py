@@ -37,7 +37,7 @@ class FourWays(nn.Module):
         return sum(parts) / 4, state, {}
 
 
-def accuracy_on_digits(pattern, four_ways=False, epochs=40, seed=0):
+def accuracy_on_digits(pattern, four_ways=False, epochs=20, seed=0):
     from sklearn.datasets import load_digits
 
     pictures, labels = load_digits(return_X_y=True)
