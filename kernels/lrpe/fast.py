@@ -28,7 +28,7 @@ def lrpe(q_bthk: Tensor, k_bthk: Tensor, angle_bthk: Tensor, dtype: torch.dtype,
     shape = tuple(q_bthk.shape)
     if tuple(k_bthk.shape) != shape or tuple(angle_bthk.shape) not in (shape, (1, *shape[1:])):
         raise RecipeError(f"lrpe: queries {list(shape)}, keys {list(k_bthk.shape)} and angles {list(angle_bthk.shape)} do not fit.")
-    return run("lrpe", backend, (q_bthk, k_bthk, angle_bthk), q_bthk, k_bthk, angle_bthk, dtype)
+    return run("lrpe", backend, q_bthk, k_bthk, angle_bthk, dtype)
 
 
 def lrpe_torch(q_bthk: Tensor, k_bthk: Tensor, angle_bthk: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
