@@ -65,7 +65,8 @@ class _Lrpe(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         q, k, cos, sin = ctx.saved_tensors
         (b, t, h, size), rows = q.shape, len(cos)
-        dangle, results, added = torch.empty_like(cos), [], 0
+        results: list[Tensor | None] = []
+        dangle, added = torch.empty_like(cos), 0
         for x, dy in zip((q, k), gradients):
             if dy is None:
                 results.append(None)
