@@ -21,6 +21,7 @@ GOOD = "schema: 1\nname: tiny\nbackbone: {width: 32, num_layers: 1}\n"
 
 # A flag that is here may be used by somebody's script: taking one away or renaming it is a decision, adding one is a line here.
 FLAGS = {
+    "compare": ["--only", "COMPARISON", "key.path=value"],
     "convert": ["FOLDER", "SOURCE"],
     "preview": ["--samples", "RECIPE", "key.path=value"],
     "data": ["--rows", "--target", "FILE", "action"],
@@ -209,6 +210,14 @@ def spent(words: list[str], cwd: Path, env: dict[str, str]) -> float:
     subprocess.run(words, cwd=cwd, env=env, capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "passive"), ("active", "active")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(given, found, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert cli.main(["--version"]) == 0 and os.environ["OMP_WAIT_POLICY"] == found
 
 
 @pytest.mark.parametrize("words", [["--help"], ["validate", "RECIPE"], ["list", "mixers"]], ids=" ".join)

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
+from mmlm.kernels.attention import installed
 from mmlm.kernels.attention.blocks import Part, Rule, TorchPasses, attention_in_blocks
-from mmlm.kernels.attention.reference import attention_reference, distance_bias, visible_pairs
-from mmlm.kernels.dispatch import asked, pointers, register, run
+from mmlm.kernels.attention.reference import attention_reference, distance_bias, visible_pairs, within_documents
+from mmlm.kernels.dispatch import GPU_FLOATS, asked, on_gpu, pointers, register, run
 from mmlm.kernels.native import address, letters
 
 FEW_SCORES = 1 << 17  # below, one fused call in float32 costs less than several products in bfloat16
@@ -39,6 +40,7 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     slopes_h: Tensor | None = None,
+    document_bt: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """softmax(q k^T scale) v [b, h, t, k] in the dtype given; heads h share the g key and value heads in order (h / g each).
@@ -46,6 +48,7 @@ def attention(
     causal: a query sees the keys up to its own place, queries being the last t of the l tokens. window: it sees the last `window` of them.
     mask: bool [b or 1, h or 1, t, l], true where a key may be seen, besides both. scale: default 1 / sqrt(k). softcap: scores become
     cap * tanh(score / cap). slopes_h: slope * |distance| is taken from a head's scores (ALiBi). A query that sees no key gets zeros.
+    document: [b, t] where t = l, 0 for padding: tokens of packed rows see those of their document. Distances are those of the rows.
     Raises RecipeError where shapes do not fit or the back end asked for cannot serve.
     """
     heads, groups = q_bhtk.shape[1], k_bglk.shape[1]
@@ -53,16 +56,26 @@ def attention(
         raise RecipeError(f"attention: {heads} query heads cannot share {groups} key heads evenly.")
     if causal and q_bhtk.shape[2] > k_bglk.shape[2]:
         raise RecipeError(f"attention: {q_bhtk.shape[2]} causal queries need as many keys at least, but there are {k_bglk.shape[2]}.")
+    b, t, length = q_bhtk.shape[0], q_bhtk.shape[2], k_bglk.shape[2]
+    if document_bt is not None and (document_bt.shape != (b, t) or t != length):
+        found = f"document is {list(document_bt.shape)}, with {b} rows of {t} queries and {length} keys"
+        raise RecipeError(f"attention: {found}; it must be [rows, queries], and queries and keys the same tokens.")
     if mask is not None:
         mask = mask.reshape((1,) * (4 - mask.dim()) + mask.shape)
     if scale is None:
         scale = 1 / math.sqrt(q_bhtk.shape[-1])
     if backend == "auto":
         backend = asked("attention")
-    if backend == "auto" and (slopes_h is not None or (softcap is None and not _pays(q_bhtk, k_bglk, v_bglk))):
+    arguments = (q_bhtk, k_bglk, v_bglk, mask, causal, window, scale, softcap, slopes_h, document_bt)
+    if backend == "auto" and _torch_is_best(*arguments):
         backend = "torch"
-    arguments = (q_bhtk, k_bglk, v_bglk, mask, causal, window, scale, softcap, slopes_h)
-    return run("attention", backend, (q_bhtk, k_bglk, v_bglk, mask, slopes_h), *arguments)
+    return run("attention", backend, *arguments)
+
+
+def takes_documents(x: Tensor, head_size: int) -> bool:
+    """Whether a back end would go through the documents of packed rows in one call: then they need not be sorted into rows of a length."""
+    there = on_gpu(x, dtypes=GPU_FLOATS) is None and head_size <= 256
+    return there and asked("attention") in ("auto", "flash-attn", "triton")
 
 
 def attention_torch(
@@ -75,8 +88,10 @@ def attention_torch(
     scale: float,
     softcap: float | None,
     slopes_h: Tensor | None = None,
+    document_bt: Tensor | None = None,
 ) -> Tensor:
     """Blocks of products for soft caps and for training on short bfloat16 rows, else torch's fused form."""
+    mask = within_documents(mask, document_bt)
     t, length = q_bhtk.shape[2], k_bglk.shape[2]
     if slopes_h is not None and softcap is not None:
         return attention_reference(q_bhtk, k_bglk, v_bglk, mask, causal, window, scale, softcap, slopes_h)
@@ -100,9 +115,24 @@ def attention_torch(
     return y if seen is None else torch.where(seen.any(-1, keepdim=True), y, 0)
 
 
-def _pays(*qkv: Tensor) -> bool:
-    """Whether blocks were measured faster than torch's fused form."""
-    return _trains_in_bfloat16(*qkv) and not _are_few(*qkv[:2])
+def _torch_is_best(
+    q_bhtk: Tensor,
+    k_bglk: Tensor,
+    v_bglk: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+    slopes_h: Tensor | None,
+    document_bt: Tensor | None,
+) -> bool:
+    """On a CPU: whether torch's form was measured faster than blocks. Elsewhere: whether its fused kernels know all that is asked for."""
+    if q_bhtk.device.type == "cpu":
+        blocks_pay = softcap is not None or (_trains_in_bfloat16(q_bhtk, k_bglk, v_bglk) and not _are_few(q_bhtk, k_bglk))
+        return slopes_h is not None or not blocks_pay
+    unknown = (mask, window, softcap, slopes_h, document_bt)
+    return all(x is None for x in unknown) and (not causal or q_bhtk.shape[2] == k_bglk.shape[2])
 
 
 def _trains_in_bfloat16(*qkv: Tensor) -> bool:
@@ -166,19 +196,40 @@ def _block(scores: Tensor, part: Part, rule: Rule) -> tuple[_Block, Tensor | Non
     return _Block(*scores.shape, *where, *strides, rule.scale, rule.softcap or 0.0), mask
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    if len({x.dtype for x in tensors[:3] if x is not None}) > 1:
+def _serves(*arguments: Any) -> str | None:
+    if len({x.dtype for x in arguments[:3]}) > 1:
         return "queries, keys and values differ in dtype"
-    if tensors[4:] and tensors[4] is not None:
+    if arguments and arguments[8] is not None:
         return "it knows no biases by distance"
-    return pointers(*tensors) or _library.missing()
+    return pointers(*arguments) or _library.missing()
 
 
-def _attention_native(*arguments: Any) -> Tensor:
-    *others, _ = arguments
-    return attention_in_blocks(NativePasses(), *others)
+def _attention_native(q_bhtk: Tensor, k_bglk: Tensor, v_bglk: Tensor, mask: Tensor | None, *rest: Any) -> Tensor:
+    *rule, _, document_bt = rest
+    return attention_in_blocks(NativePasses(), q_bhtk, k_bglk, v_bglk, within_documents(mask, document_bt), *rule)
+
+
+def attention_triton(*arguments: Any) -> Tensor:
+    """Blocks as Triton programs; triton is imported at the first call."""
+    from mmlm.kernels.attention import triton
+
+    return triton.attention_triton(*arguments)
+
+
+def _serves_triton(*arguments: Any) -> str | None:
+    if arguments:
+        q_bhtk, k_bglk, v_bglk, slopes_h = *arguments[:3], arguments[8]
+        if len({x.dtype for x in (q_bhtk, k_bglk, v_bglk)}) > 1:
+            return "queries, keys and values differ in dtype"
+        if (channels := max(q_bhtk.shape[3], v_bglk.shape[3])) > 256:
+            return f"heads of {channels} channels (it takes at most 256)"
+        if slopes_h is not None and slopes_h.requires_grad:
+            return "it gives no gradient for slopes"
+    return on_gpu(*arguments, dtypes=GPU_FLOATS)
 
 
 register("attention", "reference", attention_reference)
 register("attention", "torch", attention_torch)
 register("attention", "native", _attention_native, _serves)
+register("attention", "triton", attention_triton, _serves_triton)
+register("attention", "flash-attn", installed.attention_flash_attn, installed.serves)

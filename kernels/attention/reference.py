@@ -8,12 +8,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmlm.kernels.documents import documents
+
 
 def visible_pairs(t: int, l: int, causal: bool, window: int | None, device: torch.device) -> Tensor:  # noqa: E741
     """bool [t, l]: query i, standing at l - t + i, sees key j if j is not after it (causal) and less than `window` before it."""
     distance = torch.arange(l - t, l, device=device)[:, None] - torch.arange(l, device=device)
     seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
     return seen if window is None else seen & (distance < window)
+
+
+def within_documents(mask: Tensor | None, document_bt: Tensor | None) -> Tensor | None:
+    """The mask [b or 1, h or 1, t, l] that also keeps the tokens of packed rows to their document; padding sees and shows nothing."""
+    if document_bt is None:
+        return mask
+    known = documents(document_bt)
+    segment, real = known.segment, known.real
+    same = ((segment[:, :, None] == segment[:, None]) & real[:, :, None] & real[:, None])[:, None]
+    return same if mask is None else mask & same
 
 
 def distance_bias(slopes_h: Tensor, t: int, l: int) -> Tensor:  # noqa: E741
@@ -32,8 +44,10 @@ def attention_reference(
     scale: float,
     softcap: float | None,
     slopes_h: Tensor | None = None,
+    document_bt: Tensor | None = None,
 ) -> Tensor:
     """softmax(cap(q k^T scale) - slope distance) v over the visible keys, in float32 at least; a query that sees no key gets zeros."""
+    mask = within_documents(mask, document_bt)
     exact = torch.promote_types(q_bhtk.dtype, torch.float32)
     shared = q_bhtk.shape[1] // k_bglk.shape[1]
     q, k, v = q_bhtk.to(exact), *(part.to(exact).repeat_interleave(shared, dim=1) for part in (k_bglk, v_bglk))

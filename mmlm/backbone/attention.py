@@ -6,8 +6,6 @@ Source: arXiv:1706.03762; grouped heads arXiv:2305.13245; query and key norm as 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,8 +14,10 @@ from mmlm.backbone.cache import State
 from mmlm.backbone.config import AttentionConfig
 from mmlm.backbone.norms import RmsNorm
 from mmlm.backbone.rope import Rope
+from mmlm.backbone.sequences import reorder
 from mmlm.base.errors import RecipeError
-from mmlm.kernels.attention.fast import attention
+from mmlm.kernels.attention.fast import attention, takes_documents
+from mmlm.kernels.documents import documents
 from mmlm.kernels.rope.fast import rope
 from mmlm.layout import Layout, Plan
 from mmlm.parameters import exact, linear
@@ -63,6 +63,9 @@ class Attention(nn.Module):
         if self.config.over is None and layout.is_simple:
             q, k, v = self._project(x_btd, *self._angles(layout))
             return self._finish(self._attend(q, k, v, None, causal), x_btd), None, {}
+        if layout.has_documents_alone and self._takes_documents(x_btd, layout):
+            q, k, v = self._project(x_btd, *self._angles(layout))
+            return self._finish(self._attend(q, k, v, None, causal, layout.document), x_btd), None, {}
         plan = layout.plan(self.config.over, causal=causal)
         x_nd = x_btd.flatten(0, 1) if plan.ordered else reorder(x_btd.flatten(0, 1), plan.order, plan.inverse)
         q, k, v = self._project(x_nd, *self._angles(layout, plan))
@@ -94,8 +97,17 @@ class Attention(nn.Module):
             q, k = rope(q, k, cos, sin)
         return q, k, v
 
-    def _attend(self, q_nlhk: Tensor, k_nlgk: Tensor, v_nlgk: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
-        """Attention within sequences [n, l, heads, k] -> [n, l, h * k]."""
+    def _takes_documents(self, x_btd: Tensor, layout: Layout) -> bool:
+        """Whether packed rows go to the kernel as they lie. Padding between tokens would lengthen their distances."""
+        config = self.config
+        if config.over is not None or config.sinks or not takes_documents(x_btd, self.head_size):
+            return False
+        return (config.window is None and not config.alibi) or documents(layout.document).padded_at_end
+
+    def _attend(
+        self, q_nlhk: Tensor, k_nlgk: Tensor, v_nlgk: Tensor, visible: Tensor | None, causal: bool, document_nl: Tensor | None = None
+    ) -> Tensor:
+        """Attention within sequences [n, l, heads, k], or within the documents of packed ones -> [n, l, h * k]."""
         q, k, v = (part.transpose(1, 2) for part in (q_nlhk, k_nlgk, v_nlgk))
         size, config = q.shape[2], self.config
         mask = None if visible is None else visible.view(-1, 1, size, size)
@@ -114,6 +126,7 @@ class Attention(nn.Module):
             scale=config.score_scale,
             softcap=config.soft_cap,
             slopes_h=self._slopes(q.device),
+            document_bt=document_nl,
         )
         return y_nhlk.transpose(1, 2).flatten(2)
 
@@ -177,28 +190,3 @@ def alibi_slopes(num_heads: int) -> Tensor:
     found = [2 ** (-8 * (head + 1) / power) for head in range(power)]
     found += [2 ** (-8 * (2 * head + 1) / (2 * power)) for head in range(num_heads - power)]
     return torch.tensor(found)
-
-
-class _Reorder(torch.autograd.Function):
-    """Rows in another order; the gradient takes the way back instead of adding into place."""
-
-    @staticmethod
-    def forward(ctx: Any, x_nd: Tensor, index: Tensor, back: Tensor) -> Tensor:
-        ctx.save_for_backward(index, back)
-        return _rows(x_nd, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad_nd: Tensor) -> tuple[Tensor, None, None]:
-        _, back = ctx.saved_tensors
-        return _rows(grad_nd, back), None, None
-
-
-def _rows(x_nd: Tensor, index: Tensor) -> Tensor:
-    if len(index) > len(x_nd):  # the other side has padding, whose place is one row after the last
-        x_nd = torch.cat([x_nd, x_nd.new_zeros(1, x_nd.shape[1])])
-    return x_nd.index_select(0, index)
-
-
-def reorder(x_nd: Tensor, index: Tensor, back: Tensor) -> Tensor:
-    """Rows `index` of x; `back` is the inverse. Where one side has more rows, its extra rows are zero."""
-    return _Reorder.apply(x_nd, index, back)

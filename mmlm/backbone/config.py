@@ -248,6 +248,83 @@ class DeltaNetConfig(Component):
         return idle if self.output_norm else idle | {"norm_eps": "output_norm is false"}
 
 
+class LrpeConfig(Strict):
+    """Relative positions of linear attention (LRPE, arXiv:2307.09270): x becomes [x cos, x sin] of learned angles, twice as long."""
+
+    base: float = Field(10_000.0, gt=1, description="wavelengths at first grow up to 2 pi times this")
+    num_axes: int = Field(1, ge=1, le=3, description="position axes that share a head's channels, the first ones of the data")
+
+
+@MIXERS.register("mmlm.backbone.transnormer:TransNormer", source="TransNormer, arXiv:2210.10340; gate arXiv:2307.14995")
+class TransNormerConfig(Component):
+    """Linear attention with a norm in place of the denominator, for late layers; attention inside blocks, for early ones."""
+
+    type: Literal["transnormer"] = "transnormer"
+    form: Literal["linear", "blocks"] = Field("linear", description="NormAttention over all tokens, or DiagAttention inside blocks")
+    num_heads: int = Field(4, ge=1)
+    head_size: int | None = Field(None, ge=1, description="channels of a head; default: width / num_heads")
+    feature: Literal["1+elu", "elu", "none"] = Field("1+elu", description="of queries and keys of the linear form (T2: 1+elu, T1: elu)")
+    block_size: int = Field(64, ge=1, description="tokens of a block, counted from the document's first token")
+    scores: Literal["softmax", "relu"] = Field("softmax", description="of the blocks form; relu gets the norm too (T2: softmax, T1: relu)")
+    norm_heads: bool = Field(False, description="norm each head's output by itself; else all heads as one vector, as in the paper")
+    norm_eps: float = Field(1e-5, gt=0)
+    gate: bool = Field(False, description="values through SiLU, and outputs times SiLU of a projection (TransNormerLLM)")
+    lrpe: LrpeConfig | None = Field(LrpeConfig(), description="relative positions of the linear form; null for none")
+    rope: RopeConfig | None = Field(None, description="rotary positions, in the linear form instead of lrpe")
+    causal: bool | None = Field(None, description="look back only; null: as the data's layout says")
+    bias: bool = Field(False, description="bias of the input and output projections")
+
+    @model_validator(mode="after")
+    def _positions(self) -> TransNormerConfig:
+        if self.lrpe and self.rope and self.form == "linear":
+            raise ValueError("rope needs lrpe: null")
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """Each form has keys of its own; softmax has no norm."""
+        if self.form == "linear":
+            return dict.fromkeys(("block_size", "scores"), "form is linear")
+        idle = dict.fromkeys(("feature", "lrpe"), "form is blocks")
+        return idle if self.scores == "relu" else idle | dict.fromkeys(("norm_heads", "norm_eps"), "scores are softmax, which has no norm")
+
+
+@MIXERS.register("mmlm.backbone.lightnet:LightNet", source="LightNet, arXiv:2405.21022")
+class LightNetConfig(Component):
+    """Linear attention whose keys are a softmax over the tokens so far, or over the whole document in one pass without an order."""
+
+    type: Literal["lightnet"] = "lightnet"
+    num_heads: int = Field(4, ge=1)
+    head_size: int | None = Field(None, ge=1, description="channels of a head; default: width / num_heads (the paper: 128)")
+    lrpe: LrpeConfig | None = Field(LrpeConfig(), description="relative positions of queries and keys; null for none")
+    rope: RopeConfig | None = Field(None, description="rotary positions instead of lrpe")
+    output_gate: Literal["sigmoid", "silu"] | None = Field("sigmoid", description="what the output is multiplied with, of two projections")
+    gate_rank: int | None = Field(None, ge=1, description="size between the gate's projections; default: num_heads")
+    norm_eps: float = Field(1e-5, gt=0, description="of the RMS norm of each head's output")
+    causal: bool | None = Field(None, description="look back only; null: as the data's layout says")
+    bias: bool = Field(False, description="bias of the input and output projections")
+
+    @model_validator(mode="after")
+    def _positions(self) -> LightNetConfig:
+        if self.lrpe and self.rope:
+            raise ValueError("rope needs lrpe: null")
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """The rank belongs to the gate."""
+        return {} if self.output_gate else {"gate_rank": "output_gate is null"}
+
+
+@MIXERS.register("mmlm.backbone.tpe:Tpe", source="MD-TPE of LightNet, arXiv:2405.21022")
+class TpeConfig(Component):
+    """Positions for mixers that have none: sums of the tokens before, decaying along each axis. Once, after the input."""
+
+    type: Literal["tpe"] = "tpe"
+    num_heads: int = Field(4, ge=1, description="groups of channels, each with its own decay")
+    over: list[str] = Field([], description="position axes to go along, such as row and column; none: the tokens in their order")
+    norm_eps: float = Field(1e-5, gt=0)
+    causal: bool | None = Field(None, description="look back only, else in both directions; null: as the data's layout says")
+
+
 @FEED_FORWARDS.register("mmlm.backbone.feed_forward:FeedForward", source="GLU variants, arXiv:2002.05202")
 class SwigluConfig(Component):
     """down(silu(gate x) * up x)."""
@@ -363,14 +440,14 @@ SYMBOLS: dict[str, dict[str, Any]] = {
 class BackboneConfig(Strict):
     """The decoder. `pretrained` names weights that say it all; else `pattern` says what each layer is.
 
-    As a list, the pattern is repeated until num_layers is reached. As a text, each letter is a sublayer x + f(norm(x)): M mamba2,
-    * attention, - the feed_forward, E moe, and the letters of `symbols`; (MM*-)x6 repeats a group. As a mapping of num_layers,
+    As a list, the pattern is repeated until num_layers, if given, is reached. As a text, each letter is a sublayer x + f(norm(x)): M
+    mamba2, * attention, - the feed_forward, E moe, and the letters of `symbols`; (MM*-)x6 repeats a group. As a mapping of num_layers,
     attention_share and feed_forward_share, such a text is made with the kinds spread evenly.
     """
 
     pretrained: str | None = Field(None, description="run, model folder or hub id of a decoder to start from; excludes the keys below")
     width: int = Field(256, ge=8, description="size of a token vector")
-    num_layers: int = Field(4, ge=1, description="number of layers; a pattern written as a text has its own")
+    num_layers: int = Field(4, ge=1, description="number of layers; default: those of the pattern; a pattern written as a text has its own")
     pattern: Annotated[list[LayerConfig], _Forms()] = Field(
         [LayerConfig(mixer=AttentionConfig())], min_length=1, description="layers as a list, a text of letters, or shares of kinds"
     )
@@ -390,7 +467,11 @@ class BackboneConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _written_out(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or not ({"symbols", "overrides"} & raw.keys() or isinstance(raw.get("pattern"), str | dict)):
+        if not isinstance(raw, dict):
+            return raw
+        if isinstance(raw.get("pattern"), list) and raw["pattern"] and "num_layers" not in raw:
+            raw = {**raw, "num_layers": len(raw["pattern"])}
+        if not ({"symbols", "overrides"} & raw.keys() or isinstance(raw.get("pattern"), str | dict)):
             return raw
         raw = dict(raw)
         pattern, symbols, overrides = raw.get("pattern", []), raw.pop("symbols", {}), raw.pop("overrides", {})

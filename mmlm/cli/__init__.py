@@ -27,7 +27,10 @@ class Verb(NamedTuple):
 VERBS = {
     "train": Verb("train", "train a recipe, or go on where it was stopped", "mmlm train tabular/quickstart train.max_seconds=60"),
     "evaluate": Verb(
-        "evaluate", "compare a finished run with baselines, write metrics.json and report.html", "mmlm evaluate runs/quickstart"
+        "evaluate", "measure a finished run beside baselines, write metrics.json and report.html", "mmlm evaluate runs/quickstart"
+    ),
+    "compare": Verb(
+        "compare", "run recipes with variants and seeds, such as mixers on probes, and print one table", "mmlm compare probes 'seeds=[0]'"
     ),
     "generate": Verb(
         "generate",
@@ -58,9 +61,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0, 1 for a failure, 2 for a user's mistake."""
+    """Run one verb. Returns the exit code: 0, 1 for a failure, 2 for a user's mistake.
+
+    Threads that wait for one another sleep, unless the environment says otherwise: by default they spin, and while another program holds a
+    core that keeps the last of them from moving to a free one, which made training steps up to ten times as long.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     traceback = "--traceback" in words
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = [word for word in words if word != "--traceback"]
     try:
         return _run(words)

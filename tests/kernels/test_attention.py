@@ -12,11 +12,12 @@ from mmlm.kernels.attention import blocks, fast
 from mmlm.kernels.attention.fast import attention
 from mmlm.kernels.attention.tolerance import TOLERANCE
 from mmlm.kernels.dispatch import available
-from mmlm.kernels.parity import disagreements, relative_error, with_gradients
+from mmlm.kernels.parity import covering, disagreements, forms, relative_error, with_gradients
 
 BACKENDS = available("attention", but="reference")
 
 RULES = [{"causal": True}, {"causal": False}, {"causal": True, "window": 9}, {"causal": False, "window": 20}]
+CASES = covering(2, forms("attention", TOLERANCE), RULES, ["none", "rows", "heads", "one"], [None, 2.0])
 
 
 @pytest.fixture(params=["one block", "blocks"], autouse=True)
@@ -46,13 +47,16 @@ def some_mask(kind, t, length):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("mask", ["none", "rows", "heads", "one"])
-@pytest.mark.parametrize("softcap", [None, 2.0])
-def test_every_form_equals_full_scores(backend, dtype, rule, mask, softcap, nan_filled_memory):
-    if backend == "native" and dtype == torch.float64:
-        dtype = torch.float32
+def test_values_of_another_size_where_no_head_is_shared(backend):
+    tensors = inputs(torch.float32, groups=6)
+    exact = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
+    wanted = with_gradients(attention, exact, causal=True, backend="reference")
+    assert disagreements(with_gradients(attention, tensors, causal=True, backend=backend), wanted, TOLERANCE[torch.float32]) == []
+
+
+@pytest.mark.parametrize(("form", "rule", "mask", "softcap"), CASES, ids=str)
+def test_every_form_equals_full_scores(form, rule, mask, softcap, nan_filled_memory):
+    backend, dtype = form
     tensors = inputs(dtype)
     given = {**rule, "softcap": softcap, "mask": some_mask(mask, 37, 37), "scale": 0.3}
     exact = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
@@ -112,6 +116,20 @@ def test_few_scores_of_bfloat16_are_computed_in_float32(groups, rule, monkeypatc
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_documents_of_packed_rows_are_attended_to_apart(backend, rule):
+    document = torch.tensor([[0] * 2 + [1] * 17 + [2] + [1] * 11 + [0] * 6, [7] * 37, [3] * 9 + [0] * 2 + [3] * 6 + [4] * 20])
+    tensors, more = inputs(torch.float32), {"mask": some_mask("heads", 37, 37)} if rule["causal"] else {}
+    exact = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
+    wanted = with_gradients(attention, exact, document_bt=document, **rule, **more, backend="reference")
+    assert disagreements(with_gradients(attention, tensors, document_bt=document, **rule, **more, backend=backend), wanted, 1e-5) == []
+    alone = {k: v.detach()[:1, :, 2:19] for k, v in tensors.items()}  # the first document of the first row
+    if not more:
+        assert relative_error(wanted["output 0"][:1, :, 2:19], attention(**alone, **rule, backend="reference")) < 1e-5
+    assert not wanted["output 0"][0, :, :2].any() and not wanted["d v_bglk"][0, :, -6:].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_queries_that_see_nothing_give_zeros_and_finite_gradients(backend):
     tensors = inputs(torch.float32)
     found = with_gradients(attention, tensors, causal=False, mask=torch.zeros(37, 37, dtype=torch.bool), backend=backend)
@@ -135,5 +153,8 @@ def test_auto_takes_blocks_where_they_pay_and_torch_elsewhere(monkeypatch):
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(RecipeError, match="6 query heads cannot share 4 key heads"):
         attention(**inputs(torch.float32, groups=4), causal=True)
+    for document, length in ((torch.ones(3, 36), 37), (torch.ones(3, 37), 38)):
+        with pytest.raises(RecipeError, match="queries and keys the same tokens"):
+            attention(**inputs(torch.float32, length=length), causal=True, document_bt=document)
     with pytest.raises(RecipeError, match="37 causal queries need as many keys at least, but there are 30"):
         attention(**inputs(torch.float32, length=30), causal=True)
