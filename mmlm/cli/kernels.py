@@ -21,9 +21,11 @@ def run(arguments: argparse.Namespace) -> int:
     chosen: set[str] = set()
     wide, broad = max(len(line.op) for line in lines), max(len(line.backend) for line in lines)
     for line in lines:
-        state = line.reason
+        state = f"no: {line.reason}"
         if line.serves:
-            state = "can serve" if line.op in chosen else "serves"
+            state = "serves where those above do not" if line.op in chosen else f"in use {line.reason}".rstrip()
             chosen.add(line.op)
         print(f"{line.op:<{wide}}  {line.backend:<{broad}}  {state}")
+    print("A call takes the first that serves its shapes, dtypes and device; one asked for by name says why it cannot.")
+    print("To ask for another: MMLM_KERNEL=torch, or MMLM_KERNEL=ssd=reference,torch for one operation and the rest.")
     return 0
