@@ -45,6 +45,7 @@ OPS = {
     "gla": "mmlm.kernels.gla.fast",
     "linear_cross_entropy": "mmlm.kernels.cross_entropy.fast",
     "long_conv": "mmlm.kernels.long_conv.fast",
+    "lrpe": "mmlm.kernels.lrpe.fast",
     "rms_norm": "mmlm.kernels.rms_norm.fast",
     "rope": "mmlm.kernels.rope.fast",
     "running_softmax": "mmlm.kernels.running_softmax.fast",

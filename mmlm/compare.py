@@ -2,10 +2,12 @@
 
 A comparison is a YAML file: which recipes, which keys each variant sets in them, which seeds. Cells that are finished are not run again,
 one that was stopped goes on where it was, and one whose recipe has changed begins anew. What a variant cannot do is told in its cell.
+Several processes may work on one comparison: each takes the cells that no other is running.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import logging
@@ -20,13 +22,14 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from mmlm.base import yaml
-from mmlm.base.errors import MmlmError, RecipeError, nearest
+from mmlm.base.errors import DataError, NumericsError, RecipeError, nearest
 from mmlm.base.schema import Strict, check, told_at_once
 from mmlm.recipe import Recipe, apply_override, find, set_key, shipped
+from mmlm.training.lock import RunLock
 
 logger = logging.getLogger(__name__)
 
-CELL, TABLE = "cell.json", "table.json"
+CELL, RUN, TABLE = "cell.json", "run", "table.json"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$"
 
 
@@ -69,8 +72,8 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where it is run."""
-        return Path(self.recipe.output)
+        """Where its cell.json lies, beside the folder of its run."""
+        return Path(self.recipe.output).parent
 
     def __str__(self) -> str:
         return f"{self.name}/{self.variant}/{self.seed}"
@@ -105,7 +108,7 @@ def cells(config: ComparisonConfig) -> list[Cell]:
         for variant, keys in config.variants.items():
             for seed in config.seeds:
                 raw = yaml.parse(text, source)
-                folder = Path(config.output) / name / variant / f"seed_{seed}"
+                folder = Path(config.output) / name / variant / f"seed_{seed}" / RUN
                 try:
                     for key, value in {**config.keys, **keys, "seed": seed, "output": str(folder)}.items():
                         set_key(raw, key, value, f"variants.{variant}")
@@ -122,10 +125,21 @@ def cells(config: ComparisonConfig) -> list[Cell]:
 
 
 def run_cell(cell: Cell, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-    """Train and measure one cell, unless it is finished; returns what its cell.json holds.
+    """Train and measure one cell, unless it is finished or another process is at it; returns what its cell.json holds then.
 
     progress(steps done, steps in all) is called while it is trained. Raises KeyboardInterrupt where a signal has stopped it.
     """
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(RunLock(cell.folder))
+        except RecipeError as error:
+            logger.warning("%s is left to the process that is at it: %s", cell, error)
+            return _read(cell.folder)
+        return _run(cell, progress)
+
+
+def _run(cell: Cell, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
     from mmlm.run import evaluate, train
     from mmlm.training import checkpoint
     from mmlm.training.log import read_log
@@ -135,10 +149,11 @@ def run_cell(cell: Cell, progress: Callable[[int, int], None] | None = None) -> 
     whole = cell.recipe.dump()
     if known.get("recipe") == whole and known.get("finished"):
         return known
-    about: dict[str, Any] = {"cell": str(cell), "recipe": whole, "finished": False}
-    cell.folder.mkdir(parents=True, exist_ok=True)
     goes_on = known.get("recipe") == whole
+    about: dict[str, Any] = known if goes_on else {"cell": str(cell), "recipe": whole, "finished": False}
+    about["headline"] = getattr(cell.recipe.tasks[0], "headline", {"accuracy": "max"})
     _write(cell.folder / CELL, about)
+    run = Path(cell.recipe.output)
     clock: list[float] = []
 
     def stepped(step: int, line: dict[str, Any]) -> None:
@@ -150,17 +165,14 @@ def run_cell(cell: Cell, progress: Callable[[int, int], None] | None = None) -> 
         result = train(cell.recipe, fresh=not goes_on, progress=stepped)
         if result.reason == "signal":
             raise KeyboardInterrupt
-        measured = evaluate(cell.folder)
-    except MmlmError as error:
+        log = [line for line in read_log(run / LOG) if "tokens" in line]
+        if len(clock) > 1 and log:
+            about |= {"tokens_a_step": log[-1]["tokens"] / log[-1]["step"], "seconds_a_step": (clock[-1] - clock[0]) / (len(clock) - 1)}
+            _write(cell.folder / CELL, about)
+        about |= {**evaluate(run), "steps": result.step, "parameters": _parameters(run), "finished": True}
+        checkpoint.prune(run / CHECKPOINTS, set())
+    except (RecipeError, DataError, NumericsError) as error:
         about |= {"finished": True, "error": str(error)}
-    else:
-        log = [line for line in read_log(cell.folder / LOG) if "tokens" in line]
-        tokens = log[-1]["tokens"] / result.step if log else 0.0
-        seconds = (clock[-1] - clock[0]) / (len(clock) - 1) if len(clock) > 1 else known.get("seconds_a_step", 0.0)
-        about |= {"finished": True, **measured, "steps": result.step, "tokens_a_step": tokens, "seconds_a_step": seconds}
-        about["parameters"] = _parameters(cell.folder)
-        about["headline"] = getattr(cell.recipe.tasks[0], "headline", {"accuracy": "max"})
-        checkpoint.prune(cell.folder / CHECKPOINTS, set())
     _write(cell.folder / CELL, about)
     return about
 

@@ -12,6 +12,7 @@ from mmlm.cli import main
 from mmlm.compare import cells, compare, read_comparison
 from mmlm.evaluation.comparison import column_label, shade, table, with_spread
 from mmlm.recipe import shipped
+from mmlm.training.lock import RunLock
 
 RECIPE = """
 schema: 1
@@ -64,7 +65,7 @@ def test_all_cells_are_run_once_and_told_in_one_table(plan, trained, capsys):
     assert main(["compare", str(plan), "--only", "one/*/0"]) == 0
     assert trained == ["one/attention/0", "one/mamba2/0"]
     assert "±" not in capsys.readouterr().out
-    times = {path: path.stat().st_mtime_ns for path in plan.parent.glob("table/one/*/seed_0/model.safetensors")}
+    times = {path: path.stat().st_mtime_ns for path in plan.parent.glob("table/one/*/seed_0/run/model.safetensors")}
     assert main(["compare", str(plan)]) == 0
     told = capsys.readouterr().out
     assert len(times) == 2 and all(path.stat().st_mtime_ns == time for path, time in times.items())
@@ -79,7 +80,7 @@ def test_all_cells_are_run_once_and_told_in_one_table(plan, trained, capsys):
         assert all(own["microseconds"] > 0 and own["parameters"] > 500 for own in costs.values())
     page = (plan.parent / "table" / "report.html").read_text()
     assert page.count("color-mix") == 8 and "<svg" in page and "two, length 16" in page
-    assert not list(plan.parent.glob("table/*/*/*/checkpoints/step_*"))
+    assert not list(plan.parent.glob("table/*/*/*/run/checkpoints/step_*"))
 
 
 def test_a_changed_recipe_begins_anew_and_its_old_cells_are_not_told(plan, trained):
@@ -113,6 +114,16 @@ def test_a_stopped_cell_goes_on_where_it_was(plan, monkeypatch):
     monkeypatch.setattr(Trainer, "fit", fit)
     found = compare(config, str(cell))
     assert fresh == [False] and found["values"]
+
+
+def test_a_cell_that_another_process_is_at_is_left_to_it(plan, trained, caplog):
+    config = read_comparison(plan, ["seeds=[0]"])
+    cell = cells(config)[0]
+    cell.folder.mkdir(parents=True)
+    with RunLock(cell.folder):
+        found = compare(config, "one/*")
+    assert "one/attention/0 is left to the process that is at it" in caplog.text
+    assert found["variants"] == ["mamba2"] and trained[-1] == "one/mamba2/0"
 
 
 def test_what_a_variant_cannot_do_is_told_in_its_cell(plan, capsys):

@@ -21,7 +21,7 @@ from mmlm.kernels.selective_scan.fast import selective_scan
 from mmlm.kernels.ssd.fast import ssd
 
 Rows = list[dict[str, Tensor]]  # of one layer: what its mixer keeps of each row; keys and values [g, t, k]
-Weights = Callable[[str], Tensor | None]
+Weights = Callable[[str], Any]  # a weight by its name within a part, or None
 
 
 def empty_states(spec: DecoderSpec, batch: int) -> list[Rows]:
@@ -181,7 +181,8 @@ def _mamba2(part: Mamba2Part, weights: Weights, n_bd: Tensor, position_b: Tensor
     x = x.unflatten(-1, (part.num_heads, -1))
     key, query = (both.unflatten(-1, (part.num_groups, -1))[:, None] for both in (key, query))
     y = _recur(ssd, (x[:, None], step[:, None], weights("decay"), key, query), rows)
-    y = (y + weights("skip")[:, None] * x).flatten(1) * F.silu(z)
+    skip: Any = weights("skip")
+    y = (y + skip[:, None] * x).flatten(1) * F.silu(z)
     groups = y.unflatten(-1, (part.norm_groups, -1))
     y = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + part.norm_eps)).flatten(1) * weights("inner_norm.weight")
     return _linear(weights, "out", y)

@@ -82,7 +82,7 @@ class LightNet(nn.Module):
         held = state.tensors if state is not None else {}
         goes_on = state.length > 0 if state is not None else None
         weight, decay, log_sum = running_softmax(k_bti, layout.document, held.get("log_sum"), continues=goes_on)
-        q, k = self.positions(q, weight.view(q.shape), layout)
+        q, k = self.positions(q, weight.view(q.shape), layout, v.dtype)
         decay = decay.view(v.shape[:3] + (-1,)).repeat(1, 1, 1, self.positions.factor)
         y_bthv, last = gla(q, k, v, decay, layout.document, held.get("state"), continues=goes_on)
         if state is not None:
@@ -93,5 +93,5 @@ class LightNet(nn.Module):
     def _over_documents(self, q: Tensor, k_bti: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """y [b, t, h, v] of sums over whole documents."""
         weight = by_sequence(layout, lambda k: exact(k).softmax(1), k_bti, who="lightnet")
-        q, k = self.positions(q, weight.view(q.shape), layout)
-        return by_sequence(layout, linear_attention, *(part.to(v.dtype) for part in (q, k, v)), who="lightnet").view_as(v)
+        q, k = self.positions(q, weight.view(q.shape), layout, v.dtype)
+        return by_sequence(layout, linear_attention, q, k, v, who="lightnet").view_as(v)

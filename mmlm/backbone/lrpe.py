@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from mmlm.backbone.config import LrpeConfig, RopeConfig
 from mmlm.backbone.rope import Rope
 from mmlm.base.errors import RecipeError
+from mmlm.kernels.lrpe.fast import lrpe
 from mmlm.kernels.rope.fast import rope
 from mmlm.layout import Layout
 from mmlm.parameters import exact, name_axes
 
 
 class Lrpe(nn.Module):
-    """Angles for a layout's positions, and their use on queries and keys."""
+    """The learned frequencies, and their angles for a layout's positions."""
 
     def __init__(self, config: LrpeConfig, num_heads: int, head_size: int) -> None:
         super().__init__()
@@ -40,19 +41,14 @@ class Lrpe(nn.Module):
         steps = torch.arange(count, dtype=torch.float64, device="cpu") / count
         self.theta.copy_((self.config.base**-steps).view_as(self.theta))
 
-    def angles(self, layout: Layout) -> tuple[Tensor, Tensor]:
-        """cos, sin [b, t, h, k] of a layout's positions, b being one where all rows have the same. Raises RecipeError for missing axes."""
+    def angles(self, layout: Layout) -> Tensor:
+        """[b, t, h, k] of a layout's positions, b being one where all rows have the same. Raises RecipeError for missing axes."""
         axes = self.config.num_axes
         if layout.position.shape[-1] < axes:
             raise RecipeError(f"lrpe.num_axes is {axes}, but the data has {layout.position.shape[-1]} position axes.")
         position_btm = layout.memo(("lrpe", axes), lambda: _alike(layout.position[..., :axes]))
         angle = position_btm.to(exact(self.theta).dtype)[:, :, None, :, None] * exact(self.theta)[:, None]
-        angle_bthk = angle.flatten(-2)[..., : self.head_size]
-        return angle_bthk.cos(), angle_bthk.sin()
-
-    def forward(self, x_bthk: Tensor, cos_bthk: Tensor, sin_bthk: Tensor) -> Tensor:
-        """[b, t, h, k] -> [b, t, h, 2 k]."""
-        return torch.cat([x_bthk * cos_bthk, x_bthk * sin_bthk], dim=-1)
+        return angle.flatten(-2)[..., : self.head_size]
 
 
 class Positions(nn.Module):
@@ -64,16 +60,15 @@ class Positions(nn.Module):
         self.rope = Rope(rope, head_size) if rope else None
         self.factor = 2 if lrpe else 1
 
-    def forward(self, q_bthk: Tensor, k_bthk: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Queries and keys with their positions in them."""
+    def forward(self, q_bthk: Tensor, k_bthk: Tensor, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Queries and keys with their positions in them, in a dtype."""
         if self.lrpe is not None:
-            cos, sin = self.lrpe.angles(layout)
-            return self.lrpe(q_bthk, cos, sin), self.lrpe(k_bthk, cos, sin)
-        if self.rope is None:
-            return q_bthk, k_bthk
-        turned = self.rope
-        cos, sin = layout.memo(("rope", turned.key), lambda: turned.angles(layout.position))
-        return rope(q_bthk, k_bthk, cos, sin)
+            return lrpe(q_bthk, k_bthk, self.lrpe.angles(layout), dtype)
+        if self.rope is not None:
+            turned = self.rope
+            cos, sin = layout.memo(("rope", turned.key), lambda: turned.angles(layout.position))
+            q_bthk, k_bthk = rope(q_bthk, k_bthk, cos, sin)
+        return q_bthk.to(dtype), k_bthk.to(dtype)
 
 
 def _alike(position_btm: Tensor) -> Tensor:

@@ -75,9 +75,9 @@ class TransNormer(nn.Module):
             q, k = self._feature(q), self._feature(k)
         if gate:
             v = F.silu(v)
-        q, k = self.positions(q, k, layout)
+        q, k = self.positions(q, k, layout, v.dtype)
         work = self._linear if self.config.form == "linear" else self._blocks
-        y_bthv = work(q.to(v.dtype), k.to(v.dtype), v, layout, state, causal)
+        y_bthv = work(q, k, v, layout, state, causal)
         if state is not None:
             state.length = state.length + (layout.document > 0).sum(1)
         y = self._normed(y_bthv)

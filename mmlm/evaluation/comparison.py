@@ -47,7 +47,7 @@ def table(cells: Iterable[dict[str, Any]], variants: Sequence[str]) -> dict[str,
                 label = f"{column_label(cell['name'], f'{title}: {source}')}: {title} over {cell['over']}"
                 curves.setdefault(label, {}).setdefault(variant, points)
         own = cost.setdefault(cell["name"], {}).setdefault(variant, {"parameters": cell["parameters"], "runs": 0, "microseconds": 0.0})
-        if cell["tokens_a_step"]:
+        if cell.get("tokens_a_step"):
             own["microseconds"] += 1e6 * cell["seconds_a_step"] / cell["tokens_a_step"]
             own["runs"] += 1
     for rows in cost.values():

@@ -26,14 +26,16 @@ REQUIRED = {"hidden_act": "silu", "partial_rotary_factor": 0.5}
 
 def _to_ours(config: dict[str, Any]) -> ModelConfig:
     eps, attending, bias = config.get("rms_norm_eps", 1e-5), config.get("attn_layer_indices") or [], config.get("attention_bias", False)
-    if config["mamba_d_head"] == "auto":
+    if config.get("mamba_d_head") == "auto":
         config = {**config, "mamba_d_head": config["mamba_expand"] * config["hidden_size"] // config["mamba_n_heads"]}
-    mamba = parts.mamba2_to_ours(config, MAMBA, eps, config.get("time_step_limit") or (0.0, 1e30))
-    attention = parts.attention_to_ours(config, rope_to_ours(config, fraction=0.5), qkv_bias=bias, out_bias=bias)
     feed = SwigluConfig(hidden=config["intermediate_size"], bias=config.get("mlp_bias", False))
-    layers = [
-        LayerConfig(mixer=attention if index in attending else mamba, feed_forward=feed) for index in range(config["num_hidden_layers"])
-    ]
+
+    def mixer(index: int) -> AttentionConfig | Mamba2Config:
+        if index in attending:
+            return parts.attention_to_ours(config, rope_to_ours(config, fraction=0.5), qkv_bias=bias, out_bias=bias)
+        return parts.mamba2_to_ours(config, MAMBA, eps, config.get("time_step_limit") or (0.0, 1e30))
+
+    layers = [LayerConfig(mixer=mixer(index), feed_forward=feed) for index in range(config["num_hidden_layers"])]
     return parts.decoder(config, layers, eps, False)
 
 
@@ -41,13 +43,14 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any] | None:
     backbone, found = config.backbone, parts.mixers(config, Mamba2Config, AttentionConfig)
     mamba, attention = parts.first_of(found or [], Mamba2Config), parts.first_of(found or [], AttentionConfig)
     feed = backbone.layers[0].feed_forward
-    if found is None or mamba is None or attention is None or attention.rope is None or not isinstance(feed, SwigluConfig):
+    if found is None or not isinstance(feed, SwigluConfig) or (attention and attention.rope is None):
         return None
     keys = parts.decoder_keys(config) | parts.attention_keys(attention) | parts.mamba2_keys(mamba, MAMBA, backbone.width)
     keys |= {"intermediate_size": feed.hidden, "mlp_bias": feed.bias, "rms_norm_eps": backbone.norm_eps}
-    keys |= {"attention_bias": attention.qkv_bias, "rope_parameters": rope_to_theirs(attention.rope)}
+    if attention is not None:
+        keys |= {"attention_bias": attention.qkv_bias, "rope_parameters": rope_to_theirs(attention.rope)}
     keys["attn_layer_indices"] = [index for index, mixer in enumerate(found) if isinstance(mixer, AttentionConfig)]
-    return keys | {"time_step_limit": parts.step_limit_key(mamba)}
+    return keys | ({"time_step_limit": parts.step_limit_key(mamba)} if mamba else {})
 
 
 def _rules(config: ModelConfig) -> dict[str, Rule]:

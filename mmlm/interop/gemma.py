@@ -77,7 +77,7 @@ def _to_theirs(model_type: str) -> Callable[[ModelConfig], dict[str, Any] | None
         keys = parts.decoder_keys(config) | parts.attention_keys(first)
         keys |= {"intermediate_size": feed.hidden, "rms_norm_eps": config.backbone.norm_eps, "attention_bias": first.qkv_bias}
         keys |= {"attn_logit_softcapping": first.soft_cap, "final_logit_softcapping": head.soft_cap}
-        keys |= {"query_pre_attn_scalar": round(first.score_scale**-2), "hidden_activation": "gelu_pytorch_tanh"}
+        keys |= {"query_pre_attn_scalar": max(round(first.score_scale**-2), 1), "hidden_activation": "gelu_pytorch_tanh"}
         keys |= {"sliding_window": max(mixer.window or 0 for mixer in found) or 4096, "rope_parameters": ropes}
         if model_type == "gemma2":
             keys["rope_parameters"] = rope_to_theirs(first.rope)

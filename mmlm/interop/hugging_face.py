@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -44,6 +45,10 @@ def load_hugging_face(name: Path | str) -> MultimodalLM:
         ours = family.to_ours(config)
     except KeyError as error:
         raise CheckpointError(f"{where}: key {error} is missing.") from None
+    except ValidationError as error:
+        raise CheckpointError(f"{where}: {'; '.join(fault['msg'] for fault in error.errors())}.") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from None
     model = MultimodalLM(ours)
     tensors = _Tensors(folder)
     rules = family.rules(ours)
@@ -86,20 +91,18 @@ def _counterpart(config: ModelConfig) -> tuple[Family, ModelConfig, dict[str, An
     """The family that has an architecture, the config written out, and the family's own."""
     config, nearest = written_out(config), None
     for family in FAMILIES.values():
-        theirs = family.to_theirs(config)
-        if theirs is None:
-            continue
         try:
-            changed = differences(family.to_ours(theirs), config)
-        except (CheckpointError, ValueError):
-            continue
-        if not changed:
+            theirs = family.to_theirs(config)
+            changed = [] if theirs is None else differences(family.to_ours(theirs), config)
+        except CheckpointError as error:
+            theirs, changed = {}, [str(error)]
+        if theirs is not None and not changed:
             return family, config, theirs
-        if nearest is None or len(changed) < len(nearest[1]):
+        if changed and (nearest is None or len(changed) < len(nearest[1])):
             nearest = family.model_type, changed
     told = f"no family of transformers that is known here has this architecture; known: {', '.join(FAMILIES)}"
-    near = f". The nearest, {nearest[0]}, would have {', '.join(nearest[1][:3])}" if nearest else ""
-    raise CheckpointError(f"{told}{near}.")
+    near = "" if nearest is None else f" Nearest is {nearest[0]}, but {', '.join(nearest[1][:3])}."
+    raise CheckpointError(f"{told}.{near}")
 
 
 def local_folder(name: Path | str) -> Path:

@@ -25,15 +25,14 @@ REQUIRED = {"hidden_act": "silu", "mamba_inner_layernorms": True, "sliding_windo
 def _to_ours(config: dict[str, Any]) -> ModelConfig:
     eps = config.get("rms_norm_eps", 1e-6)
     dense, experts = SwigluConfig(hidden=config["intermediate_size"]), config.get("num_experts", 16)
-    mamba = parts.mamba1_to_ours(config, MAMBA, select_norm=True, norm_eps=eps)
-    attention = parts.attention_to_ours(config, rope=None)
 
     def layer(index: int) -> LayerConfig:
         attends = index % config["attn_layer_period"] == config["attn_layer_offset"]
+        mixer = parts.attention_to_ours(config, None) if attends else parts.mamba1_to_ours(config, MAMBA, select_norm=True, norm_eps=eps)
         routed = experts > 1 and index % config["expert_layer_period"] == config["expert_layer_offset"]
         top_k = config.get("num_experts_per_tok", 2)
         moe = MoeConfig(num_experts=experts, top_k=top_k, hidden=dense.hidden, renormalize=False) if routed else None
-        return LayerConfig(mixer=attention if attends else mamba, feed_forward=moe or dense)
+        return LayerConfig(mixer=mixer, feed_forward=moe or dense)
 
     return parts.decoder(config, [layer(index) for index in range(config["num_hidden_layers"])], eps, False)
 
@@ -42,7 +41,7 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any] | None:
     backbone, found = config.backbone, parts.mixers(config, Mamba1Config, AttentionConfig)
     feeds = [layer.feed_forward for layer in backbone.layers]
     mamba, attention = parts.first_of(found or [], Mamba1Config), parts.first_of(found or [], AttentionConfig)
-    if found is None or mamba is None or attention is None or not all(isinstance(feed, SwigluConfig | MoeConfig) for feed in feeds):
+    if found is None or not all(isinstance(feed, SwigluConfig | MoeConfig) for feed in feeds):
         return None
     moe, first = parts.first_of(feeds, MoeConfig), feeds[0]
     keys = parts.decoder_keys(config) | parts.attention_keys(attention) | parts.mamba1_keys(mamba, MAMBA)

@@ -14,7 +14,6 @@ from mmlm.backbone.config import (
     DeltaNetConfig,
     GegluConfig,
     GeluConfig,
-    LayerConfig,
     Mamba1Config,
     Mamba2Config,
     MoeConfig,
@@ -126,9 +125,7 @@ def written_out(config: ModelConfig) -> ModelConfig:
     """The same model with every layer in its pattern and every size that follows from others written down."""
     backbone = config.backbone
     layers = [
-        LayerConfig.model_construct(
-            mixer=_sized(layer.mixer, backbone.width), feed_forward=_sized(layer.feed_forward, backbone.width), parallel=layer.parallel
-        )
+        layer.model_copy(update={"mixer": _sized(layer.mixer, backbone.width), "feed_forward": _sized(layer.feed_forward, backbone.width)})
         for layer in backbone.layers
     ]
     return config.model_copy(update={"backbone": backbone.model_copy(update={"pattern": layers, "feed_forward": None})})
@@ -163,9 +160,13 @@ TRAINING_ONLY = frozenset(
 
 
 def differences(config: ModelConfig, other: ModelConfig) -> list[str]:
-    """Where two configs mean different models, whatever they say about training and the names of ids: key, value, other value."""
+    """What a config would change of another's model, whatever both say about training and the names of ids."""
     left, right = _flat(config), _flat(other)
-    return [f"{key} {left.get(key)} for {right.get(key)}" for key in sorted(left.keys() | right.keys()) if left.get(key) != right.get(key)]
+    return [
+        f"{key} would be {left.get(key)}, not {right.get(key)}"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+    ]
 
 
 def _flat(config: ModelConfig) -> dict[str, Any]:

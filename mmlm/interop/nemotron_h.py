@@ -30,18 +30,21 @@ REQUIRED |= {"num_nextn_predict_layers": 0}
 
 def _to_ours(config: dict[str, Any]) -> ModelConfig:
     eps, pattern = config.get("layer_norm_epsilon", 1e-5), config.get("layers_block_type") or config["hybrid_override_pattern"]
-    mamba = parts.mamba2_to_ours(config, MAMBA, eps, (config.get("time_step_min", 0.001), 1e30))
     sizes = {**config, "head_dim": config.get("head_dim") or config.get("attention_head_dim") or 128}
-    choices = {
-        "linear_attention": LayerConfig(mixer=mamba, feed_forward=None),
-        "full_attention": LayerConfig(mixer=parts.attention_to_ours(sizes, rope=None), feed_forward=None),
-        "mlp": LayerConfig(feed_forward=Relu2Config(hidden=config["intermediate_size"], bias=config.get("mlp_bias", False))),
-    }
-    kinds = [KINDS.get(kind, kind) for kind in pattern]
-    for index, kind in enumerate(kinds):
-        if kind not in choices:
-            raise CheckpointError(f"layers_block_type: layer {index} is {kind!r}; only {', '.join(choices)} are supported.")
-    return parts.decoder(config, [choices[kind] for kind in kinds], eps, False)
+
+    def layer(index: int) -> LayerConfig:
+        match kind := KINDS.get(pattern[index], pattern[index]):
+            case "linear_attention":
+                limit = (config.get("time_step_min", 0.001), 1e30)
+                return LayerConfig(mixer=parts.mamba2_to_ours(config, MAMBA, eps, limit), feed_forward=None)
+            case "full_attention":
+                return LayerConfig(mixer=parts.attention_to_ours(sizes, rope=None), feed_forward=None)
+            case "mlp":
+                return LayerConfig(feed_forward=Relu2Config(hidden=config["intermediate_size"], bias=config.get("mlp_bias", False)))
+        known = "linear_attention, full_attention, mlp"
+        raise CheckpointError(f"layers_block_type: layer {index} is {kind!r}; only {known} are supported.")
+
+    return parts.decoder(config, [layer(index) for index in range(len(pattern))], eps, False)
 
 
 def _to_theirs(config: ModelConfig) -> dict[str, Any] | None:
@@ -49,7 +52,7 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any] | None:
     found, feeds = [layer.mixer for layer in layers], [layer.feed_forward for layer in layers]
     mamba, attention = parts.first_of(found, Mamba2Config), parts.first_of(found, AttentionConfig)
     feed = parts.first_of(feeds, Relu2Config)
-    if mamba is None or attention is None or any((mixer is None) == (other is None) for mixer, other in zip(found, feeds, strict=True)):
+    if any((mixer is None) == (other is None) for mixer, other in zip(found, feeds, strict=True)):
         return None
     if not all(isinstance(part, Mamba2Config | AttentionConfig | Relu2Config | None) for part in (*found, *feeds)):
         return None
@@ -57,7 +60,7 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any] | None:
     keys = parts.decoder_keys(config) | parts.attention_keys(attention) | parts.mamba2_keys(mamba, MAMBA, config.backbone.width)
     keys |= {"intermediate_size": feed.hidden if feed else 1, "mlp_bias": feed.bias if feed else False}
     keys |= {"layers_block_type": [names[type(mixer)] for mixer in found], "layer_norm_epsilon": config.backbone.norm_eps}
-    return keys | {"time_step_min": mamba.step_limit[0]}
+    return keys | ({"time_step_min": mamba.step_limit[0]} if mamba else {})
 
 
 def _rules(config: ModelConfig) -> dict[str, Rule]:

@@ -81,8 +81,10 @@ def attention_to_ours(config: Mapping[str, Any], rope: RopeConfig | None, **more
     )
 
 
-def attention_keys(attention: AttentionConfig) -> dict[str, Any]:
-    """Sizes of attention as most families name them."""
+def attention_keys(attention: AttentionConfig | None) -> dict[str, Any]:
+    """Sizes of attention as most families name them; those of one head where no layer attends."""
+    if attention is None:
+        return {"num_attention_heads": 1, "num_key_value_heads": 1}
     kv, head = attention.num_kv_heads, attention.head_size
     return {"num_attention_heads": attention.num_heads, "num_key_value_heads": kv, "head_dim": head}
 
@@ -123,8 +125,10 @@ def mamba1_to_ours(config: Mapping[str, Any], names: Mapping[str, str], **more: 
     return Mamba1Config(**found, **more)
 
 
-def mamba1_keys(mamba: Mamba1Config, names: Mapping[str, str]) -> dict[str, Any]:
-    """The way back of `mamba1_to_ours`."""
+def mamba1_keys(mamba: Mamba1Config | None, names: Mapping[str, str]) -> dict[str, Any]:
+    """The way back of `mamba1_to_ours`; nothing where no layer is one."""
+    if mamba is None:
+        return {}
     values = {ours: getattr(mamba, ours) for ours in MAMBA1_DEFAULTS} | {"expand": _whole(mamba.expand)}
     return {names[ours]: value for ours, value in values.items()}
 
@@ -140,10 +144,14 @@ def mamba2_to_ours(config: Mapping[str, Any], names: Mapping[str, str], eps: flo
     return Mamba2Config(**found, expand=inner / width, norm_groups=found["num_groups"], norm_eps=eps, step_limit=[low, min(high, 1e30)])
 
 
-def mamba2_keys(mamba: Mamba2Config, names: Mapping[str, str], width: int) -> dict[str, Any]:
-    """The way back of `mamba2_to_ours`."""
+def mamba2_keys(mamba: Mamba2Config | None, names: Mapping[str, str], width: int) -> dict[str, Any]:
+    """The way back of `mamba2_to_ours`; one head where no layer is one."""
+    if mamba is None:
+        return {names["num_heads"]: 1}
     values: dict[str, Any] = {ours: getattr(mamba, ours) for ours in (*MAMBA2_DEFAULTS, "chunk_size")}
-    values |= {"num_heads": inner_width(mamba.expand, width) // mamba.head_size, "expand": _whole(mamba.expand)}
+    values["num_heads"] = inner_width(mamba.expand, width) // mamba.head_size
+    if "expand" in names:
+        values["expand"] = _whole(mamba.expand)
     return {theirs: values[ours] for ours, theirs in names.items()}
 
 
@@ -153,8 +161,11 @@ def step_limit_key(mamba: Mamba2Config) -> list[float]:
     return [low, math.inf if high >= 1e30 else high]
 
 
-def _whole(value: float) -> float:
-    return int(value) if value == int(value) else value
+def _whole(expand: float) -> int:
+    """An expand as transformers takes it. Raises CheckpointError for a fraction."""
+    if expand != int(expand):
+        raise CheckpointError(f"expand is {expand:g}, which must be a whole number there")
+    return int(expand)
 
 
 def mamba_rules(mamba: Mamba1Config | Mamba2Config, stem: str) -> Rules:

@@ -31,22 +31,26 @@ REQUIRED = {"hidden_act": "silu", "use_sliding_window": False}
 def _to_ours(config: dict[str, Any]) -> ModelConfig:
     eps, count, bias = config.get("rms_norm_eps", 1e-6), config["num_hidden_layers"], config.get("attention_bias", False)
     sizes, rope = {**config, "head_dim": config.get("head_dim", 256)}, rope_to_ours(config, fraction=0.25, fixed=False)
-    attention = parts.attention_to_ours(sizes, rope, qkv_bias=bias, out_bias=bias, gate=True, qk_norm=True, qk_norm_eps=eps)
-    delta = DeltaNetConfig(
-        num_heads=config["linear_num_value_heads"],
-        num_key_heads=config["linear_num_key_heads"],
-        key_size=config["linear_key_head_dim"],
-        value_size=config["linear_value_head_dim"],
-        conv_size=config.get("linear_conv_kernel_dim", 4),
-        gated=True,
-        norm_eps=eps,
-    )
+
+    def mixer(kind: str) -> AttentionConfig | DeltaNetConfig:
+        if kind == "full_attention":
+            return parts.attention_to_ours(sizes, rope, qkv_bias=bias, out_bias=bias, gate=True, qk_norm=True, qk_norm_eps=eps)
+        return DeltaNetConfig(
+            num_heads=config["linear_num_value_heads"],
+            num_key_heads=config["linear_num_key_heads"],
+            key_size=config["linear_key_head_dim"],
+            value_size=config["linear_value_head_dim"],
+            conv_size=config.get("linear_conv_kernel_dim", 4),
+            gated=True,
+            norm_eps=eps,
+        )
+
     every = config.get("full_attention_interval", 4)
     kinds = config.get("layer_types") or ["linear_attention" if (index + 1) % every else "full_attention" for index in range(count)]
     shared = {"num_shared": 1, "shared_hidden": config["shared_expert_intermediate_size"], "shared_gate": True}
     layers = [
         LayerConfig(
-            mixer=delta if kind == "linear_attention" else attention,
+            mixer=mixer(kind),
             feed_forward=qwen_experts(config, index, **shared) or SwigluConfig(hidden=config["intermediate_size"]),
         )
         for index, kind in enumerate(kinds)
@@ -57,17 +61,20 @@ def _to_ours(config: dict[str, Any]) -> ModelConfig:
 def _to_theirs(config: ModelConfig) -> dict[str, Any] | None:
     found, feeds = parts.mixers(config, DeltaNetConfig, AttentionConfig), [layer.feed_forward for layer in config.backbone.layers]
     delta, attention = parts.first_of(found or [], DeltaNetConfig), parts.first_of(found or [], AttentionConfig)
-    if found is None or delta is None or attention is None or attention.rope is None:
+    if found is None or (attention and attention.rope is None):
         return None
     if not all(isinstance(feed, SwigluConfig | MoeConfig) for feed in feeds):
         return None
     moe = parts.first_of(feeds, MoeConfig)
     keys = parts.decoder_keys(config) | parts.attention_keys(attention) | qwen_expert_keys(feeds)
-    keys |= {"rms_norm_eps": config.backbone.norm_eps, "attention_bias": attention.qkv_bias}
-    keys["rope_parameters"] = {"partial_rotary_factor": 1.0, **rope_to_theirs(attention.rope)}
-    keys |= {"linear_num_value_heads": delta.num_heads, "linear_num_key_heads": delta.num_key_heads}
-    keys |= {"linear_key_head_dim": delta.key_size, "linear_value_head_dim": delta.value_size}
-    keys |= {"linear_conv_kernel_dim": delta.conv_size, "shared_expert_intermediate_size": moe.shared_hidden if moe else 1}
+    keys |= {"rms_norm_eps": config.backbone.norm_eps, "shared_expert_intermediate_size": moe.shared_hidden if moe else 1}
+    if attention is not None:
+        keys |= {"attention_bias": attention.qkv_bias}
+        keys["rope_parameters"] = {"partial_rotary_factor": 1.0, **rope_to_theirs(attention.rope)}
+    if delta is not None:
+        keys |= {"linear_num_value_heads": delta.num_heads, "linear_num_key_heads": delta.num_key_heads}
+        keys |= {"linear_key_head_dim": delta.key_size, "linear_value_head_dim": delta.value_size}
+        keys |= {"linear_conv_kernel_dim": delta.conv_size}
     return keys | {"layer_types": ["linear_attention" if isinstance(mixer, DeltaNetConfig) else "full_attention" for mixer in found]}
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from mmlm.backbone.config import LightNetConfig, LrpeConfig, TpeConfig
 from mmlm.backbone.lrpe import Lrpe
 from mmlm.base.errors import RecipeError
+from mmlm.kernels.lrpe.fast import lrpe as spread
 from mmlm.layout import Layout
 
 WIDTH = 12
@@ -96,7 +97,8 @@ def test_products_of_queries_and_keys_know_offsets_on_each_axis_alone(axes):
     position = torch.randint(0, 20, (1, 9, 3), generator=seeded(2))
 
     def scores(q_position, k_position):
-        turned = (lrpe(x, *lrpe.angles(Layout(torch.ones(1, 9), p, ("a", "b", "c")))) for x, p in ((q, q_position), (k, k_position)))
+        q_angle, k_angle = (lrpe.angles(Layout(torch.ones(1, 9), p, ("a", "b", "c"))) for p in (q_position, k_position))
+        turned = spread(q, q, q_angle, q.dtype)[0], spread(k, k, k_angle, k.dtype)[0]
         return torch.einsum("bihk,bjhk->bhij", *turned)
 
     first = scores(position, position)

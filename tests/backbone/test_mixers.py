@@ -343,3 +343,10 @@ def test_a_prefix_read_in_both_directions_and_its_continuation_through_a_cache_a
     first = Layout(torch.ones(2, 4).int(), torch.arange(4).expand(2, 4)[..., None], mutual=mutual[:, :4])
     parts = [mixer(x[:, :4], first, state)[0], run(mixer, x[:, 4:], [2, 3], state, start=4)[0]]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-10)
+
+
+def test_an_expand_that_was_written_as_a_ratio_is_not_cut_short():
+    assert 30 / 44 * 44 < 30
+    assert MIXERS.parse({"type": "mamba2", "expand": 30 / 44, "head_size": 6}).build(44).inner == 30
+    assert MIXERS.parse({"type": "mamba1", "expand": 30 / 44}).build(44).inner == 30
+    assert MIXERS.parse({"type": "mamba1", "expand": 1.5}).build(5).inner == 7

@@ -65,8 +65,8 @@ def test_a_training_step_beside_mamba_2(layers):
 
 def test_cost_per_token_does_not_grow_with_the_length(layers):
     lengths = (1024, 4096, 16384)
-    for name in GOAL:
+    for name in ("mamba2", *GOAL):
         times = compare({length: step(layers[name], length) for length in lengths}, rounds=3, seconds=2.0)
         token = {length: times[length] / length * 1e3 for length in lengths}
         print(f"\n{name}, both ways, per token: " + "   ".join(f"{length}: {us:.1f} us" for length, us in token.items()))
-        assert token[16384] <= 1.15 * MARGIN * token[1024]
+        assert token[16384] <= 1.15 * MARGIN * token[1024], name

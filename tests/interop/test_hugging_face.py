@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mmlm.base.errors import CheckpointError
-from mmlm.interop.hugging_face import load_hugging_face, save_hugging_face
+from mmlm.interop.hugging_face import FAMILIES, load_hugging_face, save_hugging_face
 from mmlm.interop.load import convert, load
-from mmlm.interop.name_map import Rule
+from mmlm.interop.name_map import Rule, check_keys, differences
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
 from mmlm.recipe import Recipe
@@ -70,11 +70,16 @@ MODELS = {
 }  # fmt: skip
 
 
-def theirs(name):
+def config_of(name):
     family, sizes = MODELS[name]
+    return getattr(transformers, f"{family}{'Text' if family == 'Gemma3' else ''}Config")(**sizes)
+
+
+def theirs(name):
+    family = MODELS[name][0]
     torch.manual_seed(0)
     kind = getattr(transformers, f"{family}LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM")
-    model = kind(getattr(transformers, f"{family}{'Text' if family == 'Gemma3' else ''}Config")(**sizes)).eval()
+    model = kind(config_of(name)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.15 * torch.randn_like(parameter)
@@ -178,6 +183,7 @@ MAMBA2 = {"type": "mamba2", "state_size": 4, "head_size": 8}
 OWN = {
     "nemotron_h": {"pattern": [{"mixer": MAMBA2, "feed_forward": None}, {"feed_forward": {"type": "relu2"}},
                                {"mixer": PLAIN, "feed_forward": None}, {"mixer": MAMBA2, "feed_forward": None}]},
+    "bamba": {"pattern": [MAMBA2], "feed_forward": "swiglu"},
     "jamba": {"pattern": [{"type": "mamba1", "select_norm": True, "state_size": 4}, {"mixer": PLAIN}], "feed_forward": "swiglu"},
     "qwen3_next": {"pattern": [{"type": "deltanet", "gated": True, "key_size": 8, "num_heads": 2},
                                {"type": "attention", "num_heads": 2, "gate": True, "qk_norm": True, "qk_norm_eps": 1e-5}]},
@@ -193,23 +199,24 @@ def test_a_hybrid_with_default_sizes_is_read_by_transformers(kind, tmp_path):
     assert save_hugging_face(model, tmp_path) == kind
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     ids = torch.randint(0, 97, (2, 21), generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(again(ids).logits, model.logits(ids), rtol=0, atol=2e-5)
+    torch.testing.assert_close(again(ids, use_cache=False).logits, model.logits(ids), rtol=0, atol=2e-5)
 
 
 ROPE = {"type": "attention", "num_heads": 4}
 NEAR = {
-    "a cap": ([{**ROPE, "soft_cap": 5.0}], {}, r"nearest, llama, would have .*soft_cap None for 5\.0"),
-    "a gate": ([{**ROPE, "gate": True}], {}, r"nearest, llama, would have .*gate False for True"),
-    "sinks": ([{**ROPE, "window": 4, "sinks": 1}], {}, r"sinks 0 for 1"),
-    "scaled embeddings": ([ROPE], {"embedding_scale": 2.0}, r"embedding_scale 1\.0 for 2\.0"),
-    "norms around": ([ROPE], {"norm_place": "around"}, r"norm_place before for around"),
-    "a layer that differs": ([ROPE, ROPE, ROPE, {**ROPE, "num_kv_heads": 1}], {}, r"3\.mixer\.num_kv_heads 4 for 1"),
-    "two shared experts": ([ROPE], {"feed_forward": {"type": "moe", "num_shared": 2}}, r"num_shared 0 for 2"),
+    "a cap": ([{**ROPE, "soft_cap": 5.0}], {}, r"Nearest is llama, but .*soft_cap would be None, not 5\.0"),
+    "a gate": ([{**ROPE, "gate": True}], {}, r"Nearest is llama, but .*gate would be False, not True"),
+    "sinks": ([{**ROPE, "window": 4, "sinks": 1}], {}, r"sinks would be 0, not 1"),
+    "scaled embeddings": ([ROPE], {"embedding_scale": 2.0}, r"embedding_scale would be 1\.0, not 2\.0"),
+    "norms around": ([ROPE], {"norm_place": "around"}, r"norm_place would be before, not around"),
+    "a layer that differs": ([ROPE, ROPE, ROPE, {**ROPE, "num_kv_heads": 1}], {}, r"3\.mixer\.num_kv_heads would be 4, not 1"),
+    "two shared experts": ([ROPE], {"feed_forward": {"type": "moe", "num_shared": 2}}, r"num_shared would be 0, not 2"),
     "attention without a rhythm": (
         [{"type": "mamba1", "select_norm": True}, {"mixer": PLAIN}, {"mixer": PLAIN}, {"mixer": PLAIN}],
-        {}, r"nearest, jamba, would have .*pattern\.1\.mixer",
+        {}, r"Nearest is jamba, but .*pattern\.1\.mixer",
     ),
-    "another eps within": ([{**MAMBA2, "norm_eps": 0.1}], {"feed_forward": None}, r"nearest, mamba2, would have .*norm_eps 1e-05 for 0\.1"),
+    "half a width": ([{"type": "mamba1", "expand": 1.5}], {"feed_forward": None}, r"Nearest is mamba, but expand is 1\.5, which must be"),
+    "another eps within": ([{**MAMBA2, "norm_eps": 0.1}], {"feed_forward": None}, r"is mamba2, but .*norm_eps would be 1e-05, not 0\.1"),
 }  # fmt: skip
 
 
@@ -237,11 +244,30 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_keys_that_change_a_hybrid_are_refused_by_name(name, tmp_path):
     changes, told = REFUSED[name]
-    family, sizes = MODELS[name]
-    config = getattr(transformers, f"{family}{'Text' if family == 'Gemma3' else ''}Config")(**sizes).to_dict()
-    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    (tmp_path / "config.json").write_text(json.dumps({**config_of(name).to_dict(), **changes}))
     with pytest.raises(CheckpointError, match=told):
         load_hugging_face(tmp_path)
+
+
+OLDER = {
+    "qwen2-window": (["layer_types"], {}),
+    "gemma2": (["layer_types"], {}),
+    "gemma3": (["layer_types", "rope_parameters"], {"sliding_window_pattern": 2, "rope_theta": 90.0, "rope_local_base_freq": 50.0,
+                                                    "rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    "nemotron_h": (["layers_block_type"], {"hybrid_override_pattern": "M-*M", "num_hidden_layers": 4}),
+    "qwen3_next": (["layer_types", "rope_parameters"], {"full_attention_interval": 2, "rope_theta": 1e4, "partial_rotary_factor": 0.25}),
+    "bamba": (["rope_parameters"], {"rope_theta": 1e4, "mamba_d_head": "auto"}),
+    "llama3-tied": (["rope_parameters"], {"rope_theta": 1e4, "rope_scaling": LLAMA3}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_configs_of_earlier_releases_mean_the_same(name):
+    gone, added = OLDER[name]
+    now = json.loads(json.dumps(config_of(name).to_dict()))
+    older, family = {key: value for key, value in now.items() if key not in gone} | added, FAMILIES[now["model_type"]]
+    check_keys(older, family, "config.json")
+    assert gone and not differences(family.to_ours(older), family.to_ours(now))
 
 
 def test_one_foreign_tensor_can_hold_rows_of_two_of_ours():

@@ -23,6 +23,7 @@ from mmlm.kernels.delta_rule.reference import DeltaRule
 from mmlm.kernels.delta_rule.triton import delta_rule_triton
 from mmlm.kernels.gla.reference import Gla
 from mmlm.kernels.gla.triton import gla_triton
+from mmlm.kernels.lrpe.fast import lrpe_triton
 from mmlm.kernels.rms_norm.triton import rms_norm_triton
 from mmlm.kernels.rope.triton import turn_triton
 from mmlm.kernels.running_softmax.reference import RunningSoftmax
@@ -99,6 +100,7 @@ back(running_softmax_triton(RunningSoftmax(x[0], document, zeros(2, 96, dtype=to
 back(rms_norm_triton(zeros(200, 768), zeros(768), 1e-6, zeros(200, 768, dtype=torch.float32), BF16))
 back([swiglu_triton(zeros(200, 512))])
 back([turn_triton(zeros(2, 100, 4, 64), torch.zeros(1, 100, 24), torch.zeros(1, 100, 24))])
+back(lrpe_triton(zeros(2, 100, 4, 64), zeros(2, 100, 4, 64), zeros(1, 100, 4, 64, dtype=torch.float32), BF16))
 terms = logit_terms(TritonPasses(), zeros(30, 64), zeros(500, 64), torch.zeros(30, dtype=torch.long), None, range(500), 5.0, BF16)
 back(terms[:4])
 print(*sorted(set(compiled)), sep="\n")

@@ -19,5 +19,6 @@ def counted(request: pytest.FixtureRequest) -> None:
         stem = request.node.path.stem.removeprefix("test_")
         name = OPERATIONS.get(stem, stem)
         if stem == "elementwise":  # of several operations: a parameter or the test's name tells which
-            name = str(given.get("name", re.sub("test_(rms_norm|swiglu|rope)_.*", r"\1", request.node.originalname))).removeprefix("add_")
+            told = re.sub("test_(rms_norm|swiglu|rope|lrpe)_.*", r"\1", request.node.originalname)
+            name = str(given.get("name", told)).removeprefix("add_")
         request.node.user_properties.append(("kernel", f"{name} {backend}"))

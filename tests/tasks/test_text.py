@@ -158,3 +158,13 @@ def test_a_task_without_its_tokenizer_or_with_no_data_is_told():
         Recipe.read(head)
     with pytest.raises(RecipeError, match="tokenizers: unknown tokenizer 'text'"):
         build_task(Recipe.read({**head, "data": {"train": ["python_docs"]}}))
+
+
+def test_the_recipe_of_the_small_corpus_runs_with_another_mixer_by_one_override(tmp_path):
+    small = ["train.steps=1", "train.validate_every=0", "train.sample_every=0", "data.validate=[]", "data.test_samples=1"]
+    small += ["train.batch_size=1", "tokenizers.text.vocabulary_size=300", "backbone.width=32", "task.context=64"]
+    small += [f"output={tmp_path / 'run'}"]
+    recipe = Recipe.read("probes/text", [*small, "backbone.pattern=M-"])
+    assert [layer.mixer and layer.mixer.type for layer in recipe.backbone.layers] == ["mamba2", None]
+    train(recipe)
+    assert evaluate(tmp_path / "run")["metrics"].keys() == {"perplexity", "bits_per_byte", "bits_within", "bits_beyond"}
