@@ -55,7 +55,7 @@ def accuracy_on_digits(pattern, epochs=20, seed=0):
 
 
 def test_one_scan_in_no_order_reads_digits():
-    """0.890 when this was written, 0.914 with four times the steps, where the training loss is 0.03: more needs more pictures."""
+    """0.890 when this was written, 0.914 with four times the steps, by which the training loss is 0.03: there are too few pictures."""
     lightnet = {"type": "lightnet", "num_heads": 2, "lrpe": {"num_axes": 2}}
     tpe = {"mixer": {"type": "tpe", "num_heads": 2, "over": ["row", "column"]}, "feed_forward": None}
     found = accuracy_on_digits([tpe, lightnet, lightnet])
