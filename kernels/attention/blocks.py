@@ -1,4 +1,4 @@
-"""Attention in blocks of queries: matrix products by torch, softmax and its gradient by elementwise passes in between.
+"""Attention in blocks of queries in PyTorch: matrix products, softmax and its gradient by elementwise passes in between.
 
 Keys that no query of a block can see (the future, beyond the window) are left out of the products. Of the forward pass only the log of each
 softmax's denominator is kept; the backward pass computes the scores again (FlashAttention-2, arXiv:2307.08691).
@@ -9,7 +9,7 @@ Axes: b rows   h query heads   g key and value heads   t queries   l keys   k ch
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,36 +51,20 @@ class Rule(NamedTuple):
     softcap: float | None
 
 
-class Passes(Protocol):
-    """The elementwise work on a block of scores [n, heads, queries, keys]. fused: let torch's fused form go forwards where it can."""
-
-    fused: bool
-
-    def softmax(self, scores: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> Tensor:
-        """Probabilities in the dtype of the raw scores; their log denominators go to log_sum [n, heads, queries]."""
-
-    def slopes(self, scores: Tensor, slopes: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities again, and the gradient of the raw scores from that of the probabilities; both inputs may be overwritten."""
+def softmax(scores: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> Tensor:
+    """Probabilities in the dtype of the raw scores [n, heads, queries, keys]; their log denominators go to log_sum [n, heads, queries]."""
+    z, _ = _scaled(scores, part, rule)
+    log_sum.copy_(z.logsumexp(-1))
+    return z.sub_(log_sum[..., None].clamp_min(-1e30)).exp_().to(scores.dtype)
 
 
-class TorchPasses:
-    """The elementwise work in PyTorch."""
-
-    fused = True
-
-    def softmax(self, scores: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> Tensor:
-        """Probabilities and log denominators."""
-        z, _ = _scaled(scores, part, rule)
-        log_sum.copy_(z.logsumexp(-1))
-        return z.sub_(log_sum[..., None].clamp_min(-1e30)).exp_().to(scores.dtype)
-
-    def slopes(self, scores: Tensor, slopes: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities and the gradient of the raw scores."""
-        z, cap_slope = _scaled(scores, part, rule)
-        p = z.sub_(log_sum[..., None].clamp_min(-1e30)).exp_()
-        d = slopes.to(p.dtype)
-        d = d.sub((d * p).sum(-1, keepdim=True)).mul_(p).mul_(rule.scale)
-        return p.to(scores.dtype), (d if cap_slope is None else d * cap_slope).to(scores.dtype)
+def differentiate(scores: Tensor, slopes: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities again, and the gradient of the raw scores from that of the probabilities."""
+    z, cap_slope = _scaled(scores, part, rule)
+    p = z.sub_(log_sum[..., None].clamp_min(-1e30)).exp_()
+    d = slopes.to(p.dtype)
+    d = d.sub((d * p).sum(-1, keepdim=True)).mul_(p).mul_(rule.scale)
+    return p.to(scores.dtype), (d if cap_slope is None else d * cap_slope).to(scores.dtype)
 
 
 def _scaled(scores: Tensor, part: Part, rule: Rule) -> tuple[Tensor, Tensor | None]:
@@ -96,28 +80,28 @@ def _scaled(scores: Tensor, part: Part, rule: Rule) -> tuple[Tensor, Tensor | No
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q_bhtk: Tensor, k_bglk: Tensor, v_bglk: Tensor, mask: Tensor | None, rule: Rule, passes: Passes) -> Tensor:
+    def forward(ctx: Any, q_bhtk: Tensor, k_bglk: Tensor, v_bglk: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
         b, h, t, _ = q_bhtk.shape
         groups, length, channels = v_bglk.shape[1:]
         q = q_bhtk.reshape(b * groups, h // groups, t, -1)
         k, v = k_bglk.reshape(b * groups, length, -1), v_bglk.reshape(b * groups, length, -1)
-        if passes.fused and groups == h and t == length and mask is None and rule[1::2] == (None, None):
+        if groups == h and t == length and mask is None and rule[1::2] == (None, None):
             # torch's fused form is quicker forwards; backwards, above all in bfloat16, the blocks are
             found, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 q_bhtk, k_bglk, v_bglk, 0.0, rule.causal, scale=rule.scale
             )
             ctx.save_for_backward(q, k, v, mask, sums.reshape(q.shape[:3]).contiguous())
-            ctx.rule, ctx.passes, ctx.shapes = rule, passes, (q_bhtk.shape, k_bglk.shape, v_bglk.shape)
+            ctx.rule, ctx.shapes = rule, (q_bhtk.shape, k_bglk.shape, v_bglk.shape)
             return found
         y = q.new_empty(*q.shape[:3], channels)
         log_sum = torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
         for part in _parts(q, length, groups, mask, rule):
             scores = _product(_rows(q, part), k[part.heads, part.keys].mT, q.shape[1])
             kept = log_sum[part.heads, :, part.queries]
-            p = passes.softmax(scores, part, rule, kept)
+            p = softmax(scores, part, rule, kept)
             y[part.heads, :, part.queries] = _product(p.flatten(1, 2), v[part.heads, part.keys], q.shape[1])
         ctx.save_for_backward(q, k, v, mask, log_sum)
-        ctx.rule, ctx.passes, ctx.shapes = rule, passes, (q_bhtk.shape, k_bglk.shape, v_bglk.shape)
+        ctx.rule, ctx.shapes = rule, (q_bhtk.shape, k_bglk.shape, v_bglk.shape)
         return y.view(b, h, t, channels)
 
     @staticmethod
@@ -134,12 +118,12 @@ class _Attention(torch.autograd.Function):
             q_rows, dy_rows = _rows(q, part), _rows(dy, part)
             k_part, v_part = k[part.heads, part.keys], v[part.heads, part.keys]
             scores, slopes = _product(q_rows, k_part.mT, shared), _product(dy_rows, v_part.mT, shared)
-            p, d = ctx.passes.slopes(scores, slopes, part, ctx.rule, log_sum[part.heads, :, part.queries])
+            p, d = differentiate(scores, slopes, part, ctx.rule, log_sum[part.heads, :, part.queries])
             p, d = p.flatten(1, 2), d.flatten(1, 2)
             dv[part.heads, part.keys] += torch.bmm(p.mT, dy_rows)
             dk[part.heads, part.keys] += torch.bmm(d.mT, q_rows)
             dq[part.heads, :, part.queries] = _product(d, k_part, shared)
-        return dq.view(q_shape), dk.to(k.dtype).view(k_shape), dv.to(v.dtype).view(v_shape), None, None, None
+        return dq.view(q_shape), dk.to(k.dtype).view(k_shape), dv.to(v.dtype).view(v_shape), None, None
 
 
 def _parts(q: Tensor, length: int, groups: int, mask: Tensor | None, rule: Rule) -> Iterator[Part]:
@@ -179,7 +163,6 @@ def _product(a: Tensor, b: Tensor, shared: int) -> Tensor:
 
 
 def attention_in_blocks(
-    passes: Passes,
     q_bhtk: Tensor,
     k_bglk: Tensor,
     v_bglk: Tensor,
@@ -189,5 +172,5 @@ def attention_in_blocks(
     scale: float,
     softcap: float | None,
 ) -> Tensor:
-    """Attention in blocks with the given elementwise passes."""
-    return _Attention.apply(q_bhtk, k_bglk, v_bglk, mask, Rule(causal, window, scale, softcap), passes)
+    """Attention in blocks of matrix products."""
+    return _Attention.apply(q_bhtk, k_bglk, v_bglk, mask, Rule(causal, window, scale, softcap))

@@ -1,8 +1,8 @@
-"""Which form of softmax attention serves: torch's fused one, or blocks of matrix products where these measured faster.
+"""Which form of softmax attention serves: blocks in C++ on a CPU (fast.cpp), else torch's fused form or blocks of its matrix products.
 
-Forwards torch's fused form is the quickest on a CPU; its backward pass in bfloat16 is not (tests/bench/test_kernels.py), so `auto` takes
-the blocks for training in bfloat16 and for soft caps, which the fused form does not know. Where scores are few, each product of the blocks
-costs more than its arithmetic, and the fused form in float32 is the quickest of all.
+torch's backward pass in bfloat16 is slow on a CPU (tests/bench/test_kernels.py) and its fused form knows no soft caps: without the compiled
+form, blocks serve these. Where scores are few, each product of such blocks costs more than its arithmetic, and the fused form in float32 is
+the quickest.
 
 Axes: b rows   h query heads   g key and value heads   t queries   l keys   k channels
 """
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
-from mmlm.kernels.attention.blocks import Part, Rule, TorchPasses, attention_in_blocks
+from mmlm.kernels.attention.blocks import Rule, attention_in_blocks
 from mmlm.kernels.attention.reference import attention_reference, distance_bias, visible_pairs
-from mmlm.kernels.dispatch import asked, pointers, register, run
+from mmlm.kernels.dispatch import pointers, register, run
 from mmlm.kernels.native import address, letters
 
 FEW_SCORES = 1 << 17  # below, one fused call in float32 costs less than several products in bfloat16
@@ -57,10 +57,6 @@ def attention(
         mask = mask.reshape((1,) * (4 - mask.dim()) + mask.shape)
     if scale is None:
         scale = 1 / math.sqrt(q_bhtk.shape[-1])
-    if backend == "auto":
-        backend = asked("attention")
-    if backend == "auto" and (slopes_h is not None or (softcap is None and not _pays(q_bhtk, k_bglk, v_bglk))):
-        backend = "torch"
     arguments = (q_bhtk, k_bglk, v_bglk, mask, causal, window, scale, softcap, slopes_h)
     return run("attention", backend, (q_bhtk, k_bglk, v_bglk, mask, slopes_h), *arguments)
 
@@ -82,7 +78,7 @@ def attention_torch(
         return attention_reference(q_bhtk, k_bglk, v_bglk, mask, causal, window, scale, softcap, slopes_h)
     trains, few = _trains_in_bfloat16(q_bhtk, k_bglk, v_bglk), _are_few(q_bhtk, k_bglk)
     if softcap is not None or (t <= 256 and trains and not few and slopes_h is None):
-        return attention_in_blocks(TorchPasses(), q_bhtk, k_bglk, v_bglk, mask, causal, window, scale, softcap)
+        return attention_in_blocks(q_bhtk, k_bglk, v_bglk, mask, causal, window, scale, softcap)
     simple = mask is None and window is None and slopes_h is None and (not causal or t == length)
     if not simple:
         pairs = visible_pairs(t, length, causal, window, q_bhtk.device)
@@ -100,11 +96,6 @@ def attention_torch(
     return y if seen is None else torch.where(seen.any(-1, keepdim=True), y, 0)
 
 
-def _pays(*qkv: Tensor) -> bool:
-    """Whether blocks were measured faster than torch's fused form."""
-    return _trains_in_bfloat16(*qkv) and not _are_few(*qkv[:2])
-
-
 def _trains_in_bfloat16(*qkv: Tensor) -> bool:
     """Whether a gradient is asked for, in bfloat16 on the CPU."""
     training = torch.is_grad_enabled() and any(x.requires_grad for x in qkv)
@@ -115,70 +106,97 @@ def _are_few(q_bhtk: Tensor, k_bglk: Tensor) -> bool:
     return q_bhtk.shape[:3].numel() * k_bglk.shape[2] < FEW_SCORES
 
 
-class _Block(ctypes.Structure):
+class _Heads(ctypes.Structure):
+    _fields_ = [("data", native.ADDRESS), *((name, native.SIZE) for name in ("row", "token", "head"))]
+
+
+class _Problem(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("n", "heads", "queries", "keys", "first_query", "first_key", "causal", "window")),
-        *((name, ctypes.c_int64) for name in ("mask_n", "mask_head", "mask_query")),
-        ("scale", ctypes.c_float),
-        ("cap", ctypes.c_float),
+        *((name, _Heads) for name in ("q", "k", "v", "y", "dy", "dq", "dk", "dv")),
+        *((name, native.ADDRESS) for name in ("sequences", "order", "mask", "slopes", "log_sum")),
+        *((name, native.SIZE) for name in ("count", "heads", "groups", "channels", "values", "queries", "keys")),
+        *((name, native.SIZE) for name in ("mask_row", "mask_head", "mask_key", "causal", "window", "sinks")),
+        ("scale", native.REAL),
+        ("cap", native.REAL),
     ]
 
 
-_KEPT = [native.ADDRESS, native.SIZE, native.SIZE, native.ADDRESS, ctypes.c_int]
-_SOFTMAX, _DIFFERENTIATE = [native.ADDRESS, native.ADDRESS, *_KEPT], [native.ADDRESS, native.ADDRESS, native.ADDRESS, *_KEPT]
-_library = native.Library(
-    Path(__file__).parent / "fast.cpp",
-    {"softmax_f": _SOFTMAX, "softmax_b": _SOFTMAX, "differentiate_f": _DIFFERENTIATE, "differentiate_b": _DIFFERENTIATE},
-)
+_RUN = [native.ADDRESS, ctypes.c_int]
+_library = native.Library(Path(__file__).parent / "fast.cpp", {f"{way}_{letter}": _RUN for way in ("forward", "backward") for letter in "fb"})
 
 
-class NativePasses:
-    """The elementwise work in C++, over the memory of its inputs."""
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q_bhtk: Tensor, k_bglk: Tensor, v_bglk: Tensor, mask: Tensor | None, slopes_h: Tensor | None, rule: Rule
+    ) -> Tensor:
+        q, k, v = (_dense(x) for x in (q_bhtk, k_bglk, v_bglk))
+        y = _like(q, v.shape[-1])
+        log_sum = torch.empty(q.shape[:3], dtype=torch.float32)
+        if mask is not None:  # in memory with the queries side by side
+            mask = mask.expand(*mask.shape[:2], q.shape[2], k.shape[2]).mT.contiguous()
+        _call("forward", rule, mask, slopes_h, log_sum, q=q, k=k, v=v, y=y)
+        ctx.save_for_backward(q, k, v, y, log_sum, mask, slopes_h)
+        ctx.rule = rule
+        return y
 
-    fused = True
-
-    def softmax(self, scores: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> Tensor:
-        """Probabilities and log denominators."""
-        block, mask = _block(scores, part, rule)
-        getattr(_library(), f"softmax_{letters(scores)}")(
-            *(address(scores), address(mask), address(log_sum), log_sum.stride(0), log_sum.stride(1)),
-            *(ctypes.addressof(block), native.threads(scores.numel() * 1e-9)),
-        )
-        return scores
-
-    def slopes(self, scores: Tensor, slopes: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities and the gradient of the raw scores."""
-        block, mask = _block(scores, part, rule)
-        getattr(_library(), f"differentiate_{letters(scores)}")(
-            *(address(scores), address(slopes), address(mask), address(log_sum), log_sum.stride(0), log_sum.stride(1)),
-            *(ctypes.addressof(block), native.threads(scores.numel() * 1e-9)),
-        )
-        return scores, slopes
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy_bhtk: Tensor) -> tuple[Any, ...]:
+        q, k, v, y, log_sum, mask, slopes_h = ctx.saved_tensors
+        dq, dk, dv = (_like(x, x.shape[-1]) for x in (q, k, v))
+        _call("backward", ctx.rule, mask, slopes_h, log_sum, q=q, k=k, v=v, y=y, dy=_dense(dy_bhtk), dq=dq, dk=dk, dv=dv)
+        return dq, dk, dv, None, None, None
 
 
-def _block(scores: Tensor, part: Part, rule: Rule) -> tuple[_Block, Tensor | None]:
-    mask = None if part.mask is None else part.mask.expand(scores.shape)
-    if mask is not None and mask.stride(3) != 1:
-        mask = mask.contiguous()
-    strides = (0, 0, 0) if mask is None else mask.stride()[:3]
-    first_query = part.queries.start + part.offset
-    where = (first_query, part.keys.start, int(rule.causal), rule.window or 0)
-    return _Block(*scores.shape, *where, *strides, rule.scale, rule.softcap or 0.0), mask
+def _dense(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _like(x_bhtk: Tensor, channels: int) -> Tensor:
+    """Memory [b, h, t, channels] that lies as [b, t, h, channels]: the projections beside attention take it without a copy."""
+    b, h, t, _ = x_bhtk.shape
+    return x_bhtk.new_empty(b, t, h, channels).transpose(1, 2)
+
+
+def _call(way: str, rule: Rule, mask: Tensor | None, slopes_h: Tensor | None, log_sum: Tensor, **operands: Tensor) -> None:
+    q, k, v = operands["q"], operands["k"], operands["v"]
+    (b, h, t, channels), (_, groups, length, values) = q.shape, v.shape
+    problem = _Problem(
+        **{name: _Heads(address(x), x.stride(0), x.stride(2), x.stride(1)) for name, x in operands.items()},
+        **{"mask": address(mask), "slopes": address(slopes_h), "log_sum": address(log_sum)},
+        **{"count": b, "heads": h, "groups": groups, "channels": channels, "values": values, "queries": t, "keys": length},
+        **{"causal": rule.causal, "window": rule.window or 0, "scale": rule.scale, "cap": rule.softcap or 0.0},
+    )
+    if mask is not None:
+        problem.mask_row, problem.mask_head = (mask.stride(i) if mask.shape[i] > 1 else 0 for i in (0, 1))
+        problem.mask_key = mask.stride(2)
+    seconds = b * h * t * length * (channels + values) * (1e-11 if q.element_size() == 2 else 4e-11)
+    getattr(_library(), f"{way}_{letters(q)}")(ctypes.addressof(problem), native.threads(seconds))
 
 
 def _serves(*tensors: Tensor | None) -> str | None:
     if len({x.dtype for x in tensors[:3] if x is not None}) > 1:
         return "queries, keys and values differ in dtype"
-    if tensors[4:] and tensors[4] is not None:
-        return "it knows no biases by distance"
-    return pointers(*tensors) or _library.missing()
+    return pointers(*tensors[:4]) or _library.missing()
 
 
-def _attention_native(*arguments: Any) -> Tensor:
-    *others, _ = arguments
-    return attention_in_blocks(NativePasses(), *others)
+def attention_native(
+    q_bhtk: Tensor,
+    k_bglk: Tensor,
+    v_bglk: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+    slopes_h: Tensor | None = None,
+) -> Tensor:
+    """Blocks in C++: AMX tiles for bfloat16 where there are any, vectors of floats elsewhere. The result lies as [b, t, h, k]."""
+    slopes = None if slopes_h is None else slopes_h.detach().float().contiguous()
+    return _Attention.apply(q_bhtk, k_bglk, v_bglk, mask, slopes, Rule(causal, window, scale, softcap))
 
 
 register("attention", "reference", attention_reference)
 register("attention", "torch", attention_torch)
-register("attention", "native", _attention_native, _serves)
+register("attention", "native", attention_native, _serves)
