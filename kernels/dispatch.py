@@ -30,6 +30,7 @@ OPS = {
     "causal_conv1d": "mmlm.kernels.conv1d.fast",
     "decode": "mmlm.kernels.decode.fast",
     "delta_rule": "mmlm.kernels.delta_rule.fast",
+    "packed_attention": "mmlm.kernels.attention.fast",
     "linear_cross_entropy": "mmlm.kernels.cross_entropy.fast",
     "long_conv": "mmlm.kernels.long_conv.fast",
     "rms_norm": "mmlm.kernels.rms_norm.fast",

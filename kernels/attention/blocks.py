@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmlm.kernels.attention.reference import visible_pairs
+from mmlm.kernels.attention.reference import Rule, visible_pairs
 
 BLOCK = 256  # queries of a block
 SCORES = 1 << 21  # scores at a time
@@ -29,26 +29,17 @@ class Part(NamedTuple):
     offset: int
     mask: Tensor | None
 
-    def seen(self, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
+    def seen(self, rule: Rule, device: torch.device) -> Tensor | None:
         """bool, broadcast to [n, heads, queries, keys], or None where every query sees all keys of the block."""
         first, last = self.queries.start + self.offset, self.queries.stop - 1 + self.offset
-        inside = (not causal or first >= self.keys.stop - 1) and (window is None or last - self.keys.start < window)
+        inside = (not rule.causal or first >= self.keys.stop - 1) and (rule.window is None or last - self.keys.start < rule.window)
         if inside:
             return self.mask
-        pairs = visible_pairs(last + 1 - first, last + 1, causal, window, device)
+        pairs = visible_pairs(last + 1 - first, last + 1, rule, device)
         if pairs.shape[1] < self.keys.stop:
-            pairs = torch.nn.functional.pad(pairs, (0, self.keys.stop - pairs.shape[1]), value=not causal)
+            pairs = torch.nn.functional.pad(pairs, (0, self.keys.stop - pairs.shape[1]), value=not rule.causal)
         pairs = pairs[:, self.keys]
         return pairs if self.mask is None else pairs & self.mask
-
-
-class Rule(NamedTuple):
-    """What holds for all blocks."""
-
-    causal: bool
-    window: int | None
-    scale: float
-    softcap: float | None
 
 
 def softmax(scores: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> Tensor:
@@ -74,7 +65,7 @@ def _scaled(scores: Tensor, part: Part, rule: Rule) -> tuple[Tensor, Tensor | No
     if rule.softcap is not None:
         z = torch.tanh(z / rule.softcap)
         slope, z = 1 - z.square(), z * rule.softcap
-    seen = part.seen(rule.causal, rule.window, scores.device)
+    seen = part.seen(rule, scores.device)
     return z if seen is None else z.masked_fill_(~seen, -torch.inf), slope
 
 
@@ -85,7 +76,7 @@ class _Attention(torch.autograd.Function):
         groups, length, channels = v_bglk.shape[1:]
         q = q_bhtk.reshape(b * groups, h // groups, t, -1)
         k, v = k_bglk.reshape(b * groups, length, -1), v_bglk.reshape(b * groups, length, -1)
-        if groups == h and t == length and mask is None and rule[1::2] == (None, None):
+        if groups == h and t == length and mask is None and rule.window is None and rule.softcap is None:
             # torch's fused form is quicker forwards; backwards, above all in bfloat16, the blocks are
             found, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 q_bhtk, k_bglk, v_bglk, 0.0, rule.causal, scale=rule.scale
@@ -132,7 +123,7 @@ def _parts(q: Tensor, length: int, groups: int, mask: Tensor | None, rule: Rule)
     for first in range(0, t, BLOCK):
         last = min(first + BLOCK, t)
         stop = min(length, last + offset) if rule.causal else length
-        start = 0 if rule.window is None else max(0, first + offset - rule.window + 1)
+        start = 0 if rule.window is None or rule.sinks else max(0, first + offset - rule.window + 1)
         together = max(1, SCORES // max(shared * (last - first) * (stop - start), 1))
         for head in range(0, n, together):
             heads, queries, keys = slice(head, min(head + together, n)), slice(first, last), slice(start, stop)
@@ -162,15 +153,6 @@ def _product(a: Tensor, b: Tensor, shared: int) -> Tensor:
     return torch.bmm(a, b).unflatten(1, (shared, -1))
 
 
-def attention_in_blocks(
-    q_bhtk: Tensor,
-    k_bglk: Tensor,
-    v_bglk: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-) -> Tensor:
+def attention_in_blocks(q_bhtk: Tensor, k_bglk: Tensor, v_bglk: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
     """Attention in blocks of matrix products."""
-    return _Attention.apply(q_bhtk, k_bglk, v_bglk, mask, Rule(causal, window, scale, softcap))
+    return _Attention.apply(q_bhtk, k_bglk, v_bglk, mask, rule)

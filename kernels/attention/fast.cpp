@@ -17,24 +17,35 @@ struct Heads {
     int64_t row, token, head;
 };
 
-// Its tokens are rows `first ...` of the order, or of the operand's row. kept: where its log sums lie, in queries. mask: its first byte.
+// Sequence n as a plan tells it; its log sums lie at first * heads.
+struct Planned {
+    int64_t first, length, mask, mask_key;  // first: token in the order; mask: its first byte, -1 for none
+};
+
 struct Sequence {
-    int64_t row, first_query, queries, first_key, keys, kept, mask, mask_key;
+    int64_t row, first_query, queries, first_key, keys, log_sum;
+    const uint8_t* mask;
+    int64_t mask_key;
+    bool causal;
 };
 
 struct Problem {
     Heads q, k, v, y, dy, dq, dk, dv;
-    const Sequence* sequences;  // null: `count` rows of equal sequences
-    const int64_t* order;       // place of each token of the sequences among those of the operands; null: as they lie
-    const uint8_t* mask;        // queries without gaps
-    const float* slopes;        // a query head's, or null
-    float* log_sum;             // of powers of two
+    const Planned* planned;  // null: each row is a sequence
+    const int64_t* order;    // place of each token of the sequences in the operands' one row; null: as they lie
+    const uint8_t* mask;     // the queries of a key without gaps
+    const float* slopes;     // one a query head, or null
+    float* log_sum;          // of powers of two
     int64_t count, heads, groups, channels, values, queries, keys;
     int64_t mask_row, mask_head, mask_key, causal, window, sinks;  // window 0: none
     float scale, cap;                                              // cap 0: none
 
     Sequence sequence(int64_t n) const {
-        return sequences ? sequences[n] : Sequence{n, 0, queries, 0, keys, n * queries, n * mask_row, mask_key};
+        if (!planned)
+            return {n, 0, queries, 0, keys, n * queries * heads, mask ? mask + n * mask_row : nullptr, mask_key, causal != 0};
+        const Planned& s = planned[n];
+        const bool masked = s.mask >= 0;
+        return {0, s.first, s.length, s.first, s.length, s.first * heads, masked ? mask + s.mask : nullptr, s.mask_key, causal && !masked};
     }
 };
 
@@ -154,19 +165,19 @@ struct Scores {
     int64_t offset;
 
     Scores(const Problem& problem, const Sequence& sequence, int64_t head)
-        : p(problem), s(sequence), mask(problem.mask && sequence.mask >= 0 ? problem.mask + sequence.mask + head * problem.mask_head : nullptr),
+        : p(problem), s(sequence), mask(sequence.mask ? sequence.mask + head * problem.mask_head : nullptr),
           slope(problem.slopes ? problem.slopes[head] : 0.0f), scale(problem.scale * LOG2_E), offset(sequence.keys - sequence.queries) {}
 
     // Keys begin to end can be seen by queries first .. last.
     int64_t begin(int64_t first) const { return p.window && !p.sinks ? std::max<int64_t>(0, first + offset - p.window + 1) : 0; }
-    int64_t end(int64_t last) const { return p.causal ? std::min(s.keys, last + offset + 1) : s.keys; }
+    int64_t end(int64_t last) const { return s.causal ? std::min(s.keys, last + offset + 1) : s.keys; }
 
     Sight sight(int64_t key, int64_t keys, int64_t query, int64_t queries) const {
         const int64_t first = query + offset, last = first + queries - 1, end = key + keys;
-        if (key >= s.keys || query >= s.queries || (p.causal && last < key)) return HIDDEN;
+        if (key >= s.keys || query >= s.queries || (s.causal && last < key)) return HIDDEN;
         if (p.window && first - (end - 1) >= p.window && key >= p.sinks) return HIDDEN;
         const bool near = !p.window || last - key < p.window || end <= p.sinks;
-        return mask || end > s.keys || (p.causal && first < end - 1) || !near ? PART : WHOLE;
+        return mask || end > s.keys || (s.causal && first < end - 1) || !near ? PART : WHOLE;
     }
 };
 
@@ -189,7 +200,7 @@ INLINE V score(const Scores& of, V raw, int64_t key, int64_t query, V* bend) {
     if constexpr (WHOLE_TILE) return z;
     if (key >= of.s.keys) return splat(-INFINITY);
     constexpr int32_t ANY = std::numeric_limits<int32_t>::max();
-    const int32_t low = p.causal ? 0 : -ANY, high = p.window && key >= p.sinks ? static_cast<int32_t>(p.window) : ANY;
+    const int32_t low = of.s.causal ? 0 : -ANY, high = p.window && key >= p.sinks ? static_cast<int32_t>(p.window) : ANY;
     I seen = (distance >= low) & (distance < high);
     if (of.mask) {
         typedef uint8_t B __attribute__((vector_size(16)));
@@ -232,7 +243,7 @@ static void forward_unit(const Problem& p, const Sequence& s, int64_t group, Roo
     for (int64_t head = group * shared; head < (group + 1) * shared; head++) {
         const auto q = rows<const X>(p, p.q, s.row, s.first_query, head);
         const auto y = rows<X>(p, p.y, s.row, s.first_query, head);
-        float* log_sum = p.log_sum + s.kept * p.heads + head * s.queries;
+        float* log_sum = p.log_sum + s.log_sum + head * s.queries;
         const Scores of(p, s, head);
         for (int64_t query = 0; query < s.queries; query += FORWARD_QUERIES) {
             const int64_t count = std::min(FORWARD_QUERIES, s.queries - query), tiles = ceil_div(count, 16);
@@ -333,7 +344,7 @@ static void backward_unit(const Problem& p, const Sequence& s, int64_t group, Ro
         const auto q = rows<const X>(p, p.q, s.row, s.first_query, head), y = rows<const X>(p, p.y, s.row, s.first_query, head);
         const auto dy = rows<const X>(p, p.dy, s.row, s.first_query, head);
         const auto dq_rows = rows<X>(p, p.dq, s.row, s.first_query, head);
-        const float* kept = p.log_sum + s.kept * p.heads + head * s.queries;
+        const float* kept = p.log_sum + s.log_sum + head * s.queries;
         const Scores of(p, s, head);
         for (int64_t query = 0; query < s.queries; query += QUERIES) {
             const int64_t count = std::min(QUERIES, s.queries - query), parts = ceil_div(count, E::DEPTH), tiles = parts * E::PAIR;

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from mmlm.base.errors import RecipeError
-from mmlm.kernels import dispatch
 from mmlm.kernels.attention import blocks, fast
 from mmlm.kernels.attention.fast import attention
 from mmlm.kernels.attention.tolerance import TOLERANCE
