@@ -37,7 +37,7 @@ struct Problem {
     const float* slopes;     // one a query head, or null
     float* log_sum;          // of powers of two
     int64_t count, heads, groups, channels, values, queries, keys;
-    int64_t mask_row, mask_head, mask_key, causal, window, sinks;  // window 0: none
+    int64_t mask_row, mask_head, mask_key, causal, window, sinks, tiles;  // window 0: none; tiles: AMX where there is any
     float scale, cap;                                              // cap 0: none
 
     Sequence sequence(int64_t n) const {
@@ -66,7 +66,7 @@ INLINE Rows<X> rows(const Problem& p, const Heads& x, int64_t row, int64_t first
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// 2^x within 1e-7; 0 for -infinity.
+// 2^x within 1e-7, exactly 1 for 0; 0 for -infinity.
 INLINE V power_of_two(V x) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
     V y = (V)_mm512_max_ps((__m512)x, _mm512_set1_ps(-1000.0f));
@@ -77,12 +77,12 @@ INLINE V power_of_two(V x) {
     whole -= (I)(__builtin_convertvector(whole, V) > y) & 1;
     V part = y - __builtin_convertvector(whole, V);
 #endif
-    V p = splat(1.877576645e-3f);
-    p = p * part + 8.989340163e-3f;
-    p = p * part + 5.582631799e-2f;
-    p = p * part + 2.401536171e-1f;
-    p = p * part + 6.931530732e-1f;
-    p = p * part + 9.999999251e-1f;
+    V p = splat(1.867130076e-3f);
+    p = p * part + 9.017030305e-3f;
+    p = p * part + 5.579991312e-2f;
+    p = p * part + 2.401644501e-1f;
+    p = p * part + 6.931513118e-1f;
+    p = p * part + 1.0f;
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
     return (V)_mm512_scalef_ps((__m512)p, (__m512)y);
 #else
@@ -454,7 +454,7 @@ static void run(const Problem& p, bool forward, int threads) {
 
 static void run_bf16(const Problem& p, bool forward, int threads) {
 #if defined(HAS_TILES)
-    if (Amx::granted()) return run<Amx, bf16>(p, forward, threads);
+    if (p.tiles && Amx::granted()) return run<Amx, bf16>(p, forward, threads);
 #endif
     run<Exact, bf16>(p, forward, threads);
 }

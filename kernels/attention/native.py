@@ -18,6 +18,8 @@ from mmlm.kernels.attention.reference import Rule
 from mmlm.kernels.dispatch import pointers
 from mmlm.kernels.native import address, letters
 
+TILES = True  # multiply by AMX where the machine has it
+
 
 class _Heads(ctypes.Structure):
     _fields_ = [("data", native.ADDRESS), *((name, native.SIZE) for name in ("row", "token", "head"))]
@@ -28,14 +30,16 @@ class _Problem(ctypes.Structure):
         *((name, _Heads) for name in ("q", "k", "v", "y", "dy", "dq", "dk", "dv")),
         *((name, native.ADDRESS) for name in ("sequences", "order", "mask", "slopes", "log_sum")),
         *((name, native.SIZE) for name in ("count", "heads", "groups", "channels", "values", "queries", "keys")),
-        *((name, native.SIZE) for name in ("mask_row", "mask_head", "mask_key", "causal", "window", "sinks")),
+        *((name, native.SIZE) for name in ("mask_row", "mask_head", "mask_key", "causal", "window", "sinks", "tiles")),
         ("scale", native.REAL),
         ("cap", native.REAL),
     ]
 
 
 _RUN = [native.ADDRESS, ctypes.c_int]
-_library = native.Library(Path(__file__).parent / "fast.cpp", {f"{way}_{letter}": _RUN for way in ("forward", "backward") for letter in "fb"})
+_library = native.Library(
+    Path(__file__).parent / "fast.cpp", {f"{way}_{letter}": _RUN for way in ("forward", "backward") for letter in "fb"}
+)
 
 
 class _Attention(torch.autograd.Function):
@@ -74,14 +78,16 @@ def _like(x_bhtk: Tensor, channels: int, plan: Plan | None) -> Tensor:
     return make(b, t, h, channels).transpose(1, 2)
 
 
-def _call(way: str, rule: Rule, plan: Plan | None, mask: Tensor | None, slopes_h: Tensor | None, log_sum: Tensor, **operands: Tensor) -> None:
+def _call(
+    way: str, rule: Rule, plan: Plan | None, mask: Tensor | None, slopes_h: Tensor | None, log_sum: Tensor, **operands: Tensor
+) -> None:
     (count, heads, queries, channels), (_, groups, keys, values) = operands["q"].shape, operands["v"].shape
     problem = _Problem(
         **{name: _Heads(address(x), x.stride(0), x.stride(2), x.stride(1)) for name, x in operands.items()},
-        **dict(slopes=address(slopes_h), log_sum=address(log_sum), count=count, heads=heads, groups=groups, channels=channels),
-        **dict(values=values, queries=queries, keys=keys, causal=rule.causal, window=rule.window or 0, sinks=rule.sinks),
-        **dict(scale=rule.scale, cap=rule.softcap or 0.0),
-    )
+        slopes=address(slopes_h), log_sum=address(log_sum), count=count, heads=heads, groups=groups, channels=channels, values=values,
+        queries=queries, keys=keys, causal=rule.causal, window=rule.window or 0, sinks=rule.sinks, tiles=TILES, scale=rule.scale,
+        cap=rule.softcap or 0.0,
+    )  # fmt: skip
     pairs = count * queries * keys
     if plan is not None:
         table, mask = plan.table

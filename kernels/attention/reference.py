@@ -12,8 +12,8 @@ from torch import Tensor
 
 
 class Rule(NamedTuple):
-    """What holds for all scores: look back only; keys a query looks back, itself included; first keys that stay visible beyond these; factor;
-    soft cap."""
+    """What holds for all scores: look back only; keys a query looks back, itself included; first keys that stay visible beyond these;
+    factor; soft cap."""
 
     causal: bool
     window: int | None

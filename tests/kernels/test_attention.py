@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mmlm.base.errors import RecipeError
-from mmlm.kernels.attention import blocks, fast
-from mmlm.kernels.attention.fast import attention
+from mmlm.kernels.attention import blocks, fast, native
+from mmlm.kernels.attention.fast import attention, packed_attention
 from mmlm.kernels.attention.tolerance import TOLERANCE
 from mmlm.kernels.dispatch import available
 from mmlm.kernels.parity import disagreements, relative_error, with_gradients
+from mmlm.layout import Layout
 
 BACKENDS = available("attention", but="reference")
+DTYPES = {"torch": list(TOLERANCE), "native": [torch.float32, torch.bfloat16]}
+FORMS = [(backend, dtype) for backend in BACKENDS for dtype in DTYPES[backend]]
 
 RULES = [{"causal": True}, {"causal": False}, {"causal": True, "window": 9}, {"causal": False, "window": 20}]
+RULES += [{"causal": True, "window": 9, "sinks": 3}]
 
 
-@pytest.fixture(params=["one block", "blocks"], autouse=True)
-def way(request, monkeypatch):
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Blocks of the PyTorch form that cut the small shapes here."""
     monkeypatch.setattr(fast, "FEW_SCORES", 1)
-    if request.param == "blocks":
-        monkeypatch.setattr(blocks, "BLOCK", 16)
-        monkeypatch.setattr(blocks, "SCORES", 2000)
-    return request.param
+    monkeypatch.setattr(blocks, "BLOCK", 16)
+    monkeypatch.setattr(blocks, "SCORES", 2000)
+
+
+@pytest.fixture(params=["tiles", "vectors"])
+def unit(request, monkeypatch):
+    """The compiled form with and without AMX."""
+    monkeypatch.setattr(native, "TILES", request.param == "tiles")
 
 
 def inputs(dtype, t=37, length=37, heads=6, groups=2, channels=20):
@@ -44,21 +55,84 @@ def some_mask(kind, t, length):
     return mask
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def check(backend, tensors, dtype, function=attention, **given):
+    """Values and gradients of a back end beside those of the reference in float64."""
+    exact = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
+    wanted = with_gradients(function, exact, **given, backend="reference")
+    got = with_gradients(function, tensors, **given, backend=backend)
+    assert got["output 0"].dtype == dtype
+    assert disagreements(got, wanted, TOLERANCE[dtype]) == []
+
+
+@pytest.mark.parametrize(("backend", "dtype"), FORMS, ids=str)
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("mask", ["none", "rows", "heads", "one"])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_every_form_equals_full_scores(backend, dtype, rule, mask, softcap, nan_filled_memory):
-    if backend == "native" and dtype == torch.float64:
-        dtype = torch.float32
-    tensors = inputs(dtype)
-    given = {**rule, "softcap": softcap, "mask": some_mask(mask, 37, 37), "scale": 0.3}
-    exact = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
-    wanted = with_gradients(attention, exact, **given, backend="reference")
-    got = with_gradients(attention, tensors, **given, backend=backend)
-    assert got["output 0"].dtype == dtype
-    assert disagreements(got, wanted, TOLERANCE[dtype]) == []
+    check(backend, inputs(dtype), dtype, **rule, softcap=softcap, mask=some_mask(mask, 37, 37), scale=0.3)
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="no compiler")
+@pytest.mark.parametrize("dtype", DTYPES["native"], ids=str)
+@pytest.mark.parametrize("rule", [*RULES, {"causal": True, "window": 140, "sinks": 40}], ids=str)
+@pytest.mark.parametrize(("t", "length", "channels"), [(16, 16, 32), (130, 130, 64), (33, 270, 20), (290, 290, 96), (1, 140, 128)])
+def test_the_compiled_form_over_many_blocks(dtype, rule, t, length, channels, unit, nan_filled_memory):
+    tensors = {k: v.detach()[:1].requires_grad_() for k, v in inputs(dtype, t, length, channels=channels).items()}
+    check("native", tensors, dtype, **rule)
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="no compiler")
+@pytest.mark.parametrize("dtype", DTYPES["native"], ids=str)
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_the_compiled_form_with_biases_by_distance(dtype, softcap, unit, nan_filled_memory):
+    slopes = torch.tensor([0.5, 0.25, 0.1, 0.0, 0.03, 0.01])
+    for rule in RULES:
+        check("native", inputs(dtype, 40, 50), dtype, **rule, slopes_h=slopes, softcap=softcap)
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="no compiler")
+@pytest.mark.parametrize("dtype", DTYPES["native"], ids=str)
+def test_one_token_sees_itself_alone(dtype, unit):
+    tensors = inputs(dtype, 1, 1, groups=6)
+    found = with_gradients(attention, tensors, causal=True, backend="native")
+    assert torch.equal(found["output 0"], tensors["v_bglk"])
+    assert max(found["d q_bhtk"].abs().max(), found["d k_bglk"].abs().max()) < 1e-6
+
+
+def plans() -> list:
+    """Packed documents with padding; a grid's rows and columns; sequences with masks of their own."""
+    document = torch.tensor([[1] * 3 + [2] * 150 + [0] * 7 + [3] * 40, [0] * 2 + [1] * 3 + [0] * 60 + [2] * 135]).int()
+    position = torch.stack([torch.arange(200) // 9, torch.arange(200) % 9], dim=1).expand(2, 200, 2)
+    g = torch.Generator().manual_seed(0)
+    packed = Layout(document, position, ("row", "column"))
+    some = dataclasses.replace(packed, branch=torch.randint(0, 3, (2, 200), generator=g), mutual=torch.randint(0, 3, (2, 200), generator=g))
+    whole = Layout(torch.tensor([[1] * 130 + [2] * 70] * 2).int(), position, ("row", "column"))
+    found = []
+    for name, layout in {"documents": packed, "masks": some, "no padding": whole}.items():
+        for over in (None, "row", "column"):
+            for causal in (False, True):
+                title = f"{name} {over or ''} {'causal' if causal else ''}"
+                found.append(pytest.param(layout.plan(over, causal=causal), causal, id=title))
+    return found
+
+
+@pytest.mark.parametrize(("backend", "dtype"), FORMS[1:], ids=str)
+@pytest.mark.parametrize(("plan", "causal"), plans())
+def test_packed_sequences_attend_within_themselves(backend, dtype, plan, causal, nan_filled_memory):
+    g = torch.Generator().manual_seed(0)
+    heads = {"q_nhk": 4, "k_ngk": 2, "v_ngk": 2}
+    tensors = {name: torch.randn(400, n, 24, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for name, n in heads.items()}
+    check(backend, tensors, dtype, packed_attention, plan=plan, causal=causal, window=50 if causal else None, sinks=2 if causal else 0)
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="no compiler")
+def test_threads_do_not_change_a_bit(monkeypatch):
+    tensors = inputs(torch.bfloat16, 200, 200)
+    found = []
+    for threads in (1, 2):
+        monkeypatch.setattr("mmlm.kernels.native.threads", lambda seconds, threads=threads: threads)
+        found.append(with_gradients(attention, tensors, causal=True, backend="native"))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
@@ -81,15 +155,12 @@ def test_plain_attention_is_that_of_torch_and_the_future_leaves_no_trace(backend
     assert torch.equal(attention(**spoiled, causal=True, backend=backend)[:, :, :20], got[:, :, :20])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("backend", "dtype"), FORMS[1:], ids=str)
 @pytest.mark.parametrize("rows", [1, 2])
 def test_as_many_key_heads_and_one_row_of_the_batch(backend, dtype, rows):
     tensors = {k: v.detach()[:rows].requires_grad_() for k, v in inputs(dtype, groups=6).items()}
     tensors["v_bglk"] = tensors["v_bglk"].detach()[..., :20].requires_grad_()
-    exact = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
-    wanted = with_gradients(attention, exact, causal=True, backend="reference")
-    assert disagreements(with_gradients(attention, tensors, causal=True, backend=backend), wanted, TOLERANCE[dtype]) == []
+    check(backend, tensors, dtype, causal=True)
 
 
 @pytest.mark.parametrize("groups", [2, 6])
