@@ -8,6 +8,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdlib>
+#include <vector>
 
 #include "../lanes.h"
 
@@ -19,7 +20,11 @@
 
 constexpr int64_t WORDS = 256;  // of a tile
 
-INLINE void transpose(const float* from, float* to) {
+// Loop bodies compiled once, not into each of their callers.
+#define APART static __attribute__((noinline))
+
+// In place too.
+APART void transpose(const float* from, float* to) {
 #if defined(__AVX512F__)
     __m512 a[16], b[16];
     for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_ps(from + 16 * i);
@@ -41,8 +46,10 @@ INLINE void transpose(const float* from, float* to) {
         _mm512_storeu_ps(to + 16 * (12 + i), _mm512_shuffle_f32x4(odd, odd_below, 0xdd));
     }
 #else
+    float copy[WORDS];
+    memcpy(copy, from, sizeof copy);
     for (int i = 0; i < 16; i++)
-        for (int j = 0; j < 16; j++) to[16 * j + i] = from[16 * i + j];
+        for (int j = 0; j < 16; j++) to[16 * j + i] = copy[16 * i + j];
 #endif
 }
 
@@ -74,22 +81,23 @@ struct Exact {
     template <bool ADD, int ROWS, int COLUMNS>
     static void multiply(const Tiles<float>& product, const Tiles<T>& left, const Tiles<T>& right, int64_t depth) {
         for (int i = 0; i < ROWS; i++)
-            for (int j = 0; j < COLUMNS; j++) {
-                float* to = product.at(i, j);
-                V sums[16];
+            for (int j = 0; j < COLUMNS; j++) multiply_tile<ADD>(product.at(i, j), left.from(i, 0), right.from(j, 0), depth);
+    }
+    template <bool ADD>
+    APART void multiply_tile(float* to, Tiles<T> left, Tiles<T> right, int64_t depth) {
+        V sums[16];
 #pragma GCC unroll 16
-                for (int row = 0; row < 16; row++) sums[row] = ADD ? load(to + 16 * row) : V{};
-                for (int64_t d = 0; d < depth; d++) {
-                    const float *a = left.at(i, d), *b = right.at(j, d);
-                    for (int k = 0; k < 16; k++) {
-                        V below = load(b + 16 * k);
+        for (int row = 0; row < 16; row++) sums[row] = ADD ? load(to + 16 * row) : V{};
+        for (int64_t d = 0; d < depth; d++) {
+            const float *a = left.at(0, d), *b = right.at(0, d);
+            for (int k = 0; k < 16; k++) {
+                V below = load(b + 16 * k);
 #pragma GCC unroll 16
-                        for (int row = 0; row < 16; row++) sums[row] += a[16 * row + k] * below;
-                    }
-                }
-#pragma GCC unroll 16
-                for (int row = 0; row < 16; row++) store(to + 16 * row, sums[row]);
+                for (int row = 0; row < 16; row++) sums[row] += a[16 * row + k] * below;
             }
+        }
+#pragma GCC unroll 16
+        for (int row = 0; row < 16; row++) store(to + 16 * row, sums[row]);
     }
 };
 
@@ -172,7 +180,7 @@ struct Amx {
 // product [rows x columns tiles] = or += left * right over a depth, all counted in tiles. The factors' `over` goes from one row of the left
 // (column of the right) to the next, `along` the depth; the product's from row to row and from column to column.
 template <class E, bool ADD>
-static void multiply(Tiles<float> product, Tiles<typename E::T> left, Tiles<typename E::T> right, int64_t rows, int64_t columns, int64_t depth) {
+APART void multiply(Tiles<float> product, Tiles<typename E::T> left, Tiles<typename E::T> right, int64_t rows, int64_t columns, int64_t depth) {
     for (int64_t i = 0; i < rows; i += 2)
         for (int64_t j = 0; j < columns; j += 2) {
             auto run = i + 1 < rows ? (j + 1 < columns ? E::template multiply<ADD, 2, 2> : E::template multiply<ADD, 2, 1>)
@@ -181,22 +189,23 @@ static void multiply(Tiles<float> product, Tiles<typename E::T> left, Tiles<type
         }
 }
 
-// Memory of a thread, kept from call to call.
+// Memory of a thread: the same pieces in the same order at every use, kept from use to use and grown where they are too small.
 class Room {
    public:
-    ~Room() { free(data); }
-    void reset(int64_t bytes) {
-        used = 0;
-        if (bytes <= held) return;
-        free(data);
-        data = static_cast<char*>(aligned_alloc(4096, (bytes + 4095) / 4096 * 4096));
-        held = data ? bytes : 0;
+    ~Room() {
+        for (const Piece& piece : pieces) free(piece.data);
     }
+    void reset() { next = 0; }
     template <class T>
     T* take(int64_t count) {
-        T* found = reinterpret_cast<T*>(data + used);
-        used += (count * sizeof(T) + 63) / 64 * 64;
-        return found;
+        const int64_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+        if (next == pieces.size()) pieces.push_back({nullptr, 0});
+        Piece& piece = pieces[next++];
+        if (bytes > piece.bytes) {
+            free(piece.data);
+            piece = {aligned_alloc(64, bytes), bytes};
+        }
+        return static_cast<T*>(piece.data);
     }
     template <class T>
     Tiles<T> tiles(int64_t over, int64_t along) {
@@ -204,6 +213,10 @@ class Room {
     }
 
    private:
-    char* data = nullptr;
-    int64_t held = 0, used = 0;
+    struct Piece {
+        void* data;
+        int64_t bytes;
+    };
+    std::vector<Piece> pieces;
+    size_t next = 0;
 };

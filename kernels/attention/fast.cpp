@@ -9,7 +9,7 @@
 #include "factors.h"
 
 constexpr float LOG2_E = 1.44269504f;
-constexpr int64_t QUERIES = 128, KEYS = 128, FORWARD_QUERIES = 32;  // of a block
+constexpr int64_t QUERIES = 64, KEYS = 64;  // of a block
 
 // One operand [rows, tokens, heads, channels]: strides in elements, the last axis without gaps.
 struct Heads {
@@ -90,6 +90,15 @@ INLINE V power_of_two(V x) {
 #endif
 }
 
+// The logarithm to base 2 of normal x, within 1e-7 of it or of 1.
+APART V log_two(V x) {
+    I exponent = ((I)x - 0x3f3504f3) >> 23;  // of x over a number within sqrt(1/2) and sqrt(2)
+    V m = (V)((I)x - (exponent << 23));
+    V t = (m - 1.0f) / (m + 1.0f), square = t * t;
+    V series = ((square * (1.0f / 7) + (1.0f / 5)) * square + (1.0f / 3)) * square + 1.0f;
+    return __builtin_convertvector(exponent, V) + t * series * (2 * LOG2_E);
+}
+
 INLINE V tanh(V x) {
     V size = x < 0.0f ? -x : x;
     V e = exp(size * -2.0f);
@@ -105,13 +114,21 @@ INLINE void copy(const bf16* from, float* to, int64_t n) {
     lanes(n, [&](int64_t i, auto part) { put(to + i, at(from + i, part), part); });
 }
 
+// Rows lie far apart, which the hardware does not foresee.
+constexpr int64_t AHEAD = 8;
+template <int WRITE, class X>
+INLINE void prefetch(const X* row, int64_t channels) {
+    for (int64_t c = 0; c < channels; c += 64 / sizeof(X)) __builtin_prefetch(row + c, WRITE, 3);
+}
+
 // Rows first .. first + count as a left factor [tiles x depth], zeros beyond.
 template <class E, class X>
-static void gather(const Rows<const X>& x, int64_t first, int64_t count, int64_t channels, Tiles<typename E::T> left, int64_t tiles) {
+APART void gather(const Rows<const X>& x, int64_t first, int64_t count, int64_t channels, Tiles<typename E::T> left, int64_t tiles) {
     typedef typename E::T T;
     const int64_t depth = ceil_div(channels, E::DEPTH);
     for (int64_t i = 0; i < 16 * tiles; i++) {
         const X* from = i < count ? x[first + i] : nullptr;
+        if (i + AHEAD < count) prefetch<0>(x[first + i + AHEAD], channels);
         for (int64_t d = 0; d < depth; d++) {
             T* to = left.at(i / 16, d) + i % 16 * E::DEPTH;
             const int64_t n = i < count ? std::min(E::DEPTH, channels - d * E::DEPTH) : 0;
@@ -126,13 +143,13 @@ static void gather(const Rows<const X>& x, int64_t first, int64_t count, int64_t
 }
 // Left factor of X [rows x channels] -> right factor of X^T, tile by tile.
 template <class T>
-static void turn(Tiles<T> from, Tiles<T> to, int64_t tiles, int64_t depth) {
+APART void turn(Tiles<T> from, Tiles<T> to, int64_t tiles, int64_t depth) {
     for (int64_t i = 0; i < tiles; i++)
         for (int64_t d = 0; d < depth; d++) transpose(from.words(i, d), to.words(i, d));
 }
 // Left factor of X [rows x channels] -> right factor of X itself: over channels, along rows. turned: left factor of X^T instead.
 template <class E, bool TURNED>
-static void lay_below(Tiles<typename E::T> from, Tiles<typename E::T> to, int64_t row_steps, int64_t channels) {
+APART void lay_below(Tiles<typename E::T> from, Tiles<typename E::T> to, int64_t row_steps, int64_t channels) {
     typedef typename E::T T;
     alignas(64) T tile[Tiles<T>::SIZE];
     for (int64_t step = 0; step < row_steps; step++)
@@ -142,73 +159,83 @@ static void lay_below(Tiles<typename E::T> from, Tiles<typename E::T> to, int64_
             if constexpr (TURNED) transpose(reinterpret_cast<float*>(tile), to.words(c, step));
         }
 }
-// A tile of 16 rows, as many as `count`, channels first ...
+// Rows of a run of tiles side by side, `step` tiles apart: 16, or as many as `count`.
 template <class X>
-INLINE void scatter(const float* tile, const Rows<X>& x, int64_t row, int64_t count, int64_t channel, int64_t channels) {
-    const int64_t n = std::min<int64_t>(16, channels - channel);
+APART void scatter(const float* tiles, int64_t step, const Rows<X>& x, int64_t row, int64_t count, int64_t channels) {
     for (int64_t i = 0; i < std::min<int64_t>(16, count); i++) {
-        X* to = x[row + i] + channel;
-        if (n == 16) store(to, load(tile + 16 * i));
-        else put(to, load(tile + 16 * i), Some{n});
+        X* to = x[row + i];
+        if (i + AHEAD < count) prefetch<1>(x[row + i + AHEAD], channels);
+        const float* from = tiles + 16 * i;
+        lanes(channels, [&](int64_t c, auto part) {
+            put(to + c, load(from), part);
+            from += step * WORDS;
+        });
     }
 }
 
 // How a tile of scores is seen: not at all, in part, or by every query.
 enum Sight { HIDDEN, PART, WHOLE };
 
-// The scores of one head of one sequence.
+// How the scores of one head of one sequence are made of products, and which of them are seen. Held by value where loops run: what is
+// written in between can then not be one of its fields.
 struct Scores {
-    const Problem& p;
-    Sequence s;
+    int64_t queries, keys, offset, causal, window, sinks, mask_key;  // offset: where the first query stands among the keys
     const uint8_t* mask;
-    float slope, scale;
-    int64_t offset;
+    float scale, to_cap, from_cap, slope;  // powers are of two, so scores are times log2(e)
+    bool plain;                                         // neither caps nor slopes
 
-    Scores(const Problem& problem, const Sequence& sequence, int64_t head)
-        : p(problem), s(sequence), mask(sequence.mask ? sequence.mask + head * problem.mask_head : nullptr),
-          slope(problem.slopes ? problem.slopes[head] : 0.0f), scale(problem.scale * LOG2_E), offset(sequence.keys - sequence.queries) {}
+    Scores(const Problem& p, const Sequence& s, int64_t head)
+        : queries(s.queries), keys(s.keys), offset(s.keys - s.queries), causal(s.causal), window(p.window), sinks(p.sinks),
+          mask_key(s.mask_key), mask(s.mask ? s.mask + head * p.mask_head : nullptr), scale(p.scale * LOG2_E),
+          to_cap(p.cap > 0 ? p.scale / p.cap : 0.0f), from_cap(p.cap * LOG2_E), slope(p.slopes ? p.slopes[head] * LOG2_E : 0.0f), plain(!p.slopes && !(p.cap > 0)) {}
 
     // Keys begin to end can be seen by queries first .. last.
-    int64_t begin(int64_t first) const { return p.window && !p.sinks ? std::max<int64_t>(0, first + offset - p.window + 1) : 0; }
-    int64_t end(int64_t last) const { return s.causal ? std::min(s.keys, last + offset + 1) : s.keys; }
+    int64_t begin(int64_t first) const { return window && !sinks ? std::max<int64_t>(0, first + offset - window + 1) : 0; }
+    int64_t end(int64_t last) const { return causal ? std::min(keys, last + offset + 1) : keys; }
 
-    Sight sight(int64_t key, int64_t keys, int64_t query, int64_t queries) const {
-        const int64_t first = query + offset, last = first + queries - 1, end = key + keys;
-        if (key >= s.keys || query >= s.queries || (s.causal && last < key)) return HIDDEN;
-        if (p.window && first - (end - 1) >= p.window && key >= p.sinks) return HIDDEN;
-        const bool near = !p.window || last - key < p.window || end <= p.sinks;
-        return mask || end > s.keys || (s.causal && first < end - 1) || !near ? PART : WHOLE;
+    Sight sight(int64_t key, int64_t count, int64_t query, int64_t query_count) const {
+        const int64_t first = query + offset, last = first + query_count - 1, end = key + count;
+        if (key >= keys || query >= queries || (causal && last < key)) return HIDDEN;
+        if (window && first - (end - 1) >= window && key >= sinks) return HIDDEN;
+        const bool near = !window || last - key < window || end <= sinks;
+        return mask || end > keys || (causal && first < end - 1) || !near ? PART : WHOLE;
     }
 };
 
-// What decides over a score, in powers of two: scaled, capped, with the distance taken off; minus infinity where unseen.
-template <bool WHOLE_TILE>
+// What decides over a score: scaled, capped, with the distance taken off; minus infinity where unseen. bend: the slope of the cap.
+template <bool ALL_SEEN, bool PLAIN>
 INLINE V score(const Scores& of, V raw, int64_t key, int64_t query, V* bend) {
-    const Problem& p = of.p;
     V z = raw * of.scale;
-    if (p.cap > 0) {
-        const V y = tanh(raw * (p.scale / p.cap));
-        *bend = 1.0f - y * y;
-        z = y * (p.cap * LOG2_E);
-    }
-    if (WHOLE_TILE && of.slope == 0) return z;
+    if constexpr (ALL_SEEN && PLAIN) return z;
     const I distance = I{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + static_cast<int32_t>(query + of.offset - key);
-    if (of.slope != 0) {
+    if constexpr (!PLAIN) {
+        *bend = splat(1.0f);
+        if (of.to_cap > 0) {
+            const V y = tanh(raw * of.to_cap);
+            *bend = 1.0f - y * y;
+            z = y * of.from_cap;
+        }
         const V far = __builtin_convertvector(distance, V);
-        z -= (far < 0.0f ? -far : far) * (of.slope * LOG2_E);
+        z -= (far < 0.0f ? -far : far) * of.slope;
     }
-    if constexpr (WHOLE_TILE) return z;
-    if (key >= of.s.keys) return splat(-INFINITY);
+    if constexpr (ALL_SEEN) return z;
     constexpr int32_t ANY = std::numeric_limits<int32_t>::max();
-    const int32_t low = of.s.causal ? 0 : -ANY, high = p.window && key >= p.sinks ? static_cast<int32_t>(p.window) : ANY;
-    I seen = (distance >= low) & (distance < high);
-    if (of.mask) {
+    const int32_t low = of.causal ? 0 : -ANY, high = of.window && key >= of.sinks ? static_cast<int32_t>(of.window) : ANY;
+    I seen = (distance >= low) & (distance < high) & (key < of.keys ? -1 : 0);
+    if (of.mask && key < of.keys) {
         typedef uint8_t B __attribute__((vector_size(16)));
         B bytes{};
-        memcpy(&bytes, of.mask + key * of.s.mask_key + query, std::clamp<int64_t>(of.s.queries - query, 0, 16));
+        const uint8_t* from = of.mask + key * of.mask_key + query;
+        if (query + 16 <= of.queries) memcpy(&bytes, from, 16);
+        else memcpy(&bytes, from, std::max<int64_t>(0, of.queries - query));
         seen &= __builtin_convertvector(bytes, I) != 0;
     }
     return seen ? z : splat(-INFINITY);
+}
+template <class F>
+INLINE void looking(Sight sight, bool plain, F run) {
+    if (sight == WHOLE) plain ? run(std::true_type{}, std::true_type{}) : run(std::true_type{}, std::false_type{});
+    else plain ? run(std::false_type{}, std::true_type{}) : run(std::false_type{}, std::false_type{});
 }
 
 template <class E>
@@ -219,14 +246,45 @@ struct Sizes {
           channel_tiles(ceil_div(p.channels, 16)), value_steps(ceil_div(p.values, E::DEPTH)), value_tiles(ceil_div(p.values, 16)) {}
 };
 
+// Scores of a tile in place of products; returns the highest of each query.
+template <bool ALL_SEEN, bool PLAIN>
+APART V settle(const Scores of, float* tile, int64_t key, int64_t query) {
+    V high = splat(-INFINITY), bend;
+    for (int64_t r = 0; r < 16; r++) {
+        V z = score<ALL_SEEN, PLAIN>(of, load(tile + 16 * r), key + r, query, &bend);
+        high = larger(high, z);
+        store(tile + 16 * r, z);
+    }
+    return high;
+}
+// Whether a maximum has grown so far that sums over powers above the old one should be scaled down.
+INLINE bool rises(V high, V top) { return largest((high > top + 8.0f) ? splat(1.0f) : V{}) > 0; }
+INLINE V finite(V x) { return x == -INFINITY ? V{} : x; }
+APART void scale_rows(float* tile, V factor) {
+    for (int64_t r = 0; r < 16; r++) store(tile + 16 * r, load(tile + 16 * r) * factor);
+}
+// Powers of DEPTH keys' scores as a tile of a right factor; returns their sum.
+template <class E>
+APART V raise(Tiles<float> scores, typename E::T* to, V shift) {
+    V sums[2] = {};
+    for (int64_t r = 0; r < E::DEPTH; r += E::PAIR) {
+        V pair[E::PAIR];
+        for (int64_t side = 0; side < E::PAIR; side++) {
+            pair[side] = power_of_two(load(scores.at((r + side) / 16, 0) + (r + side) % 16 * 16) - shift);
+            sums[E::PAIR == 2 ? side : r % 2] += pair[side];
+        }
+        E::put_right(to + r / E::PAIR * 16 * E::PAIR, pair);
+    }
+    return sums[0] + sums[1];
+}
+
 template <class E, class X>
 static void forward_unit(const Problem& p, const Sequence& s, int64_t group, Room& room) {
     typedef typename E::T T;
     const Sizes<E> size(p, s.keys);
     const int64_t steps = std::max(size.channel_steps, size.value_steps), shared = p.heads / p.groups;
-    constexpr int64_t TILES = FORWARD_QUERIES / 16, BLOCK_STEPS = KEYS / E::DEPTH;
-    room.reset(1024 * (size.keys * size.channel_steps + size.key_steps * size.value_tiles + E::PAIR * steps + TILES * (2 * size.channel_steps + size.value_tiles) +
-                       KEYS / 16 * TILES + BLOCK_STEPS * TILES));
+    constexpr int64_t TILES = QUERIES / 16, BLOCK_STEPS = KEYS / E::DEPTH;
+    room.reset();
     auto k_left = room.tiles<T>(size.keys, size.channel_steps);
     Tiles<T> v_below{room.take<T>(size.key_steps * size.value_tiles * Tiles<T>::SIZE), 1, size.value_tiles};  // left factor of V^T
     auto raw = room.tiles<T>(E::PAIR, steps);
@@ -245,8 +303,8 @@ static void forward_unit(const Problem& p, const Sequence& s, int64_t group, Roo
         const auto y = rows<X>(p, p.y, s.row, s.first_query, head);
         float* log_sum = p.log_sum + s.log_sum + head * s.queries;
         const Scores of(p, s, head);
-        for (int64_t query = 0; query < s.queries; query += FORWARD_QUERIES) {
-            const int64_t count = std::min(FORWARD_QUERIES, s.queries - query), tiles = ceil_div(count, 16);
+        for (int64_t query = 0; query < s.queries; query += QUERIES) {
+            const int64_t count = std::min(QUERIES, s.queries - query), tiles = ceil_div(count, 16);
             gather<E, X>(q, query, count, p.channels, q_left, tiles);
             turn(q_left, q_right, tiles, size.channel_steps);
             V top[TILES], total[TILES];
@@ -263,53 +321,75 @@ static void forward_unit(const Problem& p, const Sequence& s, int64_t group, Roo
                 multiply<E, false>(scores, k_left.from(key / 16, 0), q_right, key_tiles, tiles, size.channel_steps);
                 for (int64_t j = 0; j < tiles; j++) {
                     V high = top[j];
-                    for (int64_t i = 0; i < key_tiles; i++) {
-                        float* tile = scores.at(i, j);
-                        const auto settle = [&](auto whole) {
-                            for (int64_t r = 0; r < 16; r++) {
-                                V bend, z = score<decltype(whole)::value>(of, load(tile + 16 * r), key + 16 * i + r, query + 16 * j, &bend);
-                                high = larger(high, z);
-                                store(tile + 16 * r, z);
-                            }
-                        };
-                        if (sights[i][j] == WHOLE) settle(std::true_type{});
-                        else settle(std::false_type{});
+                    for (int64_t i = 0; i < key_tiles; i++)
+                        looking(sights[i][j], of.plain, [&](auto all_seen, auto plain) {
+                            high = larger(high, settle<decltype(all_seen)::value, decltype(plain)::value>(of, scores.at(i, j), key + 16 * i, query + 16 * j));
+                        });
+                    if (rises(high, top[j])) {
+                        const V shrink = power_of_two(top[j] - finite(high));
+                        top[j] = high;
+                        total[j] *= shrink;
+                        for (int64_t c = 0; c < size.value_tiles; c++) scale_rows(sums.at(c, j), shrink);
                     }
-                    const V shift = high == -INFINITY ? V{} : high, shrink = power_of_two(top[j] - shift);
-                    top[j] = high;
-                    total[j] *= shrink;
-                    for (int64_t c = 0; c < size.value_tiles; c++)
-                        for (int64_t r = 0; r < 16; r++) store(sums.at(c, j) + 16 * r, load(sums.at(c, j) + 16 * r) * shrink);
-                    for (int64_t d = 0; d < depth; d++)
-                        for (int64_t r = 0; r < E::DEPTH; r += E::PAIR) {
-                            V pair[E::PAIR];
-                            for (int64_t side = 0; side < E::PAIR; side++) {
-                                const int64_t row = d * E::DEPTH + r + side;
-                                pair[side] = power_of_two(load(scores.at(row / 16, j) + row % 16 * 16) - shift);
-                                total[j] += pair[side];
-                            }
-                            E::put_right(powers.at(j, d) + r / E::PAIR * 16 * E::PAIR, pair);
-                        }
+                    const V shift = finite(top[j]);
+                    for (int64_t d = 0; d < depth; d++) total[j] += raise<E>(scores.from(d * E::PAIR, j), powers.at(j, d), shift);
                 }
                 multiply<E, true>(sums, v_below.from(0, key / E::DEPTH), powers, size.value_tiles, tiles, depth);
             }
             for (int64_t j = 0; j < tiles; j++) {
                 const int64_t left = count - 16 * j;
-                V inverse, logarithm;
-                for (int64_t i = 0; i < 16; i++) {
-                    inverse[i] = total[j][i] > 0 ? 1.0f / total[j][i] : 0.0f;
-                    logarithm[i] = total[j][i] > 0 ? top[j][i] + std::log2(total[j][i]) : INFINITY;  // sees nothing: all powers are 0
-                }
+                const I empty = total[j] <= 0.0f;
+                const V inverse = empty ? V{} : 1.0f / total[j];
+                const V logarithm = empty ? splat(INFINITY) : top[j] + log_two(total[j]);  // infinity: all powers will be 0
                 if (left >= 16) store(log_sum + query + 16 * j, logarithm);
                 else store_some(log_sum + query + 16 * j, logarithm, left);
                 for (int64_t c = 0; c < size.value_tiles; c++) {
-                    alignas(64) float tile[WORDS];
-                    for (int64_t r = 0; r < 16; r++) store(sums.at(c, j) + 16 * r, load(sums.at(c, j) + 16 * r) * inverse);
-                    transpose(sums.at(c, j), tile);
-                    scatter(tile, y, query + 16 * j, left, 16 * c, p.values);
+                    scale_rows(sums.at(c, j), inverse);
+                    transpose(sums.at(c, j), sums.at(c, j));
                 }
+                scatter(sums.at(0, j), TILES, y, query + 16 * j, left, p.values);
             }
         }
+    }
+}
+
+// sum over channels of y dy, which is that of the powers times their slopes.
+template <class X>
+APART void pulls(const Rows<const X>& y, const Rows<const X>& dy, int64_t first, int64_t count, int64_t channels, float* to) {
+    for (int64_t i = 0; i < count; i++) {
+        const X *a = y[first + i], *b = dy[first + i];
+        if (i + AHEAD < count) prefetch<0>(y[first + i + AHEAD], channels);
+        V pull = V{};
+        lanes(channels, [&](int64_t c, auto part) { pull += at(a + c, part) * at(b + c, part); });
+        to[i] = sum(pull);
+    }
+    for (int64_t i = count; i < round_up(count, 32); i++) to[i] = 0.0f;
+}
+
+// DEPTH keys by DEPTH queries: products and the slopes of the powers become powers p and the slopes of the products,
+// p (slope - delta) scale, the latter as a left and as a right factor.
+template <class E, bool ALL_SEEN, bool PLAIN>
+APART void differentiate(const Scores of, const float scale, int64_t key, int64_t query, Tiles<float> scores, Tiles<float> slopes,
+                          const float* log_sums, const float* deltas, Tiles<typename E::T> p_left, Tiles<typename E::T> d_left,
+                          Tiles<typename E::T> d_right) {
+    V log_sum[E::PAIR], delta[E::PAIR];
+    for (int64_t half = 0; half < E::PAIR; half++) log_sum[half] = load(log_sums + 16 * half), delta[half] = load(deltas + 16 * half);
+    for (int64_t r = 0; r < E::DEPTH; r += E::PAIR) {
+        V turned[E::PAIR][E::PAIR];
+        for (int64_t side = 0; side < E::PAIR; side++) {
+            const int64_t i = r + side, tile = i / 16, row = i % 16;
+            V power[E::PAIR], straight[E::PAIR];
+            for (int64_t half = 0; half < E::PAIR; half++) {
+                V bend, z = score<ALL_SEEN, PLAIN>(of, load(scores.at(tile, half) + 16 * row), key + i, query + 16 * half, &bend);
+                power[half] = power_of_two(z - log_sum[half]);
+                V d = power[half] * (load(slopes.at(tile, half) + 16 * row) - delta[half]) * scale;
+                if constexpr (!PLAIN) d *= bend;
+                straight[half] = turned[half][side] = d;
+            }
+            E::put_left(p_left.at(tile, 0) + row * E::DEPTH, power);
+            E::put_left(d_left.at(tile, 0) + row * E::DEPTH, straight);
+        }
+        for (int64_t half = 0; half < E::PAIR; half++) E::put_right(d_right.at(half, 0) + r / E::PAIR * 16 * E::PAIR, turned[half]);
     }
 }
 
@@ -319,10 +399,7 @@ static void backward_unit(const Problem& p, const Sequence& s, int64_t group, Ro
     const Sizes<E> size(p, s.keys);
     const int64_t steps = std::max(size.channel_steps, size.value_steps), shared = p.heads / p.groups;
     constexpr int64_t TILES = QUERIES / 16, PARTS = QUERIES / E::DEPTH, STRIPS = KEYS / E::DEPTH;  // parts and strips: DEPTH queries, keys
-    room.reset(1024 * (size.keys * (size.channel_steps + size.value_steps) + size.key_steps * size.channel_tiles +
-                       size.keys * (size.channel_tiles + size.value_tiles) + TILES * (2 * steps + size.channel_steps + size.value_steps) +
-                       PARTS * (size.channel_tiles + size.value_tiles) + size.channel_tiles * TILES + 2 * E::PAIR * TILES + 2 * E::PAIR * PARTS +
-                       TILES * STRIPS) + 8 * QUERIES);
+    room.reset();
     auto k_left = room.tiles<T>(size.keys, size.channel_steps), v_left = room.tiles<T>(size.keys, size.value_steps);
     Tiles<T> k_below{room.take<T>(size.key_steps * size.channel_tiles * Tiles<T>::SIZE), 1, size.channel_tiles};  // left factor of K^T
     auto dk = room.tiles<float>(size.keys, size.channel_tiles), dv = room.tiles<float>(size.keys, size.value_tiles);
@@ -354,13 +431,8 @@ static void backward_unit(const Problem& p, const Sequence& s, int64_t group, Ro
             gather<E, X>(dy, query, count, p.values, raw_dy, tiles);
             turn(raw_dy, dy_right, tiles, size.value_steps);
             lay_below<E, false>(raw_dy, dy_below, parts, p.values);
-            for (int64_t i = 0; i < 16 * tiles; i++) {
-                V pull = V{};
-                if (i < count)
-                    lanes(p.values, [&](int64_t c, auto part) { pull += at(y[query + i] + c, part) * at(dy[query + i] + c, part); });
-                delta[i] = sum(pull);
-                log_sum[i] = i < count ? kept[query + i] : INFINITY;
-            }
+            pulls<X>(y, dy, query, count, p.values, delta);
+            for (int64_t i = 0; i < 16 * tiles; i++) log_sum[i] = i < count ? kept[query + i] : INFINITY;
             fill(dq.data, size.channel_tiles * TILES * WORDS);
             const int64_t end = of.end(query + count - 1);
             for (int64_t key = of.begin(query) / E::DEPTH * E::DEPTH; key < end; key += KEYS) {
@@ -383,30 +455,12 @@ static void backward_unit(const Problem& p, const Sequence& s, int64_t group, Ro
                     multiply<E, false>(slopes.from(0, from_tile), v_left.from(row, 0), dy_right.from(from_tile, 0), E::PAIR,
                                        (to - from) * E::PAIR, size.value_steps);
                     for (int64_t part = from; part < to; part++) {
-                        const auto differentiate = [&](auto whole) {
-                            for (int64_t r = 0; r < E::DEPTH; r += E::PAIR) {
-                                V powers[E::PAIR][E::PAIR], turned[E::PAIR][E::PAIR];
-                                for (int64_t side = 0; side < E::PAIR; side++) {
-                                    const int64_t i = r + side, place = i % 16 * 16;
-                                    V straight[E::PAIR];
-                                    for (int64_t half = 0; half < E::PAIR; half++) {
-                                        const int64_t j = part * E::PAIR + half;
-                                        V bend, z = score<decltype(whole)::value>(of, load(scores.at(i / 16, j) + place), first + i, query + 16 * j, &bend);
-                                        V power = power_of_two(z - load(log_sum + 16 * j));
-                                        V d = power * (load(slopes.at(i / 16, j) + place) - load(delta + 16 * j)) * p.scale;
-                                        if (p.cap > 0) d *= bend;
-                                        powers[side][half] = power;
-                                        straight[half] = turned[half][side] = d;
-                                    }
-                                    E::put_left(p_left.at(i / 16, part) + i % 16 * E::DEPTH, powers[side]);
-                                    E::put_left(d_left.at(i / 16, part) + i % 16 * E::DEPTH, straight);
-                                }
-                                for (int64_t half = 0; half < E::PAIR; half++)
-                                    E::put_right(d_right.at(part * E::PAIR + half, strip) + r / E::PAIR * 16 * E::PAIR, turned[half]);
-                            }
-                        };
-                        if (sights[part] == WHOLE) differentiate(std::true_type{});
-                        else differentiate(std::false_type{});
+                        const int64_t j = part * E::PAIR;
+                        looking(sights[part], of.plain, [&](auto all_seen, auto plain) {
+                            differentiate<E, decltype(all_seen)::value, decltype(plain)::value>(
+                                of, p.scale, first, query + 16 * j, scores.from(0, j), slopes.from(0, j), log_sum + 16 * j, delta + 16 * j,
+                                p_left.from(0, part), d_left.from(0, part), d_right.from(j, strip));
+                        });
                     }
                     multiply<E, true>(dv.from(row, 0), p_left.from(0, from), dy_below.from(0, from), E::PAIR, size.value_tiles, to - from);
                     multiply<E, true>(dk.from(row, 0), d_left.from(0, from), q_below.from(0, from), E::PAIR, size.channel_tiles, to - from);
@@ -421,18 +475,16 @@ static void backward_unit(const Problem& p, const Sequence& s, int64_t group, Ro
                                           size.channel_tiles, E::PAIR, after - strip);
                     }
             }
-            for (int64_t j = 0; j < tiles; j++)
-                for (int64_t c = 0; c < size.channel_tiles; c++) {
-                    alignas(64) float tile[WORDS];
-                    transpose(dq.at(c, j), tile);
-                    scatter(tile, dq_rows, query + 16 * j, count - 16 * j, 16 * c, p.channels);
-                }
+            for (int64_t j = 0; j < tiles; j++) {
+                for (int64_t c = 0; c < size.channel_tiles; c++) transpose(dq.at(c, j), dq.at(c, j));
+                scatter(dq.at(0, j), TILES, dq_rows, query + 16 * j, count - 16 * j, p.channels);
+            }
         }
     }
     const auto dk_rows = rows<X>(p, p.dk, s.row, s.first_key, group), dv_rows = rows<X>(p, p.dv, s.row, s.first_key, group);
     for (int64_t i = 0; i < size.keys; i++) {
-        for (int64_t c = 0; c < size.channel_tiles; c++) scatter(dk.at(i, c), dk_rows, 16 * i, s.keys - 16 * i, 16 * c, p.channels);
-        for (int64_t c = 0; c < size.value_tiles; c++) scatter(dv.at(i, c), dv_rows, 16 * i, s.keys - 16 * i, 16 * c, p.values);
+        scatter(dk.at(i, 0), 1, dk_rows, 16 * i, s.keys - 16 * i, p.channels);
+        scatter(dv.at(i, 0), 1, dv_rows, 16 * i, s.keys - 16 * i, p.values);
     }
 }
 
