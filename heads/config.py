@@ -18,6 +18,7 @@ class LanguageModelHeadConfig(Component):
     type: Literal["language_model"] = "language_model"
     tied: bool = Field(True, description="use the rows of the token embedding as output rows")
     ranges: list[str] | None = Field(None, description="vocabulary ranges that can be predicted; null: all")
+    soft_cap: float | None = Field(None, gt=0, description="scores become cap * tanh(score / cap) (Gemma 2); null for none")
     z_loss: float = Field(0.0, ge=0, description="weight of the squared log-partition")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 

@@ -63,6 +63,7 @@ class LanguageModelHead(nn.Module):
                 label_n,
                 weight_n,
                 rows=self.rows,
+                softcap=self.config.soft_cap,
                 z_loss=self.config.z_loss,
                 label_smoothing=self.config.label_smoothing,
             )
@@ -96,4 +97,5 @@ class LanguageModelHead(nn.Module):
         return self._scores(h, slice(rows.start, rows.stop) if isinstance(rows, range) else rows)
 
     def _scores(self, h: Tensor, rows: slice | Tensor) -> Tensor:
-        return exact(F.linear(h, self.matrix[rows].to(h.dtype)))
+        scores, cap = exact(F.linear(h, self.matrix[rows].to(h.dtype))), self.config.soft_cap
+        return scores if cap is None else cap * torch.tanh(scores / cap)

@@ -55,6 +55,13 @@ class Documents:
         before = known.gather(1, torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], dim=1))
         return (self.real & (self.document != before)).cumsum(1)
 
+    @cached_property
+    def ranges(self) -> tuple[Tensor, Tensor]:
+        """int32 [b, t] twice: where the document of each token begins and before which place it ends; t and 0 at padding."""
+        segment = self.segment.contiguous()
+        begin, end = (torch.searchsorted(segment, segment, right=right) for right in (False, True))
+        return torch.where(self.real, begin, segment.shape[1]).int(), torch.where(self.real, end, 0).int()
+
     def segment_after(self, continues: Tensor | None) -> Tensor:
         """`segment`, where 0 is what a carried state belongs to: the first document too in rows with continues [b]; None: in none."""
         if continues is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mmlm.kernels.dispatch import available
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:
@@ -37,3 +40,23 @@ def disagreements(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], toler
         return [f"{sorted(got)} instead of {sorted(wanted)}"]
     errors = {name: relative_error(got[name], wanted[name]) for name in wanted}
     return [f"{name}: relative error {error:.2e}, allowed {tolerance:.0e}" for name, error in errors.items() if not error <= tolerance]
+
+
+def forms(op: str, dtypes: Iterable[torch.dtype]) -> list[tuple[str, torch.dtype]]:
+    """(back end, dtype): those of an operation that run here, but for the reference, each with the dtypes that it takes."""
+    found = itertools.product(available(op, but="reference"), dtypes)
+    return [(backend, dtype) for backend, dtype in found if backend == "torch" or dtype != torch.float64]
+
+
+def covering(strength: int, *axes: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Few combinations of one value from each axis, in which the values of any `strength` axes meet in all ways; always the same few."""
+    combinations = list(itertools.product(*(range(len(axis)) for axis in axes)))
+    chosen = list(itertools.combinations(range(len(axes)), strength))
+    meets = {c: {(places, tuple(c[i] for i in places)) for places in chosen} for c in combinations}
+    open_ = set().union(*meets.values())
+    found = []
+    while open_:
+        best = max(combinations, key=lambda c: len(meets[c] & open_))  # the first of equals
+        open_ -= meets[best]
+        found.append(tuple(axis[i] for axis, i in zip(axes, best)))
+    return found

@@ -1,8 +1,8 @@
 """A model in the middle of writing: what has been read, and the scores of what may come next.
 
 Two forms with one interface. `Decoding` goes through the model's own layers and serves every model and layout. `OneCallDecoding` hands the
-whole step of a Llama-, Qwen- or GPT-2-like decoder to one C++ call (kernels/decode), several times as fast on a CPU; its packed weights
-stay with the model until these change. `open_decoding` chooses.
+whole step of a decoder of attention, Mamba, DeltaNet and feed-forward layers to one C++ call (kernels/decode), several times as fast on a
+CPU; its packed weights stay with the model until these change. `open_decoding` chooses. Both have a `cache`, which either can go on from.
 
 Axes: b sequences   t tokens   d width   v vocabulary rows
 """
@@ -13,25 +13,21 @@ import logging
 import os
 import weakref
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from mmlm.backbone.attention import Attention
 from mmlm.backbone.backbone import Backbone
 from mmlm.backbone.cache import Cache
-from mmlm.backbone.config import AttentionConfig, GeluConfig
-from mmlm.backbone.feed_forward import FeedForward
-from mmlm.backbone.norms import LayerNorm
 from mmlm.base.errors import RecipeError
-from mmlm.heads.language_model import LanguageModelHead
 from mmlm.kernels.decode.fast import Decoder
 from mmlm.kernels.decode.fast import Precision as Form
-from mmlm.kernels.decode.spec import Activation, DecoderSpec, Unsupported
+from mmlm.kernels.decode.spec import Unsupported
 from mmlm.kernels.dispatch import choose
 from mmlm.kernels.native import Unavailable
 from mmlm.layout import Layout
+from mmlm.one_call import cache_to_states, one_call_form, states_to_cache
 from mmlm.stream import Batch, Segment, Stream, next_position, pad
 from mmlm.vocabulary import Vocabulary
 
@@ -115,16 +111,41 @@ class Decoding:
         """Nothing is held beyond this object."""
 
 
-class OneCallDecoding:
-    """A batch of sequences read and continued by the C++ decoder. `close` gives its weights back to the model's next decoding."""
+class Packed(NamedTuple):
+    """A model's packed weights, and the state of the weights that they are of."""
 
-    def __init__(self, model: Decodable, decoder: Decoder, prompts: Sequence[Prompt], room: int) -> None:
-        self.model, self.decoder = model, decoder
+    state: Any
+    decoder: Decoder
+
+
+class OneCallDecoding:
+    """A batch of sequences continued by the C++ decoder, and read by it but for prompts with bidirectional parts, which the layers read.
+
+    `close` gives its weights back to the model's next decoding.
+    """
+
+    def __init__(self, model: Decodable, packed: Packed, prompts: Sequence[Prompt], room: int) -> None:
+        self.model, self.packed, self.decoder = model, packed, packed.decoder
+        decoder = packed.decoder
+        if any(segment.mutual for prompt in prompts if isinstance(prompt, Stream) for segment in prompt.segments):
+            read = Decoding(model, prompts, 0)
+            decoder.reset(len(prompts), int(read.cache.length.max()) + room)
+            self.cache, self.scores_bv = read.cache, read.scores()
+            return
         batch = pad([_stream(prompt, model.vocabulary) for prompt in prompts], model.vocabulary)
         lengths = (batch.layout.document > 0).sum(1)
         decoder.reset(len(prompts), batch.ids.shape[1] + room)
         plain = batch.codes is None and not batch.features and not batch.channels
         self.scores_bv = decoder.extend(batch.ids, lengths) if plain else decoder.extend(None, lengths, x_btd=model.embed(batch))
+
+    @property
+    def cache(self) -> Cache:
+        """What is kept of the sequences so far, a copy. Set, it is what the next token is fed behind."""
+        return states_to_cache(self.decoder, self.model.backbone)
+
+    @cache.setter
+    def cache(self, cache: Cache) -> None:
+        cache_to_states(cache, self.decoder)
 
     def scores(self) -> Tensor:
         """Scores float32 [b, v] of the next token, to be used before the next token is fed."""
@@ -146,11 +167,11 @@ class OneCallDecoding:
 
     def close(self) -> None:
         """Keep the packed weights for the model's next decoding."""
-        _kept[self.model] = (_state(self.model, self.decoder.precision), self.decoder)
+        _kept[self.model] = self.packed
 
 
 # The packed weights of a model between two uses. A decoder that is at work is not in here, so that no two uses share one.
-_kept: weakref.WeakKeyDictionary[Any, tuple[Any, Decoder]] = weakref.WeakKeyDictionary()
+_kept: weakref.WeakKeyDictionary[Any, Packed] = weakref.WeakKeyDictionary()
 _told: set[str] = set()
 
 
@@ -163,11 +184,11 @@ def open_decoding(model: Decodable, prompts: Sequence[Prompt], room: int, precis
     """
     if precision not in PRECISIONS:
         raise RecipeError(f"precision must be one of {', '.join(PRECISIONS)}, but is {precision!r}.")
-    decoder = _decoder(model, prompts, room, precision)
-    return Decoding(model, prompts, room) if decoder is None else OneCallDecoding(model, decoder, prompts, room)
+    packed = _packed(model, prompts, room, precision)
+    return Decoding(model, prompts, room) if packed is None else OneCallDecoding(model, packed, prompts, room)
 
 
-def _decoder(model: Decodable, prompts: Sequence[Prompt], room: int, precision: Precision) -> Decoder | None:
+def _packed(model: Decodable, prompts: Sequence[Prompt], room: int, precision: Precision) -> Packed | None:
     """The packed weights of a model, ready for these prompts, or None."""
     weight = model.embedding.weight
     own: dict[torch.dtype, Form] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -180,13 +201,14 @@ def _decoder(model: Decodable, prompts: Sequence[Prompt], room: int, precision: 
             raise Unsupported(f"weights of {weight.dtype}")
         if reason := _unfit(prompts):
             raise Unsupported(reason)
-        if kept is not None and kept[0] == _state(model, wanted):
-            return kept[1]
+        state = _state(model, wanted)
+        if kept is not None and kept.state == state:
+            return kept
         if precision == "auto" and (room < WORTH_PACKING or not _fits_memory(model)):
             return None
         kept = None
         spec, weights = one_call_form(model)
-        return Decoder(spec, weights, wanted)
+        return Packed(state, Decoder(spec, weights, wanted))
     except (Unsupported, Unavailable) as error:
         if precision != "auto" and (told := f"precision {precision!r} has no effect: {error}") not in _told:
             _told.add(told)
@@ -195,11 +217,11 @@ def _decoder(model: Decodable, prompts: Sequence[Prompt], room: int, precision: 
 
 
 def _unfit(prompts: Sequence[Prompt]) -> str:
-    """Why prompts are none that read on from left to right, or nothing."""
+    """Why no decoder can go on from these prompts, or nothing."""
     for prompt in prompts:
         for segment in prompt.segments if isinstance(prompt, Stream) else ():
-            if segment.mutual or segment.position is not None or torch.as_tensor(segment.branch).any():
-                return "a prompt with positions, branches or bidirectional parts of its own"
+            if segment.position is not None or torch.as_tensor(segment.branch).any():
+                return "a prompt with positions or branches of its own"
     return ""
 
 
@@ -220,79 +242,6 @@ def _fits_memory(model: Decodable) -> bool:
         return 4 * size < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return True
-
-
-def one_call_form(model: Decodable) -> tuple[DecoderSpec, dict[str, Tensor]]:
-    """A model as the C++ decoder takes it. Raises Unsupported with the reason where it cannot."""
-    backbone, head = model.backbone, model.heads["language_model"] if "language_model" in model.heads else None
-    if type(head) is not LanguageModelHead:
-        raise Unsupported("no plain language-model head")
-    if head.rows is not None:
-        raise Unsupported("a head that writes some ranges of the vocabulary alone")
-    for name, module in (*backbone.named_modules(), ("embedding", model.embedding)):
-        if not type(module).__module__.startswith(("mmlm.", "torch.")):
-            raise Unsupported(f"{name} is a {type(module).__name__}; adapters have to be merged into the weights first")
-    if model.device.type != "cpu":
-        raise Unsupported(f"the weights are on {model.device}")
-    mixers = [layer.mixer for layer in backbone.layers]
-    feeds = [layer.feed_forward for layer in backbone.layers]
-    first, feed = mixers[0], feeds[0]
-    if type(first) is not Attention or type(feed) is not FeedForward:
-        raise Unsupported("its layers are not attention with a plain feed-forward")
-    alike = all(type(mixer) is Attention and _without_window(mixer.config) == _without_window(first.config) for mixer in mixers)
-    alike &= all(type(layer) is FeedForward and layer.config == feed.config for layer in feeds)
-    if not alike or len({layer.parallel for layer in backbone.layers}) > 1:
-        raise Unsupported("its layers differ")
-    config = first.config
-    if config.over is not None or config.causal is False:
-        raise Unsupported("attention along an axis or in both directions")
-    if config.gate or config.soft_cap or config.alibi or config.sinks:
-        raise Unsupported("attention with a gate, a soft cap, ALiBi or sinks")
-    if first.rope is not None and len(first.rope.sections) > 1:
-        raise Unsupported("rotary positions on several axes")
-    activation: Activation = "silu"
-    if isinstance(feed.config, GeluConfig):
-        activation = "gelu_tanh" if feed.config.approximate else "gelu"
-    spec = DecoderSpec(
-        vocabulary=len(head.matrix),
-        width=backbone.config.width,
-        num_layers=len(mixers),
-        num_heads=first.num_heads,
-        num_kv_heads=first.num_kv_heads,
-        head_size=first.head_size,
-        hidden=feed.hidden,
-        gated=feed.gated,
-        activation=activation,
-        norm="layer" if isinstance(backbone.norm, LayerNorm) else "rms",
-        norm_eps=backbone.norm.eps,
-        attention_scale=config.score_scale,
-        qk_norm=config.qk_norm,
-        qk_norm_eps=first.q_norm.eps if first.q_norm is not None else 1e-6,
-        parallel=backbone.layers[0].parallel,
-        tied=head.weight is None,
-        positions=backbone.positions.num_embeddings if backbone.positions is not None else 0,
-        rope=first.rope.frequencies if first.rope is not None else None,
-        rope_scale=first.rope.scale if first.rope is not None else 1.0,
-        window=tuple(mixer.config.window for mixer in mixers),
-    )
-    weights = {f"embedding.{name}": tensor for name, tensor in model.embedding.named_parameters()}
-    weights |= {f"norm.{name}": tensor for name, tensor in backbone.norm.named_parameters()}
-    if head.weight is not None:
-        weights["head.weight"] = head.weight
-    if backbone.positions is not None:
-        weights["positions.weight"] = backbone.positions.weight
-    for index, layer in enumerate(backbone.layers):
-        parts = {"norm1": layer.mixer_norm, "norm2": layer.feed_forward_norm, "qkv": layer.mixer.qkv, "out": layer.mixer.out}
-        parts |= {"q_norm": layer.mixer.q_norm, "k_norm": layer.mixer.k_norm}
-        parts |= {"up": layer.feed_forward.up, "down": layer.feed_forward.down}
-        for part, module in parts.items():
-            if module is not None:
-                weights |= {f"layers.{index}.{part}.{name}": tensor for name, tensor in module.named_parameters()}
-    return spec, weights
-
-
-def _without_window(config: AttentionConfig) -> AttentionConfig:
-    return config.model_copy(update={"window": None})
 
 
 def _stream(prompt: Prompt, vocabulary: Vocabulary) -> Stream:

@@ -67,16 +67,26 @@ class Layout:
         return self.memo("simple", self._find_simple)
 
     def _find_simple(self) -> bool:
-        if any(part is not None for part in (self.mutual, self.branch, self.allowed)):
+        if not self.has_documents_alone:
             return False
         return bool((self.document == self.document[:, :1]).all()) and bool((self.document > 0).all())
 
-    def require_left_to_right(self, who: str) -> None:
-        """Raises RecipeError naming the mixer if a recurrence or a causal convolution cannot express this layout."""
-        if not self.causal or self.branch is not None or self.allowed is not None or self.mutual is not None:
+    @property
+    def has_documents_alone(self) -> bool:
+        """Whether nothing but the borders of documents, and causality, decides which token may see which."""
+        return self.mutual is None and self.branch is None and self.allowed is None
+
+    def require_left_to_right(self, who: str, *, or_whole: bool = False) -> None:
+        """Raises RecipeError naming the mixer if a recurrence or a causal convolution cannot express this layout.
+
+        or_whole: the mixer can read whole documents in no order as well, which is what causal: false asks for.
+        """
+        if (not self.causal and not or_whole) or self.branch is not None or self.allowed is not None or self.mutual is not None:
+            parts = "a prefix or other bidirectional parts" if or_whole else "bidirectional parts (causal: false, a prefix)"
+            order = " or whole documents" if or_whole else ""
             raise RecipeError(
-                f"{who} reads from left to right: it cannot serve a layout with bidirectional parts (causal: false, a prefix), branches "
-                "or an allowed matrix. Use attention layers for such data, or a causal objective."
+                f"{who} reads from left to right{order}: it cannot serve a layout with {parts}, branches or an allowed matrix. Use "
+                "attention layers for such data, or a causal objective."
             )
 
     def axis(self, over: str, who: str) -> int:

@@ -46,7 +46,7 @@ class MultimodalLM(nn.Module):
         self.config = config
         self.vocabulary = Vocabulary(config.vocabulary)
         width = config.backbone.width
-        self.embedding = nn.Embedding(len(self.vocabulary), width)
+        self.embedding = TokenEmbedding(len(self.vocabulary), width, config.backbone.embedding_scale)
         name_axes(self.embedding.weight, "vocab", "residual")
         if missing := config.encoders.keys() - config.features.keys():
             raise RecipeError(f"encoders {sorted(missing)} need the number of channels they read, in `features`.")
@@ -195,7 +195,7 @@ class MultimodalLM(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config.model_dump(mode="json", by_alias=True)
-        (folder / CONFIG).write_text(json.dumps({"model_type": "mmlm", **config}, indent=2) + "\n")
+        (folder / CONFIG).write_text(json.dumps({"model_type": "mmlm", "stop": list(self.stop), **config}, indent=2) + "\n")
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, str(folder / WEIGHTS), {"format": "pt"})
 
     @classmethod
@@ -205,6 +205,7 @@ class MultimodalLM(nn.Module):
         raw = read_json(folder / CONFIG)
         if raw.pop("model_type", None) != "mmlm":
             raise CheckpointError(f"{folder / CONFIG}: not a model of mmlm; read others through mmlm.load or `mmlm convert`.")
+        stop = raw.pop("stop", [])
         try:
             config = check(ModelConfig, raw, str(folder / CONFIG))
         except RecipeError as error:
@@ -215,7 +216,23 @@ class MultimodalLM(nn.Module):
         for module in model.modules():  # buffers that are not saved, such as rotary frequencies, are made again
             getattr(module, "reset_buffers", lambda: None)()
         load_weights(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+        if not isinstance(stop, list) or not all(isinstance(each, int) and 0 <= each < len(model.vocabulary) for each in stop):
+            raise CheckpointError(f"{folder / CONFIG}: stop: must be a list of ids of the vocabulary, but is {str(stop)[:80]}.")
+        model.stop = tuple(stop)
         return model.eval()
+
+
+class TokenEmbedding(nn.Embedding):
+    """Rows of a table times `scale`; the table itself, which a tied head reads, is not scaled."""
+
+    def __init__(self, rows: int, width: int, scale: float) -> None:
+        super().__init__(rows, width)
+        self.scale = scale
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[..., d] of ids [...]."""
+        x = super().forward(ids)
+        return x if self.scale == 1 else x * self.scale
 
 
 def _rows(table: nn.Embedding, ids: Tensor) -> Tensor:

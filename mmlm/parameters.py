@@ -63,6 +63,11 @@ def log_uniform_steps(bias: Tensor, low: float, high: float) -> None:
     bias.copy_(step + torch.log(-torch.expm1(-step)))
 
 
+def inner_width(expand: float, width: int) -> int:
+    """expand * width without its fraction; an expand that was written as a ratio of whole numbers is not cut short by its rounding."""
+    return int(round(expand * width, 6))
+
+
 def exact(x: Tensor) -> Tensor:
     """x in float32, or in float64 where it is that already."""
     return x if x.dtype == torch.float64 else x.float()

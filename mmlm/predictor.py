@@ -118,6 +118,8 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
         if target.num_distinct < 2:
             raise DataError(f"the examples show one class alone ({target.num_distinct} distinct target values); at least two are needed.")
         recipe, self.task_, self.model_ = load_run(self.run)
+        if getattr(recipe.tasks[0], "reads", "tables") != "tables":
+            raise DataError(f"{self.run}: its task {recipe.tasks[0].type!r} predicts no column of a table; name a run that does.")
         if is_number:
             bins = min(MAX_BINS, max(2, len(target) // 4))
             edges = quantile_bins(target.values, bins)

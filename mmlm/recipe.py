@@ -44,7 +44,7 @@ class Recipe(Strict):
     adapt: AdaptConfig = Field(AdaptConfig(), description="which parts are trained, how fast, through which adapters")
     objective: OBJECTIVES.choice = Field(CausalConfig(), description="what is hidden, shifted or compared")
     train: TrainConfig = Field(TrainConfig(), description="how long, how fast and what is kept")
-    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="what the trained model is compared on")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="which tables the trained model is compared on")
 
     @model_validator(mode="before")
     @classmethod
@@ -66,6 +66,18 @@ class Recipe(Strict):
                     "[{type: real_tables, split: valid}]; or keep rows of a file back with validate_share: 0.1 in its source"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _data_fit_the_task(self) -> Recipe:
+        for task in self.tasks:
+            if faults := self.data.faults(getattr(task, "reads", "tables")):
+                raise ValueError("; ".join(faults))
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """The section `evaluate` is about tables."""
+        other = [task.type for task in self.tasks if getattr(task, "reads", "tables") != "tables"]
+        return {"evaluate": f"the task {other[0]!r} is measured on data.test"} if other else {}
 
     @classmethod
     def read(cls, source: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
@@ -111,17 +123,24 @@ class Recipe(Strict):
 
 
 def apply_override(raw: dict[str, Any], item: str) -> None:
-    """Set one key of a loaded recipe from `path.to.key=value`; list items by number. Checked later by the schema.
-
-    A component written by its name alone becomes a section, so that its keys can be set.
-    """
+    """Set one key of a loaded recipe from `path.to.key=value`; list items by number. Checked later by the schema."""
     path, equals, text = item.partition("=")
     if not equals or not path:
         raise RecipeError(f"override {yaml.shorten(item)} must look like path.to.key=value.")
+    set_key(raw, path, yaml.parse(text, f"override {yaml.shorten(item)}"), f"override {yaml.shorten(item)}")
+
+
+def set_key(raw: dict[str, Any], path: str, value: Any, who: str) -> None:
+    """Set the key at a dotted path of a loaded recipe; list items by number. who: what sets it, for messages.
+
+    A component written by its name alone becomes a section, so that its keys can be set.
+    """
     parts = path.split(".")
+    if parts[0] == "task" and "task" not in raw and isinstance(raw.get("tasks"), list):  # as a complete recipe has it
+        parts = ["tasks", "0", *parts[1:]]
     node: Any = raw
     for at, key in enumerate(parts):
-        where = f"override {yaml.shorten(item)}: {'.'.join(parts[:at]) or 'the recipe'}"
+        where = f"{who}: {'.'.join(parts[:at]) or 'the recipe'}"
         if isinstance(node, list):
             if not (key.isdecimal() and len(key) < 10 and int(key) < len(node)):
                 raise RecipeError(f"{where} is a list of {len(node)}; {key!r} is no place in it.")
@@ -129,7 +148,7 @@ def apply_override(raw: dict[str, Any], item: str) -> None:
             raise RecipeError(f"{where} is {yaml.shorten(node)} and has no keys.")
         place: Any = int(key) if isinstance(node, list) else key
         if at == len(parts) - 1:
-            node[place] = yaml.parse(text, f"override {yaml.shorten(item)}")
+            node[place] = value
             return
         below = node[place] if isinstance(node, list) else node.get(place)
         if below is None or isinstance(below, str):
@@ -137,12 +156,12 @@ def apply_override(raw: dict[str, Any], item: str) -> None:
         node = node[place]
 
 
-def shipped() -> dict[str, Path]:
-    """The recipes that come with mmlm: file by name, such as tabular/quickstart."""
+def shipped(kind: str = "recipes") -> dict[str, Path]:
+    """The recipes, or comparisons, that come with mmlm: file by name, such as tabular/quickstart."""
     import mmlm
 
     found: dict[str, Path] = {}
-    for root in (Path(folder) / "recipes" for folder in mmlm.__path__):
+    for root in (Path(folder) / kind for folder in mmlm.__path__):
         for path in sorted(root.rglob("*.yaml")):
             found.setdefault(path.relative_to(root).with_suffix("").as_posix(), path)
     return found

@@ -17,11 +17,14 @@ import torch
 from mmlm.adapt import adapt, adapted_layers, merge_lora, save_adapters
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
 from mmlm.compression.surgery import replace_as
-from mmlm.data.config import EpisodeConfig, TableFileConfig
-from mmlm.data.episodes import Episode, KeepsBack, OneTable, Source
+from mmlm.data.base import KeepsBack, Source
+from mmlm.data.config import TableFileConfig
+from mmlm.data.episodes import OneTable
 from mmlm.data.real_tables import load_real_tables
 from mmlm.data.tables import Table
 from mmlm.evaluation.card import write_card
+from mmlm.evaluation.measure import measure, measured_summary, records_of, source_names
+from mmlm.evaluation.measured_report import write_measured_report
 from mmlm.evaluation.protocol import compare, summary
 from mmlm.evaluation.report import write_report
 from mmlm.evaluation.validation import Validation
@@ -31,7 +34,7 @@ from mmlm.model_config import ModelConfig
 from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
 from mmlm.stream import Batch, Stream
-from mmlm.tasks.base import TabularLike
+from mmlm.tasks.base import MeetsSources, TabularLike, Task
 from mmlm.training.config import AdaptConfig, LoraConfig, TrainConfig
 from mmlm.training.learner import Learner
 from mmlm.training.trainer import Result, Trainer
@@ -46,50 +49,50 @@ FITTED_ON = 500  # drawn tasks whose texts a tokenizer is fitted on
 
 
 class DrawnSamples:
-    """Streams drawn from weighted sources; sample number and seed decide everything."""
+    """Streams of records drawn from weighted sources; sample number and seed decide everything."""
 
-    def __init__(self, recipe: Recipe, task: TabularLike, objective: Objective, vocabulary: Vocabulary, episodes: Episodes) -> None:
-        self.task, self.objective, self.vocabulary, self.episodes = task, objective, vocabulary, episodes
+    def __init__(self, recipe: Recipe, task: Task, objective: Objective, vocabulary: Vocabulary, records: Records) -> None:
+        self.task, self.objective, self.vocabulary, self.records = task, objective, vocabulary, records
         tokenizers = {name: config.model_dump() for name, config in recipe.tokenizers.items()}
-        self.fingerprint = repr((episodes.origin, recipe.tasks[0].model_dump(), tokenizers))
+        self.fingerprint = repr((records.origin, recipe.tasks[0].model_dump(), tokenizers))
 
     def __len__(self) -> int:
         return ENDLESS
 
     def sample(self, index: int, rng: np.random.Generator) -> Stream:
-        """One task as a stream, prepared by the objective. Raises DataError where none fits the context."""
+        """One record as a stream, prepared by the objective. Raises DataError where none fits the context."""
         return self.draw(rng)[1]
 
-    def draw(self, rng: np.random.Generator) -> tuple[Episode, Stream]:
-        """The same with the task itself."""
+    def draw(self, rng: np.random.Generator) -> tuple[Any, Stream]:
+        """The same with the record itself."""
         for _ in range(TRIES):
-            episode = self.episodes.draw(rng)
-            stream = self.task.example(episode, rng)
+            record = self.records.draw(rng)
+            stream = self.task.example(record, rng)
             if stream is not None:
-                return episode, self.objective.prepare(stream, self.vocabulary, rng)
-        raise DataError(f"none of {TRIES} drawn tables has a row that fits the context of the task.")
+                return record, self.objective.prepare(stream, self.vocabulary, rng)
+        raise DataError(f"none of {TRIES} drawn records has a part that fits the context of the task.")
 
     def collate(self, items: list[Stream]) -> Batch:
         """Streams as one packed batch."""
         return self.objective.collate(self.task.arrange(items), self.vocabulary)
 
 
-class Episodes:
-    """Tasks from weighted sources. origin: says which, for fingerprints."""
+class Records:
+    """Records from weighted sources. asks: what they are told when they draw. origin: says which they are, for fingerprints."""
 
-    def __init__(self, sources: Sequence[tuple[Source, float]], config: EpisodeConfig, origin: Any = None) -> None:
-        self.config, self.origin = config, origin
+    def __init__(self, sources: Sequence[tuple[Source, float]], asks: Any, origin: Any = None) -> None:
+        self.asks, self.origin = asks, origin
         self.sources = [source for source, _ in sources]
         weights = np.array([weight for _, weight in sources])
         self.borders = np.cumsum(weights / weights.sum())
 
     @classmethod
-    def of_training(cls, recipe: Recipe, task: TabularLike) -> Episodes:
+    def of_training(cls, recipe: Recipe, task: Task) -> Records:
         """Those of data.train."""
         sources = [(source.build(), source.weight) for source in recipe.data.train]
-        return cls(sources, task.episode, {"train": [source.model_dump() for source in recipe.data.train]})
+        return cls(sources, task.asks, {"train": [source.model_dump() for source in recipe.data.train]})
 
-    def for_validation(self, recipe: Recipe) -> Episodes:
+    def for_validation(self, recipe: Recipe) -> Records:
         """Those of data.validate, and of what these sources, of data.train, keep back. Raises RecipeError without any."""
         sources: list[tuple[Source, float]] = [(source.build(), source.weight) for source in recipe.data.validation]
         for source, config in zip(self.sources, recipe.data.train, strict=True):
@@ -98,29 +101,31 @@ class Episodes:
         if not sources:
             raise RecipeError("data.validate: is empty, and no source of data.train keeps anything back.")
         origin = [[source.model_dump() for source in part] for part in (recipe.data.validation, recipe.data.train)]
-        return Episodes(sources, self.config, origin)
+        return Records(sources, self.asks, origin)
 
-    def draw(self, rng: np.random.Generator) -> Episode:
-        """One task of one source."""
+    def draw(self, rng: np.random.Generator) -> Any:
+        """One record of one source."""
         place = int(np.searchsorted(self.borders, rng.random(), side="right").clip(max=len(self.sources) - 1))
-        return self.sources[place].draw(rng, self.config)
+        return self.sources[place].draw(rng, self.asks)
 
 
-def build_task(recipe: Recipe, folder: Path | None = None) -> TabularLike:
+def build_task(recipe: Recipe, folder: Path | None = None) -> Any:
     """The task of a recipe with its tokenizers: those that a run keeps in its folder, else read or fitted on training texts."""
     tokenizers = {name: config.build() for name, config in recipe.tokenizers.items()}
-    task: TabularLike = recipe.tasks[0].build(tokenizers)
+    task: Task = recipe.tasks[0].build(tokenizers)
+    if isinstance(task, MeetsSources):
+        task.meet([*recipe.data.train, *recipe.data.validation, *recipe.data.test])
     for name, tokenizer in tokenizers.items():
         if folder is not None and (folder / TOKENIZERS / name).is_dir():
             tokenizer.load(folder / TOKENIZERS / name)
         elif not getattr(tokenizer, "is_fitted", True):
-            episodes = Episodes.of_training(recipe, task)
+            records = Records.of_training(recipe, task)
             draws = [np.random.default_rng([recipe.seed, number]) for number in range(FITTED_ON)]
-            tokenizer.fit([text for rng in draws for text in task.texts(episodes.draw(rng), rng)])
+            tokenizer.fit([text for rng in draws for text in task.texts(records.draw(rng), rng)])
     return task
 
 
-def build_model(recipe: Recipe, task: TabularLike) -> MultimodalLM:
+def build_model(recipe: Recipe, task: Task) -> MultimodalLM:
     """The model of a recipe: pretrained, with rows added for new tokens, or with first weights, which the seed decides."""
     if recipe.backbone.pretrained is not None:
         return _pretrained(recipe, task)
@@ -142,7 +147,7 @@ def build_model(recipe: Recipe, task: TabularLike) -> MultimodalLM:
     )
 
 
-def _pretrained(recipe: Recipe, task: TabularLike) -> MultimodalLM:
+def _pretrained(recipe: Recipe, task: Task) -> MultimodalLM:
     name = recipe.backbone.pretrained
     assert name is not None
     model = load(name)
@@ -168,13 +173,12 @@ def preview(recipe: Recipe, count: int = 2) -> str:
         raise RecipeError(f"recipe {recipe.name!r}: `task` is missing; there is nothing to show.")
     task = build_task(recipe)
     vocabulary = Vocabulary(task.vocabulary)
-    samples = DrawnSamples(recipe, task, recipe.objective.build(), vocabulary, Episodes.of_training(recipe, task))
+    samples = DrawnSamples(recipe, task, recipe.objective.build(), vocabulary, Records.of_training(recipe, task))
     parts = []
     for number in range(count):
         rng = np.random.default_rng([recipe.seed, number])
-        problem = samples.episodes.draw(rng)
-        parts += [f"sample {number + 1}: predict {problem.target!r}, {problem.num_shots} examples, classes {', '.join(problem.classes)}"]
-        parts += [task.shown(problem), ""]
+        record = samples.records.draw(rng)
+        parts += [f"sample {number + 1}: {task.title(record)}", task.shown(record), ""]
     size = recipe.train.batch_size
     batch = samples.collate([samples.sample(number, np.random.default_rng([recipe.seed, number])) for number in range(size)])
     documents, tokens, weighted = int(batch.layout.document.max()), batch.num_tokens, int((batch.weight > 0).sum())
@@ -194,14 +198,14 @@ def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[
     task = build_task(recipe, None if fresh else folder)
     objective = recipe.objective.build()
     model = build_model(recipe, task)
-    episodes = Episodes.of_training(recipe, task)
-    samples = DrawnSamples(recipe, task, objective, model.vocabulary, episodes)
+    records = Records.of_training(recipe, task)
+    samples = DrawnSamples(recipe, task, objective, model.vocabulary, records)
     if (teacher := getattr(objective, "teacher_name", None)) is not None:
         objective.set_teacher(load(teacher))
     learner = Learner(model, objective)
     hooks: dict[str, Any] = {}
     if recipe.train.validate_every or recipe.train.sample_every:
-        apart = DrawnSamples(recipe, task, objective, model.vocabulary, episodes.for_validation(recipe))
+        apart = DrawnSamples(recipe, task, objective, model.vocabulary, records.for_validation(recipe))
         validation = Validation(apart, task, recipe.train, count=recipe.data.validate_samples, seed=recipe.seed)
         validation.check(learner)
         hooks = {"validate": validation, "draw": validation.draw}
@@ -214,26 +218,28 @@ def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[
     return result
 
 
-def save_run(folder: Path, recipe: Recipe, task: TabularLike, model: MultimodalLM) -> None:
+def save_run(folder: Path, recipe: Recipe, task: Task, model: MultimodalLM) -> None:
     """Write what `load_run` reads. Adapters are kept by themselves and added to the weights, so that the model is whole."""
     for name, tokenizer in task.tokenizers.items():
         tokenizer.save(folder / TOKENIZERS / name)
     if adapted_layers(model) and recipe.adapt.lora is not None:
         save_adapters(model, folder / ADAPTER, recipe.adapt.lora)
         merge_lora(model)
+    if (ends := getattr(task, "ends", None)) is not None:
+        model.stop = tuple(model.vocabulary.span("text").start + index for index in ends)
     model.save_pretrained(folder)
     (folder / RECIPE).write_text(recipe.dump())
     write_card(folder, recipe, None)
 
 
-def fine_tune(recipe: Recipe, task: TabularLike, model: MultimodalLM, table: Table, lora: LoraConfig, config: TrainConfig) -> None:
+def fine_tune(recipe: Recipe, task: Task, model: MultimodalLM, table: Table, lora: LoraConfig, config: TrainConfig) -> None:
     """Fit adapters to one table with a target, in place, and add them to the weights. Nothing is written.
 
     Raises DataError where the table gives no task.
     """
     objective = recipe.objective.build()
-    episodes = Episodes([(OneTable(table, table.name), 1.0)], task.episode)
-    samples = DrawnSamples(recipe, task, objective, model.vocabulary, episodes)
+    records = Records([(OneTable(table, table.name), 1.0)], task.asks)
+    samples = DrawnSamples(recipe, task, objective, model.vocabulary, records)
     adapt(model, AdaptConfig(lora=lora), recipe.seed)
     with TemporaryDirectory() as folder:
         Trainer(Learner(model, objective), samples, config, Path(folder) / "run", seed=recipe.seed).fit()
@@ -241,12 +247,12 @@ def fine_tune(recipe: Recipe, task: TabularLike, model: MultimodalLM, table: Tab
     model.eval()
 
 
-def load_run(folder: Path | str) -> tuple[Recipe, TabularLike, MultimodalLM]:
+def load_run(folder: Path | str, overrides: Sequence[str] = ()) -> tuple[Recipe, Any, MultimodalLM]:
     """The recipe, task and model of a finished run. Raises CheckpointError where the folder holds none."""
     path = Path(folder) / RECIPE
     if not path.is_file():
         raise CheckpointError(f"{folder}: no finished run: {RECIPE} is missing.")
-    recipe = Recipe.read(path)
+    recipe = Recipe.read(path, overrides)
     return recipe, build_task(recipe, Path(folder)), MultimodalLM.from_pretrained(folder)
 
 
@@ -259,15 +265,38 @@ def dry(recipe: Recipe) -> Recipe:
 def evaluate(
     folder: Path | str, overrides: Sequence[str] = (), progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """Compare a finished run with the baselines on held-out tables; writes metrics.json and report.html and returns the metrics.
+    """Measure a finished run beside its baselines; writes metrics.json, report.html and README.md and returns the metrics.
 
-    progress(tables done, tables in all) is called after each table. Files that are there are replaced at the end, whole.
+    progress(done, in all) is called after each table, or some records. Files that are there are replaced at the end, whole.
     """
-    recipe, task, model = load_run(folder)
-    if overrides:
-        recipe = Recipe.read(Path(folder) / RECIPE, overrides)
-    config = recipe.evaluate
+    recipe, task, model = load_run(folder, overrides)
+    if getattr(recipe.tasks[0], "reads", "tables") == "tables":
+        return _evaluate_tables(Path(folder), recipe, task, model, progress)
+    sources: dict[str, Source] = {
+        name: config.build() for name, config in zip(source_names(recipe.data.test), recipe.data.test, strict=True)
+    }
+    for name, config in zip(source_names(recipe.data.train), recipe.data.train, strict=True):
+        if getattr(config, "hold_out", 0) and (held_out := config.build().held_out_records()) is not None:
+            sources[f"held out of {name}"] = held_out
+    if not sources:
+        raise RecipeError("data.test: is empty, and no source of data.train holds anything out; there is nothing to measure on.")
+    tests = {
+        name: records_of(source, task.asks, count=recipe.data.test_samples, seed=recipe.seed, number=number)
+        for number, (name, source) in enumerate(sources.items())
+    }
+    found = measure(task, model, tests, progress)
+    metrics = measured_summary(found, task.over)
+    _write_metrics(Path(folder), metrics)
+    write_measured_report(Path(folder), recipe, found, metrics, task.over, task.shown)
+    write_card(Path(folder), recipe, metrics)
+    return metrics
 
+
+def _evaluate_tables(
+    folder: Path, recipe: Recipe, task: TabularLike, model: MultimodalLM, progress: Callable[[int, int], None] | None
+) -> dict[str, Any]:
+    """Compare a model with the baselines on held-out tables."""
+    config = recipe.evaluate
     files = [source.build() for source in recipe.data.train if isinstance(source, TableFileConfig)] if config.split == "file" else []
     if config.split == "file" and not any(file.held_out.any() for file in files):
         raise RecipeError("evaluate.split: file predicts the held-out rows of a table_file source, but data.train has none.")
@@ -277,9 +306,13 @@ def evaluate(
     if not found.values:
         raise DataError("evaluate: no table gives a comparison: too few rows, or fewer than two classes among the examples.")
     metrics = summary(found, config)
-    part = Path(folder) / f"{METRICS}.part"
-    part.write_text(json.dumps(metrics, indent=2) + "\n")
-    os.replace(part, Path(folder) / METRICS)
-    write_report(Path(folder), recipe, found, metrics, task.shown)
-    write_card(Path(folder), recipe, metrics)
+    _write_metrics(folder, metrics)
+    write_report(folder, recipe, found, metrics, task.shown)
+    write_card(folder, recipe, metrics)
     return metrics
+
+
+def _write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    part = folder / f"{METRICS}.part"
+    part.write_text(json.dumps(metrics, indent=2) + "\n")
+    os.replace(part, folder / METRICS)

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -63,6 +64,20 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     if _reached and "expects_network_refused" not in item.keywords:
         pytest.fail(f"tried to reach {', '.join(_reached)}; tests use no network")
     return result
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many tests of each kernel's back ends passed; those of triton ran under its interpreter, not on a GPU."""
+    passed = terminalreporter.stats.get("passed", [])
+    counts = Counter(value for report in passed for name, value in report.user_properties if name == "kernel")
+    by_name: dict[str, list[str]] = {}
+    for key in sorted(counts):
+        name, backend = key.split()
+        by_name.setdefault(name, []).append(f"{backend} {counts[key]}")
+    if by_name:
+        terminalreporter.write_line("kernel tests passed, triton under its interpreter:")
+        for name, parts in by_name.items():
+            terminalreporter.write_line(f"  {name:<16} {', '.join(parts)}")
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 
+from mmlm.backbone.cache import Cache
 from mmlm.base.errors import NumericsError, RecipeError
 from mmlm.base.schema import check
 from mmlm.decoding import Decoding, OneCallDecoding, _told, open_decoding
@@ -15,6 +16,8 @@ from mmlm.model_config import ModelConfig
 from mmlm.stream import Segment, Stream
 
 GQA = {"type": "attention", "num_heads": 4, "num_kv_heads": 2}
+MAMBA2 = {"type": "mamba2", "state_size": 8, "head_size": 16}
+DELTA = {"type": "deltanet", "num_heads": 2, "key_size": 12}
 SHAPES = {
     "llama": {"pattern": [GQA]},
     "qwen3": {"pattern": [{**GQA, "qk_norm": True, "head_size": 16}]},
@@ -27,7 +30,25 @@ SHAPES = {
     "gpt2": {"pattern": [{**GQA, "num_kv_heads": 4, "rope": None, "qkv_bias": True, "out_bias": True}], "norm": "layer",
              "feed_forward": {"type": "gelu"}, "learned_positions": 64},
     "gelu without the tanh": {"pattern": [GQA], "feed_forward": {"type": "gelu", "approximate": False}},
+    "gated gelu, scaled embeddings": {"pattern": [GQA], "feed_forward": {"type": "geglu"}, "embedding_scale": 3.0},
+    "squared relu": {"pattern": [GQA], "feed_forward": {"type": "relu2"}},
+    "other eps of norms": {"pattern": [{**GQA, "qk_norm": True, "qk_norm_eps": 0.5}]},
+    "gated attention": {"pattern": [{**GQA, "gate": True, "qk_norm": True}]},
+    "layers that differ": {"pattern": [GQA, {**GQA, "qk_norm": True, "rope": None}]},
+    "experts": {"pattern": [GQA], "feed_forward": {"type": "moe", "num_experts": 3, "top_k": 2, "num_shared": 1, "renormalize": False}},
+    "mamba2": {"pattern": [MAMBA2], "feed_forward": None},
+    "mamba2 with groups": {"pattern": [{**MAMBA2, "num_groups": 2, "norm_groups": 4, "conv_bias": False, "bias": True,
+                                        "step_limit": [0.1, 0.5]}]},
+    "mamba1": {"pattern": [{"type": "mamba1"}], "feed_forward": None},
+    "mamba1 negative": {"pattern": [{"type": "mamba1", "negative_eigenvalues": True, "conv_size": 2, "bias": True, "step_rank": 3}]},
+    "deltanet": {"pattern": [DELTA]},
+    "gated deltanet": {"pattern": [{**DELTA, "gated": True, "num_key_heads": 1, "value_size": 20, "conv_bias": True}]},
+    "delta product": {"pattern": [{**DELTA, "num_micro_steps": 2, "negative_eigenvalues": True, "output_gate": "sigmoid",
+                                   "output_norm": False}]},
+    "hybrid": {"pattern": "MD*ESM", "symbols": {"D": {**DELTA, "gated": True}, "S": {"type": "mamba1"}, "M": MAMBA2, "*": GQA},
+               "num_layers": 6},
 }  # fmt: skip
+RECURRENT = [name for name in SHAPES if any(word in name for word in ("mamba", "delta", "hybrid"))]
 PROMPTS = [3, 9, 6]
 
 
@@ -56,24 +77,63 @@ def by_layers(model, prompts, **options):
         return generate(model, prompts, **options)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+WAYS = (
+    {},
+    {"sampling": Sampling(num_beams=3), "stop": [5]},
+    {"stop": [7, 11, 23]},
+    {"sampling": Sampling(temperature=1.0, top_p=0.9), "seed": 4},
+    {"sampling": Sampling(repetition_penalty=1.5)},
+    {"grammar": RangeGrammar(range(40, 45), stop=(1,)), "stop": [1]},
+    {"guidance": Guidance([ids(2)] * 3, 1.5)},
+)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-def test_one_call_writes_what_the_layers_write(shape, tied):
-    model, prompts = made(SHAPES[shape], tied), [ids(length) for length in PROMPTS]
-    for options in (
-        {},
-        {"stop": [7, 11, 23]},
-        {"sampling": Sampling(temperature=1.0, top_p=0.9), "seed": 4},
-        {"sampling": Sampling(repetition_penalty=1.5)},
-        {"sampling": Sampling(num_beams=3), "stop": [5]},
-        {"grammar": RangeGrammar(range(40, 45), stop=(1,)), "stop": [1]},
-        {"guidance": Guidance([ids(2)] * 3, 1.5)},
-    ):
+def test_one_call_writes_what_the_layers_write(shape):
+    model, prompts = made(SHAPES[shape], tied=shape in ("qwen3", "mamba2")), [ids(length) for length in PROMPTS]
+    for options in WAYS if shape in ("llama", "hybrid") else WAYS[:2]:
         want = by_layers(model, prompts, max_new_tokens=20, **options)
         got = generate(model, prompts, max_new_tokens=20, precision="fp32", **options)
         assert [one.ids for one in got] == [one.ids for one in want] and [one.finished for one in got] == [one.finished for one in want]
         torch.testing.assert_close(torch.tensor([one.score for one in got]), torch.tensor([one.score for one in want]), rtol=0, atol=1e-3)
     assert isinstance(open_decoding(model, prompts, 5, "fp32"), OneCallDecoding)
+
+
+@pytest.mark.parametrize("shape", ["qwen3", *RECURRENT])
+def test_layers_and_decoder_go_on_from_one_another(shape, tmp_path):
+    """What is kept is the same after the same tokens; either writes on from what the other kept, also when that was saved."""
+    model, prompts, more = made(SHAPES[shape]), [ids(length) for length in PROMPTS], [ids(30), ids(31)[:30], ids(32)[:30]]
+    layers, native = Decoding(model, prompts, 40), open_decoding(model, prompts, 40, "fp32")
+    assert isinstance(native, OneCallDecoding)
+    for step, ids_b in enumerate(torch.stack(more).T):
+        if step == 10:  # each goes on from what the other kept
+            native.cache.save(tmp_path / "cache.safetensors")
+            kept = layers.cache.snapshot()
+            layers.cache, native.cache = Cache.load(tmp_path / "cache.safetensors"), kept
+        if step == 20:  # as beams do
+            for decoding in (layers, native):
+                decoding.select(torch.tensor([2, 0, 2]))
+        with torch.no_grad():
+            layers.feed(ids_b)
+        native.feed(ids_b)
+        torch.testing.assert_close(native.scores(), layers.scores(), rtol=0, atol=1e-4)
+    cache = native.cache
+    assert torch.equal(cache.length, layers.cache.length)
+    for got, want in zip(cache.layers, layers.cache.layers, strict=True):
+        assert (got is None) == (want is None)
+        for name in want.tensors if want else ():
+            tensor = got.tensors[name]
+            cut = want.tensors[name][:, :, : tensor.shape[2]] if want.roles[name] == "kv" else want.tensors[name]
+            torch.testing.assert_close(tensor, cut, rtol=0, atol=2e-5)
+
+
+def test_a_prompt_that_sees_both_ways_is_read_by_the_layers_and_written_on_by_the_decoder():
+    model = made(SHAPES["qwen3"])
+    prompts = [Stream([Segment("text", ids(5), mutual=1), Segment("text", ids(2))]), ids(9)]
+    assert isinstance(open_decoding(model, prompts, 5, "fp32"), OneCallDecoding)
+    want = by_layers(model, prompts, max_new_tokens=20)
+    assert [one.ids for one in generate(model, prompts, max_new_tokens=20, precision="fp32")] == [one.ids for one in want]
+    assert want[0].ids != by_layers(model, [torch.cat([ids(5), ids(2)])], max_new_tokens=20)[0].ids
 
 
 def test_streaming_gives_the_tokens_one_by_one():
@@ -100,6 +160,11 @@ def test_what_is_written_follows_the_weights():
     optimizer.step()
     assert open_decoding(model, [ids(5)], 12, "fp32").decoder is not held.decoder
     assert generate(model, [ids(5)], max_new_tokens=12, precision="fp32")[0].ids == by_layers(model, [ids(5)], max_new_tokens=12)[0].ids
+    held = open_decoding(model, [ids(5)], 12, "fp32")  # weights that change while it is open are not those that it has packed
+    with torch.no_grad():
+        model.embedding.weight.copy_(model.embedding.weight.roll(1, 0))
+    held.close()
+    assert generate(model, [ids(5)], max_new_tokens=12, precision="fp32")[0].ids == by_layers(model, [ids(5)], max_new_tokens=12)[0].ids
 
 
 def test_two_writings_at_once_do_not_share_a_cache_and_packed_weights_are_used_again():
@@ -125,9 +190,14 @@ def test_features_in_a_prompt_reach_the_one_call_decoder():
 
 
 UNFIT = {
-    "its layers are not attention": ({"pattern": [{"type": "mamba2", "state_size": 8, "head_size": 16}]}, [ids(4)]),
+    "layer 1 has a S4": ({"pattern": [GQA, {"type": "s4", "state_size": 8}]}, [ids(4)]),
     "soft cap": ({"pattern": [{**GQA, "soft_cap": 5.0}]}, [ids(4)]),
-    "its layers differ": ({"pattern": [GQA, {**GQA, "qk_norm": True}]}, [ids(4)]),
+    "norms around its layers": ({"pattern": [GQA], "norm_place": "around"}, [ids(4)]),
+    "no layer has a mixer": ({"pattern": "--", "num_layers": 2}, [ids(4)]),
+    "norms of what steps are made of": ({"pattern": [{"type": "mamba1", "select_norm": True}]}, [ids(4)]),
+    "a gate or a size of their own": (
+        {"pattern": [GQA], "feed_forward": {"type": "moe", "num_experts": 3, "num_shared": 1, "shared_gate": True}}, [ids(4)]
+    ),
     "positions": ({"pattern": [GQA]}, [Stream([Segment("text", ids(4), position=torch.tensor([[0], [1], [5], [6]]))])]),
 }
 

@@ -53,5 +53,5 @@ class TextConfig(Component):
     """Text as tokens of a byte-level BPE."""
 
     type: Literal["text"] = "text"
-    path: str | None = Field(None, description="tokenizer.json, or a folder or hub id that holds one; null: fitted on the training texts")
+    path: str | None = Field(None, description="tokenizer.json, or a folder, run or hub id with one; null: fitted on the training texts")
     vocabulary_size: int = Field(4096, ge=260, le=1 << 20, description="most tokens when it is fitted")

@@ -183,7 +183,8 @@ def _add(core: Any, tokens: Sequence[str]) -> None:
 def _find(name: str) -> Path:
     path = Path(name)
     if path.is_dir():
-        return path / FILE
+        in_run = list(path.glob(f"tokenizers/*/{FILE}"))
+        return in_run[0] if len(in_run) == 1 else path / FILE
     if path.is_file() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return path
     from huggingface_hub import hf_hub_download

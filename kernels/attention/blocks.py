@@ -76,7 +76,8 @@ class _Attention(torch.autograd.Function):
         groups, length, channels = v_bglk.shape[1:]
         q = q_bhtk.reshape(b * groups, h // groups, t, -1)
         k, v = k_bglk.reshape(b * groups, length, -1), v_bglk.reshape(b * groups, length, -1)
-        if groups == h and t == length and mask is None and rule.window is None and rule.softcap is None:
+        plain = mask is None and rule.window is None and rule.softcap is None and q.shape[3] == channels
+        if plain and groups == h and t == length:
             # torch's fused form is quicker forwards; backwards, above all in bfloat16, the blocks are
             found, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 q_bhtk, k_bglk, v_bglk, 0.0, rule.causal, scale=rule.scale

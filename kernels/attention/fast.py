@@ -1,4 +1,5 @@
-"""Which form of softmax attention serves: blocks in C++ on a CPU (native.py), else torch's fused form or blocks of its matrix products.
+"""Which form of softmax attention serves: blocks in C++ on a CPU (native.py), on a GPU torch's fused kernels for what they know and
+programs of Triton for the rest, everywhere else torch's fused form or blocks of its matrix products.
 
 torch's backward pass in bfloat16 is slow on a CPU (tests/bench/test_kernels.py) and its fused form knows no soft caps: without the compiled
 form, blocks serve these. Where scores are few, each product of such blocks costs more than its arithmetic, and the fused form in float32 is
@@ -12,17 +13,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.base.errors import RecipeError
+from mmlm.kernels.attention import installed, native
 from mmlm.kernels.attention.blocks import attention_in_blocks
-from mmlm.kernels.attention.native import attention_native, serves
 from mmlm.kernels.attention.plan import Plan, reorder
-from mmlm.kernels.attention.reference import Rule, attention_reference, distance_bias, visible_pairs
-from mmlm.kernels.dispatch import register, run
+from mmlm.kernels.attention.reference import Rule, attention_reference, distance_bias, no_fused_form, visible_pairs, within_documents
+from mmlm.kernels.dispatch import GPU_FLOATS, KERNELS, absent, asked, on_gpu, register, run
 
 FEW_SCORES = 1 << 17  # below, one fused call in float32 costs less than several products in bfloat16
 
@@ -39,6 +41,7 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     slopes_h: Tensor | None = None,
+    document_bt: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """softmax(q k^T scale) v [b, h, t, k] in the dtype given; heads h share the g key and value heads in order (h / g each).
@@ -46,15 +49,20 @@ def attention(
     causal: a query sees the keys up to its own place, queries being the last t of the l tokens. window: it sees the last `window` of them,
     and the first `sinks` of all. mask: bool [b or 1, h or 1, t, l], true where a key may be seen, besides both. scale: default
     1 / sqrt(k). softcap: scores become cap * tanh(score / cap). slopes_h: slope * |distance| is taken from a head's scores (ALiBi). A query
-    that sees no key gets zeros.
+    that sees no key gets zeros. document: [b, t] where t = l, 0 for padding: tokens of packed rows see those of their document. Distances
+    and sinks are those of the rows.
     Raises RecipeError where shapes do not fit or the back end asked for cannot serve.
     """
     rule = _rule(q_bhtk.shape[1], k_bglk.shape[1], causal, window, sinks, scale, softcap, q_bhtk.shape[-1])
     if causal and q_bhtk.shape[2] > k_bglk.shape[2]:
         raise RecipeError(f"attention: {q_bhtk.shape[2]} causal queries need as many keys at least, but there are {k_bglk.shape[2]}.")
+    b, t, length = q_bhtk.shape[0], q_bhtk.shape[2], k_bglk.shape[2]
+    if document_bt is not None and (document_bt.shape != (b, t) or t != length):
+        found = f"document is {list(document_bt.shape)}, with {b} rows of {t} queries and {length} keys"
+        raise RecipeError(f"attention: {found}; it must be [rows, queries], and queries and keys the same tokens.")
     if mask is not None:
         mask = mask.reshape((1,) * (4 - mask.dim()) + mask.shape)
-    return run("attention", backend, (q_bhtk, k_bglk, v_bglk, mask, slopes_h), q_bhtk, k_bglk, v_bglk, mask, slopes_h, rule)
+    return _dispatched(backend, q_bhtk, k_bglk, v_bglk, mask, slopes_h, rule.among(length), document_bt)
 
 
 def packed_attention(
@@ -73,10 +81,41 @@ def packed_attention(
 ) -> Tensor:
     """Attention within each of the plan's sequences of tokens [n, h, k], zeros for tokens in none.
 
-    causal: in sequences whose `visible` is None. The other arguments are those of `attention`.
+    causal: in sequences whose `visible` is None. The other arguments are those of `attention`, whose back ends for a GPU take the sequences
+    of a length at a time.
     """
     rule = _rule(q_nhk.shape[1], k_ngk.shape[1], causal, window, sinks, scale, softcap, q_nhk.shape[-1])
-    return run("packed_attention", backend, (q_nhk, k_ngk, v_ngk, slopes_h), q_nhk, k_ngk, v_ngk, plan, slopes_h, rule)
+    if backend == "auto":
+        wanted = asked("packed_attention")
+        by_length = q_nhk.device.type != "cpu" if wanted == "auto" else wanted in KERNELS["attention"].keys() - KERNELS["packed_attention"]
+        if by_length:
+            return attention_in_buckets(functools.partial(_dispatched, wanted), q_nhk, k_ngk, v_ngk, plan, slopes_h, rule)
+    return run("packed_attention", backend, q_nhk, k_ngk, v_ngk, plan, slopes_h, rule)
+
+
+def takes_documents(x: Tensor, head_size: int) -> bool:
+    """Whether a back end would go through the documents of packed rows in one call: then they need not be sorted into rows of a length."""
+    there = on_gpu(x, dtypes=GPU_FLOATS) is None and head_size <= 256
+    return there and asked("attention") in ("auto", "flash-attn", "triton")
+
+
+def _dispatched(
+    backend: str,
+    q_bhtk: Tensor,
+    k_bglk: Tensor,
+    v_bglk: Tensor,
+    mask: Tensor | None,
+    slopes_h: Tensor | None,
+    rule: Rule,
+    document_bt: Tensor | None = None,
+) -> Tensor:
+    if backend == "auto":
+        backend = asked("attention")
+    if backend == "auto" and q_bhtk.device.type != "cpu":  # torch's fused kernels, for what they know
+        unknown = (mask, slopes_h, rule.window, rule.softcap, document_bt)
+        if all(x is None for x in unknown) and (not rule.causal or q_bhtk.shape[2] == k_bglk.shape[2]):
+            backend = "torch"
+    return run("attention", backend, q_bhtk, k_bglk, v_bglk, mask, slopes_h, rule, document_bt)
 
 
 def _rule(
@@ -88,9 +127,16 @@ def _rule(
 
 
 def attention_torch(
-    q_bhtk: Tensor, k_bglk: Tensor, v_bglk: Tensor, mask: Tensor | None, slopes_h: Tensor | None, rule: Rule
+    q_bhtk: Tensor,
+    k_bglk: Tensor,
+    v_bglk: Tensor,
+    mask: Tensor | None,
+    slopes_h: Tensor | None,
+    rule: Rule,
+    document_bt: Tensor | None = None,
 ) -> Tensor:
     """Blocks of products for soft caps and for training on short bfloat16 rows, else torch's fused form."""
+    mask = within_documents(mask, document_bt)
     t, length = q_bhtk.shape[2], k_bglk.shape[2]
     if slopes_h is not None and rule.softcap is not None:
         return attention_reference(q_bhtk, k_bglk, v_bglk, mask, slopes_h, rule)
@@ -130,20 +176,33 @@ def attention_in_buckets(
     for bucket, *qkv in zip(plan.buckets, *(x.split(sizes) for x in ordered), strict=True):
         q, k, v = (x.unflatten(0, bucket.index.shape).transpose(1, 2) for x in qkv)
         visible = None if bucket.visible is None else bucket.visible[:, None]
-        y = form(q, k, v, visible, slopes_h, rule if visible is None else rule._replace(causal=False))
+        of_bucket = (rule if visible is None else rule._replace(causal=False)).among(bucket.index.shape[1])
+        y = form(q, k, v, visible, slopes_h, of_bucket)
         parts.append(y.transpose(1, 2).flatten(0, 1))
     y_nhk = torch.cat(parts) if parts else q_nhk.new_zeros(0, q_nhk.shape[1], v_ngk.shape[2])
     return y_nhk if plan.ordered else reorder(y_nhk, plan.inverse, plan.order)
 
 
-def _packed_native(q_nhk: Tensor, k_ngk: Tensor, v_ngk: Tensor, plan: Plan, slopes_h: Tensor | None, rule: Rule) -> Tensor:
-    q, k, v = (x.transpose(0, 1)[None] for x in (q_nhk, k_ngk, v_ngk))
-    return attention_native(q, k, v, None, slopes_h, rule, plan)[0].transpose(0, 1)
+def attention_triton(*arguments: Any) -> Tensor:
+    """Blocks as Triton programs; triton is imported at the first call."""
+    from mmlm.kernels.attention import triton
+
+    return triton.attention_triton(*arguments)
+
+
+def _serves_triton(*arguments: Any) -> str | None:
+    if arguments and (channels := max(arguments[0].shape[3], arguments[2].shape[3])) > 256:
+        return f"heads of {channels} channels (it takes at most 256)"
+    return no_fused_form(*arguments) or on_gpu(*arguments, dtypes=GPU_FLOATS)
 
 
 register("attention", "reference", attention_reference)
 register("attention", "torch", attention_torch)
-register("attention", "native", attention_native, serves)
+register("attention", "native", native.attention_native, native.serves)
+register("attention", "triton", attention_triton, _serves_triton)
+register("attention", "flash-attn", installed.attention_flash_attn, installed.serves)
 register("packed_attention", "reference", functools.partial(attention_in_buckets, attention_reference))
 register("packed_attention", "torch", functools.partial(attention_in_buckets, attention_torch))
-register("packed_attention", "native", _packed_native, serves)
+register("packed_attention", "native", native.packed_attention_native, native.serves)
+_WHY = "on a GPU packed rows go to attention with their documents, and sequences with masks of their own to attention by their lengths"
+absent("packed_attention", "triton", _WHY)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmlm.kernels import native
 from mmlm.kernels.attention.plan import Plan
-from mmlm.kernels.attention.reference import Rule
+from mmlm.kernels.attention.reference import Rule, no_fused_form, within_documents
 from mmlm.kernels.dispatch import pointers
 from mmlm.kernels.native import address, letters
 
@@ -102,15 +102,28 @@ def _call(
 
 
 def attention_native(
-    q_bhtk: Tensor, k_bglk: Tensor, v_bglk: Tensor, mask: Tensor | None, slopes_h: Tensor | None, rule: Rule, plan: Plan | None = None
+    q_bhtk: Tensor,
+    k_bglk: Tensor,
+    v_bglk: Tensor,
+    mask: Tensor | None,
+    slopes_h: Tensor | None,
+    rule: Rule,
+    document_bt: Tensor | None = None,
 ) -> Tensor:
-    """Blocks in C++: AMX tiles for bfloat16 where there are any, vectors of floats elsewhere. plan: of the tokens of a single row."""
-    slopes = None if slopes_h is None else slopes_h.detach().float().contiguous()
-    return _Attention.apply(q_bhtk, k_bglk, v_bglk, mask, slopes, rule, plan)
+    """Blocks in C++: AMX tiles for bfloat16 where there are any, vectors of floats elsewhere."""
+    return _Attention.apply(q_bhtk, k_bglk, v_bglk, within_documents(mask, document_bt), _floats(slopes_h), rule, None)
 
 
-def serves(*tensors: Tensor | None) -> str | None:
-    """Why these queries, keys, values and others cannot be had here, or None."""
-    if len({x.dtype for x in tensors[:3] if x is not None}) > 1:
-        return "queries, keys and values differ in dtype"
-    return pointers(*tensors) or _library.missing()
+def packed_attention_native(q_nhk: Tensor, k_ngk: Tensor, v_ngk: Tensor, plan: Plan, slopes_h: Tensor | None, rule: Rule) -> Tensor:
+    """The same within all sequences of a plan, whose tokens are a single row, in one call."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q_nhk, k_ngk, v_ngk))
+    return _Attention.apply(q, k, v, None, _floats(slopes_h), rule, plan)[0].transpose(0, 1)
+
+
+def _floats(slopes_h: Tensor | None) -> Tensor | None:
+    return None if slopes_h is None else slopes_h.float().contiguous()
+
+
+def serves(*arguments: Any) -> str | None:
+    """Why the arguments of either operation cannot be had here, or None."""
+    return no_fused_form(*arguments) or pointers(*arguments) or _library.missing()

@@ -5,10 +5,12 @@ Axes: b rows   h query heads   g key and value heads   t queries   l keys   k ch
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from mmlm.kernels.documents import documents
 
 
 class Rule(NamedTuple):
@@ -21,6 +23,10 @@ class Rule(NamedTuple):
     scale: float
     softcap: float | None
 
+    def among(self, length: int) -> Rule:
+        """The rule for so many keys: a window that holds them all hides none, and without one there is nothing beyond it."""
+        return self if self.window is not None and self.window < length else self._replace(window=None, sinks=0)
+
 
 def visible_pairs(t: int, l: int, rule: Rule, device: torch.device) -> Tensor:  # noqa: E741
     """bool [t, l]: query i, standing at l - t + i, sees key j if j is not after it (causal) and less than `window` before it or a sink."""
@@ -30,16 +36,42 @@ def visible_pairs(t: int, l: int, rule: Rule, device: torch.device) -> Tensor:  
     return seen if rule.window is None else seen & ((distance < rule.window) | (key < rule.sinks))
 
 
+def within_documents(mask: Tensor | None, document_bt: Tensor | None) -> Tensor | None:
+    """The mask [b or 1, h or 1, t, l] that also keeps the tokens of packed rows to their document; padding sees and shows nothing."""
+    if document_bt is None:
+        return mask
+    known = documents(document_bt)
+    segment, real = known.segment, known.real
+    same = ((segment[:, :, None] == segment[:, None]) & real[:, :, None] & real[:, None])[:, None]
+    return same if mask is None else mask & same
+
+
 def distance_bias(slopes_h: Tensor, t: int, l: int) -> Tensor:  # noqa: E741
     """-slope |i - j| for query i, standing at l - t + i, and key j: [h, t, l]. Source: ALiBi, arXiv:2108.12409."""
     distance = torch.arange(l - t, l, device=slopes_h.device)[:, None] - torch.arange(l, device=slopes_h.device)
     return -slopes_h[:, None, None] * distance.abs()
 
 
+def no_fused_form(*arguments: Any) -> str | None:
+    """Why forms other than PyTorch's own cannot serve the arguments of an operation here: queries, keys, values, another, slopes, ..."""
+    if len({x.dtype for x in arguments[:3]}) > 1:
+        return "queries, keys and values differ in dtype"
+    if arguments and arguments[4] is not None and arguments[4].requires_grad:
+        return "it gives no gradient for slopes"
+    return None
+
+
 def attention_reference(
-    q_bhtk: Tensor, k_bglk: Tensor, v_bglk: Tensor, mask: Tensor | None, slopes_h: Tensor | None, rule: Rule
+    q_bhtk: Tensor,
+    k_bglk: Tensor,
+    v_bglk: Tensor,
+    mask: Tensor | None,
+    slopes_h: Tensor | None,
+    rule: Rule,
+    document_bt: Tensor | None = None,
 ) -> Tensor:
     """softmax(cap(q k^T scale) - slope distance) v over the visible keys, in float32 at least; a query that sees no key gets zeros."""
+    mask = within_documents(mask, document_bt)
     exact = torch.promote_types(q_bhtk.dtype, torch.float32)
     shared = q_bhtk.shape[1] // k_bglk.shape[1]
     q, k, v = q_bhtk.to(exact), *(part.to(exact).repeat_interleave(shared, dim=1) for part in (k_bglk, v_bglk))

@@ -9,6 +9,7 @@ Axes: b rows   t tokens   c channels   k taps, the last one for the current toke
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
+from mmlm.kernels.conv1d import installed
 from mmlm.kernels.conv1d.reference import causal_conv1d_reference
-from mmlm.kernels.dispatch import pointers, register, run
+from mmlm.kernels.dispatch import GPU_FLOATS, on_gpu, pointers, register, run
 from mmlm.kernels.documents import continuing, documents, last_inputs
 from mmlm.kernels.native import address, letters
 
@@ -43,9 +45,8 @@ def causal_conv1d(
     """
     if activation not in ("silu", None):
         raise RecipeError(f"causal_conv1d: activation must be 'silu' or None, but is {activation!r}.")
-    tensors = (x_btc, weight_ck, bias_c, state_bck)
     arguments = (x_btc, weight_ck, bias_c, document_bt, state_bck, continuing(continues, state_bck), activation)
-    return run("causal_conv1d", backend, tensors, *arguments)
+    return run("causal_conv1d", backend, *arguments)
 
 
 def causal_conv1d_torch(
@@ -58,14 +59,43 @@ def causal_conv1d_torch(
     activation: str | None = "silu",
 ) -> tuple[Tensor, Tensor]:
     """One grouped convolution, then the tokens after borders anew."""
+    return padding_last(_packed, x_btc, weight_ck, bias_c, document_bt, state_bck, continues_b, activation)
+
+
+def padding_last(
+    packed: Callable[..., tuple[Tensor, Tensor]], x_btc: Tensor, weight_ck: Tensor, bias_c: Tensor | None, document_bt: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    """A form that has need of the padding of a row behind its tokens, on any rows."""
     known = documents(document_bt)
-    if not known.padded_at_end:
-        order, back = known.order
-        y, state = _packed(
-            _take(x_btc, order), weight_ck, bias_c, document_bt.gather(1, order), state_bck, continues_b, activation
-        )
-        return _take(y, back), state
-    return _packed(x_btc, weight_ck, bias_c, document_bt, state_bck, continues_b, activation)
+    if known.padded_at_end:
+        return packed(x_btc, weight_ck, bias_c, document_bt, *rest)
+    order, back = known.order
+    y, state = packed(_take(x_btc, order), weight_ck, bias_c, document_bt.gather(1, order), *rest)
+    return _take(y, back), state
+
+
+def ages(document_bt: Tensor, continues_b: Tensor | None, taps: int) -> Tensor:
+    """int32 [b, t]: how many inputs precede a token in its document, at least k - 1 where carried ones do; -1 at padding, behind all."""
+    known = documents(document_bt)
+    segment = known.segment_after(continues_b).contiguous()
+    place = torch.arange(segment.shape[1], device=segment.device)
+    age = place - torch.searchsorted(segment, segment) + torch.where(segment == 0, taps - 1, 0)
+    return torch.where(known.real, age, -1).int()
+
+
+def last_of_rows(x_btc: Tensor, age_bt: Tensor, state_bck: Tensor | None, taps: int) -> Tensor:
+    """The last k - 1 inputs [b, c, k - 1] of each row's last document, those carried where the row has no token."""
+    b, t, channels = x_btc.shape
+    state = x_btc.new_zeros(b, channels, taps - 1) if state_bck is None else state_bck
+    if t == 0 or taps == 1:
+        return state
+    count = (age_bt >= 0).sum(1, keepdim=True)
+    back = torch.arange(taps - 1, 0, -1, device=x_btc.device)  # places before the next token
+    at = count - back
+    own = back <= torch.where(count > 0, age_bt.gather(1, (count - 1).clamp_min(0)).long() + 1, taps)
+    new = x_btc.gather(1, at.clamp_min(0)[..., None].expand(-1, -1, channels)).transpose(1, 2)
+    old = state.gather(2, (at + taps - 1).clamp_max(taps - 2)[:, None].expand(-1, channels, -1))
+    return torch.where(own[:, None], torch.where((at >= 0)[:, None], new, old), 0)
 
 
 def _take(x_btc: Tensor, place_bt: Tensor) -> Tensor:
@@ -110,6 +140,7 @@ def _packed(
 
 
 MOST_TAPS = 256  # of the native form; with more, transforms are faster
+MOST_TAPS_GPU = 32  # of the Triton form, whose programs are written out tap by tap
 
 _POINTER, _SIZE = native.ADDRESS, native.SIZE
 _SIZES = [ctypes.c_int, *[_SIZE] * 6, ctypes.c_int]
@@ -184,12 +215,42 @@ def causal_conv1d_native(
     return y, last
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    if tensors and tensors[1] is not None and tensors[1].shape[1] > MOST_TAPS:
-        return f"{tensors[1].shape[1]} taps are more than {MOST_TAPS}"
-    return pointers(*tensors) or _library.missing()
+def causal_conv1d_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Triton programs; triton is imported at the first call."""
+    from mmlm.kernels.conv1d import triton
+
+    return triton.causal_conv1d_triton(*arguments)
+
+
+def causal_conv1d_installed(
+    x_btc: Tensor,
+    weight_ck: Tensor,
+    bias_c: Tensor | None,
+    document_bt: Tensor,
+    state_bck: Tensor | None = None,
+    continues_b: Tensor | None = None,
+    activation: str | None = "silu",
+) -> tuple[Tensor, Tensor]:
+    """By the package causal-conv1d; the inputs that are kept are taken from x."""
+    y = installed.convolve(x_btc, weight_ck, bias_c, document_bt, state_bck, activation)
+    state = None if state_bck is None else state_bck.to(x_btc.dtype)
+    return y, last_of_rows(x_btc, ages(document_bt, continues_b, weight_ck.shape[1]), state, weight_ck.shape[1])
+
+
+def _serves_triton(*arguments: Any) -> str | None:
+    if arguments and (taps := arguments[1].shape[1]) > MOST_TAPS_GPU:
+        return f"{taps} taps are more than {MOST_TAPS_GPU}"
+    return on_gpu(*arguments, dtypes=GPU_FLOATS)
+
+
+def _serves(*arguments: Any) -> str | None:
+    if arguments and (taps := arguments[1].shape[1]) > MOST_TAPS:
+        return f"{taps} taps are more than {MOST_TAPS}"
+    return pointers(*arguments) or _library.missing()
 
 
 register("causal_conv1d", "reference", causal_conv1d_reference)
 register("causal_conv1d", "torch", causal_conv1d_torch)
 register("causal_conv1d", "native", causal_conv1d_native, _serves)
+register("causal_conv1d", "triton", causal_conv1d_triton, _serves_triton)
+register("causal_conv1d", "causal-conv1d", causal_conv1d_installed, installed.serves)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from mmlm.base.errors import DataError, RecipeError
 from mmlm.kernels import native
 from mmlm.kernels.cross_entropy.reference import logit_terms_reference
 from mmlm.kernels.cross_entropy.tiles import Found, Grads, Running, TorchPasses, logit_terms
-from mmlm.kernels.dispatch import pointers, register, run
+from mmlm.kernels.dispatch import GPU_FLOATS, on_gpu, pointers, register, run
 from mmlm.kernels.native import address, letters
 
 Rows: TypeAlias = range | slice | Tensor
@@ -109,7 +109,7 @@ def _terms(
         if x_nd.dtype == torch.float64:
             product_dtype = torch.float64
     arguments = (x_nd, weight_vd, place_n, bias_v, run_of_rows, softcap, product_dtype, more)
-    partition, target, mean, entropy, best = run("linear_cross_entropy", backend, (x_nd, weight_vd, bias_v), *arguments)
+    partition, target, mean, entropy, best = run("linear_cross_entropy", backend, *arguments)
     chosen = target if not label_smoothing else (1 - label_smoothing) * target + label_smoothing * mean
     return LossTerms(partition - chosen, partition, target, entropy, best + run_of_rows.start if ids is None else ids[best])
 
@@ -184,10 +184,24 @@ _library = native.Library(
 )
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    return pointers(*tensors) or _library.missing()
+def logit_terms_triton(*arguments: Any) -> tuple[Tensor, ...]:
+    """Tiles of products with the elementwise work as Triton programs; triton is imported at the first call."""
+    from mmlm.kernels.cross_entropy.triton import TritonPasses
+
+    return logit_terms(TritonPasses(), *arguments)
+
+
+def _serves_triton(*arguments: Any) -> str | None:
+    if arguments and (dtype := arguments[6]) not in GPU_FLOATS:
+        return f"products in {str(dtype).removeprefix('torch.')}"
+    return on_gpu(*arguments, dtypes=GPU_FLOATS)
+
+
+def _serves(*arguments: Any) -> str | None:
+    return pointers(*arguments) or _library.missing()
 
 
 register("linear_cross_entropy", "reference", logit_terms_reference)
 register("linear_cross_entropy", "torch", functools.partial(logit_terms, TorchPasses()))
 register("linear_cross_entropy", "native", functools.partial(logit_terms, NativePasses()), _serves)
+register("linear_cross_entropy", "triton", logit_terms_triton, _serves_triton)

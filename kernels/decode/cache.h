@@ -1,12 +1,11 @@
-// Keys and values of all sequences, and attention of one query row to one of its key heads.
+// Keys and values of one layer, and attention of one query row to one of its key heads.
 //
-// A block belongs to one layer, sequence and key head. Its keys are a packed matrix of tokens (forms.h): 16 tokens side by side, so that
+// A block belongs to one sequence and key head. Its keys are a packed matrix of tokens (forms.h): 16 tokens side by side, so that
 // scores come out 16 at a time. Its values are [token group][channels][tokens of the group], so that the weighted sum is the same dot.
 // In int8 each key and each value has a scale of its own. The scales of the values go into the weights of the sum, which are then rounded
 // to 16 bits of the largest and multiplied as two planes of bytes: with 8 bits a long tail of small weights would be lost.
 #pragma once
-#include "pages.h"
-#include "panels.h"
+#include "layer.h"
 
 constexpr int NEAR = 1024;  // bytes to prefetch ahead in the cache, whose runs are short
 
@@ -16,17 +15,19 @@ struct Block {
     int32_t* key_offset;
 };
 
-struct Sequences {
-    int64_t batch = 0, tokens = 0;  // room
-    std::vector<int64_t> length;    // tokens of each sequence
-};
+template <class F>
+struct Cache;
+template <class F>
+void attend_block(const Cache<F>& c, const Block& block, Scratch& s, const float* q, int rows, int64_t start, int64_t length, float scale,
+                  float* y);
 
 template <class F>
-struct Cache : Sequences {
-    int64_t layers = 0, heads = 0, head_size = 0, groups = 0, channels = 0;  // groups of a key, padded channels of a value
+struct Cache : KeyValues {
+    int64_t batch = 0, tokens = 0;
+    int64_t heads = 0, head_size = 0, groups = 0, channels = 0;  // groups of a key, padded channels of a value
     Pages memory;
 
-    Cache(int64_t layers_, int64_t heads_, int64_t head_size_) : layers(layers_), heads(heads_), head_size(head_size_) {
+    Cache(int64_t heads_, int64_t head_size_) : heads(heads_), head_size(head_size_) {
         groups = round_up(round_up(head_size, F::GROUP) / F::GROUP, 4);
         channels = round_up(head_size, LANES);
     }
@@ -35,37 +36,35 @@ struct Cache : Sequences {
     int64_t value_bytes(int64_t n) const { return n / F::GROUP * channels * 4; }
     int64_t block_bytes() const { return key_bytes(tokens) + value_bytes(tokens) + (F::GROUP == 4 ? 3 * 4 * tokens : 0); }
 
-    Block at(int64_t layer, int64_t sequence, int64_t head) const {
-        char* keys = memory.data + ((layer * batch + sequence) * heads + head) * block_bytes();
+    Block at(int64_t sequence, int64_t head) const {
+        char* keys = memory.data + (sequence * heads + head) * block_bytes();
         char* values = keys + key_bytes(tokens);
         float* scales = reinterpret_cast<float*>(values + value_bytes(tokens));
         return {keys, values, scales, scales + tokens, reinterpret_cast<int32_t*>(scales + 2 * tokens)};
     }
 
-    // Sequence i of the new cache is sequence from[i] of the old one; from is null where nothing is kept.
-    void remake(int64_t batch_, int64_t tokens_, const int64_t* from) {
-        Cache fresh(layers, heads, head_size);
-        fresh.batch = batch_, fresh.tokens = round_up(std::max<int64_t>(tokens_, LANES), LANES);
-        fresh.length.assign(batch_, 0);
-        fresh.memory = Pages(layers * batch_ * heads * fresh.block_bytes());
+    std::unique_ptr<KeyValues> remade(int64_t batch_, int64_t tokens_, const int64_t* from, const std::vector<int64_t>& length) const override {
+        std::unique_ptr<Cache> fresh(new Cache(heads, head_size));
+        fresh->batch = batch_, fresh->tokens = tokens_;
+        fresh->memory = Pages(batch_ * heads * fresh->block_bytes());
         for (int64_t i = 0; from && i < batch_; i++) {
-            fresh.length[i] = length[from[i]];
-            const int64_t kept = round_up(fresh.length[i], LANES);
-            for (int64_t layer = 0; layer < layers; layer++)
-                for (int64_t head = 0; head < heads; head++) {
-                    const Block to = fresh.at(layer, i, head), old = at(layer, from[i], head);
-                    memcpy(to.keys, old.keys, key_bytes(kept));
-                    memcpy(to.values, old.values, value_bytes(kept));
-                    if (F::GROUP != 4) continue;
-                    memcpy(to.key_scale, old.key_scale, kept * 4);
-                    memcpy(to.value_scale, old.value_scale, kept * 4);
-                    memcpy(to.key_offset, old.key_offset, kept * 4);
-                }
+            const int64_t kept = round_up(length[from[i]], LANES);
+            for (int64_t head = 0; head < heads; head++) {
+                const Block to = fresh->at(i, head), old = at(from[i], head);
+                memcpy(to.keys, old.keys, key_bytes(kept));
+                memcpy(to.values, old.values, value_bytes(kept));
+                if (F::GROUP != 4) continue;
+                memcpy(to.key_scale, old.key_scale, kept * 4);
+                memcpy(to.value_scale, old.value_scale, kept * 4);
+                memcpy(to.key_offset, old.key_offset, kept * 4);
+            }
         }
-        *this = std::move(fresh);
+        return fresh;
     }
 
-    void put(const Block& block, int64_t token, const float* key, const float* value, Activations& room) const {
+    void put(int64_t sequence, int64_t head, int64_t token, const float* key, const float* value, Scratch& s) override {
+        const Block block = at(sequence, head);
+        Activations& room = s.query;
         room.reserve(2, std::max(groups, channels));
         set_row<F>(room, 0, key, head_size, groups);
         if (F::GROUP == 4) {
@@ -86,7 +85,33 @@ struct Cache : Sequences {
         }
     }
 
+    void get(int64_t sequence, int64_t head, int64_t token, float* key, float* value) const override {
+        const Block block = at(sequence, head);
+        const char* column = block.keys + token / LANES * groups * 64 + token % LANES * 4;
+        const char* values = block.values + token / F::GROUP * channels * 4;
+        for (int64_t i = 0; i < head_size; i++) {
+            key[i] = number(column + i / F::GROUP * 64, i % F::GROUP);
+            value[i] = number(values + i * 4, token % F::GROUP);
+            if (F::GROUP == 4) key[i] *= block.key_scale[token], value[i] *= block.value_scale[token];
+        }
+    }
+
+    void approach(int64_t sequence, int64_t head) const override { fetch(at(sequence, head).keys, NEAR); }
+    void attend(int64_t sequence, int64_t head, const float* q, int rows, int64_t start, int64_t length, float scale, Scratch& s,
+                float* y) const override {
+        attend_block(*this, at(sequence, head), s, q, rows, start, length, scale, y);
+    }
+
   private:
+    // One number of a group.
+    static float number(const char* group, int64_t i) {
+        if (F::GROUP == 4) return reinterpret_cast<const int8_t*>(group)[i];
+        if (F::GROUP == 2) return from_bf16(reinterpret_cast<const uint16_t*>(group)[i]);
+        float value;
+        memcpy(&value, group, 4);
+        return value;
+    }
+
     // Bytes plus 128 to signed bytes; their sum.
     int32_t make_signed(uint32_t* data) const {
         int8_t* bytes = reinterpret_cast<int8_t*>(data);
@@ -110,12 +135,6 @@ struct Cache : Sequences {
             memcpy(words + i * 4 + odd * 2, pair, odd ? 2 : 4);
         }
     }
-};
-
-struct Scratch {
-    Activations input, query, weights;
-    std::vector<float> normed, scores;
-    std::vector<char> room;
 };
 
 INLINE Lanes as_float(Lanes v) { return v; }
@@ -199,7 +218,8 @@ float softmax(const Block& block, float* score, int64_t first_token, int64_t spa
 // softmax(scale q K^T) V for the `rows` query heads that share a key head, over tokens [start, length).
 // q: [rows][head_size]; y: [rows][head_size].
 template <class F>
-void attend(const Cache<F>& c, const Block& block, Scratch& s, const float* q, int rows, int64_t start, int64_t length, float scale, float* y) {
+void attend_block(const Cache<F>& c, const Block& block, Scratch& s, const float* q, int rows, int64_t start, int64_t length, float scale,
+                  float* y) {
     constexpr int PLANES = F::GROUP == 4 ? 2 : 1;
     constexpr int64_t SEGMENT = F::GROUP == 4 ? 16384 : INT64_MAX;  // token groups until a sum in int32 could run over
     const int64_t first = start / LANES, last = (length + LANES - 1) / LANES, span = (last - first) * LANES, channels = c.channels;

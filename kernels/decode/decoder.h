@@ -1,329 +1,254 @@
-// The decoder but for the forms of its numbers: sizes, norms, rotation, the phases of a step, prompts and greedy search.
+// The decoder but for the kinds of its layers and the forms of its numbers: embedding, the way of a pass through the layers, prompts and greedy
+// search.
 //
-// The equations are in reference.py. A pass takes up to PASS_ROWS tokens of any sequences through the layers together. In the last layer
-// only the tokens whose logits are wanted go on after their keys and values are in the cache.
+// The equations are in reference.py. A pass takes up to PASS_ROWS tokens of any sequences through the layers together. From the last part
+// that keeps anything of a token, only the tokens whose logits are wanted go on.
 #pragma once
-#include "cache.h"
-#include "team.h"
+#include "attention.h"
+#include "delta.h"
+#include "experts.h"
+#include "feed_forward.h"
+#include "mamba1.h"
+#include "mamba2.h"
 
-struct Sizes {  // in the order of fast.py
-    int64_t vocabulary, width, layers, heads, kv_heads, head_size, hidden, gated, activation, layer_norm, parallel, qk_norm, positions, tied,
-        rope_pairs, threads;
-};
-struct Reals {
-    float norm_eps, qk_norm_eps, attention_scale, embedding_scale, logit_scale, rope_scale;
-};
-enum MatrixId { QKV, OUT, UP, DOWN, HEAD, EMBEDDING, POSITIONS };
-enum VectorId { NORM1, NORM1_BIAS, NORM2, NORM2_BIAS, Q_NORM, K_NORM, BIAS_QKV, BIAS_OUT, BIAS_UP, BIAS_DOWN, FINAL, FINAL_BIAS, BIAS_HEAD };
-enum Kind { DO_QKV, DO_APPEND, DO_KEEP, DO_ATTEND, DO_OUT, DO_UP, DO_DOWN, DO_HEAD, PREPARE = 16 };
+enum Kind { NOTHING, ATTENTION, MAMBA1, MAMBA2, DELTANET, FEED_FORWARD, EXPERTS };  // in the order of spec.py
 enum Fault { FINE = 0, BAD_ID = -1, BAD_POSITION = -2, NO_MEMORY = -3, NOT_FINITE = -4 };
 
-constexpr int64_t PASS_ROWS = 128;            // tokens that go through the layers together
-constexpr int64_t CHUNK_BYTES = 64 << 10;     // of weights, for one thread at a time
-constexpr int64_t TOGETHER_BYTES = 4 << 20;   // of weights times rows / 16: below, about 0.2 ms of work, one thread is enough
+constexpr int64_t PASS_ROWS = 128;           // tokens that go through the layers together
+constexpr int64_t TOGETHER_BYTES = 4 << 20;  // of weights times rows / 16: below, about 0.2 ms of work, one thread is enough
+constexpr int64_t STAGES_OF_A_LAYER = 24;    // at most
 
-struct Layer {
-    Matrix matrix[4];
-    std::vector<float> vector[FINAL];
-    int64_t window = 0;
+struct Sizes {  // in the order of fast.py
+    int64_t vocabulary, width, layers, layer_norm, positions, tied, threads;
+    explicit Sizes(Reader& in)
+        : vocabulary(in.next()), width(in.next()), layers(in.next()), layer_norm(in.next()), positions(in.next()), tied(in.next()),
+          threads(in.next()) {}
 };
-
-struct Row {
-    int64_t sequence, position, token, at;  // at: its place among the ids of the call
+struct Layer {
+    bool parallel = false;
+    std::unique_ptr<Part> mixer, feed_forward;
 };
 
 struct Decoder {
     Sizes z;
-    Reals r;
-    std::vector<Layer> layers;
-    Matrix head;
-    std::vector<float> final_norm, final_bias, frequencies, positions;
-    std::vector<Scratch> scratch;  // one a thread
-    Activations shared;
+    float norm_eps, embedding_scale, logit_scale;
+    std::unique_ptr<Numbers> numbers;
     Team team;
-
-    int64_t x_stride, qkv_stride, attended_stride, hidden_stride;
-    std::vector<float> x, qkv, attended, h, cosine, sine;
-    std::vector<Row> rows;
-    std::vector<int64_t> out_rows, out_sequences;  // rows of the pass whose logits are wanted
+    Pass pass;
+    std::vector<Layer> layers;
+    std::vector<Part*> parts;  // in the order of use
+    Norm final_norm;
+    Product head;
+    Pages arena;
+    std::vector<float> embedding_float, positions;
+    std::vector<uint16_t> embedding_half;
+    std::vector<Scratch> scratch;  // one a thread
     float *logits = nullptr, *hidden_out = nullptr;
     int64_t first_panel = 0, last_panel = 0, weight_bytes = 0, misfits = 0;  // misfits: rows that the form of the weights cannot hold
-    bool alone = true;   // no two rows of this pass belong to one sequence
-    bool tiles = false;  // this pass uses AMX
 
-    // What depends on the forms of weights and cache.
-    virtual Sequences& sequences() = 0;
-    virtual void remake(int64_t batch, int64_t tokens, const int64_t* from) = 0;
-    virtual bool pack(Matrix& m, int64_t to, const float* row) = 0;
-    virtual void set_embedding(int64_t row, const float* data) = 0;
-    virtual void embedding(int64_t id, float* to) const = 0;
-    virtual bool can_tile() const = 0;
-    virtual void set_input(Activations& a, int64_t row, const float* from, int64_t n, int64_t groups) = 0;
-    virtual void product(const Matrix& m, const Activations& a, int64_t vectors, int64_t first, int64_t last, bool use_tiles, Scratch& s,
-                         const Target& target) = 0;
-    virtual void put(int64_t layer, int64_t sequence, int64_t g, int64_t token, const float* key, const float* value, Scratch& s) = 0;
-    virtual void fetch_keys(int64_t layer, int64_t sequence, int64_t g) const = 0;
-    virtual void attend_to(int64_t layer, int64_t sequence, int64_t g, const float* q, int64_t start, int64_t length, Scratch& s, float* y) = 0;
-    virtual ~Decoder() {}
-
-    Decoder(const Sizes& sizes, const Reals& reals, const int64_t* windows, const float* f)
-        : z(sizes), r(reals), layers(sizes.layers), frequencies(f, f + sizes.rope_pairs), scratch(sizes.threads),
-          team(static_cast<int>(sizes.threads), static_cast<int>(sizes.layers * 10 + 4),
-               [this](int kind, int layer, int chunk, int thread, bool first) { work(kind, layer, chunk, thread, first); },
+    Decoder(Reader& in, std::unique_ptr<Numbers> numbers_)
+        : z(in), norm_eps(in.next_real()), embedding_scale(in.next_real()), logit_scale(in.next_real()), numbers(std::move(numbers_)),
+          team(static_cast<int>(z.threads), static_cast<int>(z.layers * STAGES_OF_A_LAYER + 4),
+               [this](int stage, int chunk, int thread, bool first) { work(pass.stages[stage], chunk, scratch[thread], first); },
                [this](int, bool begin) {
-                   if (tiles) begin ? tiles_begin() : tiles_end();
-               }) {
-        for (int64_t i = 0; i < z.layers; i++) layers[i].window = windows[i];
-        x_stride = round_up(z.width, LANES);
-        qkv_stride = round_up((z.heads + 2 * z.kv_heads) * z.head_size, LANES);
-        attended_stride = round_up(z.heads * z.head_size, LANES);
-        hidden_stride = round_up(z.hidden, LANES);
-    }
-
-    void set_rows(int64_t layer, int id, int64_t first, int64_t count, const float* data) {
-        if (id == POSITIONS) {
-            positions.resize(z.positions * z.width);
-            memcpy(&positions[first * z.width], data, count * z.width * 4);
-            return;
-        }
-        for (int64_t i = 0; i < count; i++) {
-            if (id == EMBEDDING) {
-                set_embedding(first + i, data + i * z.width);
-                continue;
+                   if (pass.tiles) begin ? tiles_begin() : tiles_end();
+               }),
+          pass(*numbers, team, z.width), layers(z.layers), scratch(z.threads) {
+        std::vector<Matrix*> all;  // in the order of use, so that reading ahead of one reads the next
+        for (Layer& layer : layers) {
+            layer.parallel = in.next();
+            layer.mixer = part(in), layer.feed_forward = part(in);
+            for (Part* one : {layer.mixer.get(), layer.feed_forward.get()}) {
+                if (!one) continue;
+                parts.push_back(one);
+                one->own_norm.centred = z.layer_norm, one->own_norm.eps = norm_eps;
+                for (Product* product : one->products) all.push_back(&product->matrix);
             }
-            Matrix& m = id == HEAD ? head : layers[layer].matrix[id];
-            misfits += !pack(m, place(id, first + i), data + i * m.inner);
+        }
+        for (Layer& layer : layers)
+            if (layer.mixer) last_mixer = layer.mixer.get();
+        if (last_mixer) last_mixer->last = true;
+        final_norm.centred = z.layer_norm, final_norm.eps = norm_eps;
+        numbers->shape(head.matrix, z.vocabulary, z.width, false);
+        head.norm = &final_norm;
+        pass.widest = std::max(pass.widest, head.matrix.groups);
+        all.push_back(&head.matrix);
+        for (Matrix* m : all) weight_bytes += m->bytes();
+        arena = Pages(weight_bytes);
+        char* at = arena.data;
+        for (Matrix* m : all) m->data = at, at += m->bytes();
+        if (z.tied) return;
+        if (numbers->halves()) embedding_half.resize(z.vocabulary * z.width);
+        else embedding_float.resize(z.vocabulary * z.width);
+    }
+
+    std::unique_ptr<Part> part(Reader& in) {
+        switch (in.next()) {
+            case ATTENTION: return std::unique_ptr<Part>(new Attention(pass, in));
+            case MAMBA1: return std::unique_ptr<Part>(new Mamba1(pass, in));
+            case MAMBA2: return std::unique_ptr<Part>(new Mamba2(pass, in));
+            case DELTANET: return std::unique_ptr<Part>(new DeltaNet(pass, in));
+            case FEED_FORWARD: return std::unique_ptr<Part>(new FeedForward(pass, in));
+            case EXPERTS: return std::unique_ptr<Part>(new Experts(pass, in));
+            default: return nullptr;
         }
     }
+    Part* part_of(int64_t layer, int64_t side) { return (side ? layers[layer].feed_forward : layers[layer].mixer).get(); }
 
-    // Rows of gate and up lie in alternate panels, so that one call has both halves of 16 hidden channels.
-    int64_t place(int id, int64_t row) const {
-        if (id != UP || !z.gated) return row;
-        const bool up = row >= z.hidden;
-        const int64_t channel = up ? row - z.hidden : row;
-        return (channel / LANES * 2 + up) * LANES + channel % LANES;
-    }
-
-    void set_vector(int64_t layer, int id, const float* data, int64_t n) {
-        if (id == FINAL) final_norm.assign(data, data + n);
-        else if (id == FINAL_BIAS) final_bias.assign(data, data + n);
-        else if (id >= BIAS_QKV) {
-            const int which = id == BIAS_HEAD ? HEAD : id - BIAS_QKV + QKV;
-            Matrix& m = id == BIAS_HEAD ? head : layers[layer].matrix[which];
-            m.bias.assign(m.panels * LANES, 0);
-            for (int64_t i = 0; i < n; i++) m.bias[place(which, i)] = data[i];
-        } else layers[layer].vector[id].assign(data, data + n);
-    }
-
-    void norm(const float* from, const std::vector<float>& weight, const std::vector<float>& bias, float* to) const {
-        const int64_t n = z.width;
-        float mean = 0, square = 0;
-        if (z.layer_norm) {
-            for (int64_t i = 0; i < n; i++) mean += from[i];
-            mean /= n;
-        }
-        for (int64_t i = 0; i < n; i++) square += (from[i] - mean) * (from[i] - mean);
-        const float inverse = 1 / std::sqrt(square / n + r.norm_eps);
-        if (bias.empty()) for (int64_t i = 0; i < n; i++) to[i] = (from[i] - mean) * inverse * weight[i];
-        else for (int64_t i = 0; i < n; i++) to[i] = (from[i] - mean) * inverse * weight[i] + bias[i];
-    }
-
-    // RMS norm of one head, and its rotation by the row's angles.
-    void turn(float* head_k, const std::vector<float>& weight, int64_t row) const {
-        if (z.qk_norm) {
-            float square = 0;
-            for (int64_t i = 0; i < z.head_size; i++) square += head_k[i] * head_k[i];
-            const float inverse = 1 / std::sqrt(square / z.head_size + r.qk_norm_eps);
-            for (int64_t i = 0; i < z.head_size; i++) head_k[i] *= inverse * weight[i];
-        }
-        const int64_t n = z.rope_pairs;
-        const float *c = cosine.data() + row * n, *s = sine.data() + row * n;
-        for (int64_t i = 0; i < n; i++) {
-            const float left = head_k[i], right = head_k[i + n];
-            head_k[i] = left * c[i] - right * s[i];
-            head_k[i + n] = right * c[i] + left * s[i];
-        }
-    }
-
-    void append(int64_t layer, int64_t row, int64_t g, Scratch& s) {
-        const int64_t k = z.head_size, group = z.heads / z.kv_heads;
-        float* base = &qkv[row * qkv_stride];
-        float* key = base + (z.heads + g) * k;
-        for (int64_t i = 0; i < group; i++) turn(base + (g * group + i) * k, layers[layer].vector[Q_NORM], row);
-        turn(key, layers[layer].vector[K_NORM], row);
-        put(layer, rows[row].sequence, g, rows[row].position, key, key + z.kv_heads * k, s);
-    }
-
-    // y: the row that takes the result; in the last layer only the rows that have logits remain, moved together.
-    void attend_row(int64_t layer, int64_t y, int64_t g, Scratch& s) {
-        const int64_t row = layer == z.layers - 1 ? out_rows[y] : y, sequence = rows[row].sequence;
-        fetch_keys(layer, sequence, g);
-        if (alone) append(layer, row, g, s);
-        const int64_t at = z.heads / z.kv_heads * g * z.head_size, window = layers[layer].window;
-        const int64_t length = rows[row].position + 1, start = window > 0 ? std::max<int64_t>(0, length - window) : 0;
-        attend_to(layer, sequence, g, &qkv[row * qkv_stride + at], start, length, s, &attended[y * attended_stride + at]);
-    }
-
-    // The vectors that a product reads, in its own form.
-    void prepare(int kind, int64_t layer, int64_t first, int64_t last, Activations& a, Scratch& s) {
-        if (static_cast<int64_t>(s.normed.size()) < z.width) s.normed.resize(z.width);
-        for (int64_t i = first; i < last; i++) {
-            const float* from = nullptr;
-            int64_t n = z.width, groups = head.groups;
-            if (kind == DO_OUT) from = &attended[i * attended_stride], n = z.heads * z.head_size, groups = layers[layer].matrix[OUT].groups;
-            else if (kind == DO_DOWN) from = &h[i * hidden_stride], n = z.hidden, groups = layers[layer].matrix[DOWN].groups;
-            else {
-                if (kind == DO_HEAD) norm(&x[i * x_stride], final_norm, final_bias, s.normed.data());
-                else {
-                    const auto& v = layers[layer].vector;
-                    const bool second = kind == DO_UP && !v[NORM2].empty();
-                    norm(&x[i * x_stride], v[second ? NORM2 : NORM1], v[second ? NORM2_BIAS : NORM1_BIAS], s.normed.data());
-                }
-                from = s.normed.data();
+    // Rows of matrix `index` of a part, or of the decoder itself (layer -1): head, embedding, positions.
+    void set_rows(int64_t layer, int64_t side, int64_t index, int64_t first, int64_t count, const float* data) {
+        if (layer < 0 && index > 0) {
+            if (index == 2) positions.resize(z.positions * z.width);
+            for (int64_t i = first * z.width; i < (first + count) * z.width; i++) {
+                const float value = data[i - first * z.width];
+                if (index == 2) positions[i] = value;
+                else if (numbers->halves()) embedding_half[i] = to_bf16(value);
+                else embedding_float[i] = value;
             }
-            set_input(a, i, from, n, groups);
-        }
-    }
-
-    Matrix& matrix(int kind, int64_t layer) {
-        if (kind == DO_HEAD) return head;
-        return layers[layer].matrix[kind == DO_QKV ? QKV : kind == DO_OUT ? OUT : kind == DO_UP ? UP : DOWN];
-    }
-
-    int64_t vectors_of(int kind, int64_t layer) const {
-        return static_cast<int64_t>(kind == DO_HEAD || (kind > DO_KEEP && layer == z.layers - 1) ? out_rows.size() : rows.size());
-    }
-
-    int64_t panels_per_chunk(const Matrix& m) const {
-        if (team.size() == 1) return round_up(m.panels, 2);
-        const int64_t fair = m.panels / (8 * team.size()), fit = CHUNK_BYTES / m.panel_bytes;
-        return std::max<int64_t>(2, std::min(fair, fit) / 2 * 2);
-    }
-
-    // One chunk of one phase.
-    void work(int kind, int64_t layer, int64_t chunk, int thread, bool first_chunk) {
-        Scratch& s = scratch[thread];
-        if (kind == DO_KEEP) {
-            for (size_t i = 0; i < out_rows.size(); i++) memmove(&x[i * x_stride], &x[out_rows[i] * x_stride], x_stride * 4);
             return;
         }
-        if (kind == DO_APPEND) {  // one sequence and key head, its rows in order
-            const int64_t sequence = chunk / z.kv_heads;
-            for (size_t i = 0; i < rows.size(); i++)
-                if (rows[i].sequence == sequence) append(layer, i, chunk % z.kv_heads, s);
+        Part* owner = layer < 0 ? nullptr : part_of(layer, side);
+        Product* product = owner ? owner->products[index] : &head;
+        Matrix& m = product->matrix;
+        for (int64_t i = 0; i < count; i++)
+            misfits += !numbers->pack(m, owner ? owner->place(product, first + i) : first + i, data + i * m.inner);
+    }
+
+    void set_bias(int64_t layer, int64_t side, int64_t index, const float* data, int64_t n) {
+        Part* owner = layer < 0 ? nullptr : part_of(layer, side);
+        Product* product = owner ? owner->products[index] : &head;
+        Matrix& m = product->matrix;
+        m.bias.assign(m.panels * LANES, 0);
+        for (int64_t i = 0; i < n; i++) m.bias[owner ? owner->place(product, i) : i] = data[i];
+    }
+
+    // Vector `index` of a part, or a part of its norm: -2 weight, -1 bias; layer -1: the final norm.
+    void set_vector(int64_t layer, int64_t side, int64_t index, const float* data, int64_t n) {
+        Part* owner = layer < 0 ? nullptr : part_of(layer, side);
+        Norm& norm = owner ? owner->own_norm : final_norm;
+        (index == -2 ? norm.weight : index == -1 ? norm.bias : owner->vectors[index]).assign(data, data + n);
+    }
+
+    void ready() {
+        for (Layer& layer : layers)
+            if (layer.parallel && layer.feed_forward->own_norm.weight.empty()) layer.feed_forward->own_norm = layer.mixer->own_norm;
+        for (Part* one : parts) one->ready();
+    }
+
+    void embedding(int64_t id, float* to) const {
+        if (z.tied) return numbers->unpack(head.matrix, id, to);
+        for (int64_t i = 0; i < z.width; i++)
+            to[i] = numbers->halves() ? from_bf16(embedding_half[id * z.width + i]) : embedding_float[id * z.width + i];
+    }
+
+    // Sequence i becomes what from[i] was; from is null where nothing is kept.
+    void remake(int64_t batch, int64_t tokens, const int64_t* from) {
+        tokens = round_up(std::max<int64_t>(tokens, LANES), LANES);
+        for (Part* one : parts) one->remake(batch, tokens, from);
+        for (Part* one : parts) one->commit();
+        Sequences& now = pass.sequences;
+        const std::vector<int64_t> before = now.length;
+        now.batch = batch, now.tokens = tokens;
+        now.length.assign(batch, 0);
+        for (int64_t i = 0; from && i < batch; i++) now.length[i] = before[from[i]];
+    }
+
+    void set_lengths(const int64_t* to) {
+        for (int64_t b = 0; b < pass.sequences.batch; b++) {
+            pass.sequences.length[b] = to[b];
+            for (Part* one : parts)
+                if (to[b] == 0) one->forget(b);
+        }
+    }
+
+    // One chunk of one stage.
+    void work(const Stage& stage, int64_t chunk, Scratch& s, bool first_chunk) {
+        if (stage.part && stage.step != KEEP) return stage.part->work(stage.step, chunk, s);
+        if (stage.part) {
+            const auto& out = pass.out_rows;
+            for (size_t i = 0; i < out.size(); i++) memmove(&pass.x.memory[i * pass.x_stride], &pass.x.memory[out[i] * pass.x_stride], pass.x_stride * 4);
             return;
         }
-        if (kind == DO_ATTEND) return attend_row(layer, chunk / z.kv_heads, chunk % z.kv_heads, s);
-        const int64_t vectors = vectors_of(kind % PREPARE, layer);
-        if (kind >= PREPARE) return prepare(kind - PREPARE, layer, chunk * 16, std::min<int64_t>(vectors, chunk * 16 + 16), shared, s);
-        const bool own = vectors <= 16;
-        const Matrix& m = matrix(kind, layer);
-        if (own && first_chunk) {
-            fetch(m.data + PREFETCH, PREFETCH);
-            prepare(kind, layer, 0, vectors, s.input, s);
-        }
-        const int64_t per = panels_per_chunk(m), begin = kind == DO_HEAD ? first_panel : 0, end = kind == DO_HEAD ? last_panel : m.panels;
-        const int64_t first = begin + chunk * per, last = std::min(first + per, end);
-        const Activations& a = own ? s.input : shared;
-        const bool use_tiles = tiles && vectors >= TILES_FROM_ROWS;
-        const int activation = static_cast<int>(z.activation);
-        const Target target = kind == DO_QKV    ? Target{Target::STORE, qkv.data(), qkv_stride}
-                              : kind == DO_UP   ? Target{z.gated ? Target::GATE : Target::ACTIVATE, h.data(), hidden_stride, activation}
-                              : kind == DO_HEAD ? Target{Target::STORE, logits, m.panels * LANES, 0, r.logit_scale, out_sequences.data()}
-                                                : Target{Target::ADD, x.data(), x_stride};
-        product(m, a, vectors, first, last, use_tiles, s, target);
+        const Product& p = *stage.product;
+        if (stage.prepare) return pass.prepare(p, chunk * ROWS_AT_ONCE, std::min(stage.vectors, (chunk + 1) * ROWS_AT_ONCE), pass.shared, s);
+        const Target target = &p == &head ? Target{Target::STORE, logits, p.matrix.panels * LANES, 0, logit_scale, pass.out_sequences.data()}
+                                          : Target{p.way, p.to->memory.data() + p.to_column, p.to_stride, p.activation};
+        pass.multiply(stage, chunk, first_chunk, s, target);
     }
 
     void embed(const float* embedded) {
-        for (size_t i = 0; i < rows.size(); i++) {
-            float* to = &x[i * x_stride];
-            if (embedded) memcpy(to, embedded + rows[i].at * z.width, z.width * 4);
-            else embedding(rows[i].token, to);
-            if (!embedded) for (int64_t k = 0; k < z.width; k++) to[k] *= r.embedding_scale;
-            if (z.positions) for (int64_t k = 0; k < z.width; k++) to[k] += positions[rows[i].position * z.width + k];
-            for (int64_t k = z.width; k < x_stride; k++) to[k] = 0;
-            for (int64_t j = 0; j < z.rope_pairs; j++) {
-                const float angle = static_cast<float>(rows[i].position) * frequencies[j];
-                cosine[i * z.rope_pairs + j] = std::cos(angle) * r.rope_scale;
-                sine[i * z.rope_pairs + j] = std::sin(angle) * r.rope_scale;
-            }
+        for (size_t i = 0; i < pass.rows.size(); i++) {
+            const Row& row = pass.rows[i];
+            float* to = &pass.x.memory[i * pass.x_stride];
+            if (embedded) memcpy(to, embedded + row.at * z.width, z.width * 4);
+            else embedding(row.token, to);
+            if (!embedded) for (int64_t k = 0; k < z.width; k++) to[k] *= embedding_scale;
+            if (z.positions) for (int64_t k = 0; k < z.width; k++) to[k] += positions[row.position * z.width + k];
+            for (int64_t k = z.width; k < pass.x_stride; k++) to[k] = 0;
         }
+        for (auto& rotation : pass.rotations) rotation->fill(pass.rows);
     }
 
-    void plan_product(int kind, int64_t layer) {
-        const int64_t vectors = vectors_of(kind, layer);
-        if (vectors > 16) team.add(kind + PREPARE, static_cast<int>(layer), static_cast<int>((vectors + 15) / 16));
-        const Matrix& m = matrix(kind, layer);
-        const int64_t panels = kind == DO_HEAD ? last_panel - first_panel : m.panels, per = panels_per_chunk(m);
-        team.add(kind, static_cast<int>(layer), static_cast<int>((panels + per - 1) / per));
-    }
-
-    void pass(const float* embedded) {
-        const int64_t count = static_cast<int64_t>(rows.size());
-        const int64_t widest = std::max(std::max(layers.empty() ? 0 : layers[0].matrix[DOWN].groups, head.groups),
-                                        layers.empty() ? 0 : layers[0].matrix[OUT].groups);
-        const auto grow = [](std::vector<float>& v, int64_t n) {
-            if (static_cast<int64_t>(v.size()) < n) v.assign(n, 0);
-        };
-        grow(x, count * x_stride), grow(qkv, count * qkv_stride), grow(attended, count * attended_stride), grow(h, count * hidden_stride);
-        grow(cosine, count * z.rope_pairs), grow(sine, count * z.rope_pairs);
-        for (Scratch& s : scratch) s.input.reserve(2 * TILE_ROWS, widest);
-        if (count > 16) shared.reserve(round_up(count, 2 * TILE_ROWS), widest);
-        tiles = can_tile() && count >= TILES_FROM_ROWS && tiles_granted();
+    void go(const float* embedded) {
+        const int64_t count = static_cast<int64_t>(pass.rows.size());
+        for (Buffer* buffer : {&pass.x, &pass.wide, &pass.mixed, &pass.hidden}) buffer->grow(count);
+        for (Scratch& s : scratch) s.input.reserve(2 * TILE_ROWS, pass.widest);  // two planes of ROWS_AT_ONCE
+        if (count > ROWS_AT_ONCE) pass.shared.reserve(round_up(2 * count, 2 * TILE_ROWS), pass.widest);
+        pass.tiles = numbers->can_tile() && count >= TILES_FROM_ROWS && tiles_granted();
+        pass.out_of.assign(count, -1);
+        for (size_t i = 0; i < pass.out_rows.size(); i++) pass.out_of[pass.out_rows[i]] = static_cast<int64_t>(i);
         embed(embedded);
         team.clear();
-        for (int64_t layer = 0; layer < z.layers; layer++) {
-            plan_product(DO_QKV, layer);
-            if (!alone) team.add(DO_APPEND, static_cast<int>(layer), static_cast<int>(sequences().batch * z.kv_heads));
-            if (layer == z.layers - 1) {
-                if (out_rows.empty()) break;
-                if (out_rows.size() < rows.size()) team.add(DO_KEEP, static_cast<int>(layer), 1);
-            }
-            team.add(DO_ATTEND, static_cast<int>(layer), static_cast<int>(vectors_of(DO_ATTEND, layer) * z.kv_heads));
-            if (z.parallel) plan_product(DO_UP, layer), plan_product(DO_OUT, layer);
-            else plan_product(DO_OUT, layer), plan_product(DO_UP, layer);
-            plan_product(DO_DOWN, layer);
+        pass.stages.clear();
+        pass.live = count;
+        for (Layer& layer : layers) {
+            if (layer.mixer) layer.mixer->read();
+            if (layer.mixer.get() == last_mixer && pass.out_rows.empty()) break;
+            if (layer.parallel) layer.feed_forward->read();
+            if (layer.mixer) layer.mixer->write();
+            if (!layer.feed_forward) continue;
+            if (!layer.parallel) layer.feed_forward->read();
+            layer.feed_forward->write();
         }
-        if (!out_rows.empty() && last_panel > first_panel) plan_product(DO_HEAD, 0);
+        if (!pass.out_rows.empty() && last_panel > first_panel) pass.plan(head, first_panel, last_panel);
         team.run(weight_bytes * std::max<int64_t>(1, count / 16) >= TOGETHER_BYTES);
-        for (const Row& row : rows) sequences().length[row.sequence]++;
-        for (size_t i = 0; i < out_rows.size(); i++)
-            norm(&x[i * x_stride], final_norm, final_bias, hidden_out + out_sequences[i] * z.width);
+        for (const Row& row : pass.rows) pass.sequences.length[row.sequence]++;
+        for (size_t i = 0; i < pass.out_rows.size(); i++)
+            final_norm(&pass.x.memory[i * pass.x_stride], hidden_out + pass.out_sequences[i] * z.width);
+        pass.clear();
     }
 
     int extend(const int64_t* counts, const int64_t* ids, const float* embedded, float* logits_, int64_t first, int64_t last,
                float* hidden_) {
+        Sequences& now = pass.sequences;
         int64_t longest = 0, total = 0;
-        for (int64_t b = 0; b < sequences().batch; b++) {
-            if (counts[b] > 0) longest = std::max(longest, sequences().length[b] + counts[b]);
+        for (int64_t b = 0; b < now.batch; b++) {
+            if (counts[b] > 0) longest = std::max(longest, now.length[b] + counts[b]);
             total += counts[b];
         }
         for (int64_t i = 0; !embedded && i < total; i++)
             if (ids[i] < 0 || ids[i] >= z.vocabulary) return BAD_ID;
         if (z.positions && longest > z.positions) return BAD_POSITION;
-        if (longest > sequences().tokens) {
-            std::vector<int64_t> same(sequences().batch);
-            for (int64_t b = 0; b < sequences().batch; b++) same[b] = b;
-            remake(sequences().batch, std::max(longest, 2 * sequences().tokens), same.data());
+        if (longest > now.tokens) {
+            std::vector<int64_t> same(now.batch);
+            for (int64_t b = 0; b < now.batch; b++) same[b] = b;
+            remake(now.batch, std::max(longest, 2 * now.tokens), same.data());
         }
         logits = logits_, hidden_out = hidden_;
-        first_panel = first / LANES / 2 * 2, last_panel = std::min(head.panels, round_up(last, 2 * LANES) / LANES);
+        first_panel = first / LANES / 2 * 2, last_panel = std::min(head.matrix.panels, round_up(last, 2 * LANES) / LANES);
         if (last <= first) last_panel = first_panel;
-        rows.clear(), out_rows.clear(), out_sequences.clear();
-        alone = true;
-        const std::vector<int64_t> before = sequences().length;
-        for (int64_t b = 0, at = 0; b < sequences().batch; b++)
+        pass.clear();  // a call that ran out of memory has left its rows
+        const std::vector<int64_t> before = now.length;
+        for (int64_t b = 0, at = 0; b < now.batch; b++)
             for (int64_t i = 0; i < counts[b]; i++, at++) {
-                if (!rows.empty() && rows.back().sequence == b) alone = false;
-                rows.push_back({b, before[b] + i, embedded ? 0 : ids[at], at});
-                if (i == counts[b] - 1) out_rows.push_back(static_cast<int64_t>(rows.size()) - 1), out_sequences.push_back(b);
-                if (static_cast<int64_t>(rows.size()) == PASS_ROWS) {
-                    pass(embedded);
-                    rows.clear(), out_rows.clear(), out_sequences.clear();
-                    alone = true;
-                }
+                const int64_t row = static_cast<int64_t>(pass.rows.size());
+                if (pass.runs.empty() || pass.runs.back().sequence != b) pass.runs.push_back({b, row, row});
+                pass.runs.back().end++;
+                pass.rows.push_back({b, before[b] + i, embedded ? 0 : ids[at], at});
+                if (i == counts[b] - 1) pass.out_rows.push_back(row), pass.out_sequences.push_back(b);
+                if (row + 1 == PASS_ROWS) go(embedded);
             }
-        if (!rows.empty()) pass(embedded);
+        if (!pass.rows.empty()) go(embedded);
         return FINE;
     }
 
@@ -358,19 +283,19 @@ struct Decoder {
     // steps taken.
     int64_t greedy(const int64_t* ids, int64_t steps, const int64_t* stops, int64_t num_stops, float* logits_, float* hidden_, int64_t* out,
                    float* scores) {
-        std::vector<int64_t> counts(sequences().batch, 1), next(ids, ids + sequences().batch), packed;
-        int64_t step = 0, live = sequences().batch;
+        std::vector<int64_t> counts(pass.sequences.batch, 1), next(ids, ids + pass.sequences.batch), packed;
+        int64_t step = 0, live = pass.sequences.batch;
         for (; step < steps && live; step++) {
             packed.clear();
-            for (int64_t b = 0; b < sequences().batch; b++)
+            for (int64_t b = 0; b < pass.sequences.batch; b++)
                 if (counts[b]) packed.push_back(next[b]);
             const int fault = extend(counts.data(), packed.data(), nullptr, logits_, 0, z.vocabulary, hidden_);
             if (fault) return fault;
-            for (int64_t b = 0; b < sequences().batch; b++) {
+            for (int64_t b = 0; b < pass.sequences.batch; b++) {
                 int64_t& to = out[b * steps + step];
                 to = -1;
                 if (!counts[b]) continue;
-                const float* values = logits_ + b * head.panels * LANES;
+                const float* values = logits_ + b * head.matrix.panels * LANES;
                 const int64_t id = best(values, z.vocabulary);
                 if (id < 0) return id;
                 to = next[b] = id;
@@ -380,5 +305,8 @@ struct Decoder {
         }
         return step;
     }
+
+  private:
+    Part* last_mixer = nullptr;
 };
 

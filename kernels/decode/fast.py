@@ -2,12 +2,13 @@
 
 precision "fp32": all in float32. "bf16": weights, activations and cache in bf16, sums in float32; the weights are stored in 12 bits, which
 costs less than their rounding to bf16 (forms.h), or in 16 where a row's sizes differ too much for that. "int8": weights with one scale a
-row, activations with one scale a token, keys and values with one a token and head, all symmetric; sums in int32. The residual stream and
-norms are float32 in all.
+row, activations with one scale a token (of 16 bits in recurrent mixers, whose gated products have long tails), keys and values with one a
+token and head, all symmetric; sums in int32. The residual stream and norms are float32 in all, and so is all that recurrent mixers keep and
+compute between their products.
 The equations are in reference.py; the tolerances in `TOLERANCE` are relative errors of the logits' norm against it, checked by
 tests/kernels/test_decode.py. Speed: tests/bench/test_decode.py.
 
-Axes: b sequences   t tokens   d width   g key heads   k channels of a head   l layers   v vocabulary rows
+Axes: b sequences   t tokens   d width   v vocabulary rows
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from mmlm.base.errors import DataError, NumericsError
 from mmlm.kernels import dispatch, native
-from mmlm.kernels.decode.spec import ACTIVATIONS, DecoderSpec, Unsupported
+from mmlm.kernels.decode.spec import DecoderSpec, Unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -33,23 +34,28 @@ Precision = Literal["fp32", "bf16", "int8"]
 PRECISIONS: tuple[str, ...] = ("fp32", "bf16", "int8")
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "int8": 6e-2}
 
-_MATRICES = ["qkv.weight", "out.weight", "up.weight", "down.weight", "head.weight", "embedding.weight", "positions.weight"]
-_VECTORS = [f"{name}.{part}" for name in ("norm1", "norm2") for part in ("weight", "bias")]
-_VECTORS += ["q_norm.weight", "k_norm.weight", "qkv.bias", "out.bias", "up.bias", "down.bias", "norm.weight", "norm.bias", "head.bias"]
+_OWN_MATRICES = ("head", "embedding", "positions")
+_NORM = {"norm.weight": -2, "norm.bias": -1}
+_KEYS_AND_VALUES = ("key", "value")  # states with an axis of tokens
+_SIDES = ("mixer", "feed_forward")
 _BF16_IN_16_BITS = 3
+_ROOM_KEPT = 4  # a cache is made anew for less than this share of its room
 _ROWS_AT_ONCE = 1 << 22  # floats converted at a time while packing
 _P, _I = native.ADDRESS, native.SIZE
 _FUNCTIONS: dict[str, list[Any]] = {
-    "decoder_create": [_P, _P, _P, _P, _I],
+    "decoder_create": [_P, _P, _I],
     "decoder_destroy": [_P],
-    "decoder_set_rows": [_P, _I, _I, _I, _I, _P],
-    "decoder_set_vector": [_P, _I, _I, _P, _I],
+    "decoder_set_rows": [_P, _I, _I, _I, _I, _I, _P],
+    "decoder_set_bias": [_P, _I, _I, _I, _P, _I],
+    "decoder_set_vector": [_P, _I, _I, _I, _P, _I],
+    "decoder_ready": [_P],
     "decoder_misfits": [_P],
     "decoder_remake": [_P, _I, _I, _P],
     "decoder_room": [_P],
     "decoder_get_lengths": [_P, _P],
     "decoder_set_lengths": [_P, _P],
-    "decoder_fill": [_P, _I, _P, _P, _I, _P],
+    "decoder_put_state": [_P, _I, _I, _P, _I],
+    "decoder_get_state": [_P, _I, _I, _P, _I],
     "decoder_extend": [_P, _P, _P, _P, _P, _I, _I, _P],
     "decoder_greedy": [_P, _P, _I, _P, _I, _P, _P, _P, _P],
 }
@@ -90,41 +96,46 @@ class Decoder:
             raise Unsupported(f"batch {batch}, max_length {max_length}, threads {threads}")
         self.spec, self.precision = spec, precision
         self._c = _LIBRARY()
-        rope = torch.zeros(0) if spec.rope is None else spec.rope.detach().float().contiguous()
-        sizes = torch.tensor(
-            [spec.vocabulary, spec.width, spec.num_layers, spec.num_heads, spec.num_kv_heads, spec.head_size, spec.hidden, spec.gated]
-            + [ACTIVATIONS.index(spec.activation), spec.norm == "layer", spec.parallel, spec.qk_norm, spec.positions, spec.tied]
-            + [len(rope), threads or torch.get_num_threads()]
-        )
-        scales = [spec.score_scale, spec.embedding_scale, spec.logit_scale, spec.rope_scale]
-        reals = torch.tensor([spec.norm_eps, spec.qk_norm_eps, *scales], dtype=torch.float32)
-        windows = torch.tensor(spec.windows)
-        arrays = (sizes.data_ptr(), reals.data_ptr(), windows.data_ptr(), rope.data_ptr())
+        whole, real = spec.numbers(threads or torch.get_num_threads())
+        arrays = torch.tensor(whole), torch.tensor(real)
         self._make(arrays, PRECISIONS.index(precision), weights)
         if misfits := self._c.decoder_misfits(self._handle):
             logger.info("%d rows have weights of too different sizes for 12 bits; bf16 weights take 16", misfits)
             self._finalizer()
             self._make(arrays, _BF16_IN_16_BITS, weights)
-        self._width_v = math.ceil(spec.vocabulary / 16) * 16
+        self._width_v, self._batch = math.ceil(spec.vocabulary / 16) * 16, 0
         self.reset(batch, max_length)
 
-    def _make(self, arrays: tuple[int, ...], form: int, weights: Mapping[str, Tensor]) -> None:
-        self._handle = self._c.decoder_create(*arrays, form)
+    def _make(self, arrays: tuple[Tensor, Tensor], form: int, weights: Mapping[str, Tensor]) -> None:
+        self._handle = self._c.decoder_create(arrays[0].data_ptr(), arrays[1].data_ptr(), form)
         if not self._handle:
             raise Unsupported("memory is too short for the packed weights")
         self._finalizer = weakref.finalize(self, self._c.decoder_destroy, self._handle)
-        self._load(weights)
-
-    def _load(self, weights: Mapping[str, Tensor]) -> None:
         for name, tensor in weights.items():
-            layer, short = (int(name.split(".")[1]), name.split(".", 2)[2]) if name.startswith("layers.") else (-1, name)
-            if short in _MATRICES:
-                target = _MATRICES.index("head.weight" if short == "embedding.weight" and self.spec.tied else short)
-                for first, part in _blocks(tensor):
-                    self._c.decoder_set_rows(self._handle, layer, target, first, len(part), part.data_ptr())
-            else:
-                vector = tensor.detach().float().contiguous()
-                self._c.decoder_set_vector(self._handle, layer, _VECTORS.index(short), vector.data_ptr(), len(vector))
+            self._load(name, tensor)
+        self._c.decoder_ready(self._handle)
+
+    def _load(self, name: str, tensor: Tensor) -> None:
+        """Hand over one weight, in float32."""
+        layer, side, short, matrices, vectors = -1, 0, name, list(_OWN_MATRICES), []
+        if name.startswith("layers."):
+            _, number, owner, short = name.split(".", 3)
+            layer, side = int(number), _SIDES.index(owner)
+            part = getattr(self.spec.layers[layer], owner)
+            matrices, vectors = list(part.matrices(self.spec.width)), list(part.vectors(self.spec.width))
+        matrix, _, kind = short.rpartition(".")
+        if matrix in matrices and kind == "weight":
+            index = 0 if short == "embedding.weight" and self.spec.tied else matrices.index(matrix)
+            for first, rows in _blocks(tensor):
+                self._c.decoder_set_rows(self._handle, layer, side, index, first, len(rows), rows.data_ptr())
+            return
+        vector = tensor.detach().float().contiguous()
+        place = (vector.data_ptr(), vector.numel())
+        if matrix in matrices:
+            self._c.decoder_set_bias(self._handle, layer, side, matrices.index(matrix), *place)
+        else:
+            index = _NORM[short] if short in _NORM else vectors.index(short)
+            self._c.decoder_set_vector(self._handle, layer, side, index, *place)
 
     @property
     def batch(self) -> int:
@@ -144,11 +155,12 @@ class Decoder:
         return int(self._c.decoder_room(self._handle))
 
     def reset(self, batch: int | None = None, max_length: int | None = None) -> None:
-        """Forget all tokens. batch: sequences from now on, default as before."""
+        """Forget all tokens. batch: sequences from now on, default as before. max_length: tokens a sequence has room for at least."""
         batch = self._batch if batch is None else batch
         if batch < 1:
             raise Unsupported(f"batch {batch}")
-        if max_length is not None or batch != self._batch:
+        fits = max_length is None or max_length <= self.room <= _ROOM_KEPT * max(max_length, 256)
+        if batch != self._batch or not fits:
             self._answer(self._c.decoder_remake(self._handle, batch, self.room if max_length is None else max_length, None))
             self._resize(batch)
         else:
@@ -160,19 +172,50 @@ class Decoder:
         self.hidden = torch.zeros(batch, self.spec.width)
         self._ones = torch.ones(batch, dtype=torch.long)
 
-    def prefill(self, k: Tensor, v: Tensor, lengths: Sequence[int] | Tensor) -> None:
-        """Start from keys (normed and turned) and values [l, b, g, t, k] computed elsewhere; row i has lengths[i] <= t tokens."""
-        spec, counts = self.spec, _longs(lengths)
-        want = (spec.num_layers, len(counts), spec.num_kv_heads, k.shape[3] if k.dim() == 5 else -1, spec.head_size)
-        if tuple(k.shape) != want or v.shape != k.shape:
-            raise Unsupported(f"keys {list(k.shape)} and values {list(v.shape)}, where {list(want)} is needed")
-        if len(counts) < 1 or int(counts.min()) < 0 or int(counts.max()) > want[3]:
-            raise DataError(f"lengths {counts.tolist()} must be from 0 to {want[3]}, the tokens given.")
+    def load(self, states: Sequence[Mapping[str, Tensor] | None], lengths: Sequence[int] | Tensor) -> None:
+        """Go on from states computed elsewhere: for each layer what its mixer keeps of lengths[i] tokens of each sequence.
+
+        Named and shaped [b, ...] as `Part.states` says: keys (normed and turned) and values [b, g, t, k] of at least lengths[i] tokens,
+        tails of convolutions, recurrent states.
+        """
+        counts = _longs(lengths)
+        if len(counts) < 1 or int(counts.min()) < 0:
+            raise DataError(f"lengths {counts.tolist()} must be one a sequence, from 0.")
+        given = [self._checked(layer, states[layer] if layer < len(states) else None, counts) for layer in range(len(self.spec.layers))]
         self.reset(len(counts), max(self.room, int(counts.max())))
-        for layer in range(spec.num_layers):
-            keys, values = (x[layer].detach().float().contiguous() for x in (k, v))
-            self._c.decoder_fill(self._handle, layer, keys.data_ptr(), values.data_ptr(), want[3], counts.data_ptr())
         self._c.decoder_set_lengths(self._handle, counts.data_ptr())
+        for layer, tensors in enumerate(given):
+            for which, tensor in enumerate(tensors):
+                self._c.decoder_put_state(self._handle, layer, which, tensor.data_ptr(), tensor.shape[2] if tensor.dim() > 2 else 0)
+
+    def _checked(self, layer: int, tensors: Mapping[str, Tensor] | None, counts: Tensor) -> list[Tensor]:
+        """The states of one layer in order, in float32. Raises Unsupported for others, DataError for too few tokens."""
+        mixer = self.spec.layers[layer].mixer
+        want = mixer.states() if mixer is not None else {}
+        found = {name: list(tensor.shape) for name, tensor in (tensors or {}).items()}
+        needed = {name: [len(counts), *shape] for name, shape in want.items()}
+        tokens = {shape[2] for shape in found.values() if len(shape) == 4} if "key" in want else {0}
+        if "key" in want and len(tokens) == 1:
+            needed = {name: [shape[0], shape[1], *tokens, shape[3]] for name, shape in needed.items()}
+        if found != needed:
+            raise Unsupported(f"layer {layer}: states {found}, where {needed} are needed")
+        if "key" in want and int(counts.max()) > max(tokens):
+            raise DataError(f"lengths {counts.tolist()} must be from 0 to {max(tokens)}, the tokens given.")
+        return [tensors[name].detach().float().contiguous() for name in want] if tensors else []
+
+    def states(self) -> list[dict[str, Tensor] | None]:
+        """What the mixers keep now, as `load` takes it: copies in float32, key and value tensors as long as the longest sequence."""
+        longest = max([1, *self.lengths])
+        found: list[dict[str, Tensor] | None] = []
+        for layer, spec in enumerate(self.spec.layers):
+            tensors: dict[str, Tensor] = {}
+            for which, (name, shape) in enumerate(spec.mixer.states().items() if spec.mixer is not None else ()):
+                if name in _KEYS_AND_VALUES:
+                    shape = (shape[0], longest, shape[2])
+                tensors[name] = torch.zeros(self._batch, *shape)
+                self._c.decoder_get_state(self._handle, layer, which, tensors[name].data_ptr(), longest)
+            found.append(tensors or None)
+        return found
 
     def step(self, ids_b: Tensor | None, *, rows: tuple[int, int] | None = None, x_bd: Tensor | None = None) -> Tensor:
         """Logits float32 [b, v] after one more token a sequence: a view of a buffer that the next call writes over.
@@ -248,10 +291,14 @@ class Decoder:
         self.hidden.copy_(hidden)
 
     def crop(self, lengths: Sequence[int] | Tensor) -> None:
-        """Forget the tokens of each sequence after its first lengths[i]."""
+        """Forget the tokens of each sequence after its first lengths[i]. Raises Unsupported where a recurrence cannot: it forgets all or
+        nothing."""
         counts, now = _longs(lengths), self.lengths
         if len(counts) != self._batch or any(not 0 <= new <= old for new, old in zip(counts.tolist(), now)):
             raise DataError(f"crop to {counts.tolist()}, where the sequences have {now} tokens.")
+        recurrent = any("state" in layer.mixer.states() for layer in self.spec.layers if layer.mixer is not None)
+        if recurrent and any(new not in (0, old) for new, old in zip(counts.tolist(), now)):
+            raise Unsupported("a recurrent state cannot be cropped; keep its states() instead")
         self._c.decoder_set_lengths(self._handle, counts.data_ptr())
 
     def _ids(self, ids: Tensor, count: int) -> Tensor:
@@ -287,10 +334,11 @@ def layers(backbone: Any, x_btd: Tensor, layout: Any, cache: Any) -> Any:
     return backbone(x_btd, layout, cache)
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    return _LIBRARY.missing() or dispatch.pointers(*tensors)
+def _serves(*arguments: Any) -> str | None:
+    return _LIBRARY.missing() or dispatch.pointers(*arguments)
 
 
 dispatch.register("decode", "reference", layers)
 dispatch.register("decode", "torch", layers)
 dispatch.register("decode", "native", Decoder, _serves)
+dispatch.absent("decode", "triton", "the decoder of one call a token is for the CPU; on a GPU the layers run, each through its own kernels")

@@ -19,12 +19,11 @@
 
 struct alignas(64) Phase {
     std::atomic<uint64_t> next{0}, done{0};  // run: 24 bits, chunks: 20 bits, next or finished chunks: 20 bits
-    int kind = 0, layer = 0;
 };
 
 class Team {
   public:
-    typedef std::function<void(int kind, int layer, int chunk, int thread, bool first)> Work;
+    typedef std::function<void(int stage, int chunk, int thread, bool first)> Work;
     typedef std::function<void(int thread, bool begin)> Border;
 
     Team(int size, int max_phases, Work work, Border border)
@@ -46,11 +45,9 @@ class Team {
 
     int size() const { return size_; }
     void clear() { count_ = 0; }
-    void add(int kind, int layer, int chunks) {
-        Phase& p = phases_[count_++];
-        p.kind = kind, p.layer = layer;
-        staged_.resize(count_);
-        staged_[count_ - 1] = chunks;
+    void add(int chunks) {  // the phases are numbered in order
+        staged_.resize(count_ + 1);
+        staged_[count_++] = chunks;
     }
 
     // All phases in order; `together` false: on this thread alone.
@@ -141,7 +138,7 @@ class Team {
                 if ((word & LOW) >= chunks) break;
                 if (!p.next.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel)) continue;
                 if (!begun) border_(thread, true), begun = true;
-                work_(p.kind, p.layer, static_cast<int>(word & LOW), thread, first);
+                work_(i, static_cast<int>(word & LOW), thread, first);
                 first = false;
                 p.done.fetch_add(1, std::memory_order_release);
                 word = p.next.load(std::memory_order_acquire);

@@ -11,6 +11,7 @@
 // sums do not drift, each SECTION of blocks begins with their exact value, the product of state and gradient.
 #include <vector>
 
+#include "../documents.h"
 #include "../lanes.h"
 
 constexpr int BLOCK = 4;
@@ -19,17 +20,11 @@ constexpr int64_t SECTION = 8, SLICE = 2 * LANES;
 struct Shape {
     int64_t b, t, h, k, g, v;
 };
-enum Kind : int8_t { PADDING = 0, INSIDE = 1, FRESH = 2 };
 
 // A kind for each token and the padding that fills the last block.
-static std::vector<Kind> kinds(const int32_t* document, int64_t t, bool goes_on) {
-    std::vector<Kind> kind((t + BLOCK - 1) / BLOCK * BLOCK, PADDING);
-    int32_t current = 0;
-    for (int64_t i = 0; i < t; i++) {
-        if (document[i] <= 0) continue;
-        kind[i] = (current ? document[i] == current : goes_on) ? INSIDE : FRESH;
-        current = document[i];
-    }
+static std::vector<Kind> kinds_in_blocks(const int32_t* document, int64_t t, bool goes_on) {
+    auto kind = kinds(document, t, goes_on);
+    kind.resize((t + BLOCK - 1) / BLOCK * BLOCK, PADDING);
     return kind;
 }
 
@@ -189,7 +184,7 @@ static void forward(const T* query, const T* key, const T* value, const float* b
     ROWS_IN_PARALLEL(threads)
     for (int64_t unit = 0; unit < s.b * s.h; unit++) {
         int64_t b = unit / s.h, h = unit % s.h;
-        auto kind = kinds(document + b * s.t, s.t, goes_on && goes_on[b]);
+        auto kind = kinds_in_blocks(document + b * s.t, s.t, goes_on && goes_on[b]);
         Head head(s, b, h, kind, decay);
         State state(s.k, s.v);
         state.read(initial ? initial + head.state() : nullptr, s.v, 1);
@@ -248,7 +243,7 @@ static void backward(const T* query, const T* key, const T* value, const float* 
     for (int64_t unit = 0; unit < s.b * s.g * shares; unit++) {
         int64_t share = unit % shares, group = unit / shares % s.g, b = unit / shares / s.g;
         int64_t begin = share * in_share, end = begin + in_share < together ? begin + in_share : together;
-        auto kind = kinds(document + b * s.t, s.t, goes_on && goes_on[b]);
+        auto kind = kinds_in_blocks(document + b * s.t, s.t, goes_on && goes_on[b]);
         float *dkey_share = dkey + share * s.b * s.t * s.g * s.k, *dquery_share = dquery + share * s.b * s.t * s.g * s.k;
         std::vector<float> buffer(BLOCK * (6 * padded_k + 6 * padded_v));
         float *keys = buffer.data(), *queries = keys + BLOCK * padded_k, *scaled_k = queries + BLOCK * padded_k;

@@ -24,10 +24,12 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
-from mmlm.kernels.delta_rule.reference import delta_rule_reference
-from mmlm.kernels.dispatch import FLOATS, on_gpu, pointers, register, run
+from mmlm.kernels.delta_rule import installed
+from mmlm.kernels.delta_rule.reference import DeltaRule, delta_rule_reference
+from mmlm.kernels.dispatch import FLOATS, on_gpu, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
+from mmlm.kernels.recurrence import borders, check_shapes, exact_type, in_rows, register_recurrence
 
 
 def delta_rule(
@@ -51,50 +53,38 @@ def delta_rule(
     continues [b] is true (default: all). chunk_size: tokens of a block of the torch form; speed only.
     Raises RecipeError where shapes do not fit or the back end asked for cannot serve.
     """
-    _check(query_btgk, key_btgk, value_bthv, beta_bth, decay_bth, document_bt, state_bhkv, chunk_size)
-    tensors = (value_bthv, query_btgk, key_btgk, beta_bth, decay_bth, state_bhkv)
-    arguments = (query_btgk, key_btgk, value_bthv, beta_bth, decay_bth, document_bt, state_bhkv)
-    return run("delta_rule", backend, tensors, *arguments, continuing(continues, state_bhkv), chunk_size)
+    tensors = (query_btgk, key_btgk, value_bthv, beta_bth, decay_bth)
+    given = DeltaRule(*tensors, document_bt, state_bhkv, continuing(continues, state_bhkv), chunk_size)
+    _check(given)
+    return run("delta_rule", backend, *given)
 
 
-def _check(
-    query: Tensor, key: Tensor, value: Tensor, beta: Tensor, decay: Tensor | None, document: Tensor, state: Tensor | None, chunk_size: int
-) -> None:
+def _check(given: DeltaRule) -> None:
+    key, value = given.key_btgk, given.value_bthv
     if key.ndim != 4 or value.ndim != 4:
         raise RecipeError(f"delta_rule: key and value have 4 axes, but are {list(key.shape)} and {list(value.shape)}.")
     (b, t, heads, v), (groups, k) = value.shape, key.shape[2:]
     if groups == 0 or heads % groups:
         raise RecipeError(f"delta_rule: {heads} value heads cannot share {groups} key heads evenly; give a multiple of the key heads.")
     wanted = {
-        "query": (query, (b, t, groups, k)),
+        "query": (given.query_btgk, (b, t, groups, k)),
         "key": (key, (b, t, groups, k)),
-        "beta": (beta, (b, t, heads)),
-        "decay": (decay, (b, t, heads)),
-        "document": (document, (b, t)),
-        "state": (state, (b, heads, k, v)),
+        "beta": (given.beta_bth, (b, t, heads)),
+        "decay": (given.decay_bth, (b, t, heads)),
+        "document": (given.document_bt, (b, t)),
+        "state": (given.state_bhkv, (b, heads, k, v)),
     }
-    for name, (tensor, shape) in wanted.items():
-        if tensor is not None and tensor.shape != shape:
-            raise RecipeError(f"delta_rule: {name} is {list(tensor.shape)}, but key and value ask for {list(shape)}.")
-    if chunk_size < 1:
-        raise RecipeError(f"delta_rule: chunk_size must be at least 1, but is {chunk_size}.")
+    check_shapes("delta_rule", f"key {list(key.shape)} and value {list(value.shape)}", wanted)
+    if given.chunk_size < 1:
+        raise RecipeError(f"delta_rule: chunk_size must be at least 1, but is {given.chunk_size}.")
 
 
-def delta_rule_chunked(
-    query_btgk: Tensor,
-    key_btgk: Tensor,
-    value_bthv: Tensor,
-    beta_bth: Tensor,
-    decay_bth: Tensor | None,
-    document_bt: Tensor,
-    state_bhkv: Tensor | None = None,
-    continues_b: Tensor | None = None,
-    chunk_size: int = 64,
-) -> tuple[Tensor, Tensor]:
+def delta_rule_chunked(given: DeltaRule) -> tuple[Tensor, Tensor]:
     """The chunked form by matrix products and one triangular solve."""
+    query_btgk, key_btgk, value_bthv, beta_bth, decay_bth, document_bt, state_bhkv, continues_b, chunk_size = given
     b, t, heads, v = value_bthv.shape
     groups, k = key_btgk.shape[2:]
-    exact = torch.promote_types(torch.promote_types(value_bthv.dtype, beta_bth.dtype), torch.float32)
+    exact = exact_type(value_bthv, beta_bth)
     state = value_bthv.new_zeros(b, heads, k, v, dtype=exact) if state_bhkv is None else state_bhkv.to(exact)
     if t == 0:
         return torch.zeros_like(value_bthv), state
@@ -114,16 +104,8 @@ def delta_rule_chunked(
     query, key, value = in_chunks(query_btgk, 1), in_chunks(key_btgk, 1), in_chunks(value_bthv, heads // groups)
     beta = in_chunks(beta[..., None], heads // groups)
 
-    visible = torch.ones(size, size, dtype=torch.bool, device=key.device).tril()
-    reached = passes = in_last = None
-    if not (known.plain and (continues_b is None or bool(continues_b.all()))):
-        segment = known.segment_after(continues_b)
-        segment = torch.cat([segment, segment[:, -1:].expand(b, short)], dim=1).view(b, chunks, 1, 1, size)
-        before = torch.cat([segment.new_zeros(b, 1, 1, 1), segment[:, :-1, ..., -1]], dim=1)[..., None]  # of the carried state
-        visible = visible & (segment[..., :, None] == segment[..., None, :])
-        reached = (segment == before)[..., None]
-        in_last = (segment == segment[..., -1:])[..., None]
-        passes = (segment[..., -1:] == before)[..., None]
+    border = borders(known, continues_b, size)
+    visible = torch.ones(size, size, dtype=torch.bool, device=key.device).tril() if border is None else border.visible[:, :, None, None]
     if decay is None:
         mask, from_start, to_end, through = visible.to(exact), None, None, None
     else:
@@ -131,7 +113,10 @@ def delta_rule_chunked(
         mask = (sums - sums.transpose(-1, -2)).masked_fill(~visible, -torch.inf).exp()
         last = sums[..., -1:, :]
         from_start, to_end, through = sums.exp(), (last - sums).exp(), last.exp()
-    from_start, to_end, through = _times(from_start, reached), _times(to_end, in_last), _times(through, passes)
+    if border is not None:
+        from_start = _times(from_start, border.reached[:, :, None, None, :, None])
+        to_end = _times(to_end, border.in_last[:, :, None, None, :, None])
+        through = _times(through, border.passes[..., None, None, None, None])
 
     system = beta * (key @ key.transpose(-1, -2)) * mask  # its diagonal is not read
     right = torch.cat([beta * value, (beta * key) if from_start is None else beta * from_start * key], dim=-1)
@@ -153,10 +138,8 @@ def delta_rule_chunked(
     return y.to(value_bthv.dtype), state.reshape(b, heads, k, v)
 
 
-def _times(factor: Tensor | None, where: Tensor | None) -> Tensor | None:
-    """A factor, zero outside; None stands for one and for everywhere."""
-    if where is None:
-        return factor
+def _times(factor: Tensor | None, where: Tensor) -> Tensor:
+    """A factor, zero outside; None stands for one."""
     return where.float() if factor is None else factor * where
 
 
@@ -219,52 +202,37 @@ def _seconds(sizes: tuple[int, ...]) -> float:
     return b * t * heads * k * v * 6e-11
 
 
-def delta_rule_native(
-    query_btgk: Tensor,
-    key_btgk: Tensor,
-    value_bthv: Tensor,
-    beta_bth: Tensor,
-    decay_bth: Tensor | None,
-    document_bt: Tensor,
-    state_bhkv: Tensor | None = None,
-    continues_b: Tensor | None = None,
-    chunk_size: int = 1,
-) -> tuple[Tensor, Tensor]:
+def delta_rule_native(given: DeltaRule) -> tuple[Tensor, Tensor]:
     """The recurrence itself in C++. Beside the inputs the errors value - S^T key are kept for the backward pass, and no state."""
-    tensors = (query_btgk, key_btgk, value_bthv, beta_bth, decay_bth, state_bhkv)
-    dtype = value_bthv.dtype
+    dtype = given.value_bthv.dtype
     y, last = _DeltaRule.apply(
-        query_btgk.to(dtype).contiguous(),
-        key_btgk.to(dtype).contiguous(),
-        value_bthv.contiguous(),
-        beta_bth.float().contiguous(),
-        None if decay_bth is None else decay_bth.float().contiguous(),
-        None if state_bhkv is None else state_bhkv.float().contiguous(),
-        document_bt.to(torch.int32).contiguous(),
-        None if continues_b is None else continues_b.contiguous(),
-        torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors),
+        in_rows(given.query_btgk, dtype),
+        in_rows(given.key_btgk, dtype),
+        in_rows(given.value_bthv, dtype),
+        in_rows(given.beta_bth, torch.float32),
+        in_rows(given.decay_bth, torch.float32),
+        in_rows(given.state_bhkv, torch.float32),
+        in_rows(given.document_bt, torch.int32),
+        in_rows(given.continues_b, torch.bool),
+        given.wants_gradients(),
     )
     return y, last
 
 
-def delta_rule_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """The blocks as Triton programs; triton is imported at the first call."""
-    from mmlm.kernels.delta_rule import triton
-
-    return triton.delta_rule_triton(*arguments)
-
-
-def _serves(*tensors: Tensor | None) -> str | None:
-    return pointers(*tensors) or _library.missing()
+def _serves_triton(*arguments: Any) -> str | None:
+    if arguments and (channels := arguments[1].shape[-1]) > 256:
+        return f"keys of {channels} channels (it takes at most 256)"
+    return on_gpu(*arguments, dtypes=FLOATS)
 
 
-def _serves_triton(*tensors: Tensor | None) -> str | None:
-    if len(tensors) > 2 and (keys := tensors[2]) is not None and keys.shape[-1] > 256:
-        return f"keys of {keys.shape[-1]} channels (it takes at most 256)"
-    return on_gpu(*tensors, dtypes=FLOATS)
-
-
-register("delta_rule", "reference", delta_rule_reference)
-register("delta_rule", "torch", delta_rule_chunked)
-register("delta_rule", "native", delta_rule_native, _serves)
-register("delta_rule", "triton", delta_rule_triton, _serves_triton)
+register_recurrence(
+    "delta_rule",
+    DeltaRule,
+    reference=delta_rule_reference,
+    chunked=delta_rule_chunked,
+    compiled=delta_rule_native,
+    library=_library,
+    triton="mmlm.kernels.delta_rule.triton:delta_rule_triton",
+    serves=_serves_triton,
+)
+register("delta_rule", "flash-linear-attention", installed.delta_rule_fla, installed.serves)

@@ -12,12 +12,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmlm.kernels.delta_rule.reference import DeltaRule
 from mmlm.kernels.documents import documents
+from mmlm.kernels.recurrence import in_rows, sums_to_the_end
 
 BLOCK = 16  # tokens, the least that a matrix product takes
 
@@ -255,7 +256,7 @@ class _DeltaRule(torch.autograd.Function):
             query, key, value, beta, decay, segment, state, errors, dy, dread, border, dlast, dquery, dkey_read, change, exact,
             *sizes, CONTINUED=state is not None, **options,
         )  # fmt: skip
-        ddecay = None if change is None or exact is None else _decay_gradient(change.sum(0), exact.sum(0), segment)
+        ddecay = None if change is None or exact is None else sums_to_the_end(change.sum(0), exact.sum(0), segment, BLOCK)
         dquery, dkey = (x.sum(0).unflatten(2, (groups, -1)).sum(3).to(key.dtype) for x in (dquery, dkey + dkey_read))
         return dquery, dkey, (-dread).to(value.dtype), dbeta.sum(0), ddecay, None if state is None else dinitial, None, None
 
@@ -267,52 +268,27 @@ def _programs(value: Tensor, key: Tensor) -> tuple[tuple[int, int], dict[str, in
     return (b * heads, triton.cdiv(v, values)), {"BLOCK": BLOCK, "BK": keys, "BV": values}
 
 
-def _decay_gradient(change_bth: Tensor, exact_bhn: Tensor, segment_bt: Tensor) -> Tensor:
-    """Sums of the changes from each token to its block's or document's end, and beyond the block what is exact there."""
-    b, t, heads = change_bth.shape
-    short = -t % BLOCK
-    change = F.pad(change_bth, (0, 0, 0, short)).view(b, -1, BLOCK, heads)
-    segment = torch.cat([segment_bt, segment_bt[:, -1:].expand(b, short)], dim=1).view(b, -1, BLOCK)
-    later = (segment[..., :, None] == segment[..., None, :]).float().triu()
-    onward = exact_bhn[..., 1:].transpose(1, 2)[:, :, None] * (segment == segment[..., -1:])[..., None]
-    found = (later @ change + onward).flatten(1, 2)[:, :t]
-    first = torch.cat([segment_bt[:, :1] > 0, segment_bt[:, 1:] != segment_bt[:, :-1]], dim=1)
-    return found.masked_fill(first[..., None], 0)
-
-
-def delta_rule_triton(
-    query_btgk: Tensor,
-    key_btgk: Tensor,
-    value_bthv: Tensor,
-    beta_bth: Tensor,
-    decay_bth: Tensor | None,
-    document_bt: Tensor,
-    state_bhkv: Tensor | None = None,
-    continues_b: Tensor | None = None,
-    chunk_size: int = BLOCK,
-) -> tuple[Tensor, Tensor]:
+def delta_rule_triton(given: DeltaRule) -> tuple[Tensor, Tensor]:
     """The blocks as Triton programs."""
-    (b, t, heads, v), k, dtype = value_bthv.shape, key_btgk.shape[-1], value_bthv.dtype
-    state = None if state_bhkv is None else state_bhkv.float().contiguous()
+    value, k, dtype = given.value_bthv, given.key_btgk.shape[-1], given.value_bthv.dtype
+    b, t, heads, v = value.shape
+    state = in_rows(given.state_bhkv, torch.float32)
     if b * t * heads == 0:
-        return torch.zeros_like(value_bthv), value_bthv.new_zeros(b, heads, k, v, dtype=torch.float32) if state is None else state
-    known = documents(document_bt)
-    beta, decay = beta_bth.float(), None if decay_bth is None else decay_bth.float()
+        return torch.zeros_like(value), value.new_zeros(b, heads, k, v, dtype=torch.float32) if state is None else state
+    known = documents(given.document_bt)
+    beta, decay = given.beta_bth, given.decay_bth
     if not known.plain:
         real = known.real[..., None]
         beta, decay = torch.where(real, beta, 0), None if decay is None else torch.where(real, decay, 0)
-    keeps = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (query_btgk, key_btgk, value_bthv, beta_bth, decay_bth, state_bhkv)
-    )
     y, last = _DeltaRule.apply(
-        query_btgk.to(dtype).contiguous(),
-        key_btgk.to(dtype).contiguous(),
-        value_bthv.contiguous(),
-        beta.contiguous(),
-        None if decay is None else decay.contiguous(),
+        in_rows(given.query_btgk, dtype),
+        in_rows(given.key_btgk, dtype),
+        in_rows(value, dtype),
+        in_rows(beta, torch.float32),
+        in_rows(decay, torch.float32),
         state,
-        known.segment_after(continues_b).int().contiguous(),
-        keeps,
+        in_rows(known.segment_after(given.continues_b), torch.int32),
+        given.wants_gradients(),
     )
     if not known.plain:
         y = torch.where(known.real[..., None, None], y, 0)

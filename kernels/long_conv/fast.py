@@ -8,12 +8,16 @@ Axes: b rows   t tokens   c channels   k taps, the first one for the current tok
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mmlm.kernels.conv1d import fast as short
 from mmlm.kernels.dispatch import KERNELS, register, run
 from mmlm.kernels.documents import Bucket, continuing, documents, last_inputs
+from mmlm.kernels.long_conv.passes import NativePasses, Passes, TorchPasses, serves
 from mmlm.kernels.long_conv.reference import long_conv_reference
 from mmlm.kernels.long_conv.transform import causal_convolution, fast_size
 
@@ -33,12 +37,16 @@ def long_conv(
     rows where continues [b] is true (default: all). The spectrum of a kernel that is not trained is kept from call to call.
     By transforms, a later token moves an earlier output by round-off. Raises RecipeError where the back end asked for cannot serve.
     """
-    arguments = (x_btc, kernel_ck, document_bt, state_bck, continuing(continues, state_bck))
-    return run("long_conv", backend, (x_btc, kernel_ck, state_bck), *arguments)
+    return run("long_conv", backend, x_btc, kernel_ck, document_bt, state_bck, continuing(continues, state_bck))
 
 
 def long_conv_transforms(
-    x_btc: Tensor, kernel_ck: Tensor, document_bt: Tensor, state_bck: Tensor | None = None, continues_b: Tensor | None = None
+    passes: Passes,
+    x_btc: Tensor,
+    kernel_ck: Tensor,
+    document_bt: Tensor,
+    state_bck: Tensor | None = None,
+    continues_b: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Fourier transforms over buckets of documents."""
     b, t, channels = x_btc.shape
@@ -49,7 +57,8 @@ def long_conv_transforms(
         return x_btc, before
     if known.plain and (continues_b is None or bool(continues_b.all())):
         x_bct = x_btc.transpose(1, 2)
-        y = causal_convolution(x_bct[:, :, None], kernel_ck, None if before is None else before[:, :, None])[:, :, 0].transpose(1, 2)
+        past_bcmk = None if before is None else before[:, :, None]
+        y = causal_convolution(x_bct[:, :, None], kernel_ck, past_bcmk, passes=passes)[:, :, 0].transpose(1, 2)
         return y, None if before is None else torch.cat([before[..., min(t, past) :], x_bct[..., max(t - past, 0) :]], dim=-1)
     buckets = known.buckets(continues_b, fast_size)
     padded = torch.cat([x_btc.flatten(0, 1), x_btc.new_zeros(1, channels)])
@@ -57,7 +66,7 @@ def long_conv_transforms(
     for bucket in buckets:
         x_ncl = padded[bucket.place].transpose(1, 2)
         own = before[bucket.row, :, None] if bucket.continued and before is not None else None
-        outputs.append(causal_convolution(x_ncl[:, :, None], kernel_ck, own)[:, :, 0].transpose(1, 2))
+        outputs.append(causal_convolution(x_ncl[:, :, None], kernel_ck, own, passes=passes)[:, :, 0].transpose(1, 2))
     y = scatter(outputs, buckets, x_btc)
     if before is None:
         return y, None
@@ -81,15 +90,28 @@ def scatter(outputs: list[Tensor], buckets: list[Bucket], like: Tensor) -> Tenso
 def long_conv_native(
     x_btc: Tensor, kernel_ck: Tensor, document_bt: Tensor, state_bck: Tensor | None = None, continues_b: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The short convolution in C++ with the taps in its order."""
+    """A few taps by the short convolution in C++, with the taps in its order; many by transforms."""
+    if KERNELS["causal_conv1d"].serves["native"](x_btc, kernel_ck, state_bck) is not None:
+        return long_conv_transforms(NativePasses(), x_btc, kernel_ck, document_bt, state_bck, continues_b)
     y, last = short.causal_conv1d_native(x_btc, kernel_ck.flip(1), None, document_bt, state_bck, continues_b, None)
     return y, None if state_bck is None else last
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    return KERNELS["causal_conv1d"].serves["native"](*tensors)
+def long_conv_triton(
+    x_btc: Tensor, kernel_ck: Tensor, document_bt: Tensor, state_bck: Tensor | None = None, continues_b: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The short convolution in Triton with the taps in its order."""
+    y, last = short.causal_conv1d_triton(x_btc, kernel_ck.flip(1), None, document_bt, state_bck, continues_b, None)
+    return y, None if state_bck is None else last
+
+
+def _serves_triton(*arguments: Any) -> str | None:
+    if arguments and (taps := arguments[1].shape[1]) > short.MOST_TAPS_GPU:
+        return f"{taps} taps are more than {short.MOST_TAPS_GPU}, with which the transforms of the torch form, cuFFT, are faster"
+    return KERNELS["causal_conv1d"].serves["triton"](*arguments)
 
 
 register("long_conv", "reference", long_conv_reference)
-register("long_conv", "torch", long_conv_transforms)
-register("long_conv", "native", long_conv_native, _serves)
+register("long_conv", "torch", partial(long_conv_transforms, TorchPasses()))
+register("long_conv", "native", long_conv_native, serves)
+register("long_conv", "triton", long_conv_triton, _serves_triton)

@@ -8,12 +8,15 @@ Axes: b rows   t tokens   c channels   m signals that share a system   z real st
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from mmlm.kernels.dispatch import register, run
+from mmlm.kernels.dispatch import absent, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.long_conv.fast import scatter
+from mmlm.kernels.long_conv.passes import NativePasses, Passes, TorchPasses, serves
 from mmlm.kernels.long_conv.reference import ssm_conv_reference
 from mmlm.kernels.long_conv.systems import System
 from mmlm.kernels.long_conv.transform import causal_convolution, fast_size
@@ -33,11 +36,16 @@ def ssm_conv(
     document: [b, t], 0 for padding, which is passed over. state: that before the rows; it belongs to the first document of those rows where
     continues [b] is true (default: all). Raises RecipeError where the back end asked for cannot serve.
     """
-    return run("ssm_conv", backend, (u_btcm, state_bcmz), u_btcm, system, document_bt, state_bcmz, continuing(continues, state_bcmz))
+    return run("ssm_conv", backend, u_btcm, system, document_bt, state_bcmz, continuing(continues, state_bcmz))
 
 
 def ssm_conv_transforms(
-    u_btcm: Tensor, system: System, document_bt: Tensor, state_bcmz: Tensor | None = None, continues_b: Tensor | None = None
+    passes: Passes,
+    u_btcm: Tensor,
+    system: System,
+    document_bt: Tensor,
+    state_bcmz: Tensor | None = None,
+    continues_b: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Fourier transforms over buckets of documents."""
     exact, t = torch.promote_types(u_btcm.dtype, torch.float32), u_btcm.shape[1]
@@ -50,7 +58,7 @@ def ssm_conv_transforms(
         return y[:, None].to(u_btcm.dtype), state
     if known.plain and goes_on:
         u_bcmt = u_btcm.permute(0, 2, 3, 1)
-        y = causal_convolution(u_bcmt, system.kernel(t).to(exact))
+        y = causal_convolution(u_bcmt, system.kernel(t).to(exact), passes=passes)
         if state_bcmz is None:
             return y.permute(0, 3, 1, 2), None
         y = y + system.carried(state_bcmz, t)
@@ -62,7 +70,7 @@ def ssm_conv_transforms(
     kernel_cl = system.kernel(max((bucket.place.shape[1] for bucket in buckets), default=1)).to(exact)
     outputs = []
     for bucket in buckets:
-        y = causal_convolution(padded[bucket.place].permute(0, 2, 3, 1), kernel_cl)
+        y = causal_convolution(padded[bucket.place].permute(0, 2, 3, 1), kernel_cl, passes=passes)
         if bucket.continued and state_bcmz is not None:
             y = (y + system.carried(state_bcmz[bucket.row], y.shape[-1])).to(y.dtype)
         outputs.append(y.permute(0, 3, 1, 2))
@@ -79,4 +87,6 @@ def ssm_conv_transforms(
 
 
 register("ssm_conv", "reference", ssm_conv_reference)
-register("ssm_conv", "torch", ssm_conv_transforms)
+register("ssm_conv", "torch", partial(ssm_conv_transforms, TorchPasses()))
+register("ssm_conv", "native", partial(ssm_conv_transforms, NativePasses()), serves)
+absent("ssm_conv", "triton", "it is made of Fourier transforms and matrix products, which torch calls: cuFFT and cuBLAS")

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from mmlm.kernels.long_conv.passes import Passes
+
 BLOCK_OF_TAPS = 4  # blocks of this many kernels, where the inputs are longer than two of them
 DIRECT = 8  # up to this many outputs with a past are sums
 
@@ -26,7 +28,7 @@ def fast_size(least: int) -> int:
     return power * 3 // 4 if least <= power * 3 // 4 else power
 
 
-def causal_convolution(x_ncml: Tensor, kernel_ck: Tensor, past_ncmk: Tensor | None = None) -> Tensor:
+def causal_convolution(x_ncml: Tensor, kernel_ck: Tensor, past_ncmk: Tensor | None = None, *, passes: Passes) -> Tensor:
     """y_t = sum_j kernel_j x_{t - j}; past: the inputs before x, as many as the kernel's taps less one, else zeros.
 
     Returns [n, c, m, l] in the dtype of x.
@@ -46,24 +48,29 @@ def causal_convolution(x_ncml: Tensor, kernel_ck: Tensor, past_ncmk: Tensor | No
         return (windows * kernel.flip(1)[:, None, None]).sum(-1).to(x_ncml.dtype)
     if not split:
         size = fast_size(x.shape[-1] if lead else length + taps - 1)
-        y = _Convolution.apply(x, kernel, size, lead)
+        y = _Convolution.apply(x, kernel, size, lead, passes)
     else:
         kept = block - lead
         count = -(-length // kept)
         blocks = torch.nn.functional.pad(x, (0, lead + count * kept - x.shape[-1])).unfold(-1, block, kept)
-        y = _Convolution.apply(blocks.flatten(2, 3), kernel, block, lead).unflatten(2, (x.shape[2], count)).flatten(-2)[..., :length]
+        y = _Convolution.apply(blocks.flatten(2, 3), kernel, block, lead, passes)
+        y = y.unflatten(2, (x.shape[2], count)).flatten(-2)[..., :length]
     return y.to(x_ncml.dtype)
 
 
-def spectrum(kernel_ck: Tensor, size: int) -> Tensor:
-    """rfft of the kernel at a size [c, 1, f]; remembered for a kernel that is not trained, until it changes or goes."""
+def spectrum(kernel_ck: Tensor, size: int, passes: Passes) -> Tensor:
+    """rfft of the kernel at a size [1, c, 1, f]; remembered for a kernel that is not trained, until it changes or goes."""
+
+    def computed() -> Tensor:
+        return torch.fft.rfft(passes.padded(kernel_ck[None, :, None], 0, size))
+
     if kernel_ck.requires_grad or kernel_ck.is_inference():
-        return torch.fft.rfft(_padded(kernel_ck, 0, size))[:, None]
+        return computed()
     owner = kernel_ck._base if kernel_ck._base is not None else kernel_ck
     held = _spectra.setdefault(owner, {})
     key = (size, kernel_ck.shape, kernel_ck.stride(), kernel_ck.storage_offset(), kernel_ck.dtype)
     if key not in held or held[key][0] != owner._version:
-        held[key] = owner._version, torch.fft.rfft(_padded(kernel_ck, 0, size))[:, None]
+        held[key] = owner._version, computed()
     return held[key][1]
 
 
@@ -74,35 +81,25 @@ class _Convolution(torch.autograd.Function):
     """Circular product of x [n, c, m, s] and kernel [c, k] at `size`, without its first `lead` outputs: [n, c, m, l]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Tensor, size: int, lead: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, size: int, lead: int, passes: Passes) -> Tensor:
         taps, length = kernel.shape[1], x.shape[-1]
-        spectrum_x, spectrum_k = torch.fft.rfft(_padded(x, 0, size)), spectrum(kernel, size)
+        spectrum_x, spectrum_k = torch.fft.rfft(passes.padded(x, 0, size)), spectrum(kernel, size, passes)
         wants_kernel = ctx.needs_input_grad[1]
         ctx.save_for_backward(spectrum_x if wants_kernel else None, spectrum_k)
-        ctx.sizes = size, lead, taps, length
-        product = spectrum_x * spectrum_k if wants_kernel else spectrum_x.mul_(spectrum_k)
+        ctx.sizes, ctx.passes = (size, lead, taps, length), passes
+        product = passes.times(spectrum_x, spectrum_k, inplace=not wants_kernel)
         return torch.fft.irfft(product, n=size)[..., lead:length]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         spectrum_x, spectrum_k = ctx.saved_tensors
-        size, lead, taps, length = ctx.sizes
-        spectrum_y = torch.fft.rfft(_padded(dy, lead, size))
+        (size, lead, taps, length), passes = ctx.sizes, ctx.passes
+        spectrum_y = torch.fft.rfft(passes.padded(dy, lead, size))
         dkernel = dx = None
         if ctx.needs_input_grad[1]:
-            products = (spectrum_x.conj() * spectrum_y).transpose(1, 2).flatten(0, 1)
+            products = passes.times(spectrum_y, spectrum_x, conjugate=True).transpose(1, 2).flatten(0, 1)
             dkernel = torch.fft.irfft(products[0] if len(products) == 1 else products.sum(0), n=size)[:, :taps]
         if ctx.needs_input_grad[0]:
-            dx = torch.fft.irfft(spectrum_y.mul_(spectrum_k.conj()), n=size)[..., :length]
-        return dx, dkernel, None, None
-
-
-def _padded(x: Tensor, lead: int, size: int) -> Tensor:
-    """x between zeros, in memory of its own: torch.fft's padding keeps the order of a transposed x, which is twice as slow.
-
-    A transposed x is first laid in order, by torch's copy for whole matrices; its copy into a part of one is slower than both.
-    """
-    whole = x.new_zeros(*x.shape[:-1], size)
-    whole[..., lead : lead + x.shape[-1]] = x.contiguous()
-    return whole
+            dx = torch.fft.irfft(passes.times(spectrum_y, spectrum_k, conjugate=True, inplace=True), n=size)[..., :length]
+        return dx, dkernel, None, None, None

@@ -15,21 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import FLOATS, pointers, register, run
+from mmlm.kernels.dispatch import FLOATS, GPU_FLOATS, on_gpu, pointers, register, run
 from mmlm.kernels.native import address, letters
 from mmlm.kernels.rms_norm.reference import rms_norm_reference
 
 
 def rms_norm(x: Tensor, weight_d: Tensor, eps: float = 1e-6, *, dtype: torch.dtype | None = None, backend: str = "auto") -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight, in `dtype` (default: that of x)."""
-    return run("rms_norm", backend, (x, weight_d), x, weight_d, eps, None, dtype or x.dtype)[0]
+    return run("rms_norm", backend, x, weight_d, eps, None, dtype or x.dtype)[0]
 
 
 def add_rms_norm(
     x: Tensor, residual: Tensor, weight_d: Tensor, eps: float = 1e-6, *, dtype: torch.dtype | None = None, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """The norm of x + residual in `dtype` (default: that of x), and x + residual, the stream that goes on."""
-    return run("rms_norm", backend, (x, weight_d, residual), x, weight_d, eps, residual, dtype or x.dtype)
+    return run("rms_norm", backend, x, weight_d, eps, residual, dtype or x.dtype)
 
 
 def rms_norm_torch(x: Tensor, weight_d: Tensor, eps: float, residual: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -102,12 +102,35 @@ def rms_norm_native(x: Tensor, weight_d: Tensor, eps: float, residual: Tensor | 
     return y.to(dtype), x if total is None else total
 
 
-def _serves(*tensors: Tensor) -> str | None:
-    if len(tensors) == 3 and tensors[0].shape != tensors[2].shape:
+def rms_norm_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Triton programs; triton is imported at the first call."""
+    from mmlm.kernels.rms_norm import triton
+
+    return triton.rms_norm_triton(*arguments)
+
+
+MOST_CHANNELS_GPU = 16384  # a program of the Triton form holds a row in registers
+
+
+def _serves_triton(*arguments: Any) -> str | None:
+    if arguments:
+        x, _, _, residual, dtype = arguments
+        if residual is not None and x.shape != residual.shape:
+            return "x and the residual differ in shape"
+        if x.shape[-1] > MOST_CHANNELS_GPU:
+            return f"rows of {x.shape[-1]} numbers (it takes at most {MOST_CHANNELS_GPU})"
+        if dtype not in GPU_FLOATS:
+            return f"outputs of {str(dtype).removeprefix('torch.')}"
+    return on_gpu(*arguments, dtypes=GPU_FLOATS)
+
+
+def _serves(*arguments: Any) -> str | None:
+    if arguments and arguments[3] is not None and arguments[0].shape != arguments[3].shape:
         return "x and the residual differ in shape"
-    return pointers(*tensors) or _library.missing()
+    return pointers(*arguments) or _library.missing()
 
 
 register("rms_norm", "reference", rms_norm_reference)
 register("rms_norm", "torch", rms_norm_torch)
 register("rms_norm", "native", rms_norm_native, _serves)
+register("rms_norm", "triton", rms_norm_triton, _serves_triton)

@@ -6,6 +6,8 @@ Axes: b rows   t tokens   h heads   k channels of a head   j turning pairs: chan
 from __future__ import annotations
 
 import ctypes
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import KERNELS, choose, pointers, register
+from mmlm.kernels.dispatch import GPU_FLOATS, KERNELS, choose, on_gpu, pointers, register
 from mmlm.kernels.native import address, letters
 from mmlm.kernels.rope.reference import turn_reference
 
@@ -77,23 +79,36 @@ class _Turn(torch.autograd.Function):
         return _turn(dy_bthk, cos_btj, sin_btj, -1.0), None, None
 
 
-def turn_native(x_bthk: Tensor, cos_btj: Tensor, sin_btj: Tensor) -> Tensor:
-    """One pass in C++ over a tensor with any strides, forward and backward."""
+def in_rows(turn: Callable[..., Tensor], x_bthk: Tensor, cos_btj: Tensor, sin_btj: Tensor) -> Tensor:
+    """turn(x [b, t, h, k], cos, sin [b or 1, t, j] in float32 without gaps), for any leading axes."""
     shape, t, pairs = x_bthk.shape, x_bthk.shape[-3], cos_btj.shape[-1]
     angles = [part.detach().float().expand(*part.shape[:-2], t, pairs) for part in (cos_btj, sin_btj)]
     if len(shape) != 4 or len(angles[0].shape) != 3:
         whole = (*shape[:-3], t, pairs)
         angles = [part.reshape(1, t, pairs) if part.numel() == t * pairs else part.expand(whole).reshape(-1, t, pairs) for part in angles]
         x_bthk = x_bthk.reshape(-1, *shape[-3:])
-    return _Turn.apply(x_bthk, *(part.contiguous() for part in angles)).view(shape)
+    return turn(x_bthk, *(part.contiguous() for part in angles)).view(shape)
 
 
-def _serves(*tensors: Tensor) -> str | None:
-    if tensors and any(x.dtype != torch.float32 for x in tensors[2:]):
+def turn_native(x_bthk: Tensor, cos_btj: Tensor, sin_btj: Tensor) -> Tensor:
+    """One pass in C++ over a tensor with any strides, forward and backward."""
+    return in_rows(_Turn.apply, x_bthk, cos_btj, sin_btj)
+
+
+def turn_triton(x_bthk: Tensor, cos_btj: Tensor, sin_btj: Tensor) -> Tensor:
+    """Triton programs; triton is imported at the first call."""
+    from mmlm.kernels.rope import triton
+
+    return triton.turn_triton(x_bthk, cos_btj, sin_btj)
+
+
+def _serves(*arguments: Any) -> str | None:
+    if any(x.dtype != torch.float32 for x in arguments[2:]):
         return "the angles are not float32"
-    return pointers(*tensors) or _library.missing()
+    return pointers(*arguments) or _library.missing()
 
 
 register("rope", "reference", turn_reference)
 register("rope", "torch", turn_torch)
 register("rope", "native", turn_native, _serves)
+register("rope", "triton", turn_triton, functools.partial(on_gpu, dtypes=GPU_FLOATS))

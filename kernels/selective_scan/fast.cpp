@@ -10,7 +10,6 @@
 #include "../lanes.h"
 
 constexpr int64_t CHUNK = 16;
-constexpr float LOG2E = 1.44269504f, LN2 = 0.69314718f;
 
 struct Shape {
     int64_t b, t, i, n, gate_b, gate_t;  // gate_b, gate_t: strides of the gate in elements; everything else has no gaps
@@ -21,33 +20,6 @@ struct Shape {
 struct alignas(64) Lane {
     V v = {};
 };
-
-// 2^x, which is 1 for 0 exactly: the error near 0 goes with x, so that slow decays do not drift over long rows.
-INLINE V exp2(V x) {
-#if defined(__AVX512F__)
-    V n = (V)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    V r = x - n;
-    V p = splat(1.5353360600e-4f);
-    p = p * r + 1.3398874861e-3f;
-    p = p * r + 9.6184373665e-3f;
-    p = p * r + 5.5503324697e-2f;
-    p = p * r + 2.4022647913e-1f;
-    p = p * r + 6.9314720286e-1f;
-    p = p * r + 1.0f;
-    return (V)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-    return exp(x * LN2);
-#endif
-}
-
-// log(1 + e^x) with all digits of small results: log(1 + u) = 2 artanh(u / (2 + u)), whose series ends early for u within 0 and 1.
-INLINE V softplus(V x) {
-    V u = exp(x < 0.0f ? x : -x);
-    V w = u * reciprocal(2.0f + u), square = w * w;
-    V p = splat(1.0f / 15);
-    for (float odd : {13.0f, 11.0f, 9.0f, 7.0f, 5.0f, 3.0f, 1.0f}) p = p * square + 1.0f / odd;
-    return (x > 0.0f ? x : V{}) + 2.0f * w * p;
-}
 
 // Between [i, n] in memory and the n vectors of one block of channels.
 static void gather(Lane* to, const float* from, int64_t block, const Shape& s, float factor = 1.0f) {

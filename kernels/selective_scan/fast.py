@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import on_gpu, pointers, register, run
+from mmlm.kernels.dispatch import register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
-from mmlm.kernels.selective_scan.reference import selective_scan_reference
+from mmlm.kernels.recurrence import check_shapes, exact_type, in_rows, kinds, register_recurrence
+from mmlm.kernels.selective_scan import installed
+from mmlm.kernels.selective_scan.reference import SelectiveScan, selective_scan_reference
 
 _CHUNK = 32  # tokens of a block of the torch form
 
@@ -56,50 +57,35 @@ def selective_scan(
     """
     b, t, i = x_bti.shape
     n = decay_in.shape[-1]
-    for name, part, wanted in (
-        ("step", step_bti, (b, t, i)),
-        ("step_bias", step_bias_i, (i,)),
-        ("decay", decay_in, (i, n)),
-        ("key", key_btn, (b, t, n)),
-        ("query", query_btn, (b, t, n)),
-        ("skip", skip_i, (i,)),
-        ("gate", gate_bti, (b, t, i)),
-        ("document", document_bt, (b, t)),
-        ("state", state_bin, (b, i, n)),
-    ):
-        if part is not None and part.shape != wanted:
-            shapes = f"x {list(x_bti.shape)} and decay {list(decay_in.shape)}"
-            raise RecipeError(f"selective_scan: {name} must be {list(wanted)} beside {shapes}, but is {list(part.shape)}.")
+    wanted = {
+        "step": (step_bti, (b, t, i)),
+        "step_bias": (step_bias_i, (i,)),
+        "decay": (decay_in, (i, n)),
+        "key": (key_btn, (b, t, n)),
+        "query": (query_btn, (b, t, n)),
+        "skip": (skip_i, (i,)),
+        "gate": (gate_bti, (b, t, i)),
+        "document": (document_bt, (b, t)),
+        "state": (state_bin, (b, i, n)),
+    }
+    check_shapes("selective_scan", f"x {list(x_bti.shape)} and decay {list(decay_in.shape)}", wanted)
     tensors = (x_bti, step_bti, step_bias_i, decay_in, key_btn, query_btn, skip_i, gate_bti)
-    arguments = (*tensors, document_bt, state_bin, continuing(continues, state_bin), negative)
-    return run("selective_scan", backend, (*tensors, state_bin), *arguments)
+    given = SelectiveScan(*tensors, document_bt, state_bin, continuing(continues, state_bin), negative)
+    return run("selective_scan", backend, *given)
 
 
-def selective_scan_chunked(
-    x_bti: Tensor,
-    step_bti: Tensor,
-    step_bias_i: Tensor,
-    decay_in: Tensor,
-    key_btn: Tensor,
-    query_btn: Tensor,
-    skip_i: Tensor,
-    gate_bti: Tensor | None,
-    document_bt: Tensor,
-    state_bin: Tensor | None = None,
-    continues_b: Tensor | None = None,
-    negative: bool = False,
-) -> tuple[Tensor, Tensor]:
+def selective_scan_chunked(given: SelectiveScan) -> tuple[Tensor, Tensor]:
     """The chunked form, on any device."""
+    x_bti, step_bti, step_bias_i, decay_in, key_btn, query_btn, skip_i, gate_bti, document_bt, state_bin, continues_b, negative = given
     b, t, channels = x_bti.shape
-    exact = torch.promote_types(torch.promote_types(x_bti.dtype, decay_in.dtype), torch.float32)
+    exact = exact_type(x_bti, decay_in)
     decay, bias, skip = (part.to(exact) for part in (decay_in, step_bias_i, skip_i))
     state = x_bti.new_zeros(b, channels, decay.shape[1], dtype=exact) if state_bin is None else state_bin.to(exact)
     real = fresh = None
     known = documents(document_bt)
     if t and not (known.plain and (continues_b is None or bool(continues_b.all()))):
-        segment = known.segment_after(continues_b)
-        before = torch.cat([segment.new_zeros(b, 1), segment[:, :-1]], dim=1)
-        real, fresh = known.real[..., None, None], (segment != before)[..., None, None]
+        kind = kinds(known, continues_b)[..., None, None]
+        real, fresh = kind > 0, kind == 2
     tensors = (x_bti, step_bti, key_btn, query_btn, gate_bti, real, fresh)
     again = t > _CHUNK and torch.is_grad_enabled() and not torch._C._functorch.is_functorch_wrapped_tensor(x_bti)
     outputs = []
@@ -217,51 +203,34 @@ def _parts(sizes: tuple[Any, ...], seconds: float) -> tuple[int, int]:
     return max(1, min(-(-threads // max(b, 1)), -(-i // 16))), threads
 
 
-def selective_scan_native(
-    x_bti: Tensor,
-    step_bti: Tensor,
-    step_bias_i: Tensor,
-    decay_in: Tensor,
-    key_btn: Tensor,
-    query_btn: Tensor,
-    skip_i: Tensor,
-    gate_bti: Tensor | None,
-    document_bt: Tensor,
-    state_bin: Tensor | None = None,
-    continues_b: Tensor | None = None,
-    negative: bool = False,
-) -> tuple[Tensor, Tensor]:
+def selective_scan_native(given: SelectiveScan) -> tuple[Tensor, Tensor]:
     """The recurrence in C++, the gate read as it lies (a slice of a wider projection need not be copied)."""
-    dtype = x_bti.dtype
-    gate = None if gate_bti is None else gate_bti.to(dtype)
+    dtype = given.x_bti.dtype
+    gate = None if given.gate_bti is None else given.gate_bti.to(dtype)
     y, last = _SelectiveScan.apply(
-        x_bti.contiguous(),
-        step_bti.to(dtype).contiguous(),
+        in_rows(given.x_bti, dtype),
+        in_rows(given.step_bti, dtype),
         gate if gate is None or gate.stride(2) == 1 else gate.contiguous(),
-        key_btn.to(dtype).contiguous(),
-        query_btn.to(dtype).contiguous(),
-        step_bias_i.float().contiguous(),
-        decay_in.float().contiguous(),
-        skip_i.float().contiguous(),
-        None if state_bin is None else state_bin.float().contiguous(),
-        document_bt.to(torch.int32).contiguous(),
-        None if continues_b is None else continues_b.contiguous(),
-        negative,
+        in_rows(given.key_btn, dtype),
+        in_rows(given.query_btn, dtype),
+        in_rows(given.step_bias_i, torch.float32),
+        in_rows(given.decay_in, torch.float32),
+        in_rows(given.skip_i, torch.float32),
+        in_rows(given.state_bin, torch.float32),
+        in_rows(given.document_bt, torch.int32),
+        in_rows(given.continues_b, torch.bool),
+        given.negative,
     )
     return y, last
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    return pointers(*tensors) or _library.missing()
-
-
-def _triton(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from mmlm.kernels.selective_scan.triton import selective_scan_triton
-
-    return selective_scan_triton(*arguments)
-
-
-register("selective_scan", "reference", selective_scan_reference)
-register("selective_scan", "torch", selective_scan_chunked)
-register("selective_scan", "native", selective_scan_native, _serves)
-register("selective_scan", "triton", _triton, on_gpu)
+register_recurrence(
+    "selective_scan",
+    SelectiveScan,
+    reference=selective_scan_reference,
+    chunked=selective_scan_chunked,
+    compiled=selective_scan_native,
+    library=_library,
+    triton="mmlm.kernels.selective_scan.triton:selective_scan_triton",
+)
+register("selective_scan", "mamba-ssm", installed.selective_scan_mamba_ssm, installed.serves)

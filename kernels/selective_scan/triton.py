@@ -17,15 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from mmlm.kernels.documents import documents
+from mmlm.kernels.programs import softplus
+from mmlm.kernels.recurrence import in_rows, kinds
+from mmlm.kernels.selective_scan.reference import SelectiveScan
 
 _CHUNK, _CHANNELS = 16, 32
-
-
-@triton.jit
-def _softplus(x):  # noqa: ANN001, ANN202
-    u = tl.exp(-tl.abs(x))
-    w = 1.0 + u  # log(1 + u) with all digits of a small u: the rounding of w is the same above and below the line
-    return tl.maximum(x, 0.0) + tl.where(w == 1.0, u, tl.log(w) * (u / tl.where(w == 1.0, 1.0, w - 1.0)))
 
 
 @triton.jit
@@ -35,7 +31,7 @@ def _token(x, step, key, kind, bias, channel, state, is_channel, is_state, row, 
     place = (row * t + k) * i + channel
     x_i = tl.load(x + place, mask=is_channel & (what > 0), other=0.0).to(EXACT)
     raw_i = tl.load(step + place, mask=is_channel & (what > 0), other=0.0).to(EXACT) + bias
-    step_i = tl.where(what > 0, _softplus(raw_i), 0.0)
+    step_i = tl.where(what > 0, softplus(raw_i), 0.0)
     key_n = tl.load(key + (row * t + k) * n + state, mask=is_state & (what > 0), other=0.0).to(EXACT)
     return what, place, x_i, raw_i, step_i, key_n
 
@@ -203,39 +199,22 @@ class _SelectiveScan(torch.autograd.Function):
         return dx, dstep, dgate, dkey, dquery, dbias.sum(0), ddecay.sum(0), dskip.sum(0), dstate, None, None
 
 
-def selective_scan_triton(
-    x_bti: Tensor,
-    step_bti: Tensor,
-    step_bias_i: Tensor,
-    decay_in: Tensor,
-    key_btn: Tensor,
-    query_btn: Tensor,
-    skip_i: Tensor,
-    gate_bti: Tensor | None,
-    document_bt: Tensor,
-    state_bin: Tensor | None = None,
-    continues_b: Tensor | None = None,
-    negative: bool = False,
-) -> tuple[Tensor, Tensor]:
+def selective_scan_triton(given: SelectiveScan) -> tuple[Tensor, Tensor]:
     """The recurrence in Triton, the gate read as it lies."""
-    dtype = x_bti.dtype
-    exact = torch.float64 if torch.float64 in (dtype, decay_in.dtype) else torch.float32
-    known = documents(document_bt)
-    segment = known.segment_after(continues_b)
-    before = torch.cat([segment.new_zeros(len(segment), 1), segment[:, :-1]], dim=1)
-    kind = torch.where(known.real, 1 + (segment != before).int(), 0).int()  # 0 padding, 1 inside a document, 2 its first token
-    gate = None if gate_bti is None else gate_bti.to(dtype)
+    dtype = given.x_bti.dtype
+    exact = torch.float64 if torch.float64 in (dtype, given.decay_in.dtype) else torch.float32
+    gate = None if given.gate_bti is None else given.gate_bti.to(dtype)
     y, last = _SelectiveScan.apply(
-        x_bti.contiguous(),
-        step_bti.to(dtype).contiguous(),
+        in_rows(given.x_bti, dtype),
+        in_rows(given.step_bti, dtype),
         gate if gate is None or gate.stride(2) == 1 else gate.contiguous(),
-        key_btn.to(dtype).contiguous(),
-        query_btn.to(dtype).contiguous(),
-        step_bias_i.to(exact).contiguous(),
-        decay_in.to(exact).contiguous(),
-        skip_i.to(exact).contiguous(),
-        None if state_bin is None else state_bin.to(exact).contiguous(),
-        kind.contiguous(),
-        negative,
+        in_rows(given.key_btn, dtype),
+        in_rows(given.query_btn, dtype),
+        in_rows(given.step_bias_i, exact),
+        in_rows(given.decay_in, exact),
+        in_rows(given.skip_i, exact),
+        in_rows(given.state_bin, exact),
+        kinds(documents(given.document_bt), given.continues_b),
+        given.negative,
     )
     return y, last

@@ -7,88 +7,16 @@
 // with x standing for step * x. No state is kept between the passes. The decay's gradient needs none either: with s the running sum of
 // log decays, ds_t = query_t dC_t - X_t dX_t, and the gradient of a log decay is the sum of ds from there to the document's end. So that
 // such sums do not drift, each SECTION of tokens begins with their exact value, decay times the product of state and gradient.
-#include <functional>
 #include <vector>
 
 #include "../documents.h"
-#include "../lanes.h"
+#include "../sweep.h"
 
 constexpr int64_t SECTION = 32;
 
 struct Shape {
     int64_t b, t, h, p, g, n;
 };
-
-// One row of n numbers as floats, times a factor; n is padded to whole lanes with zeros.
-template <class T>
-INLINE void fill(float* to, const T* from, int64_t n, float factor) {
-    lanes(n, [&](int64_t i, auto part) { store(to + i, at(from + i, part) * factor); });
-}
-INLINE void clear(float* to, int64_t n) {
-    for (int64_t i = 0; i < n; i += LANES) store(to + i, V{});
-}
-INLINE int64_t whole(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
-
-// `steps` tokens with a state of rows x (16 lanes_v). left and read fill rows numbers of a token, right fills the lanes, out takes them;
-// decay gives what S is multiplied with before the token is taken in. BLOCK tokens share one pass over S.
-using Fill = std::function<void(int64_t, float*)>;
-using Take = std::function<void(int64_t, const float*)>;
-template <int LANES_V, int BLOCK>
-static void sweep(int64_t steps, int64_t rows, float* state, const Fill& left, const Fill& right, const Fill& read,
-                  const std::function<float(int64_t)>& decay, const Take& out) {
-    int64_t padded = whole(rows);
-    std::vector<float> buffer(2 * BLOCK * padded);
-    float *left_rows = buffer.data(), *read_rows = left_rows + BLOCK * padded;
-    for (int64_t first = 0; first < steps; first += BLOCK) {
-        V lane[BLOCK][LANES_V], result[BLOCK][LANES_V];
-        float factor[BLOCK];
-        for (int j = 0; j < BLOCK; j++) {
-            float part[LANES_V * LANES] = {};
-            if (first + j < steps) {
-                left(first + j, left_rows + j * padded);
-                read(first + j, read_rows + j * padded);
-                right(first + j, part);
-                factor[j] = decay(first + j);
-            } else {  // beyond the end: S stays
-                clear(left_rows + j * padded, padded);
-                clear(read_rows + j * padded, padded);
-                factor[j] = 1.0f;
-            }
-            for (int v = 0; v < LANES_V; v++) lane[j][v] = load(part + v * LANES), result[j][v] = V{};
-        }
-        for (int64_t r = 0; r < rows; r++) {
-            float* s = state + r * LANES_V * LANES;
-            for (int v = 0; v < LANES_V; v++) {
-                V value = load(s + v * LANES);
-                for (int j = 0; j < BLOCK; j++) {
-                    value = value * factor[j] + lane[j][v] * left_rows[j * padded + r];
-                    result[j][v] += value * read_rows[j * padded + r];
-                }
-                store(s + v * LANES, value);
-            }
-        }
-        for (int j = 0; j < BLOCK && first + j < steps; j++) {
-            float part[LANES_V * LANES];
-            for (int v = 0; v < LANES_V; v++) store(part + v * LANES, result[j][v]);
-            out(first + j, part);
-        }
-    }
-}
-
-// Call each(first lane, count, width) for slices of at most 64 lanes; width is the number of vectors, known when compiling.
-template <int N>
-struct Width {
-    static constexpr int vectors = N, lanes = N * LANES, block = N == 4 ? 2 : 4;
-};
-template <class Each>
-static void in_slices(int64_t total, Each each) {
-    for (int64_t first = 0; first < total; first += 64) {
-        int64_t count = total - first < 64 ? total - first : 64;
-        if (count <= 16) each(first, count, Width<1>{});
-        else if (count <= 32) each(first, count, Width<2>{});
-        else each(first, count, Width<4>{});
-    }
-}
 
 // One head of one row of the batch: where its numbers lie.
 struct Head {
@@ -112,24 +40,6 @@ static std::vector<float> decays(const Head& at_head, const float* step, float r
     return decay;
 }
 
-// Copy between a head's state [p, n] in memory and a slice of it: lanes of p with rows of n, or the other way round.
-template <bool P_LANES, bool WRITE, class M>
-static void move(M* memory, float* slice, int64_t rows, int64_t first, int64_t count, int64_t width, int64_t n, float factor = 1.0f) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t l = 0; l < count; l++) {
-            int64_t place = P_LANES ? (first + l) * n + r : r * n + first + l;
-            if constexpr (WRITE) memory[place] = slice[r * width + l] * factor;
-            else slice[r * width + l] = memory[place];
-        }
-}
-
-template <class T>
-INLINE float dot(const float* a, const T* b, int64_t n) {
-    V total = V{};
-    lanes(n, [&](int64_t i, auto part) { total += at(a + i, part) * at(b + i, part); });
-    return sum(total);
-}
-
 template <class T>
 static void forward(const T* x, const float* step, const float* rate, const T* key, const T* query, const int32_t* document,
                     const uint8_t* goes_on, const float* initial, T* y, float* last, Shape s, int threads) {
@@ -149,12 +59,12 @@ static void forward(const T* x, const float* step, const float* rate, const T* k
             using W = decltype(width);
             clear(state.data(), s.n * W::lanes);
             if (initial) move<true, false>(initial + head.state(), state.data(), s.n, first, count, W::lanes, s.n);
-            sweep<W::vectors, W::block>(
+            sweep<W::vectors, W::block, Decay::ONE>(
                 s.t, s.n, state.data(), row(key),
                 [&](int64_t i, float* to) {
                     if (kind[i]) fill(to, x + head.x(i) + first, count, step[head.step(i)]);
                 },
-                row(query), [&](int64_t i) { return decay[i]; },
+                row(query), [&](int64_t i, float* to) { *to = decay[i]; },
                 [&](int64_t i, const float* from) {
                     T* to = y + head.x(i) + first;
                     lanes(count, [&](int64_t l, auto part) { put(to + l, kind[i] ? at(from + l, part) : V{}, part); });
@@ -210,7 +120,7 @@ static void backward(const T* x, const float* step, const float* rate, const T* 
             auto from = [](int64_t begin, auto each) { return [=](int64_t i, auto* part) { each(begin + i, part); }; };
             auto before = [](int64_t end, auto each) { return [=](int64_t k, auto* part) { each(end - 1 - k, part); }; };
             auto later = [&](int64_t end) {
-                return [&decay, end, t = s.t](int64_t k) { return end - k < t ? decay[end - k] : 1.0f; };
+                return [&decay, end, t = s.t](int64_t k, float* to) { *to = end - k < t ? decay[end - k] : 1.0f; };
             };
 
             in_slices(s.n, [&](int64_t first, int64_t count, auto width) {
@@ -221,9 +131,9 @@ static void backward(const T* x, const float* step, const float* rate, const T* 
                 for (int64_t c = 0; c < sections; c++) {
                     memcpy(begins.data() + c * size, state.data(), size * sizeof(float));
                     int64_t i0 = c * SECTION;
-                    sweep<W::vectors, W::block>(
+                    sweep<W::vectors, W::block, Decay::ONE>(
                         length(c), s.p, state.data(), from(i0, row_p(x, true)), from(i0, slice_n(key, first, count)),
-                        from(i0, row_p(dy, false)), [&](int64_t i) { return decay[i0 + i]; }, from(i0, [&](int64_t i, const float* part) {
+                        from(i0, row_p(dy, false)), [&](int64_t i, float* to) { *to = decay[i0 + i]; }, from(i0, [&](int64_t i, const float* part) {
                             if (!kind[i]) return;
                             add(dquery_share + head.key(i) + first, part, count);
                             ds[i] += dot(part, query + head.key(i) + first, count);
@@ -235,7 +145,7 @@ static void backward(const T* x, const float* step, const float* rate, const T* 
                 ends += dot(state.data(), begins.data() + sections * size, size);
                 for (int64_t c = sections - 1; c >= 0; c--) {
                     int64_t end = c * SECTION + length(c);
-                    sweep<W::vectors, W::block>(
+                    sweep<W::vectors, W::block, Decay::ONE>(
                         length(c), s.p, state.data(), before(end, row_p(dy, false)), before(end, slice_n(query, first, count)),
                         before(end, row_p(x, true)), later(end), before(end, [&](int64_t i, const float* part) {
                             if (kind[i]) add(dkey_share + head.key(i) + first, part, count);
@@ -247,7 +157,7 @@ static void backward(const T* x, const float* step, const float* rate, const T* 
                 using W = decltype(width);
                 clear(state.data(), s.n * W::lanes);
                 if (dlast) move<true, false>(dlast + head.state(), state.data(), s.n, first, count, W::lanes, s.n);
-                sweep<W::vectors, W::block>(
+                sweep<W::vectors, W::block, Decay::ONE>(
                     s.t, s.n, state.data(), before(s.t, row_n(query)), before(s.t, [&](int64_t i, float* to) {
                         if (kind[i]) fill(to, dy + head.x(i) + first, count, 1.0f);
                     }),

@@ -14,6 +14,7 @@ c chunks   q, k tokens of a chunk
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import pointers, register, run
+from mmlm.kernels.dispatch import GPU_FLOATS, on_gpu, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
-from mmlm.kernels.ssd.reference import ssd_reference
+from mmlm.kernels.recurrence import borders, exact_type, in_rows, register_recurrence
+from mmlm.kernels.ssd import installed
+from mmlm.kernels.ssd.reference import Ssd, ssd_reference
 
 
 def ssd(
@@ -52,26 +55,16 @@ def ssd(
     heads, groups = x_bthp.shape[2], key_btgn.shape[2]
     if heads % groups:
         raise RecipeError(f"ssd: {heads} heads cannot share {groups} groups evenly; heads must be a multiple of groups.")
-    tensors = (x_bthp, step_bth, decay_h, key_btgn, query_btgn, state_bhpn)
-    arguments = (x_bthp, step_bth, decay_h, key_btgn, query_btgn, document_bt, state_bhpn, continuing(continues, state_bhpn), chunk_size)
-    return run("ssd", backend, tensors, *arguments)
+    tensors = (x_bthp, step_bth, decay_h, key_btgn, query_btgn)
+    return run("ssd", backend, *Ssd(*tensors, document_bt, state_bhpn, continuing(continues, state_bhpn), chunk_size))
 
 
-def ssd_chunked(
-    x_bthp: Tensor,
-    step_bth: Tensor,
-    decay_h: Tensor,
-    key_btgn: Tensor,
-    query_btgn: Tensor,
-    document_bt: Tensor,
-    state_bhpn: Tensor | None = None,
-    continues_b: Tensor | None = None,
-    chunk_size: int = 64,
-) -> tuple[Tensor, Tensor]:
+def ssd_chunked(given: Ssd) -> tuple[Tensor, Tensor]:
     """The chunked form. Products are in the dtype of x on a GPU; on a CPU, where bfloat16 gains 6 %, in float32."""
+    x_bthp, step_bth, decay_h, key_btgn, query_btgn, document_bt, state_bhpn, continues_b, chunk_size = given
     b, t, heads, p = x_bthp.shape
     groups, n = key_btgn.shape[2:]
-    exact = torch.promote_types(torch.promote_types(x_bthp.dtype, step_bth.dtype), torch.float32)
+    exact = exact_type(x_bthp, step_bth)
     fast = exact if x_bthp.device.type == "cpu" else x_bthp.dtype
     state = x_bthp.new_zeros(b, heads, p, n, dtype=exact) if state_bhpn is None else state_bhpn.to(exact)
     if t == 0:
@@ -92,16 +85,8 @@ def ssd_chunked(
     key, query = (part.view(b, chunks, size, groups, n).transpose(2, 3) for part in (key, query))
     sums = (step * decay_h.to(exact)).view(b, chunks, size, groups, -1).permute(0, 1, 3, 4, 2).cumsum(-1)  # [b, c, g, r, q]
 
-    visible = torch.ones(size, size, dtype=torch.bool, device=x.device).tril()
-    reached = passes = in_last = None
-    if not (known.plain and (continues_b is None or bool(continues_b.all()))):
-        segment = known.segment_after(continues_b)
-        segment = torch.cat([segment, segment[:, -1:].expand(b, short)], dim=1).view(b, chunks, size)
-        before = torch.cat([segment.new_zeros(b, 1), segment[:, :-1, -1]], dim=1)[..., None]  # of the carried state
-        visible = (visible & (segment[..., :, None] == segment[..., None, :]))[:, :, None, None]
-        reached = (segment == before)[:, :, None, None]
-        in_last = (segment == segment[..., -1:])[:, :, None, None]
-        passes = (segment[..., -1:] == before)[..., None, None, None]
+    border = borders(known, continues_b, size)
+    visible = torch.ones(size, size, dtype=torch.bool, device=x.device).tril() if border is None else border.visible[:, :, None, None]
     difference = sums[..., :, None] - sums[..., None, :]
     mask = difference.masked_fill(~visible, -torch.inf).exp()  # [b, c, g, r, q, k]
     scores = query @ key.transpose(-1, -2)  # [b, c, g, q, k]
@@ -109,13 +94,13 @@ def ssd_chunked(
 
     last = sums[..., -1:]
     to_end = (last - sums).exp()  # [b, c, g, r, q]
-    if in_last is not None:
-        to_end = to_end * in_last
+    if border is not None:
+        to_end = to_end * border.in_last[:, :, None, None]
     added = (x * to_end[..., None].to(fast)).transpose(-1, -2).flatten(3, 4) @ key  # [b, c, g, r p, n]
     added = added.to(exact).unflatten(3, (-1, p))
     through = last[..., None].exp()  # [b, c, g, r, 1, 1]
-    if passes is not None:
-        through = through * passes
+    if border is not None:
+        through = through * border.passes[..., None, None, None, None]
     held, state = [], state.view(b, groups, -1, p, n)
     for c in range(chunks):
         held.append(state)
@@ -123,8 +108,8 @@ def ssd_chunked(
     states = torch.stack(held, dim=1).to(fast).flatten(3, 4)  # [b, c, g, r p, n]
     carried = (query @ states.transpose(-1, -2)).unflatten(-1, (-1, p)).transpose(3, 4)
     weight = sums.exp()
-    if reached is not None:
-        weight = weight * reached
+    if border is not None:
+        weight = weight * border.reached[:, :, None, None]
     y = y + carried * weight[..., None].to(fast)
     y = y.permute(0, 1, 4, 2, 3, 5).reshape(b, chunks * size, heads, p)[:, :t]
     if not known.plain:
@@ -189,36 +174,30 @@ def _seconds(sizes: tuple[int, ...]) -> float:
     return b * t * heads * p * n * 5e-11
 
 
-def ssd_native(
-    x_bthp: Tensor,
-    step_bth: Tensor,
-    decay_h: Tensor,
-    key_btgn: Tensor,
-    query_btgn: Tensor,
-    document_bt: Tensor,
-    state_bhpn: Tensor | None = None,
-    continues_b: Tensor | None = None,
-    chunk_size: int = 1,
-) -> tuple[Tensor, Tensor]:
+def ssd_native(given: Ssd) -> tuple[Tensor, Tensor]:
     """The recurrence itself in C++. Nothing but the inputs is kept for the backward pass, which goes through the states again."""
-    dtype = x_bthp.dtype
+    dtype = given.x_bthp.dtype
     y, last = _Ssd.apply(
-        x_bthp.contiguous(),
-        step_bth.float().contiguous(),
-        decay_h.float().contiguous(),
-        key_btgn.to(dtype).contiguous(),
-        query_btgn.to(dtype).contiguous(),
-        None if state_bhpn is None else state_bhpn.float().contiguous(),
-        document_bt.to(torch.int32).contiguous(),
-        None if continues_b is None else continues_b.contiguous(),
+        in_rows(given.x_bthp, dtype),
+        in_rows(given.step_bth, torch.float32),
+        in_rows(given.decay_h, torch.float32),
+        in_rows(given.key_btgn, dtype),
+        in_rows(given.query_btgn, dtype),
+        in_rows(given.state_bhpn, torch.float32),
+        in_rows(given.document_bt, torch.int32),
+        in_rows(given.continues_b, torch.bool),
     )
     return y, last
 
 
-def _serves(*tensors: Tensor | None) -> str | None:
-    return pointers(*tensors) or _library.missing()
-
-
-register("ssd", "reference", ssd_reference)
-register("ssd", "torch", ssd_chunked)
-register("ssd", "native", ssd_native, _serves)
+register_recurrence(
+    "ssd",
+    Ssd,
+    reference=ssd_reference,
+    chunked=ssd_chunked,
+    compiled=ssd_native,
+    library=_library,
+    triton="mmlm.kernels.ssd.triton:ssd_triton",
+    serves=partial(on_gpu, dtypes=GPU_FLOATS),
+)
+register("ssd", "mamba-ssm", installed.ssd_mamba_ssm, installed.serves)

@@ -6,6 +6,7 @@ Axes: n rows   f inner width
 from __future__ import annotations
 
 import ctypes
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import pointers, register, run
+from mmlm.kernels.dispatch import GPU_FLOATS, on_gpu, pointers, register, run
 from mmlm.kernels.native import address, letters
 from mmlm.kernels.swiglu.reference import swiglu_reference
 
@@ -27,7 +28,7 @@ def swiglu(gate_up: Tensor, *, backend: str = "auto") -> Tensor:
     """
     if gate_up.shape[-1] % 2:
         raise RecipeError(f"swiglu: the last axis holds gate and up, but its size {gate_up.shape[-1]} is odd.")
-    return run("swiglu", backend, (gate_up,), gate_up)
+    return run("swiglu", backend, gate_up)
 
 
 def swiglu_torch(gate_up: Tensor) -> Tensor:
@@ -71,10 +72,18 @@ def swiglu_native(gate_up: Tensor) -> Tensor:
     return _Swiglu.apply(gate_up)
 
 
-def _serves(*tensors: Tensor) -> str | None:
-    return pointers(*tensors) or _library.missing()
+def swiglu_triton(gate_up: Tensor) -> Tensor:
+    """Triton programs; triton is imported at the first call."""
+    from mmlm.kernels.swiglu import triton
+
+    return triton.swiglu_triton(gate_up)
+
+
+def _serves(*arguments: Any) -> str | None:
+    return pointers(*arguments) or _library.missing()
 
 
 register("swiglu", "reference", swiglu_reference)
 register("swiglu", "torch", swiglu_torch)
 register("swiglu", "native", swiglu_native, _serves)
+register("swiglu", "triton", swiglu_triton, functools.partial(on_gpu, dtypes=GPU_FLOATS))

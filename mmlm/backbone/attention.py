@@ -17,7 +17,8 @@ from mmlm.backbone.config import AttentionConfig
 from mmlm.backbone.norms import RmsNorm
 from mmlm.backbone.rope import Rope
 from mmlm.base.errors import RecipeError
-from mmlm.kernels.attention.fast import attention, packed_attention
+from mmlm.kernels.attention.fast import attention, packed_attention, takes_documents
+from mmlm.kernels.documents import documents
 from mmlm.kernels.rope.fast import rope
 from mmlm.layout import Layout
 from mmlm.parameters import exact, linear
@@ -39,8 +40,8 @@ class Attention(nn.Module):
         self.out.is_residual_output = True
         self.gate = linear(width, self.sizes[0], "residual", "heads", bias=config.qkv_bias) if config.gate else None
         self.rope = Rope(config.rope, self.head_size) if config.rope else None
-        self.q_norm = RmsNorm(self.head_size) if config.qk_norm else None
-        self.k_norm = RmsNorm(self.head_size) if config.qk_norm else None
+        self.q_norm = RmsNorm(self.head_size, config.qk_norm_eps) if config.qk_norm else None
+        self.k_norm = RmsNorm(self.head_size, config.qk_norm_eps) if config.qk_norm else None
 
     def _slopes(self, device: torch.device) -> Tensor | None:
         return alibi_slopes(self.num_heads).to(device) if self.config.alibi else None
@@ -61,12 +62,26 @@ class Attention(nn.Module):
         if state is not None:
             return self._continue(x_btd, layout, state, causal), state, {}
         q, k, v = self._project(x_btd, *self._angles(layout))
-        if self.config.over is None and layout.is_simple:
-            y = attention(*(part.transpose(1, 2) for part in (q, k, v)), **self._rules(causal, x_btd.device)).transpose(1, 2)
+        if self._goes_by_rows(x_btd, layout):
+            document = None if layout.is_simple else layout.document
+            rows = (part.transpose(1, 2) for part in (q, k, v))
+            y = attention(*rows, **self._rules(causal, x_btd.device), document_bt=document).transpose(1, 2)
         else:
             plan = layout.plan(self.config.over, causal=causal)
-            y = packed_attention(*(part.flatten(0, 1) for part in (q, k, v)), plan, **self._rules(causal, x_btd.device))
+            q, k, v = (part.flatten(0, 1) for part in (q, k, v))
+            y = packed_attention(q, k, v, plan, **self._rules(causal, x_btd.device))
         return self._finish(y.reshape(*x_btd.shape[:2], -1), x_btd), None, {}
+
+    def _goes_by_rows(self, x_btd: Tensor, layout: Layout) -> bool:
+        """Whether rows go to the kernel as they lie, packed ones with their documents. Padding between tokens would lengthen distances."""
+        config = self.config
+        if config.over is not None or not layout.has_documents_alone:
+            return False
+        if layout.is_simple:
+            return True
+        if config.sinks or not takes_documents(x_btd, self.head_size):
+            return False
+        return (config.window is None and not config.alibi) or documents(layout.document).padded_at_end
 
     def _angles(self, layout: Layout) -> tuple[Tensor | None, Tensor | None]:
         """cos and sin at every token; shared by all layers with the same rotation."""

@@ -24,7 +24,10 @@ Aux = dict[str, Tensor]
 
 
 class Layer(nn.Module):
-    """x + mixer(norm(x)), then x + feed_forward(norm(x)); parallel: both read the same normed x and are added at once."""
+    """x + mixer(norm(x)), then x + feed_forward(norm(x)); parallel: both read the same normed x and are added at once.
+
+    With norms around, what is added to x is normed too, each by a norm of its own (Gemma 2, arXiv:2408.00118).
+    """
 
     def __init__(self, config: LayerConfig, backbone: BackboneConfig) -> None:
         super().__init__()
@@ -34,6 +37,9 @@ class Layer(nn.Module):
         self.feed_forward = config.feed_forward.build(width) if isinstance(config.feed_forward, Component) else None
         self.mixer_norm = norm(kind, width, eps) if self.mixer else None
         self.feed_forward_norm = norm(kind, width, eps) if self.feed_forward and not self.parallel else None
+        around = backbone.norm_place == "around"
+        self.mixed_norm = norm(kind, width, eps) if self.mixer and around else None
+        self.fed_norm = norm(kind, width, eps) if self.feed_forward and around else None
 
     def forward(self, x_btd: Tensor, layout: Layout, state: State | None = None) -> tuple[Tensor, State | None, Aux]:
         """x [b, t, d] after this layer, the continued state, auxiliary losses by name."""
@@ -42,7 +48,7 @@ class Layer(nn.Module):
         if self.mixer is not None and self.mixer_norm is not None:
             seen = self.mixer_norm(x_btd)
             y_btd, state, aux = self.mixer(seen, layout, state)
-            y_btd = self._drop(y_btd)
+            y_btd = self._drop(y_btd if self.mixed_norm is None else self.mixed_norm(y_btd))
         if self.feed_forward is not None:
             if self.feed_forward_norm is not None and y_btd is not None:
                 seen, x_btd = self.feed_forward_norm.after(y_btd, x_btd)
@@ -51,7 +57,7 @@ class Layer(nn.Module):
             elif y_btd is not None:
                 x_btd = x_btd + y_btd
             y_btd, more = self.feed_forward(seen, layout)
-            y_btd, aux = self._drop(y_btd), aux | more
+            y_btd, aux = self._drop(y_btd if self.fed_norm is None else self.fed_norm(y_btd)), aux | more
         return x_btd if y_btd is None else x_btd + y_btd, state, aux
 
     def _drop(self, y_btd: Tensor) -> Tensor:

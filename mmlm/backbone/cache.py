@@ -2,7 +2,7 @@
 
 A `State` is what one mixer keeps: named tensors whose first axis is the batch, each with a role.
     kv          [b, heads, capacity, k]: filled up to `Cache.length`, grows by doubling
-    recurrent   [b, ...] in float32: the state of a recurrence
+    recurrent   [b, ...], always of the same size: the state of a recurrence in float32, or the tokens of a block that is open
     conv        [b, channels, taps - 1]: the last inputs of a short convolution
 The cache holds one document a row. Rows may have different lengths.
 """

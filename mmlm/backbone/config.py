@@ -72,6 +72,7 @@ class AttentionConfig(Component):
     head_size: int | None = Field(None, ge=1, description="channels of a head; default: width / num_heads")
     rope: RopeConfig | None = Field(RopeConfig(), description="rotary positions; null for none")
     qk_norm: bool = Field(False, description="RMS norm of each query and key head before rotation (Qwen3)")
+    qk_norm_eps: float = Field(1e-6, gt=0)
     qkv_bias: bool = False
     out_bias: bool = False
     window: int | None = Field(None, ge=1, description="tokens a query looks back, itself included; null for all")
@@ -90,6 +91,10 @@ class AttentionConfig(Component):
         if self.sinks and (self.window is None or self.sinks >= self.window):
             raise ValueError(f"sinks ({self.sinks}) need a window that is larger")
         return self
+
+    def without_effect(self) -> dict[str, str]:
+        """The eps belongs to the norm."""
+        return {} if self.qk_norm else {"qk_norm_eps": "qk_norm is false"}
 
 
 @MIXERS.register("mmlm.backbone.mamba2:Mamba2", source="Mamba-2, arXiv:2405.21060")
@@ -126,6 +131,12 @@ class Mamba1Config(Component):
     min_step: float = Field(0.001, gt=0, description="smallest initial time step")
     max_step: float = Field(0.1, gt=0, description="largest initial time step")
     negative_eigenvalues: bool = Field(False, description="decays within -1 and 1 instead of 0 and 1, which parity and the like need")
+    select_norm: bool = Field(False, description="RMS norms of what steps, keys and queries are made of (Jamba, arXiv:2403.19887)")
+    norm_eps: float = Field(1e-5, gt=0, description="of these norms")
+
+    def without_effect(self) -> dict[str, str]:
+        """The eps belongs to the norms."""
+        return {} if self.select_norm else {"norm_eps": "select_norm is false"}
 
 
 @MIXERS.register("mmlm.backbone.s4:S4", source="S4, arXiv:2111.00396; S4D, arXiv:2206.11893")
@@ -237,6 +248,83 @@ class DeltaNetConfig(Component):
         return idle if self.output_norm else idle | {"norm_eps": "output_norm is false"}
 
 
+class LrpeConfig(Strict):
+    """Relative positions of linear attention (LRPE, arXiv:2307.09270): x becomes [x cos, x sin] of learned angles, twice as long."""
+
+    base: float = Field(10_000.0, gt=1, description="wavelengths at first grow up to 2 pi times this")
+    num_axes: int = Field(1, ge=1, le=3, description="position axes that share a head's channels, the first ones of the data")
+
+
+@MIXERS.register("mmlm.backbone.transnormer:TransNormer", source="TransNormer, arXiv:2210.10340; gate arXiv:2307.14995")
+class TransNormerConfig(Component):
+    """Linear attention with a norm in place of the denominator, for late layers; attention inside blocks, for early ones."""
+
+    type: Literal["transnormer"] = "transnormer"
+    form: Literal["linear", "blocks"] = Field("linear", description="NormAttention over all tokens, or DiagAttention inside blocks")
+    num_heads: int = Field(4, ge=1)
+    head_size: int | None = Field(None, ge=1, description="channels of a head; default: width / num_heads")
+    feature: Literal["1+elu", "elu", "none"] = Field("1+elu", description="of queries and keys of the linear form (T2: 1+elu, T1: elu)")
+    block_size: int = Field(64, ge=1, description="tokens of a block, counted from the document's first token")
+    scores: Literal["softmax", "relu"] = Field("softmax", description="of the blocks form; relu gets the norm too (T2: softmax, T1: relu)")
+    norm_heads: bool = Field(False, description="norm each head's output by itself; else all heads as one vector, as in the paper")
+    norm_eps: float = Field(1e-5, gt=0)
+    gate: bool = Field(False, description="values through SiLU, and outputs times SiLU of a projection (TransNormerLLM)")
+    lrpe: LrpeConfig | None = Field(LrpeConfig(), description="relative positions of the linear form; null for none")
+    rope: RopeConfig | None = Field(None, description="rotary positions, in the linear form instead of lrpe")
+    causal: bool | None = Field(None, description="look back only; null: as the data's layout says")
+    bias: bool = Field(False, description="bias of the input and output projections")
+
+    @model_validator(mode="after")
+    def _positions(self) -> TransNormerConfig:
+        if self.lrpe and self.rope and self.form == "linear":
+            raise ValueError("rope needs lrpe: null")
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """Each form has keys of its own; softmax has no norm."""
+        if self.form == "linear":
+            return dict.fromkeys(("block_size", "scores"), "form is linear")
+        idle = dict.fromkeys(("feature", "lrpe"), "form is blocks")
+        return idle if self.scores == "relu" else idle | dict.fromkeys(("norm_heads", "norm_eps"), "scores are softmax, which has no norm")
+
+
+@MIXERS.register("mmlm.backbone.lightnet:LightNet", source="LightNet, arXiv:2405.21022")
+class LightNetConfig(Component):
+    """Linear attention whose keys are a softmax over the tokens so far, or over the whole document in one pass without an order."""
+
+    type: Literal["lightnet"] = "lightnet"
+    num_heads: int = Field(4, ge=1)
+    head_size: int | None = Field(None, ge=1, description="channels of a head; default: width / num_heads (the paper: 128)")
+    lrpe: LrpeConfig | None = Field(LrpeConfig(), description="relative positions of queries and keys; null for none")
+    rope: RopeConfig | None = Field(None, description="rotary positions instead of lrpe")
+    output_gate: Literal["sigmoid", "silu"] | None = Field("sigmoid", description="what the output is multiplied with, of two projections")
+    gate_rank: int | None = Field(None, ge=1, description="size between the gate's projections; default: num_heads")
+    norm_eps: float = Field(1e-5, gt=0, description="of the RMS norm of each head's output")
+    causal: bool | None = Field(None, description="look back only; null: as the data's layout says")
+    bias: bool = Field(False, description="bias of the input and output projections")
+
+    @model_validator(mode="after")
+    def _positions(self) -> LightNetConfig:
+        if self.lrpe and self.rope:
+            raise ValueError("rope needs lrpe: null")
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """The rank belongs to the gate."""
+        return {} if self.output_gate else {"gate_rank": "output_gate is null"}
+
+
+@MIXERS.register("mmlm.backbone.tpe:Tpe", source="MD-TPE of LightNet, arXiv:2405.21022")
+class TpeConfig(Component):
+    """Positions for mixers that have none: sums of the tokens before, decaying along each axis. Once, after the input."""
+
+    type: Literal["tpe"] = "tpe"
+    num_heads: int = Field(4, ge=1, description="groups of channels, each with its own decay")
+    over: list[str] = Field([], description="position axes to go along, such as row and column; none: the tokens in their order")
+    norm_eps: float = Field(1e-5, gt=0)
+    causal: bool | None = Field(None, description="look back only, else in both directions; null: as the data's layout says")
+
+
 @FEED_FORWARDS.register("mmlm.backbone.feed_forward:FeedForward", source="GLU variants, arXiv:2002.05202")
 class SwigluConfig(Component):
     """down(silu(gate x) * up x)."""
@@ -256,6 +344,25 @@ class GeluConfig(Component):
     approximate: bool = Field(True, description="the tanh form")
 
 
+@FEED_FORWARDS.register("mmlm.backbone.feed_forward:FeedForward", source="GLU variants, arXiv:2002.05202")
+class GegluConfig(Component):
+    """down(gelu(gate x) * up x)."""
+
+    type: Literal["geglu"] = "geglu"
+    hidden: int | None = Field(None, ge=1, description="inner width; default as swiglu")
+    bias: bool = False
+    approximate: bool = Field(True, description="the tanh form")
+
+
+@FEED_FORWARDS.register("mmlm.backbone.feed_forward:FeedForward", source="squared ReLU, arXiv:2109.08668")
+class Relu2Config(Component):
+    """down(relu(up x)^2)."""
+
+    type: Literal["relu2"] = "relu2"
+    hidden: int | None = Field(None, ge=1, description="inner width; default 4 times the width")
+    bias: bool = False
+
+
 @FEED_FORWARDS.register("mmlm.backbone.moe:MixtureOfExperts", source="arXiv:1701.06538; balance loss arXiv:2101.03961, eq. 4")
 class MoeConfig(Component):
     """Each token goes to its `top_k` best experts. Without a capacity no token is dropped."""
@@ -268,6 +375,8 @@ class MoeConfig(Component):
     balance_weight: float = Field(0.01, ge=0, description="weight of the loss that evens out the experts' load")
     router_z_weight: float = Field(0.001, ge=0, description="weight of the squared log-partition of the router")
     num_shared: int = Field(0, ge=0, description="further experts that every token goes to (DeepSeekMoE, arXiv:2401.06066)")
+    shared_hidden: int | None = Field(None, ge=1, description="inner width of a shared expert; default as the others")
+    shared_gate: bool = Field(False, description="what the shared experts add is times sigmoid of a linear score (Qwen2-MoE)")
     capacity_factor: float | None = Field(
         None, gt=0, description="in training an expert takes this times its even share of tokens, the rest keep the residual; null: all"
     )
@@ -280,8 +389,9 @@ class MoeConfig(Component):
         return self
 
     def without_effect(self) -> dict[str, str]:
-        """`priority` does nothing where every token is taken."""
-        return {"priority": "capacity_factor is null, so every token is taken"} if self.capacity_factor is None else {}
+        """`priority` does nothing where every token is taken, nor do the keys of shared experts where there are none."""
+        idle = {"priority": "capacity_factor is null, so every token is taken"} if self.capacity_factor is None else {}
+        return idle if self.num_shared else idle | dict.fromkeys(("shared_hidden", "shared_gate"), "num_shared is 0")
 
 
 class LayerConfig(Strict):
@@ -330,14 +440,14 @@ SYMBOLS: dict[str, dict[str, Any]] = {
 class BackboneConfig(Strict):
     """The decoder. `pretrained` names weights that say it all; else `pattern` says what each layer is.
 
-    As a list, the pattern is repeated until num_layers is reached. As a text, each letter is a sublayer x + f(norm(x)): M mamba2,
-    * attention, - the feed_forward, E moe, and the letters of `symbols`; (MM*-)x6 repeats a group. As a mapping of num_layers,
+    As a list, the pattern is repeated until num_layers, if given, is reached. As a text, each letter is a sublayer x + f(norm(x)): M
+    mamba2, * attention, - the feed_forward, E moe, and the letters of `symbols`; (MM*-)x6 repeats a group. As a mapping of num_layers,
     attention_share and feed_forward_share, such a text is made with the kinds spread evenly.
     """
 
     pretrained: str | None = Field(None, description="run, model folder or hub id of a decoder to start from; excludes the keys below")
     width: int = Field(256, ge=8, description="size of a token vector")
-    num_layers: int = Field(4, ge=1, description="number of layers; a pattern written as a text has its own")
+    num_layers: int = Field(4, ge=1, description="number of layers; default: those of the pattern; a pattern written as a text has its own")
     pattern: Annotated[list[LayerConfig], _Forms()] = Field(
         [LayerConfig(mixer=AttentionConfig())], min_length=1, description="layers as a list, a text of letters, or shares of kinds"
     )
@@ -346,6 +456,10 @@ class BackboneConfig(Strict):
     feed_forward: FEED_FORWARDS.choice | None = Field(SwigluConfig(), description="of every layer that names none of its own")
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = Field(1e-5, gt=0)
+    norm_place: Literal["before", "around"] = Field(
+        "before", description="around: what a mixer or feed-forward adds is normed too (Gemma 2)"
+    )
+    embedding_scale: float = Field(1.0, gt=0, description="factor on token embeddings; Gemma has the root of the width")
     learned_positions: int | None = Field(None, ge=1, description="longest length of a table of learned positions; null for none")
     dropout: float = Field(0.0, ge=0, lt=1, description="of embeddings, mixer and feed-forward outputs while training")
     recompute: bool = Field(False, description="recompute each layer's activations in the backward pass: less memory, more time")
@@ -353,7 +467,11 @@ class BackboneConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _written_out(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or not ({"symbols", "overrides"} & raw.keys() or isinstance(raw.get("pattern"), str | dict)):
+        if not isinstance(raw, dict):
+            return raw
+        if isinstance(raw.get("pattern"), list) and raw["pattern"] and "num_layers" not in raw:
+            raw = {**raw, "num_layers": len(raw["pattern"])}
+        if not ({"symbols", "overrides"} & raw.keys() or isinstance(raw.get("pattern"), str | dict)):
             return raw
         raw = dict(raw)
         pattern, symbols, overrides = raw.get("pattern", []), raw.pop("symbols", {}), raw.pop("overrides", {})

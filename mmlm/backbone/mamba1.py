@@ -3,6 +3,7 @@
     [x, z] = W_in u;  x <- silu(conv(x));  [r, B, C] = W_select x;  s = softplus(W_step r + bias)
     h_t = a_t h_{t-1} + s_t x_t B_t^T;  y_t = h_t C_t + D x_t;  out = W_out (y * silu(z))
 with a_t = exp(s_t A) for each channel and state (arXiv:2312.00752), or 2 exp(s_t A) - 1 with `negative_eigenvalues` (arXiv:2411.12537).
+With `select_norm` r, B and C are RMS-normed, each with weights of its own (Jamba, arXiv:2403.19887).
 The state is reset where a document of a packed row begins and is kept in float32 (float64 for float64 inputs).
 
 Axes: b rows   t tokens   d width   i inner channels   n states of a channel
@@ -17,11 +18,17 @@ from torch import Tensor, nn
 
 from mmlm.backbone.cache import State
 from mmlm.backbone.config import Mamba1Config
+from mmlm.backbone.norms import RmsNorm
 from mmlm.base.errors import RecipeError
 from mmlm.kernels.conv1d.fast import causal_conv1d
 from mmlm.kernels.selective_scan.fast import selective_scan
 from mmlm.layout import Layout
-from mmlm.parameters import exact, linear, log_uniform_steps, name_axes
+from mmlm.parameters import exact, inner_width, linear, log_uniform_steps, name_axes
+
+
+def step_rank(config: Mamba1Config, width: int) -> int:
+    """Channels that time steps are made of."""
+    return config.step_rank or math.ceil(width / 16)
 
 
 class Mamba1(nn.Module):
@@ -30,13 +37,15 @@ class Mamba1(nn.Module):
     def __init__(self, config: Mamba1Config, width: int) -> None:
         super().__init__()
         self.config = config
-        self.inner = int(config.expand * width)
+        self.inner = inner_width(config.expand, width)
         if not self.inner:
             raise RecipeError(f"mamba1: expand {config.expand} leaves nothing of width {width}; expand * width must be at least 1.")
-        self.sizes = [config.step_rank or math.ceil(width / 16), config.state_size, config.state_size]
+        self.sizes = [step_rank(config, width), config.state_size, config.state_size]
         self.input = linear(width, 2 * self.inner, "residual", "ssm", bias=config.bias)
         self.select = linear(self.inner, sum(self.sizes), "ssm", "ssm_select", bias=False)
         self.step = linear(self.sizes[0], self.inner, "ssm_rank", "ssm", bias=False)
+        norms = (("ssm_rank", self.sizes[0]), ("state", config.state_size), ("state", config.state_size)) if config.select_norm else ()
+        self.select_norms = nn.ModuleList(RmsNorm(size, config.norm_eps, axis) for axis, size in norms)
         self.out = linear(self.inner, width, "ssm", "residual", bias=config.bias)
         self.out.is_residual_output = True
         self.conv_weight = nn.Parameter(torch.empty(self.inner, config.conv_size))
@@ -86,6 +95,8 @@ class Mamba1(nn.Module):
         x, gate = self.input(x_btd).split(self.inner, dim=-1)
         x, conv = causal_conv1d(x, self.conv_weight, self.conv_bias, layout.document, held.get("conv"))
         low, key, query = self.select(x).split(self.sizes, dim=-1)
+        if self.select_norms:
+            low, key, query = (norm(part) for norm, part in zip(self.select_norms, (low, key, query), strict=True))
         y, last = selective_scan(
             x,
             self.step(low),

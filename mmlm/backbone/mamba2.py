@@ -21,7 +21,7 @@ from mmlm.base.errors import RecipeError
 from mmlm.kernels.conv1d.fast import causal_conv1d
 from mmlm.kernels.ssd.fast import ssd
 from mmlm.layout import Layout
-from mmlm.parameters import exact, linear, log_uniform_steps, name_axes
+from mmlm.parameters import exact, inner_width, linear, log_uniform_steps, name_axes
 
 
 class Mamba2(nn.Module):
@@ -30,7 +30,7 @@ class Mamba2(nn.Module):
     def __init__(self, config: Mamba2Config, width: int) -> None:
         super().__init__()
         self.config = config
-        self.inner = int(config.expand * width)
+        self.inner = inner_width(config.expand, width)
         if self.inner % config.head_size:
             raise RecipeError(f"mamba2: inner width {self.inner} (expand * width) is not a multiple of head_size {config.head_size}.")
         self.num_heads = self.inner // config.head_size

@@ -31,7 +31,10 @@ class MixtureOfExperts(nn.Module):
         self.router = linear(width, config.num_experts, "residual", "experts", bias=False)
         expert = SwigluConfig(hidden=config.hidden)
         self.experts = nn.ModuleList(FeedForward(expert, width) for _ in range(config.num_experts))
-        self.shared = nn.ModuleList(FeedForward(expert, width) for _ in range(config.num_shared))
+        shared = SwigluConfig(hidden=config.shared_hidden or config.hidden)
+        self.shared = nn.ModuleList(FeedForward(shared, width) for _ in range(config.num_shared))
+        gated = config.num_shared and config.shared_gate
+        self.shared_gate = linear(width, 1, "residual", "gate", bias=False) if gated else None
 
     def forward(self, x_btd: Tensor, layout: Layout) -> tuple[Tensor, dict[str, Tensor]]:
         """y [b, t, d] and the auxiliary losses."""
@@ -43,6 +46,8 @@ class MixtureOfExperts(nn.Module):
             weight_nk = weight_nk / weight_nk.sum(-1, keepdim=True)
         taken_nk = self._taken(chosen_nk, probabilities_ne, real_n)
         y_nd = sum((expert(x_nd, layout)[0] for expert in self.shared), start=torch.zeros_like(x_nd))
+        if self.shared_gate is not None:
+            y_nd = y_nd * torch.sigmoid(self.shared_gate(x_nd))
         for number, expert in enumerate(self.experts):
             token, slot = ((chosen_nk == number) & taken_nk).nonzero(as_tuple=True)
             if len(token):

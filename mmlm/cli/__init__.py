@@ -27,7 +27,10 @@ class Verb(NamedTuple):
 VERBS = {
     "train": Verb("train", "train a recipe, or go on where it was stopped", "mmlm train tabular/quickstart train.max_seconds=60"),
     "evaluate": Verb(
-        "evaluate", "compare a finished run with baselines, write metrics.json and report.html", "mmlm evaluate runs/quickstart"
+        "evaluate", "measure a finished run beside baselines, write metrics.json and report.html", "mmlm evaluate runs/quickstart"
+    ),
+    "compare": Verb(
+        "compare", "run recipes with variants and seeds, such as mixers on probes, and print one table", "mmlm compare probes 'seeds=[0]'"
     ),
     "generate": Verb(
         "generate",

@@ -14,15 +14,14 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare, with a bar on a terminal, print the table, and say what was written."""
-    from mmlm.evaluation.card import with_interval
+    """Measure, with a bar on a terminal, print the table, and say what was written."""
     from mmlm.run import evaluate
 
     bar: Any = None
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        bar = tqdm(unit="table", desc=arguments.folder)
+        bar = tqdm(desc=arguments.folder)
 
     def progress(done: int, tables: int) -> None:
         if bar is not None:
@@ -32,13 +31,26 @@ def run(arguments: argparse.Namespace) -> int:
     found = evaluate(arguments.folder, arguments.overrides, progress)
     if bar is not None:
         bar.close()
-    shots = [int(count) for count in found["data"]["tables"]]
     rows = {"model": found["metrics"], **found["baselines"]}
+    if "records" in found["data"]:
+        wide = max(map(len, found["metrics"]))
+        print(f"{'':<{wide}}" + "".join(f"{name:>20}" for name in rows))
+        for key in found["metrics"]:
+            print(f"{key:<{wide}}" + "".join(f"{f'{row[key]:.4g}' if key in row else '':>20}" for row in rows.values()))
+    else:
+        _tables(found, rows)
+    print(f"{arguments.folder}: wrote metrics.json and report.html; open {arguments.folder}/report.html")
+    return 0
+
+
+def _tables(found: dict[str, Any], rows: dict[str, Any]) -> None:
+    """Accuracy by the number of examples."""
+    from mmlm.evaluation.card import with_interval
+
+    shots = [int(count) for count in found["data"]["tables"]]
     several = any(count > 1 for count in found["data"]["tables"].values())
     title = "accuracy (95 % interval over tables)" if several else f"accuracy, mean of {found['data']['seeds']} draws"
     print(f"{title:<38}" + "".join(f"{f'{count} examples':>24}" for count in shots))
     for name, row in rows.items():
         cells = [(row[f"accuracy_{count}"], row[f"accuracy_{count}_interval"] if several else None) for count in shots]
         print(f"{name:<38}" + "".join(f"{with_interval(*cell):>24}" for cell in cells))
-    print(f"{arguments.folder}: wrote metrics.json and report.html; open {arguments.folder}/report.html")
-    return 0

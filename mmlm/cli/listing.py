@@ -41,19 +41,19 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def known_kinds() -> list[str]:
-    """Recipes, and the plural of every registry that a recipe draws from."""
+    """Comparisons, recipes, and the plural of every registry that a recipe draws from."""
     import mmlm.recipe  # noqa: F401  its imports fill the registries
     from mmlm.base.registry import REGISTRIES
 
-    return ["recipes", *sorted(kind for kind, registry in REGISTRIES.items() if registry.group.startswith("mmlm."))]
+    return ["comparisons", "recipes", *sorted(kind for kind, registry in REGISTRIES.items() if registry.group.startswith("mmlm."))]
 
 
 def entries(kind: str) -> list[tuple[str, str]]:
     """(name, description and source) of everything of a kind, sorted by name."""
-    if kind == "recipes":
+    if kind in ("comparisons", "recipes"):
         from mmlm.recipe import shipped
 
-        return [(name, first_comment(path.read_text(encoding="utf-8").splitlines())) for name, path in sorted(shipped().items())]
+        return [(name, first_comment(path.read_text(encoding="utf-8").splitlines())) for name, path in sorted(shipped(kind).items())]
     from mmlm.base.registry import REGISTRIES
 
     registry = REGISTRIES[kind]

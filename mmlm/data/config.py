@@ -1,9 +1,14 @@
-"""Configs of the data: what of it is used. Imports no torch and no numpy."""
+"""Configs of the data: what of it is used. Imports no torch and no numpy.
+
+Each source says what it `gives`: tables, labels (sequences with labels at some tokens) or texts; a task reads one of these.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-from typing import Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +16,12 @@ from mmlm.base.registry import Component, Registry
 from mmlm.base.schema import Strict
 
 SOURCES = Registry("data source", "mmlm.sources")
+
+
+def gives(source: Component) -> str:
+    """The kind of records that a source gives; tables where it does not say."""
+    kind: str = getattr(source, "gives", "tables")
+    return kind
 
 
 class TableCleaning(Strict):
@@ -102,26 +113,233 @@ class TableFileConfig(Component):
         return f"the file {path}{f' ({self.sheet})' if self.sheet else ''}"
 
 
+class ProbeConfig(Component):
+    """Base of the generated sequences with labels at some tokens."""
+
+    gives: ClassVar[str] = "labels"
+    scored_from: int = Field(0, ge=0, description="labels at earlier places of a sequence are left out, to measure beyond a trained length")
+    weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other sources")
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many different tokens and labels there are."""
+        raise NotImplementedError
+
+
+@SOURCES.register("mmlm.data.probes.recall:Recall", source="multi-query associative recall, Zoology, arXiv:2312.04927")
+class RecallConfig(ProbeConfig):
+    """Pairs of a key and a value, then the keys again in another order among filler: say the value of each."""
+
+    type: Literal["recall"] = "recall"
+    length: int = Field(64, ge=4, description="tokens of a sequence")
+    num_pairs: int = Field(8, ge=1, description="pairs of a key and its value")
+    num_tokens: int = Field(128, ge=4, multiple_of=2, description="filler and keys are the first half, values the second")
+
+    @model_validator(mode="after")
+    def _fits(self) -> RecallConfig:
+        if 3 * self.num_pairs > self.length:
+            raise ValueError(f"length ({self.length}) must be at least 3 times num_pairs ({self.num_pairs})")
+        if self.num_pairs >= self.num_tokens // 2:
+            raise ValueError(f"num_pairs ({self.num_pairs}) must be below the number of keys ({self.num_tokens // 2 - 1})")
+        return self
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Filler, keys and values."""
+        return self.num_tokens
+
+
+@SOURCES.register("mmlm.data.probes.recall:Induction", source="induction heads, arXiv:2209.11895; synthetic form of H3, arXiv:2212.14052")
+class InductionConfig(ProbeConfig):
+    """Random tokens with a special one among them that comes again at the end: say what followed it the first time."""
+
+    type: Literal["induction"] = "induction"
+    length: int = Field(30, ge=4, description="tokens of a sequence")
+    num_tokens: int = Field(20, ge=2, description="ordinary tokens")
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The special token and the ordinary ones."""
+        return self.num_tokens + 1
+
+
+@SOURCES.register("mmlm.data.probes.copying:Copying", source="selective copying, Mamba, arXiv:2312.00752, section 4.1.1")
+class CopyingConfig(ProbeConfig):
+    """Values at random places among filler, then a mark for each: say the values in their order. Without filler: plain copying."""
+
+    type: Literal["copying"] = "copying"
+    length: int = Field(48, ge=1, description="tokens before the marks; num_values of them are values")
+    num_values: int = Field(8, ge=1, description="values to say again")
+    num_tokens: int = Field(16, ge=2, description="different values")
+
+    @model_validator(mode="after")
+    def _fits(self) -> CopyingConfig:
+        if self.num_values > self.length:
+            raise ValueError(f"num_values ({self.num_values}) must be at most length ({self.length})")
+        return self
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Filler, mark and values."""
+        return self.num_tokens + 2
+
+
+@SOURCES.register("mmlm.data.probes.tracking:Counting", source="parity and modular counting, arXiv:2411.12537")
+class CountingConfig(ProbeConfig):
+    """Random bits: say at each how many ones there have been, modulo a number; 2 is parity."""
+
+    type: Literal["counting"] = "counting"
+    length: int = Field(40, ge=1, description="bits of a sequence")
+    modulus: int = Field(2, ge=2, le=64, description="what is counted modulo")
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Bits and counts."""
+        return self.modulus
+
+
+@SOURCES.register("mmlm.data.probes.tracking:Permutations", source="word problem of the symmetric groups, arXiv:2404.08819")
+class PermutationsConfig(ProbeConfig):
+    """Random permutations: say at each what all so far make of the first arrangement."""
+
+    type: Literal["permutations"] = "permutations"
+    length: int = Field(24, ge=1, description="permutations of a sequence")
+    size: int = Field(3, ge=2, le=5, description="things that are permuted: 3 for S3, 5 for S5")
+    swaps_only: bool = Field(False, description="only swaps of two things, which one reflection a token can follow")
+
+    @property
+    def vocabulary_size(self) -> int:
+        """All permutations."""
+        return math.factorial(self.size)
+
+
+@SOURCES.register("mmlm.data.probes.retrieval:Needle", source="needle in a haystack, as in RULER, arXiv:2404.06654")
+class NeedleConfig(ProbeConfig):
+    """Filler with a few marked keys and values at any depth, and questions for them at the end."""
+
+    type: Literal["needle"] = "needle"
+    length: int = Field(128, ge=8, description="tokens of a sequence, needles and questions included")
+    num_needles: int = Field(1, ge=1, description="keys with a value, all of them asked for")
+    num_keys: int = Field(16, ge=1, description="different keys")
+    num_values: int = Field(16, ge=2, description="different values")
+    num_fillers: int = Field(32, ge=1, description="different tokens of the filler")
+
+    @model_validator(mode="after")
+    def _fits(self) -> NeedleConfig:
+        if self.num_needles > self.num_keys:
+            raise ValueError(f"num_needles ({self.num_needles}) must be at most num_keys ({self.num_keys})")
+        if 5 * self.num_needles > self.length:
+            raise ValueError(f"length ({self.length}) must be at least 5 times num_needles ({self.num_needles})")
+        return self
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Two marks, fillers, keys and values."""
+        return 2 + self.num_fillers + self.num_keys + self.num_values
+
+
+@SOURCES.register("mmlm.data.probes.retrieval:Phonebook", source="phonebook of arXiv:2402.01032 and arXiv:2406.07887, section 3.3.3")
+class PhonebookConfig(ProbeConfig):
+    """Lines of a name and a number, and one name to say the number of, asked after the book or before it."""
+
+    type: Literal["phonebook"] = "phonebook"
+    num_entries: int = Field(16, ge=1, description="lines of the book")
+    name_size: int = Field(2, ge=1, description="tokens of a name")
+    number_size: int = Field(4, ge=1, description="digits of a number")
+    num_names: int = Field(32, ge=2, description="different tokens of names")
+    asked_first: bool = Field(False, description="the question stands before the book and the answer after it")
+
+    @model_validator(mode="after")
+    def _fits(self) -> PhonebookConfig:
+        if self.num_entries > self.num_names**self.name_size:
+            raise ValueError(f"num_entries ({self.num_entries}) must be at most the number of names ({self.num_names**self.name_size})")
+        return self
+
+    @property
+    def vocabulary_size(self) -> int:
+        """A mark, ten digits and the tokens of names."""
+        return 11 + self.num_names
+
+
+@SOURCES.register("mmlm.data.texts:PythonDocs", source="texts of the Python in use: pydoc_data.topics and docstrings of its library")
+class PythonDocsConfig(Component):
+    """English prose about Python that every Python brings along: the topics of its help and the docstrings of its library."""
+
+    gives: ClassVar[str] = "texts"
+    type: Literal["python_docs"] = "python_docs"
+    split: Literal["train", "valid", "test"] = Field("train", description="which part of the documents: about 90, 5 and 5 % of them")
+    weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other sources")
+
+    def holds(self) -> str:
+        """What must not be trained on and validated on at once."""
+        return f"the {self.split} split of python_docs"
+
+
+@SOURCES.register("mmlm.data.texts:TextFiles", source="files of your own")
+class TextFilesConfig(Component):
+    """Texts in a file or in all files below a folder: .txt and .md hold one each, .jsonl one a line."""
+
+    gives: ClassVar[str] = "texts"
+    type: Literal["text_files"] = "text_files"
+    path: str = Field(description="a file, or a folder with files")
+    field: str = Field("text", description="key of the text in a line of .jsonl")
+    hold_out: float = Field(0.05, ge=0, lt=1, description="share of the texts that is never trained on; evaluate measures it")
+    validate_share: float = Field(0.0, ge=0, lt=1, description="further share of the texts that is never trained on, for validation")
+    weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other sources")
+
+    @model_validator(mode="after")
+    def _texts_are_left(self) -> TextFilesConfig:
+        if self.hold_out + self.validate_share >= 1:
+            raise ValueError(f"hold_out ({self.hold_out:g}) + validate_share ({self.validate_share:g}) leave no text to train on")
+        return self
+
+    def holds(self) -> str:
+        """What must not be trained on and validated on at once."""
+        return f"the text in {os.path.realpath(self.path) if os.path.exists(self.path) else self.path}"
+
+
 class DataConfig(Strict):
-    """What is trained and validated on."""
+    """What is trained, validated and measured on."""
 
     train: list[SOURCES.choice] = Field([RealTablesConfig()], min_length=1, description="sources of training samples, mixed by weight")
     validation: list[SOURCES.choice] = Field(
         [], alias="validate", description="sources of validation samples, beside what train keeps back by validate_share; mixed by weight"
     )
     validate_samples: int = Field(64, ge=1, description="validation samples, drawn once: the same in every validation")
+    test: list[SOURCES.choice] = Field(
+        [], description="sources that evaluate measures, each by itself, beside what train holds out; tables are named in `evaluate`"
+    )
+    test_samples: int = Field(256, ge=1, description="test samples of each source; of texts these are the first pieces")
 
     @model_validator(mode="after")
     def _is_apart(self) -> DataConfig:
         """What a source holds is told by its `holds`; sources without it, such as generators, are told apart by their random numbers."""
         trained = {source.holds() for source in self.train if hasattr(source, "holds")}
-        for place, source in enumerate(self.validation):
-            if hasattr(source, "holds") and source.holds() in trained:
-                raise ValueError(
-                    f"validate.{place}: {source.holds()} is trained on too. Validate on other data, or keep rows of a file back: "
-                    "leave this source out and write validate_share: 0.1 in that of train"
-                )
+        for key, share, sources in (("validate", "validate_share: 0.1", self.validation), ("test", "hold_out: 0.1", self.test)):
+            for place, source in enumerate(sources):
+                if hasattr(source, "holds") and source.holds() in trained:
+                    does = "Validate on" if key == "validate" else "Test on"
+                    raise ValueError(
+                        f"{key}.{place}: {source.holds()} is trained on too. {does} other data, or keep a part of a file back: "
+                        f"leave this source out and write {share} in that of train"
+                    )
         return self
+
+    def without_effect(self) -> dict[str, str]:
+        """Test samples are of texts and labels."""
+        tables = all(gives(source) == "tables" for source in self.train)
+        return dict.fromkeys(("test", "test_samples"), "evaluate names the tables that are measured") if tables else {}
+
+    def faults(self, reads: str) -> list[str]:
+        """What is wrong with sources for a task that reads records of one kind."""
+        parts: list[tuple[str, Sequence[Component]]] = [("train", self.train), ("validate", self.validation), ("test", self.test)]
+        fit = sorted(name for name, config in SOURCES.entries.items() if getattr(config, "gives", "tables") == reads)
+        return [
+            f"data.{key}.{place}: {source.type!r} gives {gives(source)}, but the task reads {reads}: {', '.join(fit)}"
+            for key, sources in parts
+            for place, source in enumerate(sources)
+            if gives(source) != reads
+        ]
 
     @property
     def has_validation(self) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -44,21 +43,6 @@ class Episode:
     def queries(self) -> Table:
         """The rows to predict."""
         return self.features.take(np.arange(self.num_shots, self.features.num_rows))
-
-
-class Source(Protocol):
-    """Where tasks come from."""
-
-    def draw(self, rng: np.random.Generator, config: EpisodeConfig) -> Episode:
-        """One task; all randomness comes from rng."""
-
-
-@runtime_checkable
-class KeepsBack(Protocol):
-    """A source of training tasks that may keep some of its data for validation."""
-
-    def kept_back(self) -> Source | None:
-        """Where validation tasks come from, or None if nothing is kept back."""
 
 
 class RealTables:

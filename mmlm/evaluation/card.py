@@ -23,22 +23,18 @@ def write_card(folder: Path, recipe: Recipe, metrics: dict[str, Any] | None) -> 
         f"{type(task).__doc__ or ''}".strip(),
         "",
         f"- Trained {begun} by mmlm, with the recipe in `recipe.yaml` (seed {recipe.seed}).",
-        f"- Training data: {sources}. The licences of these tables are those of the packages and files they come from.",
+        f"- Training data: {sources}. Its licences are those of the packages and files it comes from.",
         f"- Task: `{task.type}`. Objective: `{recipe.objective.type}`.",
         *([f"- {found}"] if (found := told(run_log(folder), recipe)) else []),
         "",
-        "## Use",
-        "",
-        "    from mmlm import TabularPredictor",
-        f'    TabularPredictor("{recipe.output}").fit(rows, targets).predict(new_rows)',
-        "",
-        f"    mmlm generate {recipe.output} --table new.csv --target column --shots known.csv --output filled.csv",
-        "",
+        *_use(recipe),
         "## Measured",
         "",
     ]
     if metrics is None:
         return _write(folder, [*lines, f"Nothing yet: `mmlm evaluate {recipe.output}` measures it beside its baselines."])
+    if "records" in metrics["data"]:
+        return _write(folder, [*lines, *_of_records(metrics)])
     about, shots = metrics["data"], list(metrics["data"]["tables"])
     several = any(count > 1 for count in about["tables"].values())
     where = "Held-out rows of the file" if about["split"] == "file" else f"Held-out tables, {about['split']} split"
@@ -53,6 +49,36 @@ def write_card(folder: Path, recipe: Recipe, metrics: dict[str, Any] | None) -> 
     limits += f"the expected calibration error over all held-out tables is {metrics['metrics']['calibration_error']:.3f}."
     lines += ["", "## Limits", "", limits]
     return _write(folder, lines)
+
+
+def _use(recipe: Recipe) -> list[str]:
+    """How the model is used, by what its task reads."""
+    examples = {
+        "tables": [
+            "    from mmlm import TabularPredictor",
+            f'    TabularPredictor("{recipe.output}").fit(rows, targets).predict(new_rows)',
+            "",
+            f"    mmlm generate {recipe.output} --table new.csv --target column --shots known.csv --output filled.csv",
+        ],
+        "texts": [
+            "    import mmlm",
+            f'    mmlm.load("{recipe.output}").generate("A text that begins", max_new_tokens=50)[0].text',
+            "",
+            f'    mmlm generate {recipe.output} --text "A text that begins" --temperature 0.8',
+        ],
+    }
+    found = examples.get(getattr(recipe.tasks[0], "reads", "tables"))
+    return ["## Use", "", *found, ""] if found else []
+
+
+def _of_records(metrics: dict[str, Any]) -> list[str]:
+    """The figures of a task that is measured on records."""
+    records = ", ".join(f"{count} of {name}" for name, count in metrics["data"]["records"].items())
+    rows = {"model": metrics["metrics"], **metrics["baselines"]}
+    lines = [f"Test samples: {records}.", "", f"| | {' | '.join(metrics['metrics'])} |", f"|---{'|---' * len(metrics['metrics'])}|"]
+    for who, row in rows.items():
+        lines.append(f"| {who} | {' | '.join(f'{row[key]:.4g}' if key in row else '' for key in metrics['metrics'])} |")
+    return lines
 
 
 def with_interval(mean: float, interval: Sequence[float] | None) -> str:

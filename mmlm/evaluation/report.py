@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -54,7 +55,7 @@ def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[
         rows = {"model": metrics["metrics"], **metrics["baselines"]}
         series = {name: [(float(count), rows[name][f"accuracy_{count}"]) for count in shots] for name in names}
         parts += ["<h3>More examples</h3>", lines(series, "example rows", "mean accuracy")]
-    parts += ["<h2>Training</h2>", _training(log)]
+    parts += ["<h2>Training</h2>", training(log)]
     if charts := validation_charts(log):
         parts += ["<h2>Validation while training</h2>", f"<p>{escape(told(log, recipe))}</p>", charts]
     parts += [sample_links(folder), "<h2>Calibration</h2>", _reliability(found, metrics)]
@@ -64,9 +65,15 @@ def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[
     settings = "its default settings" if about["xgboost"] == "default" else "the best of a random search in each draw"
     parts += ["<h2>How it was measured</h2><p>Classes beyond the ten commonest of the examples count as misses. Numeric targets were cut "]
     parts += [f"into quantile bins whose edges come from the example rows. XGBoost ran with {settings}.</p>"]
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(recipe.name)}"
-    path = folder / "report.html"
-    path.write_text(f"{page}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n", encoding="utf-8")
+    return write_page(folder, recipe.name, parts)
+
+
+def write_page(folder: Path, title: str, parts: Sequence[str]) -> Path:
+    """Write report.html: one page from parts of HTML, whole or not at all; returns its path."""
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(title)}"
+    path, part = folder / "report.html", folder / "report.html.part"
+    part.write_text(f"{head}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n", encoding="utf-8")
+    os.replace(part, path)
     return path
 
 
@@ -86,7 +93,8 @@ def _headline(metrics: dict[str, Any], shots: Sequence[int]) -> str:
     return f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(body)}</table></div>'
 
 
-def _training(log: Sequence[dict[str, Any]]) -> str:
+def training(log: Sequence[dict[str, Any]]) -> str:
+    """Cost of a run, and its loss, rate and gradient over steps."""
     logged = [line for line in log if line.get("loss") is not None]
     if not logged:
         return "<p>No log was kept.</p>"

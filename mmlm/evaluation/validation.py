@@ -79,4 +79,4 @@ class Validation:
         """Write the first samples, with what the model makes of them."""
         learner: Any = model
         shown = self.records[:NUM_SHOWN]
-        self.task.write_samples(self.task.predict(learner.model, shown), shown, folder)
+        self.task.write_samples(learner.model, shown, folder)

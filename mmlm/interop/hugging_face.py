@@ -9,19 +9,23 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError, unknown_name
-from mmlm.interop import gpt2, llama, mamba1, mamba2
-from mmlm.interop.name_map import Family, check_keys
+from mmlm.interop import bamba, gemma, gpt2, jamba, llama, mamba, nemotron_h, qwen3_next
+from mmlm.interop.name_map import Family, check_keys, differences, written_out
 from mmlm.model import MultimodalLM, load_weights, read_json
+from mmlm.model_config import ModelConfig
 
-FAMILIES: dict[str, Family] = {family.model_type: family for module in (llama, gpt2, mamba1, mamba2) for family in module.FAMILIES}
-OPTIONAL = re.compile(r"rotary_emb\.inv_freq|\.attn\.(masked_)?bias$")
+MODULES = (llama, gpt2, gemma, mamba, jamba, bamba, nemotron_h, qwen3_next)
+FAMILIES: dict[str, Family] = {family.model_type: family for module in MODULES for family in module.FAMILIES}
+OPTIONAL = re.compile(r"rotary_emb\.inv_freq|\.attn\.(masked_)?bias$|^mtp\.")  # the last: further heads that only guess ahead
 
 
 def load_hugging_face(name: Path | str) -> MultimodalLM:
@@ -41,6 +45,10 @@ def load_hugging_face(name: Path | str) -> MultimodalLM:
         ours = family.to_ours(config)
     except KeyError as error:
         raise CheckpointError(f"{where}: key {error} is missing.") from None
+    except ValidationError as error:
+        raise CheckpointError(f"{where}: {'; '.join(fault['msg'] for fault in error.errors())}.") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from None
     model = MultimodalLM(ours)
     tensors = _Tensors(folder)
     rules = family.rules(ours)
@@ -61,27 +69,40 @@ def load_hugging_face(name: Path | str) -> MultimodalLM:
 def save_hugging_face(model: MultimodalLM, folder: Path | str, dtype: torch.dtype | None = None) -> str:
     """Write config.json and model.safetensors that transformers reads; returns the model type.
 
-    Raises CheckpointError where no family has this architecture.
+    Raises CheckpointError where no family has this architecture, with what the nearest one would change.
     """
     folder = Path(folder)
     if model.encoders or model.channels or list(model.heads) != ["language_model"]:
         raise CheckpointError("only a plain decoder with one language-model head has a counterpart in transformers.")
-    for family in FAMILIES.values():
-        theirs = family.to_theirs(model.config)
-        if theirs is not None:
-            break
-    else:
-        raise CheckpointError(f"no family of transformers that is known here has this architecture; known: {', '.join(FAMILIES)}.")
+    family, config, theirs = _counterpart(model.config)
     own = model.state_dict()
     tensors: dict[str, Tensor] = {}
-    for name, rule in family.rules(model.config).items():
-        tensors |= rule.write(own[name] if dtype is None else own[name].to(dtype))
+    for name, rule in family.rules(config).items():
+        rule.write(own[name] if dtype is None else own[name].to(dtype), tensors)
     folder.mkdir(parents=True, exist_ok=True)
     kept = next(iter(tensors.values())).dtype
     about = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": str(kept).removeprefix("torch."), **theirs}
     (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
     save_file(tensors, str(folder / "model.safetensors"), {"format": "pt"})
     return family.model_type
+
+
+def _counterpart(config: ModelConfig) -> tuple[Family, ModelConfig, dict[str, Any]]:
+    """The family that has an architecture, the config written out, and the family's own."""
+    config, nearest = written_out(config), None
+    for family in FAMILIES.values():
+        try:
+            theirs = family.to_theirs(config)
+            changed = [] if theirs is None else differences(family.to_ours(theirs), config)
+        except CheckpointError as error:
+            theirs, changed = {}, [str(error)]
+        if theirs is not None and not changed:
+            return family, config, theirs
+        if changed and (nearest is None or len(changed) < len(nearest[1])):
+            nearest = family.model_type, changed
+    told = f"no family of transformers that is known here has this architecture; known: {', '.join(FAMILIES)}"
+    near = "" if nearest is None else f" Nearest is {nearest[0]}, but {', '.join(nearest[1][:3])}."
+    raise CheckpointError(f"{told}.{near}")
 
 
 def local_folder(name: Path | str) -> Path:
@@ -102,7 +123,7 @@ def local_folder(name: Path | str) -> Path:
 
 
 class _Tensors:
-    """Tensors of a folder by name, read when they are asked for. A prefix that a base model lacks is filled in."""
+    """Tensors of a folder by name, read when they are asked for."""
 
     def __init__(self, folder: Path) -> None:
         index = folder / "model.safetensors.index.json"

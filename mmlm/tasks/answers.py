@@ -24,8 +24,12 @@ class ClassAnswers:
         """Probabilities [q, c] of the rows after the examples."""
         raise NotImplementedError
 
+    def title(self, problem: Episode) -> str:
+        """The column to predict, and from what."""
+        return f"predict {problem.target!r}, {problem.num_shots} examples, classes {', '.join(problem.classes)}"
+
     def shown(self, problem: Episode) -> str:
-        """A problem as the model reads it."""
+        """A problem as the model reads it: the examples and the first row to predict."""
         raise NotImplementedError
 
     def predict(self, model: MultimodalLM, records: Sequence[Episode]) -> list[np.ndarray]:
@@ -37,14 +41,13 @@ class ClassAnswers:
         right = [chance_qc.argmax(1) == record.labels[record.num_shots :] for chance_qc, record in zip(outputs, records, strict=True)]
         return {"accuracy": float(np.concatenate(right).mean())}
 
-    def write_samples(self, outputs: Sequence[np.ndarray], records: Sequence[Episode], folder: Path) -> None:
+    def write_samples(self, model: MultimodalLM, records: Sequence[Episode], folder: Path) -> None:
         """predictions.txt: each task as the model reads it, then class, probability and truth of every row to predict."""
         parts = []
-        for number, (chance_qc, record) in enumerate(zip(outputs, records, strict=True), 1):
+        for number, (chance_qc, record) in enumerate(zip(self.predict(model, records), records, strict=True), 1):
             classes, truth_q = [*record.classes, "another class"], record.labels[record.num_shots :]
             width = max(len("predicted"), *(len(name) for name in classes)) + 2
-            parts += [f"sample {number}: predict {record.target!r}, {record.num_shots} examples, classes {', '.join(record.classes)}"]
-            parts += [self.shown(record), "", f"row  {'predicted':{width}}probability  truth"]
+            parts += [f"sample {number}: {self.title(record)}", self.shown(record), "", f"row  {'predicted':{width}}probability  truth"]
             for row, (chance_c, label) in enumerate(zip(chance_qc, truth_q, strict=True), 1):
                 best = int(chance_c.argmax())
                 verdict = "" if best == label else "  (wrong)"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from mmlm.data.config import EpisodeConfig
 from mmlm.data.episodes import Episode
 from mmlm.model import MultimodalLM
 from mmlm.stream import Stream
@@ -16,29 +15,6 @@ from mmlm.stream import Stream
 
 class Task(Protocol):
     """What training and validation need of a task. A record is what its samples are made from; an output is what a model makes of one."""
-
-    @property
-    def metrics(self) -> Sequence[str]:
-        """The names that `score` gives."""
-
-    def example(self, record: Any, rng: np.random.Generator) -> Stream | None:
-        """The stream of a training sample, or None where it does not fit the context."""
-
-    def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
-        """The streams of a batch as the documents that are packed."""
-
-    def predict(self, model: MultimodalLM, records: Sequence[Any]) -> list[Any]:
-        """An output for each record, whose answer the model does not read."""
-
-    def score(self, outputs: Sequence[Any], records: Sequence[Any]) -> dict[str, float]:
-        """How good outputs are, by the names of `metrics`; quick, for validation while training."""
-
-    def write_samples(self, outputs: Sequence[Any], records: Sequence[Any], folder: Path) -> None:
-        """Files in a folder that show a person what the model read, what it made of it, and the truth."""
-
-
-class TabularLike(Task, Protocol):
-    """A task that predicts a column from example rows."""
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -53,18 +29,66 @@ class TabularLike(Task, Protocol):
         """The tokenizers of the recipe, by name."""
 
     @property
-    def episode(self) -> EpisodeConfig:
-        """How training tasks are drawn."""
+    def asks(self) -> Any:
+        """What a source is told when it draws a record, such as how many rows a task has."""
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """The names that `score` gives."""
+
+    def example(self, record: Any, rng: np.random.Generator) -> Stream | None:
+        """The stream of a training sample, or None where it does not fit the context."""
+
+    def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
+        """The streams of a batch as the documents that are packed."""
+
+    def texts(self, record: Any, rng: np.random.Generator) -> list[str]:
+        """What a tokenizer may be fitted on."""
+
+    def title(self, record: Any) -> str:
+        """What a record asks for, in one line."""
+
+    def shown(self, record: Any) -> str:
+        """A record as the model reads it, for people to look at."""
+
+    def predict(self, model: MultimodalLM, records: Sequence[Any]) -> list[Any]:
+        """An output for each record, whose answer the model does not read."""
+
+    def score(self, outputs: Sequence[Any], records: Sequence[Any]) -> dict[str, float]:
+        """How good outputs are, by the names of `metrics`; quick, for validation while training."""
+
+    def write_samples(self, model: MultimodalLM, records: Sequence[Any], folder: Path) -> None:
+        """Files in a folder that show a person what the model read, what it made of it, and the truth."""
+
+
+class Measured(Task, Protocol):
+    """A task whose finished model is measured on records, by the metrics of `score`."""
+
+    @property
+    def over(self) -> str:
+        """What its curves run over."""
+
+    def baselines(self, records: Sequence[Any]) -> dict[str, dict[str, float]]:
+        """What has to be beaten: by name, some of the metrics."""
+
+    def curves(self, outputs: Sequence[Any], records: Sequence[Any]) -> dict[str, list[tuple[float, float]]]:
+        """How good outputs are over a quantity, by what is drawn: (quantity, value) of each bin."""
+
+
+@runtime_checkable
+class MeetsSources(Protocol):
+    """A task that takes something, such as its vocabulary, from the configs of the sources it will read."""
+
+    def meet(self, sources: Sequence[Any]) -> None:
+        """Take it; called before anything else."""
+
+
+class TabularLike(Task, Protocol):
+    """A task that predicts a column from example rows."""
 
     @property
     def max_classes(self) -> int | None:
         """Most classes that a prediction can choose from; None for any number."""
-
-    def texts(self, episode: Episode, rng: np.random.Generator) -> list[str]:
-        """What a tokenizer may be fitted on."""
-
-    def shown(self, problem: Episode) -> str:
-        """A problem as the model reads it, for people to look at: the examples and the first row to predict."""
 
     def predict_proba(self, model: MultimodalLM, problem: Episode) -> np.ndarray:
         """Probabilities [queries, classes] of the rows after the examples."""

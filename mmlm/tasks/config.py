@@ -1,8 +1,12 @@
-"""Configs of the tasks. Imports no torch."""
+"""Configs of the tasks. Imports no torch.
+
+Each says what records it `reads`: tables (where it says nothing), labels or texts; the sources of data say what they give. `headline` names
+the metrics by which runs are compared, the first one alone, and whether more (max) or less (min) of them is better.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -42,3 +46,29 @@ class TabularTextConfig(Component):
         "none", description="mend probabilities by content-free rows, or by examples that are each left out of their own prompt"
     )
     rows_at_once: int = Field(32, ge=1, description="rows to predict that are read together")
+
+
+@TASKS.register("mmlm.tasks.labels:LabelsTask", source="synthetic tasks that tell mixers apart, such as those of arXiv:2312.04927")
+class LabelsConfig(Component):
+    """Say the label of every token that has one, in generated sequences."""
+
+    reads: ClassVar[str] = "labels"
+    headline: ClassVar[dict[str, str]] = {"accuracy": "max"}
+    type: Literal["labels"] = "labels"
+    tokens_at_once: int = Field(16384, ge=1, description="tokens of the sequences that are read together in a prediction; speed only")
+
+
+@TASKS.register("mmlm.tasks.text:TextTask", source="next-token prediction over packed documents, as in GPT-2")
+class TextTaskConfig(Component):
+    """Write text: documents are trained on token by token, and measured by perplexity and bits per byte."""
+
+    reads: ClassVar[str] = "texts"
+    headline: ClassVar[dict[str, str]] = {"bits_per_byte": "min", "bits_within": "min", "bits_beyond": "min"}
+    type: Literal["text"] = "text"
+    tokenizer: str = Field("text", description="which of the recipe's tokenizers reads the texts")
+    context: int = Field(512, ge=2, description="tokens of a sample: a part of a document, or several short ones")
+    test_context: int | None = Field(None, ge=2, description="evaluate also reads parts of so many tokens, to see beyond the context")
+    end: str | None = Field(
+        "<|endoftext|>", description="token after a document, and before it where the tokenizer has none for that; null for none"
+    )
+    packing: Literal["document", "joined"] = Field("document", description="what a token may look back at: its document | its sample")

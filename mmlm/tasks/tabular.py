@@ -42,7 +42,7 @@ class TabularTask(ClassAnswers):
         self.features = {CELL: num_channels(config.cells)}
 
     @property
-    def episode(self) -> EpisodeConfig:
+    def asks(self) -> EpisodeConfig:
         """How training tasks are drawn."""
         return self.config.episode
 

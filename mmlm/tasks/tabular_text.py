@@ -52,7 +52,7 @@ class TabularTextTask(ClassAnswers):
         return self.text.sizes
 
     @property
-    def episode(self) -> EpisodeConfig:
+    def asks(self) -> EpisodeConfig:
         """How training tasks are drawn."""
         return self.config.episode
 

@@ -61,6 +61,11 @@ def validation_rng(seed: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=derived("validation", seed, number, size_bytes=16)))
 
 
+def evaluation_rng(seed: int, source: int, number: int) -> np.random.Generator:
+    """The generator of one test sample of a source; no training or validation sample has it."""
+    return np.random.Generator(np.random.Philox(key=derived("test", seed, source, number, size_bytes=16)))
+
+
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The generator that one sample uses in one epoch, whoever prepares it."""
     return np.random.Generator(np.random.Philox(key=derived("sample", seed, epoch, index, size_bytes=16)))

@@ -25,20 +25,22 @@ def vectors(length=6, seed=0):
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("mixer", [ATTENTION, MAMBA])
-def test_layers_are_their_formula(tiny, mixer, parallel, kind):
-    model = tiny([{"mixer": mixer, "parallel": parallel}], norm=kind, num_layers=1)
+@pytest.mark.parametrize("place", ["before", "around"])
+def test_layers_are_their_formula(tiny, mixer, parallel, kind, place):
+    model = tiny([{"mixer": mixer, "parallel": parallel}], norm=kind, num_layers=1, norm_place=place)
     layer, layout, x = model.backbone.layers[0], Layout.plain(2, 6), vectors()
     with torch.no_grad():
         for parameter in model.backbone.parameters():
-            parameter.add_(0.1)
+            parameter.add_(0.1 * torch.rand_like(parameter))
+    around = [layer.mixed_norm, layer.fed_norm] if place == "around" else [torch.nn.Identity()] * 2
     n = layer.mixer_norm(x)
-    mixed = layer.mixer(n, layout)[0]
+    mixed = around[0](layer.mixer(n, layout)[0])
     if parallel:
         assert layer.feed_forward_norm is None
-        wanted = x + mixed + layer.feed_forward(n, layout)[0]
+        wanted = x + mixed + around[1](layer.feed_forward(n, layout)[0])
     else:
         middle = x + mixed
-        wanted = middle + layer.feed_forward(layer.feed_forward_norm(middle), layout)[0]
+        wanted = middle + around[1](layer.feed_forward(layer.feed_forward_norm(middle), layout)[0])
     torch.testing.assert_close(model.backbone(x, layout)[0], model.backbone.norm(wanted), rtol=0, atol=1e-10)
 
 
@@ -89,6 +91,25 @@ def test_feed_forwards_by_hand():
     gate, up = (x @ made.up.weight.T + made.up.bias).chunk(2, dim=-1)
     wanted = (gate * gate.sigmoid() * up) @ made.down.weight.T + made.down.bias
     torch.testing.assert_close(made(x, None)[0], wanted, rtol=0, atol=1e-12)
+    for approximate in (True, False):
+        made = FEED_FORWARDS.parse({"type": "geglu", "approximate": approximate}).build(16).double()
+        assert made.hidden == 64
+        gate, up = (x @ made.up.weight.T).chunk(2, dim=-1)
+        wanted = (F.gelu(gate, approximate="tanh" if approximate else "none") * up) @ made.down.weight.T
+        torch.testing.assert_close(made(x, None)[0], wanted, rtol=0, atol=1e-12)
+    made = FEED_FORWARDS.parse({"type": "relu2"}).build(16).double()
+    assert made.hidden == 64
+    wanted = (x @ made.up.weight.T).clamp_min(0) ** 2 @ made.down.weight.T
+    torch.testing.assert_close(made(x, None)[0], wanted, rtol=0, atol=1e-12)
+
+
+def test_token_embeddings_are_scaled_and_the_tied_head_is_not(tiny):
+    model, plain = tiny([ATTENTION], embedding_scale=3.0), tiny([ATTENTION])
+    ids = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(model.embedding(ids), 3 * plain.embedding(ids), rtol=0, atol=0)
+    x, layout = 3 * plain.embedding.weight[ids], Layout.plain(1, 3)
+    wanted = plain.backbone(x, layout)[0] @ plain.embedding.weight.T
+    torch.testing.assert_close(model.logits(ids), wanted, rtol=0, atol=1e-12)
 
 
 def step(model, seed=5):

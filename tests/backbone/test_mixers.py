@@ -21,10 +21,25 @@ SIZES = {
         "alibi, soft cap": {"num_heads": 2, "alibi": True, "soft_cap": 1.5, "qk_norm": True},
         "sinks": {"num_heads": 2, "window": 3, "sinks": 2},
     },
+    "transnormer": {
+        "plain": {"num_heads": 2},
+        "T1": {"num_heads": 4, "feature": "elu", "norm_heads": True, "lrpe": {"base": 100.0}, "bias": True},
+        "gate, rope": {"num_heads": 2, "gate": True, "lrpe": None, "rope": {}, "feature": "none", "head_size": 6},
+        "blocks": {"num_heads": 2, "form": "blocks", "block_size": 4},
+        "blocks T1": {"num_heads": 2, "form": "blocks", "block_size": 3, "scores": "relu", "rope": {}},
+        "blocks, gate": {"num_heads": 1, "form": "blocks", "block_size": 64, "gate": True},
+    },
+    "lightnet": {
+        "plain": {"num_heads": 2},
+        "no positions, silu": {"num_heads": 4, "lrpe": None, "output_gate": "silu", "gate_rank": 3, "bias": True},
+        "rope, no gate": {"num_heads": 2, "lrpe": None, "rope": {"fraction": 0.5}, "output_gate": None, "head_size": 5},
+    },
+    "tpe": {"plain": {"num_heads": 2}},
     "mamba1": {
         "plain": {"state_size": 4},
         "biases, rank": {"state_size": 3, "bias": True, "step_rank": 5, "expand": 1.5},
         "negative eigenvalues": {"state_size": 4, "negative_eigenvalues": True, "min_step": 0.5, "max_step": 2.0},
+        "inner norms": {"state_size": 4, "select_norm": True, "norm_eps": 0.1},
         "one tap": {"state_size": 1, "conv_size": 1, "conv_bias": False, "expand": 1.0},
     },
     "deltanet": {
@@ -56,6 +71,7 @@ SIZES = {
         "two taps": {"num_taps": 2},
     },
 }
+WHOLE = {"transnormer", "lightnet", "tpe"}  # can read whole documents in no order
 BY_TRANSFORMS = {"s4", "h3", "long_conv"}  # round-off of a later token reaches earlier ones, in outputs and gradients
 CASES = [(name, option) for name in sorted(MIXERS.entries) for option in SIZES.get(name, {"plain": {}})]
 WIDTH = 16
@@ -67,7 +83,7 @@ def mixer(request):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         built = MIXERS.parse({"type": name, **SIZES.get(name, {"plain": {}})[option]}).build(WIDTH).double()
-    built.leak = 1e-12 if name in BY_TRANSFORMS else 0
+    built.leak, built.whole = 1e-12 if name in BY_TRANSFORMS else 0, name in WHOLE
     return built
 
 
@@ -244,23 +260,46 @@ def test_layouts_that_a_recurrence_cannot_express_are_refused(mixer):
     plain = {"document": torch.ones(1, 4, dtype=torch.int32), "position": torch.arange(4)[None, :, None]}
     ones = torch.ones(1, 4, dtype=torch.long)
     for extra in ({"causal": False}, {"mutual": ones}, {"branch": ones}, {"allowed": torch.ones(1, 4, 4, dtype=torch.bool)}):
-        with pytest.raises(RecipeError, match="reads from left to right: it cannot serve a layout with"):
+        if mixer.whole and extra == {"causal": False}:
+            with pytest.raises(RecipeError, match="sees later tokens cannot go token by token"):
+                mixer(vectors(1, 4), Layout(**plain, **extra), new_state(mixer, 1))
+            continue
+        order = " or whole documents" if mixer.whole else ""
+        with pytest.raises(RecipeError, match=f"reads from left to right{order}: it cannot serve a layout with"):
             mixer(vectors(1, 4), Layout(**plain, **extra))
 
 
-@pytest.mark.parametrize(
-    ("option", "message"), [({"over": "row"}, "over 'row' works on whole grids"), ({"causal": False}, "sees later tokens")]
-)
-def test_attention_that_sees_later_tokens_cannot_go_token_by_token(option, message):
-    mixer = MIXERS.parse({"type": "attention", "num_heads": 2, **option}).build(WIDTH)
-    with pytest.raises(RecipeError, match=message):
-        new_state(mixer, 1)
+@pytest.mark.parametrize("name", sorted({"attention"} | WHOLE))
+def test_what_sees_later_tokens_cannot_go_token_by_token(name):
+    with pytest.raises(RecipeError, match=f"{name} with causal: false sees later tokens"):
+        new_state(MIXERS.parse({"type": name, "num_heads": 2, "causal": False}).build(WIDTH), 1)
+
+
+def test_whole_documents_are_read_apart_and_in_no_order(mixer):
+    if not mixer.whole:
+        return
+    x, document = vectors(1, 11).requires_grad_(), torch.tensor([[1, 1, 1, 1, 0, 2, 2, 2, 2, 2, 0]]).int()
+    position = torch.tensor([[[0], [1], [2], [3], [0], [0], [1], [2], [3], [4], [0]]])
+    y = mixer(x, Layout(document, position, causal=False))[0]
+    torch.testing.assert_close(y[:, :4], mixer(x[:, :4], Layout.plain(1, 4, causal=False))[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(y[:, 5:10], mixer(x[:, 5:10], Layout.plain(1, 5, causal=False))[0], rtol=0, atol=1e-10)
+    pulled = torch.autograd.grad(y[0, 5].square().sum(), x)[0][0].abs().amax(-1)
+    assert not pulled[:5].any() and not pulled[10] and pulled[[5, 6, 7]].all(), "the first token sees the next of its document, no others"
+
+
+@pytest.mark.parametrize(("name", "over", "told"), [("attention", "row", "'row'"), ("tpe", ["row", "column"], "row, column")])
+def test_what_goes_along_an_axis_cannot_go_token_by_token(name, over, told):
+    with pytest.raises(RecipeError, match=f"{name} over {told} works on whole grids"):
+        new_state(MIXERS.parse({"type": name, "num_heads": 2, "over": over}).build(WIDTH), 1)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"type": "attention", "num_heads": 3}, "width 16 is not a multiple of num_heads 3; give head_size"),
+        ({"type": "tpe", "num_heads": 3}, "tpe: width 16 is not a multiple of num_heads 3"),
+        ({"type": "lightnet", "num_heads": 3}, "lightnet: width 16 is not a multiple of num_heads 3; give head_size"),
+        ({"type": "transnormer", "num_heads": 3}, "width 16 is not a multiple of num_heads 3; give head_size"),
         ({"type": "mamba1", "expand": 0.05}, "expand 0.05 leaves nothing of width 16"),
         ({"type": "mamba2", "head_size": 7}, "inner width 32 .* is not a multiple of head_size 7"),
         ({"type": "mamba2", "head_size": 8, "num_groups": 3}, "num_groups 3 must divide the 4 heads"),
@@ -273,17 +312,23 @@ def test_sizes_that_do_not_fit_are_told(config, message):
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("name", "options", "message"),
     [
-        ({"num_heads": 3, "num_key_heads": 2}, r"num_heads \(3\) must be a multiple of num_key_heads \(2\)"),
-        ({"gated": True, "min_step": 0.5}, r"min_step \(0.5\) must be at most max_step \(0.1\)"),
-        ({"min_step": 0.01}, "nothing decays without gated: true"),
-        ({"output_norm": False, "norm_eps": 0.1}, "output_norm is false"),
+        ("deltanet", {"num_heads": 3, "num_key_heads": 2}, r"num_heads \(3\) must be a multiple of num_key_heads \(2\)"),
+        ("deltanet", {"gated": True, "min_step": 0.5}, r"min_step \(0.5\) must be at most max_step \(0.1\)"),
+        ("deltanet", {"min_step": 0.01}, "nothing decays without gated: true"),
+        ("deltanet", {"output_norm": False, "norm_eps": 0.1}, "output_norm is false"),
+        ("transnormer", {"rope": {}}, "rope needs lrpe: null"),
+        ("lightnet", {"rope": {}}, "rope needs lrpe: null"),
+        ("lightnet", {"output_gate": None, "gate_rank": 3}, "output_gate is null"),
+        ("transnormer", {"block_size": 8}, "form is linear"),
+        ("transnormer", {"form": "blocks", "feature": "elu"}, "form is blocks"),
+        ("transnormer", {"form": "blocks", "norm_heads": True}, "scores are softmax, which has no norm"),
     ],
 )
-def test_options_that_do_not_fit_are_told(config, message):
+def test_options_that_do_not_fit_are_told(name, options, message):
     with pytest.raises(ValueError, match=message):
-        MIXERS.parse({"type": "deltanet", **config})
+        MIXERS.parse({"type": name, **options})
 
 
 @torch.no_grad()
@@ -298,3 +343,10 @@ def test_a_prefix_read_in_both_directions_and_its_continuation_through_a_cache_a
     first = Layout(torch.ones(2, 4).int(), torch.arange(4).expand(2, 4)[..., None], mutual=mutual[:, :4])
     parts = [mixer(x[:, :4], first, state)[0], run(mixer, x[:, 4:], [2, 3], state, start=4)[0]]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-10)
+
+
+def test_an_expand_that_was_written_as_a_ratio_is_not_cut_short():
+    assert 30 / 44 * 44 < 30
+    assert MIXERS.parse({"type": "mamba2", "expand": 30 / 44, "head_size": 6}).build(44).inner == 30
+    assert MIXERS.parse({"type": "mamba1", "expand": 30 / 44}).build(44).inner == 30
+    assert MIXERS.parse({"type": "mamba1", "expand": 1.5}).build(5).inner == 7

@@ -113,6 +113,17 @@ def test_experts_that_all_share_are_added():
     torch.testing.assert_close(made(x, layout)[0], wanted, rtol=0, atol=1e-12)
 
 
+def test_a_gate_weighs_what_shared_experts_of_their_own_width_add():
+    made, (x, layout) = layer(top_k=1, num_shared=2, shared_hidden=6, shared_gate=True), inputs()
+    torch.nn.init.normal_(made.shared_gate.weight)
+    assert made.shared[0].hidden == 6 and made.experts[0].hidden == 10
+    alone = layer(top_k=1)
+    alone.load_state_dict(made.state_dict(), strict=False)
+    gate = torch.sigmoid(x @ made.shared_gate.weight.T)
+    wanted = alone(x, layout)[0] + gate * sum(expert(x, layout)[0] for expert in made.shared)
+    torch.testing.assert_close(made(x, layout)[0], wanted, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("priority", ["order", "probability"])
 @pytest.mark.parametrize("factor", [0.3, 0.75, 1.0, 4.0])
 def test_a_full_expert_takes_no_more_tokens_in_training_and_all_of_them_in_use(factor, priority):

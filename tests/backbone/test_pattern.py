@@ -1,11 +1,18 @@
 """Patterns as text: letters, groups, shares of kinds, and keys changed in some layers."""
 
+import re
+from pathlib import Path
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmlm.backbone.backbone import Backbone
 from mmlm.base.errors import RecipeError
 from mmlm.base.pattern import allocate, letters
+from mmlm.base.yaml import parse
+from mmlm.layout import Layout
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
 from mmlm.recipe import Recipe
@@ -97,3 +104,48 @@ def test_a_pattern_that_cannot_be_is_told(given, told):
     with pytest.raises(RecipeError) as error:
         backbone(**given)
     assert told in str(error.value)
+
+
+def page():
+    """The sections of docs/patterns.md by their names."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "patterns.md").read_text(encoding="utf-8")
+    found = {}
+    for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL):
+        found |= {name: backbone(**section) for name, section in parse(block, "patterns.md").items()}
+    return found
+
+
+def billions(config):
+    with torch.device("meta"):
+        return sum(p.numel() for p in Backbone(config).parameters()) / 1e9
+
+
+def test_every_published_backbone_of_the_page_builds_at_its_size():
+    found = page()
+    assert len(found) == 8
+    sizes = {name: billions(config) for name, config in found.items()}
+    d, hidden = 4096, 16384
+    assert sizes["transformer"] == pytest.approx((32 * (4 * d * d + 2 * d * hidden + 2 * d) + d) / 1e9, rel=1e-9)
+    assert sizes["palm"] == pytest.approx((32 * (2 * d * d + 2 * d * 256 + 3 * d * hidden + d) + d) / 1e9, rel=1e-9)
+    m = d * (2 * 2 * d + 2 * 8 * 128 + 128) + 2 * d * d + (2 * d + 2 * 8 * 128) * 5 + 3 * 128 + 2 * d + d
+    assert sizes["mamba2"] == pytest.approx((56 * m + d) / 1e9, rel=1e-9)
+    assert sizes["hybrid"] == pytest.approx((24 * m + 4 * (2 * d * d + 2 * d * d // 4 + d) + 28 * (2 * d * hidden + d) + d) / 1e9, rel=1e-9)
+    assert kinds(found["hybrid"]) == PUBLISHED
+    forms = [layer.mixer.form for layer in found["transnormer"].layers if layer.mixer]
+    assert forms == ["blocks"] * 6 + ["linear"] * 6
+
+
+def test_full_attention_in_the_bottom_layers_costs_what_is_told_and_reaches_where_windows_do_not():
+    masformer = page()["masformer"]
+    windows = [layer.mixer.window for layer in masformer.layers if layer.mixer]
+    assert windows == [None] * 8 + [1024] * 16
+    layout, window = Layout.plain(1, 96), 12
+    seen = {w: int(layout.dense(window=w).sum()) for w in (None, window)}
+    share = sum(seen[None if w is None else window] for w in windows) / (24 * seen[None])
+    assert share == pytest.approx(8 / 24 + 16 / 24 * 2 * window / 96, rel=0.05)  # the causal half of the scores on both sides
+    x = torch.randn(1, 40, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for pattern, first in (("(W-)x3", 40 - 1 - 3 * 4), ("*-(W-)x2", 0)):
+        model = Backbone(backbone(width=8, pattern=pattern, symbols={"W": {"type": "attention", "window": 5, "num_heads": 2}})).double()
+        given = x.clone().requires_grad_()
+        reached = torch.autograd.grad(model(given, Layout.plain(1, 40))[0][0, -1].sum(), given)[0][0].abs().amax(-1) > 0
+        assert int(reached.nonzero()[0]) == first and bool(reached[first:].all())

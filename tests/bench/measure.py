@@ -66,3 +66,13 @@ def gemm(dtype):
 def gemm_gflop():
     m, k, n = GEMM
     return 2e-9 * m * k * n
+
+
+def read_rate():
+    """Bytes that one thread reads from memory in a second at best, of 5 passes over 256 MiB."""
+    x, best = torch.ones(64 << 20, dtype=torch.float32), 0.0
+    for _ in range(5):
+        begin = time.process_time()
+        x.sum()
+        best = max(best, x.numel() * 4 / (time.process_time() - begin))
+    return best

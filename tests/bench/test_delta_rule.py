@@ -63,11 +63,11 @@ def step_loop(query_btgk, key_btgk, value_bthv, beta_bth, decay_bth=None):
     return torch.stack(outputs, dim=1), s
 
 
-def ratio(what, times, peer, goal):
+def ratio(what, times, peer, goal=None):
     found = times[peer] / times["native"]
     row = "   ".join(f"{name} {ms:.2f} ms" for name, ms in times.items())
-    print(f"\n{what}: {row}   native is {found:.1f}x {peer}, goal {goal}x")
-    assert found >= goal / MARGIN, f"{what}: {found:.1f}x {peer}, goal {goal}x"
+    print(f"\n{what}: {row}   native is {found:.1f}x {peer}" + (f", goal {goal}x" if goal else ""))
+    assert not goal or found >= goal / MARGIN, f"{what}: {found:.1f}x {peer}, goal {goal}x"
 
 
 @GATED
@@ -86,7 +86,8 @@ def test_native_beside_the_step_loop_and_the_chunked_form(length, gated):
     for both_ways, loop_goal, chunk_goal in ((False, 40, 4), (True, 50, 2)):
         what = f"{'gated ' if gated else ''}delta rule 1 x {length}, 4 heads of 64, {'both ways' if both_ways else 'forward'}"
         ratio(what, compare(forms(tensors, ["torch", "native"], both_ways), rounds=5), "torch", chunk_goal)
-        ratio(what, compare(forms(tensors, ["loop", "native"], both_ways), rounds=3), "loop", loop_goal)
+        loops = compare(forms(tensors, ["loop", "native"], both_ways), rounds=3)
+        ratio(what, loops, "loop", loop_goal if length == 2048 else None)  # the length that the goal names
 
 
 @GATED

@@ -53,7 +53,7 @@ def test_long_convolution_with_a_kernel_as_long_as_the_sequence():
     document = torch.ones(1, 2048, dtype=torch.int32)
 
     def ours(x_btc, kernel_ck):
-        return long_conv(x_btc, kernel_ck, document, backend="torch")[0]
+        return long_conv(x_btc, kernel_ck, document)[0]
 
     assert disagreements(with_gradients(ours, tensors), with_gradients(by_transforms, tensors), 1e-5) == []
     times = compare({"torch": both_ways(by_transforms, tensors), "ours": both_ways(ours, tensors)}, seconds=0.5)

@@ -13,7 +13,7 @@ import torch
 from mmlm.base.errors import RecipeError
 from mmlm.evaluation.validation import Validation
 from mmlm.recipe import Recipe
-from mmlm.run import DrawnSamples, Episodes, build_model, build_task, load_run, train
+from mmlm.run import DrawnSamples, Records, build_model, build_task, load_run, train
 from mmlm.training import checkpoint
 from mmlm.training.learner import Learner
 from mmlm.training.log import read_log
@@ -54,8 +54,8 @@ def parts(recipe: Recipe, *, count: int = 5, **options) -> tuple[Learner, Valida
     """A model of first weights and what validates it."""
     task, objective = build_task(recipe), recipe.objective.build()
     learner = Learner(build_model(recipe, task), objective).eval()
-    episodes = Episodes.of_training(recipe, task).for_validation(recipe)
-    samples = DrawnSamples(recipe, task, objective, learner.model.vocabulary, episodes)
+    records = Records.of_training(recipe, task).for_validation(recipe)
+    samples = DrawnSamples(recipe, task, objective, learner.model.vocabulary, records)
     return learner, Validation(samples, task, recipe.train.model_copy(update=options), count=count, seed=recipe.seed)
 
 
@@ -93,7 +93,7 @@ def test_samples_depend_on_seed_and_number_alone_and_are_none_of_training(kind):
     assert not set(map(repr, content(parts(read(kind, "seed=1"))[1].records))) & set(map(repr, many))
     recipe = read(kind)
     task = build_task(recipe)
-    training = Episodes.of_training(recipe, task)
+    training = Records.of_training(recipe, task)
     assert content([training.draw(np.random.default_rng([0, number])) for number in range(3)]) != few
 
 
@@ -189,7 +189,7 @@ def test_a_class_outside_the_options_is_shown_as_that(tmp_path):
     learner, validation = parts(read("cells"), count=1)
     (record,) = validation.records
     record = dataclasses.replace(record, labels=np.r_[record.labels[:-1], -1])
-    validation.task.write_samples(validation.task.predict(learner.model, [record]), [record], tmp_path)
+    validation.task.write_samples(learner.model, [record], tmp_path)
     assert "another class  (wrong)" in (tmp_path / "predictions.txt").read_text()
 
 

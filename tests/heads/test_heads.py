@@ -28,6 +28,8 @@ def streams():
 def by_full_logits(scores_v, label, allowed, config):
     """Cross-entropy with a smoothed target, written as a sum over the allowed rows."""
     rows = list(allowed)
+    if config.soft_cap:
+        scores_v = config.soft_cap * torch.tanh(scores_v / config.soft_cap)
     partition = torch.log(sum(scores_v[row].exp() for row in rows))
     smoothing = config.label_smoothing
     loss = 0
@@ -39,7 +41,7 @@ def by_full_logits(scores_v, label, allowed, config):
 
 OPTIONS = [
     {}, {"tied": False}, {"z_loss": 0.3}, {"label_smoothing": 0.2}, {"ranges": ["text", "label"], "z_loss": 0.1, "label_smoothing": 0.1},
-    {"ranges": ["mask", "label", "text"]},
+    {"ranges": ["mask", "label", "text"]}, {"soft_cap": 0.5, "z_loss": 0.1},
 ]  # fmt: skip
 
 

@@ -9,19 +9,22 @@ import torch
 import torch.nn.functional as F
 
 from mmlm.base.errors import RecipeError
+from mmlm.kernels import dispatch
 from mmlm.kernels.attention import blocks, fast, native
 from mmlm.kernels.attention.fast import attention, packed_attention
+from mmlm.kernels.attention.reference import Rule
 from mmlm.kernels.attention.tolerance import TOLERANCE
-from mmlm.kernels.dispatch import available
-from mmlm.kernels.parity import disagreements, relative_error, with_gradients
+from mmlm.kernels.dispatch import KERNELS, available, choose, forced
+from mmlm.kernels.parity import covering, disagreements, forms, relative_error, with_gradients
 from mmlm.layout import Layout
 
 BACKENDS = available("attention", but="reference")
-DTYPES = {"torch": list(TOLERANCE), "native": [torch.float32, torch.bfloat16]}
-FORMS = [(backend, dtype) for backend in BACKENDS for dtype in DTYPES[backend]]
+FORMS = forms("attention", TOLERANCE)
+SHORT = [torch.float32, torch.bfloat16]  # what the compiled form takes
 
 RULES = [{"causal": True}, {"causal": False}, {"causal": True, "window": 9}, {"causal": False, "window": 20}]
 RULES += [{"causal": True, "window": 9, "sinks": 3}]
+CASES = covering(2, FORMS, RULES, ["none", "rows", "heads", "one"], [None, 2.0])
 
 
 @pytest.fixture(autouse=True)
@@ -64,16 +67,14 @@ def check(backend, tensors, dtype, function=attention, **given):
     assert disagreements(got, wanted, TOLERANCE[dtype]) == []
 
 
-@pytest.mark.parametrize(("backend", "dtype"), FORMS, ids=str)
-@pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("mask", ["none", "rows", "heads", "one"])
-@pytest.mark.parametrize("softcap", [None, 2.0])
-def test_every_form_equals_full_scores(backend, dtype, rule, mask, softcap, nan_filled_memory):
+@pytest.mark.parametrize(("form", "rule", "mask", "softcap"), CASES, ids=str)
+def test_every_form_equals_full_scores(form, rule, mask, softcap, nan_filled_memory):
+    backend, dtype = form
     check(backend, inputs(dtype), dtype, **rule, softcap=softcap, mask=some_mask(mask, 37, 37), scale=0.3)
 
 
 @pytest.mark.skipif("native" not in BACKENDS, reason="no compiler")
-@pytest.mark.parametrize("dtype", DTYPES["native"], ids=str)
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
 @pytest.mark.parametrize("rule", [*RULES, {"causal": True, "window": 140, "sinks": 40}], ids=str)
 @pytest.mark.parametrize(("t", "length", "channels"), [(16, 16, 32), (130, 130, 64), (33, 270, 20), (290, 290, 96), (1, 140, 128)])
 def test_the_compiled_form_over_many_blocks(dtype, rule, t, length, channels, unit, nan_filled_memory):
@@ -82,7 +83,7 @@ def test_the_compiled_form_over_many_blocks(dtype, rule, t, length, channels, un
 
 
 @pytest.mark.skipif("native" not in BACKENDS, reason="no compiler")
-@pytest.mark.parametrize("dtype", DTYPES["native"], ids=str)
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_the_compiled_form_with_biases_by_distance(dtype, softcap, unit, nan_filled_memory):
     slopes = torch.tensor([0.5, 0.25, 0.1, 0.0, 0.03, 0.01])
@@ -91,7 +92,7 @@ def test_the_compiled_form_with_biases_by_distance(dtype, softcap, unit, nan_fil
 
 
 @pytest.mark.skipif("native" not in BACKENDS, reason="no compiler")
-@pytest.mark.parametrize("dtype", DTYPES["native"], ids=str)
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
 def test_one_token_sees_itself_alone(dtype, unit):
     tensors = inputs(dtype, 1, 1, groups=6)
     found = with_gradients(attention, tensors, causal=True, backend="native")
@@ -116,7 +117,7 @@ def plans() -> list:
     return found
 
 
-@pytest.mark.parametrize(("backend", "dtype"), FORMS[1:], ids=str)
+@pytest.mark.parametrize(("backend", "dtype"), FORMS, ids=str)
 @pytest.mark.parametrize(("plan", "causal"), plans())
 def test_packed_sequences_attend_within_themselves(backend, dtype, plan, causal, nan_filled_memory):
     g = torch.Generator().manual_seed(0)
@@ -133,6 +134,35 @@ def test_threads_do_not_change_a_bit(monkeypatch):
         monkeypatch.setattr("mmlm.kernels.native.threads", lambda seconds, threads=threads: threads)
         found.append(with_gradients(attention, tensors, causal=True, backend="native"))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="no compiler")
+def test_auto_takes_the_compiled_form_for_all_that_it_serves_and_else_pytorch():
+    single = [x.detach() for x in inputs(torch.float32).values()]
+    rule, slopes = Rule(True, 9, 2, 0.1, 2.0), torch.ones(6)
+    document = torch.ones(3, 37).int()
+    assert choose("attention", "auto", *single, torch.ones(1, 1, 37, 37) > 0, slopes, rule, document) == "native"
+    assert choose("packed_attention", "auto", *single, None, slopes, rule) == "native"
+    assert choose("attention", "auto", *(x.double() for x in single), None, None, rule, None) == "torch"
+    refused = {"dtype float64": {"v_bglk": single[2].double(), "q_bhtk": single[0].double(), "k_bglk": single[1].double()}}
+    refused |= {"differ in dtype": {"v_bglk": single[2].bfloat16()}, "no gradient for slopes": {"slopes_h": slopes.requires_grad_()}}
+    for reason, changed in refused.items():
+        with pytest.raises(RecipeError, match=reason):
+            attention(**(dict(zip(("q_bhtk", "k_bglk", "v_bglk"), single)) | changed), causal=True, backend="native")
+
+
+def test_packed_sequences_go_to_a_back_end_that_attention_alone_has_by_their_lengths(monkeypatch):
+    layout, called = Layout.plain(2, 5), []
+    layout.document[0, 2:] = 2
+    monkeypatch.setitem(KERNELS["attention"], "triton", lambda q, *rest: called.append(list(q.shape)) or fast.attention_torch(q, *rest))
+    monkeypatch.setitem(KERNELS["attention"].serves, "triton", dispatch.always)
+    tensors = [torch.randn(10, heads, 8, generator=torch.Generator().manual_seed(heads)) for heads in (2, 1, 1)]
+    with forced("triton"):
+        found = packed_attention(*tensors, layout.plan(causal=True), causal=True, window=4)
+    assert relative_error(found, packed_attention(*tensors, layout.plan(causal=True), causal=True, window=4, backend="reference")) < 1e-5
+    assert called == [[1, 2, 2, 8], [1, 2, 3, 8], [1, 2, 5, 8]]
+    with pytest.raises(RecipeError, match="packed_attention has no back end 'triton', .*on a GPU packed rows go to attention"):
+        packed_attention(*tensors, layout.plan(causal=True), causal=True, backend="triton")
 
 
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
@@ -155,11 +185,12 @@ def test_plain_attention_is_that_of_torch_and_the_future_leaves_no_trace(backend
     assert torch.equal(attention(**spoiled, causal=True, backend=backend)[:, :, :20], got[:, :, :20])
 
 
-@pytest.mark.parametrize(("backend", "dtype"), FORMS[1:], ids=str)
+@pytest.mark.parametrize(("backend", "dtype"), FORMS, ids=str)
 @pytest.mark.parametrize("rows", [1, 2])
-def test_as_many_key_heads_and_one_row_of_the_batch(backend, dtype, rows):
+@pytest.mark.parametrize("values", [20, 24])
+def test_as_many_key_heads_one_row_of_the_batch_and_values_of_another_size(backend, dtype, rows, values):
     tensors = {k: v.detach()[:rows].requires_grad_() for k, v in inputs(dtype, groups=6).items()}
-    tensors["v_bglk"] = tensors["v_bglk"].detach()[..., :20].requires_grad_()
+    tensors["v_bglk"] = tensors["v_bglk"].detach()[..., :values].requires_grad_()
     check(backend, tensors, dtype, causal=True)
 
 
@@ -182,6 +213,20 @@ def test_few_scores_of_bfloat16_are_computed_in_float32(groups, rule, monkeypatc
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rule", RULES[:4], ids=str)
+def test_documents_of_packed_rows_are_attended_to_apart(backend, rule):
+    document = torch.tensor([[0] * 2 + [1] * 17 + [2] + [1] * 11 + [0] * 6, [7] * 37, [3] * 9 + [0] * 2 + [3] * 6 + [4] * 20])
+    tensors, more = inputs(torch.float32), {"mask": some_mask("heads", 37, 37)} if rule["causal"] else {}
+    exact = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
+    wanted = with_gradients(attention, exact, document_bt=document, **rule, **more, backend="reference")
+    assert disagreements(with_gradients(attention, tensors, document_bt=document, **rule, **more, backend=backend), wanted, 1e-5) == []
+    alone = {k: v.detach()[:1, :, 2:19] for k, v in tensors.items()}  # the first document of the first row
+    if not more:
+        assert relative_error(wanted["output 0"][:1, :, 2:19], attention(**alone, **rule, backend="reference")) < 1e-5
+    assert not wanted["output 0"][0, :, :2].any() and not wanted["d v_bglk"][0, :, -6:].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_queries_that_see_nothing_give_zeros_and_finite_gradients(backend):
     tensors = inputs(torch.float32)
     found = with_gradients(attention, tensors, causal=False, mask=torch.zeros(37, 37, dtype=torch.bool), backend=backend)
@@ -191,5 +236,8 @@ def test_queries_that_see_nothing_give_zeros_and_finite_gradients(backend):
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(RecipeError, match="6 query heads cannot share 4 key heads"):
         attention(**inputs(torch.float32, groups=4), causal=True)
+    for document, length in ((torch.ones(3, 36), 37), (torch.ones(3, 37), 38)):
+        with pytest.raises(RecipeError, match="queries and keys the same tokens"):
+            attention(**inputs(torch.float32, length=length), causal=True, document_bt=document)
     with pytest.raises(RecipeError, match="37 causal queries need as many keys at least, but there are 30"):
         attention(**inputs(torch.float32, length=30), causal=True)

@@ -9,7 +9,7 @@ from mmlm.base.errors import RecipeError
 from mmlm.kernels.conv1d.fast import causal_conv1d
 from mmlm.kernels.conv1d.tolerance import TOLERANCE
 from mmlm.kernels.dispatch import available
-from mmlm.kernels.parity import disagreements, relative_error, with_gradients
+from mmlm.kernels.parity import covering, disagreements, forms, relative_error, with_gradients
 
 BACKENDS = available("causal_conv1d", but="reference")
 LAYOUTS = {
@@ -19,6 +19,9 @@ LAYOUTS = {
     "padded": lambda t: [2] * (t - t // 3) + [0] * (t // 3),
     "padding between": lambda t: [(0, 1, 1, 1, 0, 2, 2)[i % 7] if i < 14 else 5 for i in range(t)],
 }
+
+SIZES = [(1, 4), (2, 4), (5, 2), (21, 4), (19, 7), (6, 1), (40, 17), (11, 31)]  # length and taps
+CASES = covering(3, forms("causal_conv1d", TOLERANCE), SIZES, list(LAYOUTS), ["fresh", "continued", "some continued"])
 
 
 def inputs(length, dtype, taps, bias=True, state=True, channels=37):
@@ -39,14 +42,9 @@ def run(**given):
     return causal_conv1d(**{"bias_c": None, **given})
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(("length", "taps"), [(1, 4), (2, 4), (5, 2), (21, 4), (19, 7), (6, 1), (40, 17), (11, 31)])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("carried", ["fresh", "continued", "some continued"])
-def test_every_form_equals_the_step_loop(backend, dtype, length, taps, layout, carried, nan_filled_memory):
-    if backend == "native" and dtype == torch.float64:
-        dtype = torch.float32
+@pytest.mark.parametrize(("form", "size", "layout", "carried"), CASES, ids=str)
+def test_every_form_equals_the_step_loop(form, size, layout, carried, nan_filled_memory):
+    (backend, dtype), (length, taps) = form, size
     tensors = inputs(length, dtype, taps, bias=length != 5, state=carried != "fresh")
     document = torch.tensor([LAYOUTS[layout](length), [1] * length, [0] * length])
     given = {

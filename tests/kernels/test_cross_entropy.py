@@ -126,7 +126,7 @@ def test_under_autocast_products_are_bfloat16_and_the_loss_is_float32(backend, w
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_extreme_logits_stay_finite_and_gradcheck_passes(backend, way):
-    tensors, target = inputs(tokens=4, width=5, vocabulary=70, dtype=torch.float64, bias=True)
+    tensors, target = inputs(tokens=3, width=3, vocabulary=40, dtype=torch.float64, bias=True)
     if backend == "torch":
         assert torch.autograd.gradcheck(
             lambda x, w, b: linear_cross_entropy_terms(x, w, target, bias_v=b, softcap=3.0, backend=backend)[:4], tuple(tensors.values())
@@ -140,17 +140,13 @@ def test_extreme_logits_stay_finite_and_gradcheck_passes(backend, way):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_is_held_after_the_backward_pass(backend, way):
     tensors, target = inputs()
-    gc.collect()
-
-    def tensors_alive():
-        return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
-
-    before = tensors_alive()
     gc.disable()
+    gc.freeze()  # what there is; only what comes is looked at
     try:
         linear_cross_entropy(**tensors, target_n=target, backend=backend)
-        assert tensors_alive() == before
+        assert not any(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
     finally:
+        gc.unfreeze()
         gc.enable()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 
 import pytest
@@ -12,36 +13,124 @@ from mmlm.base.errors import DataError, NumericsError
 from mmlm.kernels import native
 from mmlm.kernels.decode import fast
 from mmlm.kernels.decode.fast import PRECISIONS, TOLERANCE, Decoder
-from mmlm.kernels.decode.reference import decode_step, empty_caches
-from mmlm.kernels.decode.spec import DecoderSpec, Unsupported
+from mmlm.kernels.decode.reference import decode_step, empty_states
+from mmlm.kernels.decode.spec import (
+    AttentionPart,
+    DecoderSpec,
+    DeltaNetPart,
+    ExpertsPart,
+    FeedForwardPart,
+    LayerSpec,
+    Mamba1Part,
+    Mamba2Part,
+    Unsupported,
+)
 
 
 def rope(pairs, base=10_000.0):
     return base ** (-torch.arange(pairs) / pairs)
 
 
-LLAMA = DecoderSpec(vocabulary=97, width=72, num_layers=2, num_heads=6, num_kv_heads=2, head_size=24, hidden=100, rope=rope(12))
-GPT2 = dataclasses.replace(
-    LLAMA, num_kv_heads=6, rope=None, positions=80, norm="layer", gated=False, activation="gelu_tanh", tied=True, hidden=150
-)
+def decoder_of(*mixers, feed=None, parallel=False, **more):
+    """A decoder with these mixers, each with the same feed-forward behind it."""
+    layers = tuple(LayerSpec(mixer=mixer, feed_forward=feed, parallel=parallel) for mixer in mixers)
+    return DecoderSpec(**{"vocabulary": 97, "width": 72, "layers": layers, **more})
+
+
+def llama(mixer=None, feed=None, **more):
+    """Two layers of attention and SwiGLU with some parts changed."""
+    attention = AttentionPart(**{"num_heads": 6, "num_kv_heads": 2, "head_size": 24, "rope": rope(12), **(mixer or {})})
+    return decoder_of(attention, attention, feed=FeedForwardPart(**{"hidden": 100, **(feed or {})}), **more)
+
+
+def gpt2(feed=None, **more):
+    inner = {"hidden": 150, "gated": False, "activation": "gelu_tanh", **(feed or {})}
+    return llama({"num_kv_heads": 6, "rope": None}, inner, **{"positions": 80, "norm": "layer", "tied": True, **more})
+
+
+LLAMA = llama()
+ATTENTION, SWIGLU = LLAMA.layers[0].mixer, LLAMA.layers[0].feed_forward
+MAMBA1 = Mamba1Part(inner=88, state_size=5, step_rank=6, conv_size=4)
+MAMBA2 = Mamba2Part(num_heads=6, head_size=20, state_size=9, num_groups=2)
+DELTA = DeltaNetPart(num_heads=4, num_key_heads=2, key_size=11, value_size=18)
+EXPERTS = ExpertsPart(num_experts=5, top_k=2, hidden=30, num_shared=1)
+GATED_DELTA = dataclasses.replace(DELTA, gated=True)
 SPECS = {
     "llama": (LLAMA, False),
     "llama_biases": (LLAMA, True),
-    "tied": (dataclasses.replace(LLAMA, tied=True, embedding_scale=3.0, logit_scale=0.5), False),
-    "one_key_head_qk_norm": (dataclasses.replace(LLAMA, num_kv_heads=1, qk_norm=True, qk_norm_eps=1e-3), False),
-    "many_query_heads": (dataclasses.replace(LLAMA, num_heads=22, num_kv_heads=2, head_size=8, rope=rope(4)), True),
-    "odd_head": (dataclasses.replace(LLAMA, num_heads=3, num_kv_heads=3, head_size=7, rope=rope(2), rope_scale=1.3), False),
-    "wide_head": (dataclasses.replace(LLAMA, num_heads=2, num_kv_heads=1, head_size=144, rope=rope(40), vocabulary=33), False),
-    "gpt2": (GPT2, True),
-    "gelu": (dataclasses.replace(GPT2, activation="gelu", tied=False), False),
-    "relu": (dataclasses.replace(GPT2, activation="relu"), True),
-    "relu_squared": (dataclasses.replace(LLAMA, gated=False, activation="relu_squared"), False),
-    "parallel": (dataclasses.replace(LLAMA, parallel=True, norm="layer"), False),
-    "parallel_two_norms": (dataclasses.replace(LLAMA, parallel=True), True),
-    "window": (dataclasses.replace(LLAMA, window=5, attention_scale=0.3), False),
-    "window_of_one_layer": (dataclasses.replace(LLAMA, window=(None, 18)), False),
-    "smallest": (DecoderSpec(vocabulary=1, width=1, num_layers=1, num_heads=1, num_kv_heads=1, head_size=1, hidden=1), False),
+    "tied": (llama(tied=True, embedding_scale=3.0, logit_scale=0.5), False),
+    "one_key_head_qk_norm": (llama({"num_kv_heads": 1, "qk_norm": True, "qk_norm_eps": 1e-3}), False),
+    "many_query_heads": (llama({"num_heads": 22, "num_kv_heads": 2, "head_size": 8, "rope": rope(4)}), True),
+    "odd_head": (llama({"num_heads": 3, "num_kv_heads": 3, "head_size": 7, "rope": rope(2), "rope_scale": 1.3}), False),
+    "wide_head": (llama({"num_heads": 2, "num_kv_heads": 1, "head_size": 144, "rope": rope(40)}, vocabulary=33), False),
+    "gated_attention": (llama({"gated": True}), True),
+    "gpt2": (gpt2(), True),
+    "gelu": (gpt2({"activation": "gelu"}, tied=False), False),
+    "relu": (gpt2({"activation": "relu"}), True),
+    "relu_squared": (llama(feed={"gated": False, "activation": "relu_squared"}), False),
+    "parallel": (llama(parallel=True, norm="layer"), False),
+    "parallel_two_norms": (llama(parallel=True), True),
+    "window": (llama({"window": 5, "scale": 0.3}), False),
+    "layers_that_differ": (
+        decoder_of(
+            ATTENTION,
+            dataclasses.replace(ATTENTION, window=18, num_kv_heads=3, head_size=16, rope=rope(5, 100.0)),
+            dataclasses.replace(ATTENTION, rope=None),
+            feed=SWIGLU,
+        ),
+        False,
+    ),
+    "experts": (decoder_of(ATTENTION, MAMBA2, feed=EXPERTS), True),
+    "experts_parallel": (decoder_of(ATTENTION, ATTENTION, feed=dataclasses.replace(EXPERTS, renormalize=False), parallel=True), False),
+    "mamba1": (decoder_of(MAMBA1, MAMBA1), True),
+    "mamba1_negative": (decoder_of(dataclasses.replace(MAMBA1, negative_eigenvalues=True, conv_size=1), feed=SWIGLU), False),
+    "mamba2": (decoder_of(MAMBA2, MAMBA2), True),
+    "mamba2_wide_heads": (
+        decoder_of(Mamba2Part(num_heads=2, head_size=80, state_size=16, norm_groups=2, conv_size=2, step_limit=(0.3, 0.9)), feed=SWIGLU),
+        False,
+    ),
+    "mamba2_parallel": (decoder_of(MAMBA2, MAMBA2, feed=SWIGLU, parallel=True, norm="layer"), False),
+    "deltanet": (decoder_of(DELTA, DELTA), True),
+    "gated_deltanet": (decoder_of(GATED_DELTA, GATED_DELTA, feed=SWIGLU), False),
+    "deltanet_wide_values": (
+        decoder_of(
+            DeltaNetPart(num_heads=2, num_key_heads=1, key_size=16, value_size=70, output_norm=False, output_gate="sigmoid", conv_size=2),
+            DeltaNetPart(num_heads=3, num_key_heads=3, key_size=5, value_size=16, output_gate=None, negative_eigenvalues=True),
+        ),
+        False,
+    ),
+    "delta_product": (decoder_of(dataclasses.replace(GATED_DELTA, micro_steps=3, negative_eigenvalues=True)), False),
+    "hybrid": (
+        DecoderSpec(
+            vocabulary=97,
+            width=72,
+            layers=(
+                LayerSpec(mixer=MAMBA2),
+                LayerSpec(mixer=ATTENTION),
+                LayerSpec(feed_forward=SWIGLU),
+                LayerSpec(mixer=GATED_DELTA, feed_forward=SWIGLU, parallel=True),
+                LayerSpec(mixer=MAMBA1),
+                LayerSpec(feed_forward=dataclasses.replace(SWIGLU, hidden=40)),
+            ),
+        ),
+        True,
+    ),
+    "smallest": (
+        decoder_of(AttentionPart(num_heads=1, num_kv_heads=1, head_size=1), feed=FeedForwardPart(hidden=1), vocabulary=1, width=1),
+        False,
+    ),
+    "smallest_recurrent": (
+        decoder_of(
+            Mamba1Part(inner=1, state_size=1, step_rank=1, conv_size=1),
+            Mamba2Part(num_heads=1, head_size=1, state_size=1, conv_size=1),
+            DeltaNetPart(num_heads=1, num_key_heads=1, key_size=1, value_size=1, conv_size=1),
+            vocabulary=1,
+            width=1,
+        ),
+        False,
+    ),
 }
+HYBRID = SPECS["hybrid"][0]
 
 
 def random_weights(spec, *, biases=False, seed=0):
@@ -49,11 +138,13 @@ def random_weights(spec, *, biases=False, seed=0):
     weights = {}
     for name, shape in (spec.shapes() | (spec.optional() if biases else {})).items():
         draw = torch.randn(shape, generator=generator)
-        if name.endswith("norm.weight") or "norm1.weight" in name or "norm2.weight" in name:
+        if name.endswith("norm.weight"):
             draw = 1 + 0.1 * draw
+        elif name.endswith("decay"):
+            draw = -draw.exp()
         elif len(shape) == 2 and name not in ("embedding.weight", "positions.weight"):
             draw = draw * shape[1] ** -0.5
-        weights[name] = draw if len(shape) == 2 else draw * 0.5 if name.endswith("bias") else draw
+        weights[name] = draw * 0.5 if name.endswith("bias") else draw
     return weights
 
 
@@ -61,35 +152,84 @@ def relative(got, want):
     return float((got - want).norm() / want.norm())
 
 
-def feed(spec, weights, caches, ids_bt, lengths):
-    """The reference, one sequence at a time; logits after the last token of each."""
-    rows = []
-    for row, (ids, length) in enumerate(zip(ids_bt, lengths)):
-        own = [[layer[row]] for layer in caches]
-        for token in ids[:length]:
-            logits, _ = decode_step(spec, weights, token[None], own)
-        for layer, kept in zip(caches, own):
-            layer[row] = kept[0]
-        rows.append(logits[0])
-    return torch.stack(rows)
+class Reference:
+    """The plain step with the states of several sequences."""
+
+    def __init__(self, spec, weights, batch):
+        self.spec, self.weights, self.lengths = spec, weights, [0] * batch
+        self.states = empty_states(spec, batch)
+
+    def step(self, ids_b):
+        return self.logits_and_hidden(ids_b)[0]
+
+    def logits_and_hidden(self, ids_b):
+        found = decode_step(self.spec, self.weights, ids_b, self.states, torch.tensor(self.lengths))
+        self.lengths = [length + 1 for length in self.lengths]
+        return found
+
+    def feed(self, ids_bt, lengths):
+        """One sequence at a time; logits after the last token of each."""
+        rows = []
+        for row, (ids, length) in enumerate(zip(ids_bt, lengths)):
+            logits, own = torch.zeros(1, self.spec.vocabulary), [[layer[row]] for layer in self.states]
+            for token in ids[:length]:
+                logits, _ = decode_step(self.spec, self.weights, token[None], own, torch.tensor([self.lengths[row]]))
+                self.lengths[row] += 1
+            rows.append(logits[0])
+        return torch.stack(rows)
+
+    def select(self, index):
+        self.states = [[dict(layer[i]) for i in index] for layer in self.states]
+        self.lengths = [self.lengths[i] for i in index]
+
+    def stacked(self):
+        """The states as `Decoder.load` takes them."""
+        longest = max(1, *self.lengths)
+        return [
+            {name: torch.stack([pad(row[name], longest) if name in ("key", "value") else row[name] for row in layer]) for name in layer[0]}
+            for layer in self.states
+        ]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", SPECS)
-def test_every_kind_of_decoder_equals_the_reference(name, precision):
+def pad(x_gtk, tokens):
+    return torch.nn.functional.pad(x_gtk, (0, 0, 0, tokens - x_gtk.shape[1]))
+
+
+def differ(decoder, reference):
+    """The largest relative error of a state."""
+    pairs = [
+        (got[name], want[name])
+        for got, want in zip(decoder.states(), reference.stacked())
+        for name in want
+        if want[name].numel() and want[name].norm() > 0
+    ]
+    return max(relative(got, want) for got, want in pairs)
+
+
+@functools.cache
+def by_reference(name):
+    """A decoder, prompts of four sequences and three more tokens, and what the reference makes of them."""
     spec, biases = SPECS[name]
-    weights, generator = random_weights(spec, biases=biases), torch.Generator().manual_seed(1)
-    lengths = [19, 1, 34, 8]
-    decoder, caches = Decoder(spec, weights, precision, threads=1, max_length=16, batch=4), empty_caches(spec, 4)
-    ids_bt = torch.randint(0, spec.vocabulary, (4, 34), generator=generator)
-    pairs = [(decoder.extend(ids_bt, lengths).clone(), feed(spec, weights, caches, ids_bt, lengths))]
-    for _ in range(3):
-        ids_b = torch.randint(0, spec.vocabulary, (4,), generator=generator)
-        pairs.append((decoder.step(ids_b).clone(), decode_step(spec, weights, ids_b, caches)[0]))
+    weights, generator, lengths = random_weights(spec, biases=biases), torch.Generator().manual_seed(1), [13, 1, 22, 5]
+    ids_bt = torch.randint(0, spec.vocabulary, (4, 22), generator=generator)
+    steps, reference = torch.randint(0, spec.vocabulary, (3, 4), generator=generator), Reference(spec, weights, 4)
+    wanted = [reference.feed(ids_bt, lengths), *(reference.step(ids_b) for ids_b in steps)]
+    return spec, weights, (ids_bt, lengths), steps, wanted, reference
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [(name, p) for i, name in enumerate(SPECS) for p in (PRECISIONS[0], PRECISIONS[1:][i % len(PRECISIONS[1:])])]
+)
+def test_every_kind_of_decoder_equals_the_reference(name, precision):
+    spec, weights, (ids_bt, lengths), steps, wanted, reference = by_reference(name)
+    decoder = Decoder(spec, weights, precision, threads=1, max_length=16, batch=4)
+    found = [decoder.extend(ids_bt, lengths).clone(), *(decoder.step(ids_b).clone() for ids_b in steps)]
     assert decoder.lengths == [length + 3 for length in lengths]
+    pairs = list(zip(found, wanted, strict=True))
     for got, want in pairs:
         assert got.shape == want.shape == (4, spec.vocabulary)
         assert relative(got, want) < TOLERANCE[precision]
+    assert differ(decoder, reference) < TOLERANCE[precision]
     if precision == "fp32":
         assert max(float((got - want).abs().max()) for got, want in pairs) < 1e-4
 
@@ -98,15 +238,25 @@ def test_every_kind_of_decoder_equals_the_reference(name, precision):
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 33, 130])
 def test_any_batch_size_equals_the_reference(batch, precision):
     weights, ids = random_weights(LLAMA), torch.randint(0, 97, (2, batch), generator=torch.Generator().manual_seed(batch))
-    decoder, caches = Decoder(LLAMA, weights, precision, threads=1, batch=batch), empty_caches(LLAMA, batch)
+    decoder, reference = Decoder(LLAMA, weights, precision, threads=1, batch=batch), Reference(LLAMA, weights, batch)
     for ids_b in ids:
-        assert relative(decoder.step(ids_b), decode_step(LLAMA, weights, ids_b, caches)[0]) < TOLERANCE[precision]
+        assert relative(decoder.step(ids_b), reference.step(ids_b)) < TOLERANCE[precision]
+
+
+def test_a_pass_that_ends_within_a_sequence_keeps_its_tokens():
+    weights, ids_bt = random_weights(LLAMA), torch.randint(0, 97, (128, 2), generator=torch.Generator().manual_seed(8))
+    decoder, reference = Decoder(LLAMA, weights, "fp32", threads=1, batch=128), Reference(LLAMA, weights, 1)
+    for ids_b in (*ids_bt[127], ids_bt[0, 0]):
+        want = reference.step(ids_b[None])
+    decoder.extend(ids_bt, [1] * 127 + [2])  # 128 rows go together: the last one is the first of two tokens
+    assert relative(decoder.step(ids_bt[0, :1].expand(128))[127:], want) < 1e-5
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_long_prompt_at_once_equals_it_token_by_token_and_the_room_grows(precision):
-    weights, ids_bt = random_weights(LLAMA), torch.randint(0, 97, (3, 150), generator=torch.Generator().manual_seed(2))
-    whole, single = (Decoder(LLAMA, weights, precision, threads=1, max_length=2, batch=3) for _ in range(2))
+@pytest.mark.parametrize("spec", [LLAMA, HYBRID], ids=["llama", "hybrid"])
+def test_a_long_prompt_at_once_equals_it_token_by_token_and_the_room_grows(spec, precision):
+    weights, ids_bt = random_weights(spec), torch.randint(0, 97, (3, 150), generator=torch.Generator().manual_seed(2))
+    whole, single = (Decoder(spec, weights, precision, threads=1, max_length=2, batch=3) for _ in range(2))
     at_once = whole.extend(ids_bt, [150, 3, 77]).clone()
     assert whole.room >= 150 and single.room == 16
     seen = torch.zeros(3, 97)
@@ -119,75 +269,86 @@ def test_a_long_prompt_at_once_equals_it_token_by_token_and_the_room_grows(preci
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("window", [None, 6])
-def test_keys_and_values_computed_elsewhere_are_continued(precision, window):
-    spec = dataclasses.replace(LLAMA, window=window)
-    weights, generator = random_weights(spec), torch.Generator().manual_seed(3)
-    lengths, caches = [9, 0, 21], empty_caches(spec, 3)
-    for row, length in enumerate(lengths):
-        own = [[layer[row]] for layer in caches]
-        for _ in range(length):
-            decode_step(spec, weights, torch.randint(0, 97, (1,), generator=generator), own)
-        for layer, kept in zip(caches, own):
-            layer[row] = kept[0]
-    padded = [[[torch.nn.functional.pad(x, (0, 0, 0, 25 - x.shape[1])) for x in row] for row in layer] for layer in caches]
-    k, v = (torch.stack([torch.stack([row[i] for row in layer]) for layer in padded]) for i in range(2))
-    decoder = Decoder(spec, weights, precision, threads=1, max_length=4)
+@pytest.mark.parametrize("spec", [LLAMA, llama({"window": 6}), HYBRID], ids=["llama", "window", "hybrid"])
+def test_states_computed_elsewhere_are_continued(spec, precision):
+    weights, generator, lengths = random_weights(spec), torch.Generator().manual_seed(3), [9, 0, 21]
+    reference, decoder = Reference(spec, weights, 3), Decoder(spec, weights, precision, threads=1, max_length=4)
+    reference.feed(torch.randint(0, 97, (3, 21), generator=generator), lengths)
     decoder.step(torch.tensor([5]))
-    decoder.prefill(k, v, lengths)
+    decoder.load(reference.stacked(), lengths)
     assert decoder.batch == 3 and decoder.lengths == lengths
     for _ in range(2):
         ids_b = torch.randint(0, 97, (3,), generator=generator)
-        assert relative(decoder.step(ids_b), decode_step(spec, weights, ids_b, caches)[0]) < TOLERANCE[precision]
+        assert relative(decoder.step(ids_b), reference.step(ids_b)) < TOLERANCE[precision]
+    other = Decoder(spec, weights, precision, threads=1)
+    other.load(decoder.states(), decoder.lengths)
+    ids_b = torch.randint(0, 97, (3,), generator=generator)
+    assert relative(other.step(ids_b), decoder.step(ids_b)) < (1e-6 if precision == "fp32" else 5e-3)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_seventy_thousand_tokens_overflow_no_sum(precision):
-    spec = DecoderSpec(vocabulary=17, width=16, num_layers=1, num_heads=1, num_kv_heads=1, head_size=16, hidden=16)
-    weights, tokens = random_weights(spec), 70_000
-    k, v = torch.zeros(1, 1, 1, tokens, 16), torch.ones(1, 1, 1, tokens, 16)
+    mixer = AttentionPart(num_heads=1, num_kv_heads=1, head_size=16)
+    spec, tokens = decoder_of(mixer, feed=FeedForwardPart(hidden=16), vocabulary=17, width=16), 70_000
+    weights = random_weights(spec)
+    k, v = torch.zeros(1, 1, tokens, 16), torch.ones(1, 1, tokens, 16)
     v[..., tokens // 2 :, :8] = 3.0
-    decoder, caches = Decoder(spec, weights, precision, threads=1), [[(k[0, 0], v[0, 0])]]
-    decoder.prefill(k, v, [tokens])
+    decoder, reference = Decoder(spec, weights, precision, threads=1), Reference(spec, weights, 1)
+    decoder.load([{"key": k, "value": v}], [tokens])
+    reference.states, reference.lengths = [[{"key": k[0], "value": v[0]}]], [tokens]
     for token in (3, 16):
         ids_b = torch.tensor([token])
-        wanted = decode_step(spec, weights, ids_b, caches)[0]
+        wanted = reference.step(ids_b)
         assert relative(decoder.step(ids_b), wanted) < max(TOLERANCE[precision], 3e-4)  # the reference rounds 70,000 sums too
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_selected_cropped_and_reset_sequences_continue_as_the_reference(precision):
-    weights, generator = random_weights(LLAMA), torch.Generator().manual_seed(4)
+@pytest.mark.parametrize("spec", [LLAMA, HYBRID], ids=["llama", "hybrid"])
+def test_selected_cropped_and_reset_sequences_continue_as_the_reference(spec, precision):
+    weights, generator = random_weights(spec), torch.Generator().manual_seed(4)
 
     def draw(b):
         return torch.randint(0, 97, (b,), generator=generator)
 
-    decoder, caches = Decoder(LLAMA, weights, precision, threads=1, max_length=8, batch=3), empty_caches(LLAMA, 3)
+    decoder, reference = Decoder(spec, weights, precision, threads=1, max_length=8, batch=3), Reference(spec, weights, 3)
     ids_bt = torch.randint(0, 97, (3, 20), generator=generator)
     decoder.extend(ids_bt, [20, 5, 12])
-    feed(LLAMA, weights, caches, ids_bt, [20, 5, 12])
+    reference.feed(ids_bt, [20, 5, 12])
     for index in ([2, 2, 0, 1], [3, 0], [1, 0]):
         logits = decoder._logits[:, :97].clone()
         decoder.select(index)
         assert torch.equal(decoder._logits[:, :97], logits[index])
-        caches = [[layer[i] for i in index] for layer in caches]
+        reference.select(index)
         for _ in range(2):
             ids_b = draw(len(index))
-            assert relative(decoder.step(ids_b), decode_step(LLAMA, weights, ids_b, caches)[0]) < TOLERANCE[precision]
-    kept = [7, decoder.lengths[1]]
+            assert relative(decoder.step(ids_b), reference.step(ids_b)) < TOLERANCE[precision]
+    if spec is HYBRID:
+        with pytest.raises(Unsupported, match="recurrent state cannot be cropped"):
+            decoder.crop([7, decoder.lengths[1]])
+        kept = [0, decoder.lengths[1]]
+    else:
+        kept = [7, decoder.lengths[1]]
     decoder.crop(kept)
-    caches = [[(k[:, :n], v[:, :n]) for (k, v), n in zip(layer, kept)] for layer in caches]
+    if spec is HYBRID:
+        fresh = Reference(spec, weights, 1)
+        for layer, new in zip(reference.states, fresh.states):
+            layer[0] = new[0]
+    else:
+        for layer in reference.states:
+            layer[0] = {name: x[:, :7] for name, x in layer[0].items()}
+    reference.lengths = list(kept)
     for _ in range(2):
         ids_b = draw(2)
-        assert relative(decoder.step(ids_b), decode_step(LLAMA, weights, ids_b, caches)[0]) < TOLERANCE[precision]
-    decoder.reset(5)
-    caches, ids_b = empty_caches(LLAMA, 5), draw(5)
-    assert relative(decoder.step(ids_b), decode_step(LLAMA, weights, ids_b, caches)[0]) < TOLERANCE[precision]
+        assert relative(decoder.step(ids_b), reference.step(ids_b)) < TOLERANCE[precision]
+    for batch in (2, 5):  # the same sequences as before, and more
+        decoder.reset(batch)
+        reference, ids_b = Reference(spec, weights, batch), draw(batch)
+        assert relative(decoder.step(ids_b), reference.step(ids_b)) < TOLERANCE[precision]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_greedy_gives_the_tokens_of_steps_and_stops(precision):
-    spec = dataclasses.replace(LLAMA, positions=40)
+    spec = llama(positions=40)
     weights, start = random_weights(spec), torch.tensor([3, 50, 96])
     decoder = Decoder(spec, weights, precision, threads=1, batch=3)
     ids_b, steps = start, []
@@ -210,12 +371,13 @@ def test_greedy_gives_the_tokens_of_steps_and_stops(precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_vocabulary_rows_vectors_and_hidden_states(precision):
-    spec = dataclasses.replace(LLAMA, vocabulary=333)
+@pytest.mark.parametrize("mixer", [ATTENTION, MAMBA2], ids=["attention", "mamba2"])
+def test_vocabulary_rows_vectors_and_hidden_states(mixer, precision):
+    spec = decoder_of(mixer, mixer, feed=SWIGLU, vocabulary=333)
     weights = random_weights(spec)
     one, other = (Decoder(spec, weights, precision, threads=1, batch=2) for _ in range(2))
     ids_b = torch.tensor([3, 332])
-    all_bv, (want_bv, hidden_bd) = one.step(ids_b).clone(), decode_step(spec, weights, ids_b, empty_caches(spec, 2))
+    all_bv, (want_bv, hidden_bd) = one.step(ids_b).clone(), Reference(spec, weights, 2).logits_and_hidden(ids_b)
     assert relative(all_bv, want_bv) < TOLERANCE[precision] and relative(one.hidden, hidden_bd) < TOLERANCE[precision]
     for first, last in ((0, 1), (5, 40), (48, 49), (300, 333), (0, 333), (7, 7)):
         other.reset()
@@ -229,9 +391,20 @@ def test_vocabulary_rows_vectors_and_hidden_states(precision):
     assert torch.equal(other.extend(None, x_btd=kept[ids_b][:, None]), all_bv)
 
 
+def large():
+    """More than 4 MB in int8, of every kind."""
+    mixers = (
+        AttentionPart(num_heads=6, num_kv_heads=2, head_size=24, rope=rope(12)),
+        Mamba1Part(inner=640, state_size=16, step_rank=20, conv_size=4),
+        Mamba2Part(num_heads=10, head_size=64, state_size=64),
+        DeltaNetPart(num_heads=5, num_key_heads=5, key_size=64, value_size=64, gated=True),
+    )
+    return decoder_of(*mixers, feed=FeedForwardPart(hidden=1200), vocabulary=5000, width=320)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_threads_do_not_change_a_bit(precision):
-    spec = dataclasses.replace(LLAMA, vocabulary=5000, width=320, hidden=1200, num_layers=3)  # more than 4 MB in int8
+    spec = large()
     weights, ids_bt = random_weights(spec), torch.randint(0, 5000, (3, 20), generator=torch.Generator().manual_seed(5))
     seen = []
     for threads in (1, 2, 3):
@@ -245,7 +418,7 @@ def test_threads_do_not_change_a_bit(precision):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_decodes_with_threads_of_its_own():
-    spec = dataclasses.replace(LLAMA, vocabulary=5000, width=320, hidden=1200, num_layers=3)
+    spec = large()
     decoder, start = Decoder(spec, random_weights(spec), "int8", threads=2), torch.tensor([7])
     want, _ = decoder.greedy(start, 4)
     decoder.reset()
@@ -259,7 +432,7 @@ def test_a_forked_child_decodes_with_threads_of_its_own():
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_what_is_not_finite_is_not_hidden(precision):
     weights = random_weights(LLAMA)
-    for name in ("layers.0.norm1.weight", "layers.1.up.weight", "head.weight", "layers.0.qkv.weight"):
+    for name in ("layers.0.mixer.norm.weight", "layers.1.feed_forward.up.weight", "head.weight", "layers.0.mixer.qkv.weight"):
         broken = {key: tensor.clone() for key, tensor in weights.items()}
         broken[name].view(-1)[3] = float("nan")
         decoder = Decoder(LLAMA, broken, precision, threads=1)
@@ -281,7 +454,7 @@ def uneven(kind):
         if kind == "one_channel_above_all" and not name.endswith(("out.weight", "down.weight")):
             w[:, 5] *= 1e6
     if kind == "one_channel_above_all":
-        for name in ("layers.0.norm1.weight", "layers.0.norm2.weight", "layers.1.norm1.weight", "layers.1.norm2.weight"):
+        for name in [name for name in weights if name.startswith("layers.") and name.endswith("norm.weight")]:
             weights[name][5] = 0.0
     return weights
 
@@ -291,10 +464,25 @@ def test_bf16_holds_weights_of_uneven_sizes(kind, caplog):
     caplog.set_level("INFO")
     weights, ids_b = uneven(kind), torch.tensor([3, 50])
     for precision in ("fp32", "bf16"):
-        decoder, caches = Decoder(LLAMA, weights, precision, threads=1, batch=2), empty_caches(LLAMA, 2)
+        decoder, reference = Decoder(LLAMA, weights, precision, threads=1, batch=2), Reference(LLAMA, weights, 2)
         for _ in range(2):
-            assert relative(decoder.step(ids_b), decode_step(LLAMA, weights, ids_b, caches)[0]) < TOLERANCE[precision]
+            assert relative(decoder.step(ids_b), reference.step(ids_b)) < TOLERANCE[precision]
     assert ("bf16 weights take 16" in caplog.text) == (kind == "one_channel_above_all")
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("mixer", [MAMBA1, MAMBA2, GATED_DELTA], ids=["mamba1", "mamba2", "deltanet"])
+def test_int8_rounds_what_recurrent_mixers_read_to_16_bits(mixer, rows):
+    spec = decoder_of(mixer, mixer)
+    weights, x_bd = random_weights(spec), torch.randn(rows, 72, generator=torch.Generator().manual_seed(rows))
+    for name in [name for name in weights if name.endswith(".weight") and name.split(".")[-2] in mixer.matrices(72)]:
+        scale = weights[name].abs().amax(dim=1, keepdim=True) / 127
+        weights[name] = (weights[name] / scale).round() * scale  # weights that int8 holds, so that activations alone are rounded
+    decoder, reference = Decoder(spec, weights, "int8", threads=1, batch=rows), Reference(spec, weights, rows)
+    for _ in range(2):
+        decoder.step(None, x_bd=x_bd, rows=(0, 0))
+        _, want = decode_step(spec, weights, None, reference.states, torch.zeros(rows), x_bd)
+        assert relative(decoder.hidden, want) < 1e-3
 
 
 @pytest.mark.parametrize("rows", [1, 5, 20, 40])
@@ -307,23 +495,29 @@ def test_bf16_in_16_bits_equals_12_bits_where_both_hold(rows, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("spec", "reason"),
     [
-        ({"num_kv_heads": 4}, "not a multiple of num_kv_heads"),
-        ({"activation": "tanh"}, "activation 'tanh'"),
-        ({"norm": "batch"}, "norm 'batch'"),
-        ({"rope": rope(13)}, "for heads of 24 channels"),
-        ({"window": (3,)}, "1 windows for 2 layers"),
-        ({"window": 0}, "a window of 0 tokens"),
-        ({"hidden": 0}, "hidden must be at least 1"),
-        ({"hidden": 101}, "weights do not fit: layers.0.down.weight is"),
-        ({"tied": True}, "unknown head.weight"),
-        ({"qk_norm": True}, "missing layers.0.k_norm.weight"),
+        (llama({"num_kv_heads": 4}), "layer 0: num_heads .6. is not a multiple of num_kv_heads"),
+        (llama(feed={"activation": "tanh"}), "activation 'tanh'"),
+        (llama(norm="batch"), "norm 'batch'"),
+        (llama({"rope": rope(13)}), "for heads of 24 channels"),
+        (llama({"window": 0}), "a window of 0 tokens"),
+        (llama(feed={"hidden": 0}), "hidden must be at least 1"),
+        (llama(feed={"hidden": 101}), "weights do not fit: layers.0.feed_forward.down.weight is"),
+        (llama(tied=True), "unknown head.weight"),
+        (llama({"qk_norm": True}), "missing layers.0.mixer.k_norm.weight"),
+        (decoder_of(ATTENTION, parallel=True), "a parallel layer without"),
+        (decoder_of(), "no layer has a mixer"),
+        (decoder_of(dataclasses.replace(MAMBA2, num_groups=4)), "4 groups of 6 heads"),
+        (decoder_of(dataclasses.replace(DELTA, num_key_heads=3)), "not a multiple of num_key_heads"),
+        (decoder_of(dataclasses.replace(DELTA, output_gate="tanh")), "an output gate 'tanh'"),
+        (decoder_of(ATTENTION, feed=dataclasses.replace(EXPERTS, top_k=6)), "top_k 6 of 5 experts"),
+        (decoder_of(dataclasses.replace(MAMBA1, step_rank=0)), "step_rank must be at least 1"),
     ],
 )
-def test_it_refuses_what_it_was_not_made_for(change, reason):
+def test_it_refuses_what_it_was_not_made_for(spec, reason):
     with pytest.raises(Unsupported, match=reason) as caught:
-        Decoder(dataclasses.replace(LLAMA, **change), random_weights(LLAMA))
+        Decoder(spec, random_weights(LLAMA))
     assert caught.value.reason in str(caught.value)
 
 
@@ -335,6 +529,10 @@ def test_bad_input_is_an_error_that_changes_nothing():
         Decoder(LLAMA, random_weights(LLAMA) | {"head.weight": torch.zeros(97, 72, dtype=torch.long)})
     good = torch.tensor([1, 2])
     decoder.step(good)
+
+    def states(heads):
+        return [{name: torch.zeros(1, heads, 4, 24) for name in ("key", "value")}] * 2
+
     for call, message in (
         (lambda: decoder.step(torch.tensor([1, 97])), "within 0 to 96"),
         (lambda: decoder.step(torch.tensor([-1, 3])), "within 0 to 96"),
@@ -346,12 +544,14 @@ def test_bad_input_is_an_error_that_changes_nothing():
         (lambda: decoder.extend(good[:, None], [2, 0]), "do not fit 2 sequences"),
         (lambda: decoder.select([0, 2]), "from 0 to 1"),
         (lambda: decoder.crop([2, 1]), "have \\[1, 1\\] tokens"),
-        (lambda: decoder.prefill(torch.zeros(2, 1, 2, 4, 24), torch.zeros(2, 1, 2, 4, 24), [5]), "from 0 to 4"),
+        (lambda: decoder.load(states(2), [5]), "from 0 to 4"),
+        (lambda: decoder.load(states(2), [-1]), "from 0"),
     ):
         with pytest.raises(DataError, match=message):
             call()
-    with pytest.raises(Unsupported, match="is needed"):
-        decoder.prefill(torch.zeros(2, 1, 3, 4, 24), torch.zeros(2, 1, 3, 4, 24), [4])
+    for wrong in (states(3), states(2)[:1], [{"key": states(2)[0]["key"]}] * 2):
+        with pytest.raises(Unsupported, match="are needed"):
+            decoder.load(wrong, [4])
     assert decoder.lengths == [1, 1]
 
 
@@ -365,24 +565,28 @@ def llama_weights(model, names):
         at, to = f"model.layers.{i}.", f"layers.{i}."
         for part in ("weight", "bias"):
             if at + "self_attn.q_proj." + part in state:
-                found[f"{to}qkv.{part}"] = torch.cat([state[f"{at}self_attn.{x}_proj.{part}"] for x in "qkv"])
+                found[f"{to}mixer.qkv.{part}"] = torch.cat([state[f"{at}self_attn.{x}_proj.{part}"] for x in "qkv"])
             if at + "self_attn.o_proj." + part in state:
-                found[f"{to}out.{part}"] = state[f"{at}self_attn.o_proj.{part}"]
-        found[f"{to}up.weight"] = torch.cat([state[f"{at}mlp.{x}_proj.weight"] for x in ("gate", "up")])
-        found[f"{to}down.weight"] = state[f"{at}mlp.down_proj.weight"]
-        found[f"{to}norm1.weight"], found[f"{to}norm2.weight"] = (state[f"{at}{x}_layernorm.weight"] for x in ("input", "post_attention"))
+                found[f"{to}mixer.out.{part}"] = state[f"{at}self_attn.o_proj.{part}"]
+        found[f"{to}feed_forward.up.weight"] = torch.cat([state[f"{at}mlp.{x}_proj.weight"] for x in ("gate", "up")])
+        found[f"{to}feed_forward.down.weight"] = state[f"{at}mlp.down_proj.weight"]
+        for norm, theirs in (("mixer", "input"), ("feed_forward", "post_attention")):
+            found[f"{to}{norm}.norm.weight"] = state[f"{at}{theirs}_layernorm.weight"]
         for x in "qk":
             if f"{at}self_attn.{x}_norm.weight" in state:
-                found[f"{to}{x}_norm.weight"] = state[f"{at}self_attn.{x}_norm.weight"]
+                found[f"{to}mixer.{x}_norm.weight"] = state[f"{at}self_attn.{x}_norm.weight"]
     return found
 
 
 def llama_spec(model, **more):
     config, rotary = model.config, model.model.rotary_emb
-    return DecoderSpec(
-        vocabulary=config.vocab_size, width=config.hidden_size, num_layers=config.num_hidden_layers, num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads, head_size=model.model.layers[0].self_attn.head_dim, hidden=config.intermediate_size,
-        norm_eps=config.rms_norm_eps, tied=config.tie_word_embeddings, rope=rotary.inv_freq, rope_scale=rotary.attention_scaling, **more
+    mixer = AttentionPart(
+        num_heads=config.num_attention_heads, num_kv_heads=config.num_key_value_heads, head_size=model.model.layers[0].self_attn.head_dim,
+        rope=rotary.inv_freq, rope_scale=rotary.attention_scaling, **more
+    )  # fmt: skip
+    return decoder_of(
+        *[mixer] * config.num_hidden_layers, feed=FeedForwardPart(hidden=config.intermediate_size), vocabulary=config.vocab_size,
+        width=config.hidden_size, norm_eps=config.rms_norm_eps, tied=config.tie_word_embeddings,
     )  # fmt: skip
 
 
@@ -447,7 +651,10 @@ def test_gpt2_of_transformers():
 
     model = spread(GPT2LMHeadModel(GPT2Config(vocab_size=101, n_positions=50, n_embd=72, n_layer=2, n_head=3)))
     state, weights = model.state_dict(), {}
-    names = {"ln_1": "norm1", "ln_2": "norm2", "attn.c_attn": "qkv", "attn.c_proj": "out", "mlp.c_fc": "up", "mlp.c_proj": "down"}
+    names = {
+        "ln_1": "mixer.norm", "attn.c_attn": "mixer.qkv", "attn.c_proj": "mixer.out",
+        "ln_2": "feed_forward.norm", "mlp.c_fc": "feed_forward.up", "mlp.c_proj": "feed_forward.down",
+    }  # fmt: skip
     for i in range(2):
         for theirs, ours in names.items():
             for part in ("weight", "bias"):
@@ -455,11 +662,9 @@ def test_gpt2_of_transformers():
                 weights[f"layers.{i}.{ours}.{part}"] = tensor.T if tensor.dim() == 2 else tensor
     weights |= {f"norm.{part}": state[f"transformer.ln_f.{part}"] for part in ("weight", "bias")}
     weights |= {"embedding.weight": state["transformer.wte.weight"], "positions.weight": state["transformer.wpe.weight"]}
-    spec = DecoderSpec(
-        vocabulary=101, width=72, num_layers=2, num_heads=3, num_kv_heads=3, head_size=24, hidden=288, gated=False, activation="gelu_tanh",
-        norm="layer", tied=True, positions=50,
-    )  # fmt: skip
-    check_beside_transformers(model, spec, weights)
+    mixer = AttentionPart(num_heads=3, num_kv_heads=3, head_size=24)
+    feed = FeedForwardPart(hidden=288, gated=False, activation="gelu_tanh")
+    check_beside_transformers(model, decoder_of(mixer, mixer, feed=feed, vocabulary=101, norm="layer", tied=True, positions=50), weights)
 
 
 @pytest.fixture
@@ -485,7 +690,7 @@ def test_simpler_processors_compute_the_same(march, other_flags):
     if missing := needs.get(march, set()) - flags:
         pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
     other_flags(march)
-    for name in ("llama_biases", "gpt2", "many_query_heads"):
+    for name in ("llama_biases", "gpt2", "many_query_heads", "hybrid", "mamba2_wide_heads"):
         for precision in PRECISIONS:
             test_every_kind_of_decoder_equals_the_reference(name, precision)
     for batch in (2, 9, 17):

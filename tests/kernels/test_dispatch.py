@@ -60,6 +60,12 @@ def test_the_environment_and_a_block_replace_auto_alone(op, monkeypatch):
         assert choose(op, "auto", x) == "torch"
 
 
+def test_a_back_end_that_an_operation_does_not_have_is_explained(op):
+    dispatch.absent(op, "triton", "it is a toy")
+    with pytest.raises(RecipeError, match="toy has no back end 'triton', only native, reference, torch .it is a toy.."):
+        choose(op, "triton")
+
+
 def test_native_code_reads_plain_cpu_tensors_of_its_dtypes_only():
     x = torch.zeros(2)
     assert pointers(x, None, torch.nn.Parameter(x), torch.zeros(1, dtype=torch.bool)) is None
@@ -76,7 +82,8 @@ def test_every_operation_is_told_with_its_back_ends_in_order():
     assert {line.op for line in lines} == set(OPS) and len(OPS) >= 9
     for name in OPS:
         mine = [line for line in lines if line.op == name]
-        assert [line.backend for line in mine] == [b for b in dispatch.BACKENDS if b in KERNELS[name]]
+        assert [line.backend for line in mine] == [b for b in dispatch.BACKENDS if b in KERNELS[name] or b in KERNELS[name].absent]
+        assert {"triton", "native"} <= {line.backend for line in mine}, "each is there, or the reason why it is not"
         assert mine[-1].backend == "reference" and all(line.serves or line.reason for line in mine)
 
 
@@ -87,13 +94,14 @@ def test_every_native_file_compiles_where_there_is_a_compiler(monkeypatch):
     except native.Unavailable:
         assert all("native" not in available(name) for name in OPS)
         return
-    assert [name for name in OPS if "native" not in available(name)] == ["ssm_conv"], "it is made of transforms and products alone"
+    assert [name for name in OPS if "native" not in available(name)] == []
 
 
 def test_without_native_code_the_torch_form_serves_and_the_report_says_why(monkeypatch):
     monkeypatch.setenv("MMLM_NATIVE", "0")
-    assert choose("rms_norm", "auto", torch.zeros(2)) == "torch"
-    assert {line.reason for line in report() if line.backend == "native"} == {"switched off by MMLM_NATIVE=0"}
+    assert choose("swiglu", "auto", torch.zeros(2)) == "torch"
+    told = {line.reason for line in report() if line.backend == "native" and "native" in KERNELS[line.op]}
+    assert told == {"switched off by MMLM_NATIVE=0"}
 
 
 def test_a_compiler_that_fails_is_told_once_and_one_that_is_absent_is_not(monkeypatch, caplog, tmp_path):

@@ -10,12 +10,18 @@ import torch.nn.functional as F
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels.dispatch import available
+from mmlm.kernels.lrpe.fast import lrpe
 from mmlm.kernels.parity import disagreements, relative_error, with_gradients
 from mmlm.kernels.rms_norm.fast import add_rms_norm, rms_norm
 from mmlm.kernels.rope.fast import rope
 from mmlm.kernels.swiglu.fast import swiglu
 
-OPS = {"rms_norm": rms_norm, "add_rms_norm": add_rms_norm, "swiglu": swiglu, "rope": rope}
+
+def lrpe_as_given(q_bthk, k_bthk, angle_bthk, backend):
+    return lrpe(q_bthk, k_bthk, angle_bthk, q_bthk.dtype, backend=backend)
+
+
+OPS = {"rms_norm": rms_norm, "add_rms_norm": add_rms_norm, "swiglu": swiglu, "rope": rope, "lrpe": lrpe_as_given}
 CASES = [
     (name, backend, dtype)
     for name in OPS
@@ -40,6 +46,10 @@ def inputs(name, dtype, width):
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         angle = normal(2, 5, (width + width % 2) // 2, seed=3)
         return tensors | {"cos_btj": angle.cos().to(exact), "sin_btj": angle.sin().to(exact)}
+    if name == "lrpe":  # of one row for all where the width is odd
+        tensors = {"q_bthk": normal(2, 5, 3, width), "k_bthk": normal(2, 5, 3, width, seed=1)}
+        angle = normal(1 + (width + 1) % 2, 5, 3, width, seed=3).to(torch.promote_types(dtype, torch.float32))
+        return {k: v.to(dtype).requires_grad_() for k, v in tensors.items()} | {"angle_bthk": angle.requires_grad_()}
     if name == "swiglu":
         tensors = {"gate_up": normal(3, 7, 2 * width) * 3}
     else:
@@ -61,7 +71,7 @@ def test_values_and_gradients_are_those_of_the_reference(name, backend, dtype, w
 
 
 @pytest.mark.parametrize("backend", available("rms_norm"))
-def test_a_float32_stream_takes_bfloat16_branches_and_gives_bfloat16_to_the_next_layer(backend):
+def test_rms_norm_of_a_float32_stream_takes_bfloat16_branches_and_gives_bfloat16_to_the_next_layer(backend):
     tensors = inputs("add_rms_norm", torch.float32, 48)
     tensors["x"] = tensors["x"].detach().bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -95,7 +105,7 @@ def test_rope_reads_any_strides_keeps_further_channels_and_shares_angles(backend
 
 
 @pytest.mark.parametrize("backend", available("rms_norm"))
-def test_norms_of_large_small_zero_and_missing_rows(backend):
+def test_rms_norm_of_large_small_zero_and_missing_rows(backend):
     x = torch.stack([torch.full((40,), 1e15), torch.full((40,), 1e-12), torch.zeros(40), torch.full((40,), float("nan"))])
     y = rms_norm(x, torch.ones(40), 1e-6, backend=backend)
     assert torch.allclose(y[0], torch.ones(40)) and y[1].abs().max() < 1e-6 and not y[2].any() and y[3].isnan().all()
@@ -110,7 +120,22 @@ def test_swiglu_of_extreme_gates(backend):
     assert torch.allclose(y, wanted, atol=1e-30, equal_nan=True)
 
 
+@pytest.mark.parametrize("backend", available("lrpe"))
+def test_lrpe_of_keys_in_float32_beside_queries_in_bfloat16_of_which_one_has_a_gradient(backend):
+    tensors = inputs("lrpe", torch.float32, 20)
+    queries = tensors["q_bthk"].detach().bfloat16()
+    exact = {k: v.detach().double().requires_grad_() for k, v in tensors.items()} | {"q_bthk": queries.double()}
+    wanted = with_gradients(lambda **given: lrpe_as_given(**given, backend="reference")[1], exact)
+
+    def keys(**given):
+        return lrpe(**given, dtype=torch.bfloat16, backend=backend)[1]
+
+    assert disagreements(with_gradients(keys, tensors | {"q_bthk": queries}), wanted, 1e-2) == []
+
+
 def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(RecipeError, match=r"queries \[1, 2, 3, 4\], keys \[1, 2, 3, 4\] and angles \[2, 2, 3, 4\] do not fit"):
+        lrpe(*torch.zeros(2, 1, 2, 3, 4), torch.zeros(2, 2, 3, 4), torch.float32)
     with pytest.raises(RecipeError, match="size 7 is odd"):
         swiglu(torch.zeros(2, 7))
     with pytest.raises(RecipeError, match="9 pairs do not fit into heads of 16"):

@@ -7,7 +7,7 @@ import torch
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels.dispatch import available
-from mmlm.kernels.parity import disagreements, relative_error, with_gradients
+from mmlm.kernels.parity import covering, disagreements, forms, relative_error, with_gradients
 from mmlm.kernels.ssd.fast import ssd
 from mmlm.kernels.ssd.tolerance import TOLERANCE
 
@@ -18,6 +18,8 @@ LAYOUTS = {
     "padded": lambda t: [2] * (t - t // 3) + [0] * (t // 3),
     "padding between": lambda t: [(0, 1, 1, 1, 0, 2, 2)[i % 7] if i < 14 else 5 for i in range(t)],
 }
+
+CASES = covering(3, forms("ssd", TOLERANCE), [1, 15, 16, 37], list(LAYOUTS), ["fresh", "continued", "some continued"])
 
 
 def inputs(length, dtype, groups=2, state=True, heads=4, p=6, n=5, seed=0):
@@ -39,14 +41,9 @@ def inputs(length, dtype, groups=2, state=True, heads=4, p=6, n=5, seed=0):
     return {k: v.to(torch.float32 if k in kept and dtype == torch.bfloat16 else dtype).requires_grad_() for k, v in tensors.items()}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("length", [1, 15, 16, 37])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("carried", ["fresh", "continued", "some continued"])
-def test_every_form_equals_the_step_loop(backend, dtype, length, layout, carried, nan_filled_memory):
-    if backend == "native" and dtype == torch.float64:
-        dtype = torch.float32
+@pytest.mark.parametrize(("form", "length", "layout", "carried"), CASES, ids=str)
+def test_every_form_equals_the_step_loop(form, length, layout, carried, nan_filled_memory):
+    backend, dtype = form
     tensors = inputs(length, dtype, state=carried != "fresh")
     document = torch.tensor([LAYOUTS[layout](length), [1] * length, [0] * length])
     continues = torch.tensor([True, False, False]) if carried == "some continued" else None

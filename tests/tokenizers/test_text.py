@@ -84,6 +84,11 @@ def test_padding_and_truncation_that_a_file_asks_for_are_not_done(tmp_path):
     assert tokenizer.ids([TEXTS[0], "a"]) == TOKENIZER.ids([TEXTS[0], "a"])
 
 
+def test_the_tokenizer_of_a_run_is_found_by_the_run_s_folder(tmp_path):
+    TOKENIZER.save(tmp_path / "tokenizers" / "text")
+    assert TextTokenizer(TextConfig(path=str(tmp_path))).ids(TEXTS) == TOKENIZER.ids(TEXTS)
+
+
 def test_tokens_added_later_are_one_token_each():
     tokenizer = fitted()
     before = tokenizer.ids(["a @@ b"])[0]

@@ -1,0 +1,53 @@
+"""report.html of a run whose task is measured on the records of test sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from mmlm.evaluation.charts import lines
+from mmlm.evaluation.history import run_log, sample_links, told, validation_charts
+from mmlm.evaluation.measure import Measurement, metric_names
+from mmlm.evaluation.report import training, write_page
+from mmlm.recipe import Recipe
+
+
+def write_measured_report(
+    folder: Path, recipe: Recipe, found: Measurement, metrics: dict[str, Any], over: str, shown: Callable[[Any], str]
+) -> Path:
+    """Write report.html into a run folder that holds log.jsonl; returns its path. over: what the curves run over."""
+    log = run_log(folder)
+    told_records = ", ".join(f"{count} of {name}" for name, count in found.records.items())
+    parts = [
+        f"<h1>{escape(recipe.name)}</h1>",
+        f'<p class="lead">{escape(type(recipe.tasks[0]).__doc__ or "")}</p>',
+        f"<h2>Measured</h2><p>Test samples: {escape(told_records)}. None of them was trained or validated on.</p>",
+        measured_table(found),
+    ]
+    names = list(dict.fromkeys(title for curves in found.curves.values() for title in curves))
+    for title in names:
+        series = {name: curves[title] for name, curves in found.curves.items() if title in curves}
+        parts += [f"<h3>{escape(title)} over {escape(over)}</h3>", lines(series, over, title)]
+    parts += ["<h2>Training</h2>", training(log)]
+    if charts := validation_charts(log):
+        parts += ["<h2>Validation while training</h2>", f"<p>{escape(told(log, recipe))}</p>", charts]
+    parts += [sample_links(folder), "<h2>What the model reads</h2>"]
+    parts += [f"<h3>{escape(name)}</h3><pre>{escape(shown(record)[:4000])}</pre>" for name, record in found.first.items()]
+    parts += ["<h2>Recipe</h2>", f"<pre>{escape(recipe.dump())}</pre>"]
+    return write_page(folder, recipe.name, parts)
+
+
+def measured_table(found: Measurement) -> str:
+    """A row for the model and for each baseline, a column for each metric of each test source."""
+    keys = metric_names(found)
+    head = "".join(f"<th>{escape(key)}</th>" for key in keys.values())
+    names = list(dict.fromkeys(name for rows in found.baselines.values() for name in rows))
+    rows = []
+    for who in ("model", *names):
+        values = [found.values[name] if who == "model" else found.baselines[name].get(who, {}) for name, _ in keys]
+        cells = "".join(f"<td>{f'{value[metric]:.4g}' if metric in value else ''}</td>" for (_, metric), value in zip(keys, values))
+        own = ' class="own"' if who == "model" else ""
+        rows.append(f"<tr{own}><td>{escape(who)}</td>{cells}</tr>")
+    return f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'

@@ -1,0 +1,24 @@
+"""Notes which operation and back end a test is about; the run's last lines count them (tests/conftest.py)."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+OPERATIONS = {"conv1d": "causal_conv1d", "cross_entropy": "linear_cross_entropy"}  # of test files
+
+
+@pytest.fixture(autouse=True)
+def counted(request: pytest.FixtureRequest) -> None:
+    """(operation, back end) of tests that take a back end other than the reference."""
+    given = getattr(request.node, "callspec", None)
+    given = given.params if given else {}
+    backend = given.get("backend") or given.get("form", " ")[0]
+    if backend in ("triton", "native", "torch"):
+        stem = request.node.path.stem.removeprefix("test_")
+        name = OPERATIONS.get(stem, stem)
+        if stem == "elementwise":  # of several operations: a parameter or the test's name tells which
+            told = re.sub("test_(rms_norm|swiglu|rope|lrpe)_.*", r"\1", request.node.originalname)
+            name = str(given.get("name", told)).removeprefix("add_")
+        request.node.user_properties.append(("kernel", f"{name} {backend}"))
