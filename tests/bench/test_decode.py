@@ -99,8 +99,8 @@ def error_of(got_btv, want_btv):
 def check_parity(want_btv, ours, ids_bt):
     """Logits after a prompt and after each of 8 more tokens, beside those of the peer in float32.
 
-    In bf16 the error may be as large as that of our own layers in bf16, in int8 three times that: some random models take more from rounding
-    than the tolerance.
+    In bf16 the error may be as large as that of our own layers in bf16, in int8 three times that: some random models take more from
+    rounding than the tolerance.
     """
     by_layers = error_of(copy.deepcopy(ours).bfloat16().logits(ids_bt)[:, -9:].float(), want_btv)
     print(f"  relative error of the logits, our layers in bf16: {by_layers:.1e}")
