@@ -46,6 +46,7 @@ OPS = {
     "linear_cross_entropy": "mmlm.kernels.cross_entropy.fast",
     "long_conv": "mmlm.kernels.long_conv.fast",
     "lrpe": "mmlm.kernels.lrpe.fast",
+    "packed_attention": "mmlm.kernels.attention.fast",
     "rms_norm": "mmlm.kernels.rms_norm.fast",
     "rope": "mmlm.kernels.rope.fast",
     "running_softmax": "mmlm.kernels.running_softmax.fast",

@@ -23,31 +23,9 @@ import torch
 from torch import Tensor
 
 from mmlm.base.errors import RecipeError
+from mmlm.kernels.attention.plan import Bucket, Plan
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Sequences of one length. index: [n, l] places in the flattened tokens.   start: the place of the first token where the sequences
-    lie one after the other without a gap, else None.   visible: bool [n or 1, l, l], or None where all (or, if causal, all earlier)
-    tokens of a sequence are visible."""
-
-    index: Tensor
-    start: int | None
-    visible: Tensor | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Sequences of a layout in buckets of equal length. order: place of each token of the buckets, one after the other, in the flattened
-    tokens; inverse: for each flattened token its place in that order (the number of ordered tokens for padding); ordered: the order is
-    that of the flattened tokens and none is padding."""
-
-    buckets: list[Bucket]
-    order: Tensor
-    inverse: Tensor
-    ordered: bool
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Attention in blocks of queries: matrix products by torch, softmax and its gradient by elementwise passes in between.
+"""Attention in blocks of queries in PyTorch: matrix products, softmax and its gradient by elementwise passes in between.
 
 Keys that no query of a block can see (the future, beyond the window) are left out of the products. Of the forward pass only the log of each
 softmax's denominator is kept; the backward pass computes the scores again (FlashAttention-2, arXiv:2307.08691).
@@ -9,12 +9,12 @@ Axes: b rows   h query heads   g key and value heads   t queries   l keys   k ch
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmlm.kernels.attention.reference import visible_pairs
+from mmlm.kernels.attention.reference import Rule, visible_pairs
 
 BLOCK = 256  # queries of a block
 SCORES = 1 << 21  # scores at a time
@@ -29,58 +29,33 @@ class Part(NamedTuple):
     offset: int
     mask: Tensor | None
 
-    def seen(self, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
+    def seen(self, rule: Rule, device: torch.device) -> Tensor | None:
         """bool, broadcast to [n, heads, queries, keys], or None where every query sees all keys of the block."""
         first, last = self.queries.start + self.offset, self.queries.stop - 1 + self.offset
-        inside = (not causal or first >= self.keys.stop - 1) and (window is None or last - self.keys.start < window)
+        inside = (not rule.causal or first >= self.keys.stop - 1) and (rule.window is None or last - self.keys.start < rule.window)
         if inside:
             return self.mask
-        pairs = visible_pairs(last + 1 - first, last + 1, causal, window, device)
+        pairs = visible_pairs(last + 1 - first, last + 1, rule, device)
         if pairs.shape[1] < self.keys.stop:
-            pairs = torch.nn.functional.pad(pairs, (0, self.keys.stop - pairs.shape[1]), value=not causal)
+            pairs = torch.nn.functional.pad(pairs, (0, self.keys.stop - pairs.shape[1]), value=not rule.causal)
         pairs = pairs[:, self.keys]
         return pairs if self.mask is None else pairs & self.mask
 
 
-class Rule(NamedTuple):
-    """What holds for all blocks."""
-
-    causal: bool
-    window: int | None
-    scale: float
-    softcap: float | None
+def softmax(scores: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> Tensor:
+    """Probabilities in the dtype of the raw scores [n, heads, queries, keys]; their log denominators go to log_sum [n, heads, queries]."""
+    z, _ = _scaled(scores, part, rule)
+    log_sum.copy_(z.logsumexp(-1))
+    return z.sub_(log_sum[..., None].clamp_min(-1e30)).exp_().to(scores.dtype)
 
 
-class Passes(Protocol):
-    """The elementwise work on a block of scores [n, heads, queries, keys]. fused: let torch's fused form go forwards where it can."""
-
-    fused: bool
-
-    def softmax(self, scores: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> Tensor:
-        """Probabilities in the dtype of the raw scores; their log denominators go to log_sum [n, heads, queries]."""
-
-    def slopes(self, scores: Tensor, slopes: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities again, and the gradient of the raw scores from that of the probabilities; both inputs may be overwritten."""
-
-
-class TorchPasses:
-    """The elementwise work in PyTorch."""
-
-    fused = True
-
-    def softmax(self, scores: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> Tensor:
-        """Probabilities and log denominators."""
-        z, _ = _scaled(scores, part, rule)
-        log_sum.copy_(z.logsumexp(-1))
-        return z.sub_(log_sum[..., None].clamp_min(-1e30)).exp_().to(scores.dtype)
-
-    def slopes(self, scores: Tensor, slopes: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities and the gradient of the raw scores."""
-        z, cap_slope = _scaled(scores, part, rule)
-        p = z.sub_(log_sum[..., None].clamp_min(-1e30)).exp_()
-        d = slopes.to(p.dtype)
-        d = d.sub((d * p).sum(-1, keepdim=True)).mul_(p).mul_(rule.scale)
-        return p.to(scores.dtype), (d if cap_slope is None else d * cap_slope).to(scores.dtype)
+def differentiate(scores: Tensor, slopes: Tensor, part: Part, rule: Rule, log_sum: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities again, and the gradient of the raw scores from that of the probabilities."""
+    z, cap_slope = _scaled(scores, part, rule)
+    p = z.sub_(log_sum[..., None].clamp_min(-1e30)).exp_()
+    d = slopes.to(p.dtype)
+    d = d.sub((d * p).sum(-1, keepdim=True)).mul_(p).mul_(rule.scale)
+    return p.to(scores.dtype), (d if cap_slope is None else d * cap_slope).to(scores.dtype)
 
 
 def _scaled(scores: Tensor, part: Part, rule: Rule) -> tuple[Tensor, Tensor | None]:
@@ -90,34 +65,35 @@ def _scaled(scores: Tensor, part: Part, rule: Rule) -> tuple[Tensor, Tensor | No
     if rule.softcap is not None:
         z = torch.tanh(z / rule.softcap)
         slope, z = 1 - z.square(), z * rule.softcap
-    seen = part.seen(rule.causal, rule.window, scores.device)
+    seen = part.seen(rule, scores.device)
     return z if seen is None else z.masked_fill_(~seen, -torch.inf), slope
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q_bhtk: Tensor, k_bglk: Tensor, v_bglk: Tensor, mask: Tensor | None, rule: Rule, passes: Passes) -> Tensor:
+    def forward(ctx: Any, q_bhtk: Tensor, k_bglk: Tensor, v_bglk: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
         b, h, t, _ = q_bhtk.shape
         groups, length, channels = v_bglk.shape[1:]
         q = q_bhtk.reshape(b * groups, h // groups, t, -1)
         k, v = k_bglk.reshape(b * groups, length, -1), v_bglk.reshape(b * groups, length, -1)
-        if passes.fused and groups == h and t == length and mask is None and rule[1::2] == (None, None) and q.shape[3] == channels:
+        plain = mask is None and rule.window is None and rule.softcap is None and q.shape[3] == channels
+        if plain and groups == h and t == length:
             # torch's fused form is quicker forwards; backwards, above all in bfloat16, the blocks are
             found, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 q_bhtk, k_bglk, v_bglk, 0.0, rule.causal, scale=rule.scale
             )
             ctx.save_for_backward(q, k, v, mask, sums.reshape(q.shape[:3]).contiguous())
-            ctx.rule, ctx.passes, ctx.shapes = rule, passes, (q_bhtk.shape, k_bglk.shape, v_bglk.shape)
+            ctx.rule, ctx.shapes = rule, (q_bhtk.shape, k_bglk.shape, v_bglk.shape)
             return found
         y = q.new_empty(*q.shape[:3], channels)
         log_sum = torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
         for part in _parts(q, length, groups, mask, rule):
             scores = _product(_rows(q, part), k[part.heads, part.keys].mT, q.shape[1])
             kept = log_sum[part.heads, :, part.queries]
-            p = passes.softmax(scores, part, rule, kept)
+            p = softmax(scores, part, rule, kept)
             y[part.heads, :, part.queries] = _product(p.flatten(1, 2), v[part.heads, part.keys], q.shape[1])
         ctx.save_for_backward(q, k, v, mask, log_sum)
-        ctx.rule, ctx.passes, ctx.shapes = rule, passes, (q_bhtk.shape, k_bglk.shape, v_bglk.shape)
+        ctx.rule, ctx.shapes = rule, (q_bhtk.shape, k_bglk.shape, v_bglk.shape)
         return y.view(b, h, t, channels)
 
     @staticmethod
@@ -134,12 +110,12 @@ class _Attention(torch.autograd.Function):
             q_rows, dy_rows = _rows(q, part), _rows(dy, part)
             k_part, v_part = k[part.heads, part.keys], v[part.heads, part.keys]
             scores, slopes = _product(q_rows, k_part.mT, shared), _product(dy_rows, v_part.mT, shared)
-            p, d = ctx.passes.slopes(scores, slopes, part, ctx.rule, log_sum[part.heads, :, part.queries])
+            p, d = differentiate(scores, slopes, part, ctx.rule, log_sum[part.heads, :, part.queries])
             p, d = p.flatten(1, 2), d.flatten(1, 2)
             dv[part.heads, part.keys] += torch.bmm(p.mT, dy_rows)
             dk[part.heads, part.keys] += torch.bmm(d.mT, q_rows)
             dq[part.heads, :, part.queries] = _product(d, k_part, shared)
-        return dq.view(q_shape), dk.to(k.dtype).view(k_shape), dv.to(v.dtype).view(v_shape), None, None, None
+        return dq.view(q_shape), dk.to(k.dtype).view(k_shape), dv.to(v.dtype).view(v_shape), None, None
 
 
 def _parts(q: Tensor, length: int, groups: int, mask: Tensor | None, rule: Rule) -> Iterator[Part]:
@@ -148,7 +124,7 @@ def _parts(q: Tensor, length: int, groups: int, mask: Tensor | None, rule: Rule)
     for first in range(0, t, BLOCK):
         last = min(first + BLOCK, t)
         stop = min(length, last + offset) if rule.causal else length
-        start = 0 if rule.window is None else max(0, first + offset - rule.window + 1)
+        start = 0 if rule.window is None or rule.sinks else max(0, first + offset - rule.window + 1)
         together = max(1, SCORES // max(shared * (last - first) * (stop - start), 1))
         for head in range(0, n, together):
             heads, queries, keys = slice(head, min(head + together, n)), slice(first, last), slice(start, stop)
@@ -178,16 +154,6 @@ def _product(a: Tensor, b: Tensor, shared: int) -> Tensor:
     return torch.bmm(a, b).unflatten(1, (shared, -1))
 
 
-def attention_in_blocks(
-    passes: Passes,
-    q_bhtk: Tensor,
-    k_bglk: Tensor,
-    v_bglk: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-) -> Tensor:
-    """Attention in blocks with the given elementwise passes."""
-    return _Attention.apply(q_bhtk, k_bglk, v_bglk, mask, Rule(causal, window, scale, softcap), passes)
+def attention_in_blocks(q_bhtk: Tensor, k_bglk: Tensor, v_bglk: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
+    """Attention in blocks of matrix products."""
+    return _Attention.apply(q_bhtk, k_bglk, v_bglk, mask, rule)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmlm.kernels.attention.reference import Rule, no_fused_form
 from mmlm.kernels.dispatch import installed
 from mmlm.kernels.documents import documents
 
@@ -22,21 +23,19 @@ def attention_flash_attn(
     k_bglk: Tensor,
     v_bglk: Tensor,
     mask: Tensor | None,
-    causal: bool,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-    slopes_h: Tensor | None = None,
+    slopes_h: Tensor | None,
+    rule: Rule,
     document_bt: Tensor | None = None,
 ) -> Tensor:
     """One call for rows, or for all documents of packed rows, one after the other."""
     import flash_attn
 
-    options: dict[str, Any] = {"softmax_scale": scale, "causal": causal, "deterministic": torch.are_deterministic_algorithms_enabled()}
-    if window is not None:
-        options["window_size"] = (window - 1, 0 if causal else -1)
-    if softcap is not None:
-        options["softcap"] = softcap
+    options: dict[str, Any] = {"softmax_scale": rule.scale, "causal": rule.causal}
+    options["deterministic"] = torch.are_deterministic_algorithms_enabled()
+    if rule.window is not None:
+        options["window_size"] = (rule.window - 1, 0 if rule.causal else -1)
+    if rule.softcap is not None:
+        options["softcap"] = rule.softcap
     if slopes_h is not None:
         options["alibi_slopes"] = slopes_h.float()
     q, k, v = (x.transpose(1, 2) for x in (q_bhtk, k_bglk, v_bglk))
@@ -57,22 +56,22 @@ def serves(*arguments: Any) -> str | None:
     reason = installed("flash-attn", *arguments, dtypes=(torch.bfloat16, torch.float16), least_capability=(8, 0))
     if reason is not None or not arguments:
         return reason
-    q, k, v, mask, _, window, _, softcap, slopes, document = arguments
-    if len({x.dtype for x in (q, k, v)}) > 1:
-        return "queries, keys and values differ in dtype"
+    if reason := no_fused_form(*arguments):
+        return reason
+    q, k, v, mask, slopes, rule, document = arguments
     if len(channels := {q.shape[3], v.shape[3]}) > 1 or max(channels) > 256:
         return f"heads of {q.shape[3]} and {v.shape[3]} channels (it takes equal ones, at most 256)"
     if mask is not None:
         return "it takes no mask"
-    if slopes is not None and slopes.requires_grad:
-        return "it gives no gradient for slopes"
+    if rule.window is not None and rule.sinks:
+        return "it knows no sinks"
     if q.numel() * k.numel() == 0:
         return "there are no tokens"
-    if softcap is not None:
+    if rule.softcap is not None:
         import flash_attn
 
         if "softcap" not in inspect.signature(flash_attn.flash_attn_func).parameters:
             return "this version knows no soft cap"
-    if document is not None and (window is not None or slopes is not None) and not documents(document).padded_at_end:
+    if document is not None and (rule.window is not None or slopes is not None) and not documents(document).padded_at_end:
         return "padding between tokens would change their distances"
     return None

@@ -12,13 +12,14 @@ Axes: b rows   h query heads   g key and value heads   t queries   l keys   k ch
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmlm.kernels.attention.reference import Rule, visible_pairs
 from mmlm.kernels.documents import documents
 from mmlm.kernels.programs import operands, product, put_rows, rows, tuned
 
@@ -233,15 +234,6 @@ def _key_gradients(
     put_rows(dv_ptr, dv, group * L + j, inside, v, V, V)
 
 
-class _Rule(NamedTuple):
-    """What is no tensor."""
-
-    causal: bool
-    window: int | None
-    scale: float
-    softcap: float | None
-
-
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -253,7 +245,7 @@ class _Attention(torch.autograd.Function):
         slopes: Tensor | None,
         begin: Tensor | None,
         end: Tensor | None,
-        rule: _Rule,
+        rule: Rule,
     ) -> Tensor:
         b, heads, t, _ = q.shape
         y, sums = q.new_empty(b, heads, t, v.shape[3]), q.new_empty(b, heads, t, dtype=torch.float32)
@@ -278,13 +270,13 @@ class _Attention(torch.autograd.Function):
         return dq, dk, dv, None, None, None, None, None
 
 
-def _launch(given: tuple[Tensor | None, ...], rule: _Rule) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _launch(given: tuple[Tensor | None, ...], rule: Rule) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Strides, sizes and constants of all three programs."""
     q, k, v, mask, slopes, begin, _ = given
     assert q is not None and k is not None and v is not None
     (_, heads, t, channels), (groups, length, width) = q.shape, v.shape[1:]
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *((0,) * 4 if mask is None else mask.stride()))
-    numbers = (*strides, heads, groups, t, length, length - t, rule.window or 0, rule.scale, rule.softcap or 0.0)
+    numbers = (*strides, heads, groups, t, length, length - t, rule.window or 0, float(rule.scale), rule.softcap or 0.0)
     options = {"K": channels, "V": width, "DOT": operands(q.dtype)}
     options |= {name: max(16, triton.next_power_of_2(size)) for name, size in (("BK", channels), ("BV", width))}
     options |= {"CAUSAL": rule.causal, "WINDOWED": rule.window is not None, "CAPPED": rule.softcap is not None}
@@ -297,18 +289,18 @@ def attention_triton(
     k_bglk: Tensor,
     v_bglk: Tensor,
     mask: Tensor | None,
-    causal: bool,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-    slopes_h: Tensor | None = None,
+    slopes_h: Tensor | None,
+    rule: Rule,
     document_bt: Tensor | None = None,
 ) -> Tensor:
-    """Queries, keys and values are read as they lie, so transposed views are not copied."""
+    """Queries, keys and values are read as they lie, so transposed views are not copied. A window with sinks becomes a mask."""
     b, heads, t, _ = q_bhtk.shape
     length = k_bglk.shape[2]
     if q_bhtk.numel() * v_bglk.numel() == 0:
         return q_bhtk.new_zeros(b, heads, t, v_bglk.shape[3])
+    if rule.window is not None and rule.sinks:
+        pairs = visible_pairs(t, length, rule, q_bhtk.device)
+        mask, rule = pairs if mask is None else mask & pairs, rule._replace(window=None, sinks=0)
     begin = end = None
     if document_bt is not None:
         begin, end = documents(document_bt).ranges
@@ -318,6 +310,5 @@ def attention_triton(
         None if slopes_h is None else slopes_h.detach().float().contiguous(),
         begin,
         end,
-        _Rule(causal, window, float(scale), softcap),
+        rule,
     )
-

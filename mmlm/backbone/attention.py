@@ -6,6 +6,8 @@ Source: arXiv:1706.03762; grouped heads arXiv:2305.13245; query and key norm as 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,12 +16,11 @@ from mmlm.backbone.cache import State
 from mmlm.backbone.config import AttentionConfig
 from mmlm.backbone.norms import RmsNorm
 from mmlm.backbone.rope import Rope
-from mmlm.backbone.sequences import reorder
 from mmlm.base.errors import RecipeError
-from mmlm.kernels.attention.fast import attention, takes_documents
+from mmlm.kernels.attention.fast import attention, packed_attention, takes_documents
 from mmlm.kernels.documents import documents
 from mmlm.kernels.rope.fast import rope
-from mmlm.layout import Layout, Plan
+from mmlm.layout import Layout
 from mmlm.parameters import exact, linear
 
 
@@ -60,33 +61,40 @@ class Attention(nn.Module):
         causal = layout.causal if self.config.causal is None else self.config.causal
         if state is not None:
             return self._continue(x_btd, layout, state, causal), state, {}
-        if self.config.over is None and layout.is_simple:
-            q, k, v = self._project(x_btd, *self._angles(layout))
-            return self._finish(self._attend(q, k, v, None, causal), x_btd), None, {}
-        if layout.has_documents_alone and self._takes_documents(x_btd, layout):
-            q, k, v = self._project(x_btd, *self._angles(layout))
-            return self._finish(self._attend(q, k, v, None, causal, layout.document), x_btd), None, {}
-        plan = layout.plan(self.config.over, causal=causal)
-        x_nd = x_btd.flatten(0, 1) if plan.ordered else reorder(x_btd.flatten(0, 1), plan.order, plan.inverse)
-        q, k, v = self._project(x_nd, *self._angles(layout, plan))
-        sizes = [bucket.index.numel() for bucket in plan.buckets]  # split: the gradient of a slice would be as long as the whole
-        parts = []
-        for bucket, q_part, k_part, v_part in zip(plan.buckets, q.split(sizes), k.split(sizes), v.split(sizes)):
-            q_part, k_part, v_part = (x.unflatten(0, bucket.index.shape) for x in (q_part, k_part, v_part))
-            parts.append(self._attend(q_part, k_part, v_part, bucket.visible, causal).flatten(0, 1))
-        y_nd = self._finish(parts[0] if len(parts) == 1 else torch.cat(parts), x_nd)
-        y_nd = y_nd if plan.ordered else reorder(y_nd, plan.inverse, plan.order)
-        return y_nd.view_as(x_btd), None, {}
+        q, k, v = self._project(x_btd, *self._angles(layout))
+        if self._goes_by_rows(x_btd, layout):
+            document = None if layout.is_simple else layout.document
+            rows = (part.transpose(1, 2) for part in (q, k, v))
+            y = attention(*rows, **self._rules(causal, x_btd.device), document_bt=document).transpose(1, 2)
+        else:
+            plan = layout.plan(self.config.over, causal=causal)
+            q, k, v = (part.flatten(0, 1) for part in (q, k, v))
+            y = packed_attention(q, k, v, plan, **self._rules(causal, x_btd.device))
+        return self._finish(y.reshape(*x_btd.shape[:2], -1), x_btd), None, {}
 
-    def _angles(self, layout: Layout, plan: Plan | None = None) -> tuple[Tensor | None, Tensor | None]:
-        """cos and sin at every token, in the order of a plan; shared by all layers with the same rotation."""
-        if self.rope is None:
-            return None, None
+    def _goes_by_rows(self, x_btd: Tensor, layout: Layout) -> bool:
+        """Whether rows go to the kernel as they lie, packed ones with their documents. Padding between tokens would lengthen distances."""
+        config = self.config
+        if config.over is not None or not layout.has_documents_alone:
+            return False
+        if layout.is_simple:
+            return True
+        if config.sinks or not takes_documents(x_btd, self.head_size):
+            return False
+        return (config.window is None and not config.alibi) or documents(layout.document).padded_at_end
+
+    def _angles(self, layout: Layout) -> tuple[Tensor | None, Tensor | None]:
+        """cos and sin at every token; shared by all layers with the same rotation."""
         rope = self.rope
-        cos, sin = layout.memo(("rope", rope.key), lambda: rope.angles(layout.position))
-        if plan is None:
-            return cos, sin
-        return layout.memo(("rope", rope.key, id(plan)), lambda: (cos.flatten(0, 1)[plan.order], sin.flatten(0, 1)[plan.order]))
+        return (None, None) if rope is None else layout.memo(("rope", rope.key), lambda: rope.angles(layout.position))
+
+    def _rules(self, causal: bool, device: torch.device) -> dict[str, Any]:
+        """What the configuration says of scores, as arguments of the kernels."""
+        config = self.config
+        return {
+            "causal": causal, "window": config.window, "sinks": config.sinks, "scale": config.score_scale, "softcap": config.soft_cap,
+            "slopes_h": self._slopes(device),
+        }  # fmt: skip
 
     def _project(self, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [..., h, k], keys and values [..., g, k] of vectors [..., d]; normed and turned."""
@@ -96,39 +104,6 @@ class Attention(nn.Module):
         if cos is not None and sin is not None:
             q, k = rope(q, k, cos, sin)
         return q, k, v
-
-    def _takes_documents(self, x_btd: Tensor, layout: Layout) -> bool:
-        """Whether packed rows go to the kernel as they lie. Padding between tokens would lengthen their distances."""
-        config = self.config
-        if config.over is not None or config.sinks or not takes_documents(x_btd, self.head_size):
-            return False
-        return (config.window is None and not config.alibi) or documents(layout.document).padded_at_end
-
-    def _attend(
-        self, q_nlhk: Tensor, k_nlgk: Tensor, v_nlgk: Tensor, visible: Tensor | None, causal: bool, document_nl: Tensor | None = None
-    ) -> Tensor:
-        """Attention within sequences [n, l, heads, k], or within the documents of packed ones -> [n, l, h * k]."""
-        q, k, v = (part.transpose(1, 2) for part in (q_nlhk, k_nlgk, v_nlgk))
-        size, config = q.shape[2], self.config
-        mask = None if visible is None else visible.view(-1, 1, size, size)
-        window = config.window if config.window is not None and config.window < size else None
-        if window is not None and config.sinks:
-            place = torch.arange(size, device=q.device)
-            near = (place[:, None] - place < window) | (place < config.sinks)
-            mask, window = near if mask is None else near & mask, None
-        y_nhlk = attention(
-            q,
-            k,
-            v,
-            causal=causal and visible is None,
-            mask=mask,
-            window=window,
-            scale=config.score_scale,
-            softcap=config.soft_cap,
-            slopes_h=self._slopes(q.device),
-            document_bt=document_nl,
-        )
-        return y_nhlk.transpose(1, 2).flatten(2)
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         """Attended values [..., h * k] through the gate, which reads the input [..., d], and the output projection."""

@@ -7,37 +7,12 @@ k key channels   v value channels
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmlm.kernels.attention.plan import reorder
 from mmlm.layout import Layout
-
-
-class _Reorder(torch.autograd.Function):
-    """Rows in another order; the gradient takes the way back instead of adding into place."""
-
-    @staticmethod
-    def forward(ctx: Any, x_nd: Tensor, index: Tensor, back: Tensor) -> Tensor:
-        ctx.save_for_backward(index, back)
-        return _rows(x_nd, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad_nd: Tensor) -> tuple[Tensor, None, None]:
-        _, back = ctx.saved_tensors
-        return _rows(grad_nd, back), None, None
-
-
-def _rows(x_nd: Tensor, index: Tensor) -> Tensor:
-    if len(index) > len(x_nd):  # the other side has padding, whose place is one row after the last
-        x_nd = torch.cat([x_nd, x_nd.new_zeros(1, x_nd.shape[1])])
-    return x_nd.index_select(0, index)
-
-
-def reorder(x_nd: Tensor, index: Tensor, back: Tensor) -> Tensor:
-    """Rows `index` of x; `back` is the inverse. Where one side has more rows, its extra rows are zero."""
-    return _Reorder.apply(x_nd, index, back)
 
 
 def by_sequence(layout: Layout, work: Callable[..., Tensor], *tensors: Tensor, over: str | None = None, who: str) -> Tensor:

@@ -22,9 +22,10 @@ from mmlm.backbone.cache import State
 from mmlm.backbone.config import TransNormerConfig
 from mmlm.backbone.lrpe import Positions
 from mmlm.backbone.norms import RmsNorm
-from mmlm.backbone.sequences import by_sequence, linear_attention, reorder
+from mmlm.backbone.sequences import by_sequence, linear_attention
 from mmlm.base.errors import RecipeError
 from mmlm.kernels.attention.fast import attention
+from mmlm.kernels.attention.plan import reorder
 from mmlm.kernels.documents import documents
 from mmlm.kernels.ssd.fast import ssd
 from mmlm.layout import Layout

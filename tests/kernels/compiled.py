@@ -15,6 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from mmlm.kernels.attention.reference import Rule
 from mmlm.kernels.attention.triton import attention_triton
 from mmlm.kernels.conv1d.triton import causal_conv1d_triton
 from mmlm.kernels.cross_entropy.tiles import logit_terms
@@ -82,7 +83,7 @@ def back(outputs):
 document = torch.tensor([[1] * 60 + [2] * 30 + [0] * 10] * 2)
 goes_on = torch.tensor([True, False])
 mask, heads = torch.ones(1, 1, 100, 100, dtype=torch.bool), [zeros(2, h, 100, 64) for h in (4, 2, 2)]
-back([attention_triton(*heads, mask, True, 9, 0.1, 5.0, torch.ones(4), document)])
+back([attention_triton(*heads, mask, torch.ones(4), Rule(True, 9, 0, 0.1, 5.0), document)])
 back(causal_conv1d_triton(zeros(2, 100, 96), zeros(96, 4), zeros(96), document, zeros(2, 96, 3), goes_on, "silu"))
 step, decay = zeros(2, 100, 4, dtype=torch.float32), zeros(4, dtype=torch.float32)
 keys = zeros(2, 100, 2, 128), zeros(2, 100, 2, 128)

@@ -109,6 +109,7 @@ ATTENTION = {
     "both ways, slopes, half": (F16, (1, 19, 19, 2, 2, 16), {"causal": False, "slopes_h": SLOPES}),
     "both ways in a window, mask of all heads": (F32, (2, 20, 20, 2, 1, 33), {"causal": False, "window": 7, "mask": "rows"}),
     "mask of each head": (BF16, (1, 18, 18, 2, 2, 8), {"causal": True, "mask": "heads"}),
+    "window with sinks": (F32, (1, 20, 20, 2, 1, 8), {"causal": True, "window": 6, "sinks": 2}),
     "documents": (F32, (2, 40, 40, 1, 1, 12), {"causal": True, "documents": True}),
     "documents both ways in a window": (BF16, (2, 40, 40, 1, 1, 12), {"causal": False, "window": 5, "documents": True}),
 }

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import dispatch
 from mmlm.kernels.attention.fast import attention
+from mmlm.kernels.attention.reference import Rule
 from mmlm.kernels.conv1d.fast import causal_conv1d
 from mmlm.kernels.conv1d.reference import causal_conv1d_reference
 from mmlm.kernels.delta_rule.fast import delta_rule
@@ -254,6 +255,7 @@ PACKED, BETWEEN = torch.tensor(DOCUMENTS["packed"]), torch.tensor(DOCUMENTS["pad
         (attention, "flash-attn", heads(21, 21) | {"mask": torch.ones(21, 21, dtype=torch.bool)}, "it takes no mask"),
         (attention, "flash-attn", heads(21, 21) | {"slopes_h": torch.ones(4).requires_grad_()}, "no gradient for slopes"),
         (attention, "flash-attn", heads(21, 21) | {"window": 4, "document_bt": BETWEEN}, "padding between tokens would change"),
+        (attention, "flash-attn", heads(21, 21) | {"window": 4, "sinks": 1}, "it knows no sinks"),
         (attention, "flash-attn", heads(0, 21), "there are no tokens"),
         (ssd, "mamba-ssm", SSD, "float32 .its products shorten it to TF32"),
         (selective_scan, "mamba-ssm", SCAN | {"negative": True}, "no negative decays"),
@@ -277,12 +279,13 @@ def test_what_a_package_was_not_made_for_is_refused(function, package, given, re
 
 def test_auto_takes_a_package_before_triton_and_refused_calls_go_on_to_the_next(packages):
     q, k, v = heads(21, 21).values()
-    arguments = [q, k, v, None, True, 5, 0.25, None, None, None]
+    rule = Rule(True, 5, 0, 0.25, None)
+    arguments = [q, k, v, None, None, rule, None]
     assert choose("attention", "auto", *arguments) == "flash-attn"
     arguments[3] = torch.ones(1, 1, 21, 21, dtype=torch.bool)
     assert choose("attention", "auto", *arguments) in ("triton", "native", "torch")
     with forced("reference"):
-        assert choose("attention", "auto", q, k, v, None, True, 5, 0.25, None, None, None) == "reference"
+        assert choose("attention", "auto", q, k, v, None, None, rule, None) == "reference"
 
 
 def test_a_package_that_is_absent_on_another_device_or_broken_says_so(packages, monkeypatch, caplog):
