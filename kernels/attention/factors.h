@@ -180,7 +180,8 @@ struct Amx {
 // product [rows x columns tiles] = or += left * right over a depth, all counted in tiles. The factors' `over` goes from one row of the left
 // (column of the right) to the next, `along` the depth; the product's from row to row and from column to column.
 template <class E, bool ADD>
-APART void multiply(Tiles<float> product, Tiles<typename E::T> left, Tiles<typename E::T> right, int64_t rows, int64_t columns, int64_t depth) {
+APART void multiply(Tiles<float> product, Tiles<typename E::T> left, Tiles<typename E::T> right, int64_t rows, int64_t columns,
+                    int64_t depth) {
     for (int64_t i = 0; i < rows; i += 2)
         for (int64_t j = 0; j < columns; j += 2) {
             auto run = i + 1 < rows ? (j + 1 < columns ? E::template multiply<ADD, 2, 2> : E::template multiply<ADD, 2, 1>)

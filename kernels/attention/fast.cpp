@@ -1,4 +1,5 @@
-// Softmax attention over sequences of any lengths, forward and backward, in blocks of queries and keys (FlashAttention-2, arXiv:2307.08691).
+// Softmax attention over sequences of any lengths, forward and backward, in blocks of queries and keys
+// (FlashAttention-2, arXiv:2307.08691).
 //
 // Scores are computed transposed, keys by queries: the lanes of a vector are queries, so no maximum, sum or delta crosses lanes, and in the
 // backward pass probabilities and their gradients are left factors of the products for keys and values as they come. A unit of work is one
@@ -108,11 +109,9 @@ INLINE V tanh(V x) {
 }
 
 INLINE void fill(float* data, int64_t count) { memset(data, 0, count * sizeof(float)); }
-INLINE void copy(const float* from, float* to, int64_t n) { memcpy(to, from, n * sizeof(float)); }
-INLINE void copy(const bf16* from, bf16* to, int64_t n) { memcpy(to, from, n * sizeof(bf16)); }
-INLINE void copy(const bf16* from, float* to, int64_t n) {
-    lanes(n, [&](int64_t i, auto part) { put(to + i, at(from + i, part), part); });
-}
+INLINE void copy(const float* from, float* to) { memcpy(to, from, 64); }
+INLINE void copy(const bf16* from, bf16* to) { memcpy(to, from, 64); }
+INLINE void copy(const bf16* from, float* to) { store(to, load(from)); }
 
 // Rows lie far apart, which the hardware does not foresee.
 constexpr int64_t AHEAD = 8;
@@ -131,13 +130,15 @@ APART void gather(const Rows<const X>& x, int64_t first, int64_t count, int64_t 
         if (i + AHEAD < count) prefetch<0>(x[first + i + AHEAD], channels);
         for (int64_t d = 0; d < depth; d++) {
             T* to = left.at(i / 16, d) + i % 16 * E::DEPTH;
-            const int64_t n = i < count ? std::min(E::DEPTH, channels - d * E::DEPTH) : 0;
-            if (n == E::DEPTH) {
-                copy(from + d * E::DEPTH, to, E::DEPTH);
+            const int64_t n = i < count ? channels - d * E::DEPTH : 0;
+            if (n >= E::DEPTH) {
+                copy(from + d * E::DEPTH, to);
                 continue;
             }
-            memset(static_cast<void*>(to), 0, 64);
-            if (n) copy(from + d * E::DEPTH, to, n);
+            for (int64_t c = 0; c < E::DEPTH; c += 16) {
+                const int64_t some = std::min<int64_t>(16, n - c);
+                store(to + c, some > 0 ? load_some(from + d * E::DEPTH + c, some) : V{});
+            }
         }
     }
 }
@@ -187,7 +188,8 @@ struct Scores {
     Scores(const Problem& p, const Sequence& s, int64_t head)
         : queries(s.queries), keys(s.keys), offset(s.keys - s.queries), causal(s.causal), window(p.window), sinks(p.sinks),
           mask_key(s.mask_key), mask(s.mask ? s.mask + head * p.mask_head : nullptr), scale(p.scale * LOG2_E),
-          to_cap(p.cap > 0 ? p.scale / p.cap : 0.0f), from_cap(p.cap * LOG2_E), slope(p.slopes ? p.slopes[head] * LOG2_E : 0.0f), plain(!p.slopes && !(p.cap > 0)) {}
+          to_cap(p.cap > 0 ? p.scale / p.cap : 0.0f), from_cap(p.cap * LOG2_E), slope(p.slopes ? p.slopes[head] * LOG2_E : 0.0f),
+          plain(!p.slopes && !(p.cap > 0)) {}
 
     // Keys begin to end can be seen by queries first .. last.
     int64_t begin(int64_t first) const { return window && !sinks ? std::max<int64_t>(0, first + offset - window + 1) : 0; }
@@ -323,7 +325,8 @@ static void forward_unit(const Problem& p, const Sequence& s, int64_t group, Roo
                     V high = top[j];
                     for (int64_t i = 0; i < key_tiles; i++)
                         looking(sights[i][j], of.plain, [&](auto all_seen, auto plain) {
-                            high = larger(high, settle<decltype(all_seen)::value, decltype(plain)::value>(of, scores.at(i, j), key + 16 * i, query + 16 * j));
+                            auto* run = settle<decltype(all_seen)::value, decltype(plain)::value>;
+                            high = larger(high, run(of, scores.at(i, j), key + 16 * i, query + 16 * j));
                         });
                     if (rises(high, top[j])) {
                         const V shrink = power_of_two(top[j] - finite(high));
@@ -450,10 +453,11 @@ static void backward_unit(const Problem& p, const Sequence& s, int64_t group, Ro
                     begins[strip] = from, ends[strip] = to;
                     if (from >= to) continue;
                     const int64_t from_tile = from * E::PAIR, row = first / 16;
-                    multiply<E, false>(scores.from(0, from_tile), k_left.from(row, 0), q_right.from(from_tile, 0), E::PAIR, (to - from) * E::PAIR,
+                    const int64_t seen_tiles = (to - from) * E::PAIR;
+                    multiply<E, false>(scores.from(0, from_tile), k_left.from(row, 0), q_right.from(from_tile, 0), E::PAIR, seen_tiles,
                                        size.channel_steps);
-                    multiply<E, false>(slopes.from(0, from_tile), v_left.from(row, 0), dy_right.from(from_tile, 0), E::PAIR,
-                                       (to - from) * E::PAIR, size.value_steps);
+                    multiply<E, false>(slopes.from(0, from_tile), v_left.from(row, 0), dy_right.from(from_tile, 0), E::PAIR, seen_tiles,
+                                       size.value_steps);
                     for (int64_t part = from; part < to; part++) {
                         const int64_t j = part * E::PAIR;
                         looking(sights[part], of.plain, [&](auto all_seen, auto plain) {
@@ -471,8 +475,8 @@ static void backward_unit(const Problem& p, const Sequence& s, int64_t group, Ro
                         const auto sees = [&](int64_t i) { return begins[i] <= part && part < ends[i]; };
                         if (!sees(strip)) continue;
                         while (after < strips && sees(after)) after++;
-                        multiply<E, true>(dq.from(0, part * E::PAIR), k_below.from(0, key / E::DEPTH + strip), d_right.from(part * E::PAIR, strip),
-                                          size.channel_tiles, E::PAIR, after - strip);
+                        multiply<E, true>(dq.from(0, part * E::PAIR), k_below.from(0, key / E::DEPTH + strip),
+                                          d_right.from(part * E::PAIR, strip), size.channel_tiles, E::PAIR, after - strip);
                     }
             }
             for (int64_t j = 0; j < tiles; j++) {
@@ -490,12 +494,13 @@ static void backward_unit(const Problem& p, const Sequence& s, int64_t group, Ro
 
 template <class E, class X>
 static void run(const Problem& p, bool forward, int threads) {
+    const int64_t units = p.count * p.groups, share = threads > 1 ? ceil_div(units, 16 * threads) : units;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         static thread_local Room room;
         E::begin();
-#pragma omp for schedule(dynamic)
-        for (int64_t unit = 0; unit < p.count * p.groups; unit++) {
+#pragma omp for schedule(dynamic, share)
+        for (int64_t unit = 0; unit < units; unit++) {
             const Sequence s = p.sequence(unit / p.groups);
             if (forward) forward_unit<E, X>(p, s, unit % p.groups, room);
             else backward_unit<E, X>(p, s, unit % p.groups, room);

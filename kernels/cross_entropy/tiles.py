@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 TILE = 1024  # rows of the vocabulary; with 1024 tokens a tile of bfloat16 logits then lies in the second-level cache
-KEEP = 2_000_000  # logits that are kept for the backward pass rather than computed again
+KEEP = 1 << 23  # logits that are kept for the backward pass rather than computed again
 
 
 class Passes(Protocol):
