@@ -95,7 +95,7 @@ def packed_attention(
 
 def takes_documents(x: Tensor, head_size: int) -> bool:
     """Whether a back end would go through the documents of packed rows in one call: then they need not be sorted into rows of a length."""
-    there = on_gpu(x, dtypes=GPU_FLOATS) is None and head_size <= 256
+    there = on_gpu(x, dtypes=GPU_FLOATS) is None and head_size * x.element_size() <= MOST_HEAD_BYTES
     return there and asked("attention") in ("auto", "flash-attn", "triton")
 
 
@@ -190,9 +190,14 @@ def attention_triton(*arguments: Any) -> Tensor:
     return triton.attention_triton(*arguments)
 
 
+MOST_HEAD_BYTES = 512  # of the Triton form: blocks of queries, keys and values lie in the shared memory of every GPU from Ampere on
+
+
 def _serves_triton(*arguments: Any) -> str | None:
-    if arguments and (channels := max(arguments[0].shape[3], arguments[2].shape[3])) > 256:
-        return f"heads of {channels} channels (it takes at most 256)"
+    if arguments:
+        dtype, most = arguments[0].dtype, MOST_HEAD_BYTES // arguments[0].element_size()
+        if (channels := max(arguments[0].shape[3], arguments[2].shape[3])) > most:
+            return f"heads of {channels} channels (of {str(dtype).removeprefix('torch.')} it takes at most {most})"
     return no_fused_form(*arguments) or on_gpu(*arguments, dtypes=GPU_FLOATS)
 
 

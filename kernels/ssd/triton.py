@@ -285,7 +285,7 @@ def _states(
 
 
 def ssd_triton(given: Ssd) -> tuple[Tensor, Tensor]:
-    """The chunks as Triton programs, of the power of two below chunk_size, 16 to 128 tokens."""
+    """The chunks as Triton programs, of the power of two below chunk_size, 16 to 64 tokens: more do not fit into registers."""
     x_bthp, step_bth, decay_h, key_btgn, query_btgn, document_bt, state_bhpn, continues_b, chunk_size = given
     (b, _, heads, p), n, dtype = x_bthp.shape, key_btgn.shape[3], x_bthp.dtype
     state = None if state_bhpn is None else state_bhpn.float().contiguous()
@@ -301,6 +301,6 @@ def ssd_triton(given: Ssd) -> tuple[Tensor, Tensor]:
         state,
         known.segment_after(continues_b).int().contiguous(),
         known.real.to(torch.int8).contiguous(),
-        min(128, max(16, 1 << (chunk_size.bit_length() - 1))),
+        min(64, max(16, 1 << (chunk_size.bit_length() - 1))),
     )
     return y, last

@@ -110,9 +110,9 @@ def test_padding_gives_zero_and_leaves_the_state_as_it_is(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("strength", [0.01, 100.0])
 def test_weak_and_strong_decay_over_long_rows_keep_their_digits(backend, strength):
-    tensors = inputs(700, torch.float32)
+    tensors = inputs(300, torch.float32)
     tensors["decay_bthk"] = (tensors["decay_bthk"].detach() * strength).requires_grad_()
-    document = torch.ones(3, 700, dtype=torch.int32)
+    document = torch.ones(3, 300, dtype=torch.int32)
     exact = both(as_double(tensors), document_bt=document, backend="reference")
     assert disagreements(both(tensors, document_bt=document, backend=backend), exact, 1e-4) == []
 

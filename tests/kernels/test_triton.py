@@ -70,7 +70,8 @@ def heads(channels, dtype=torch.float32):
 @pytest.mark.parametrize(
     ("function", "arguments", "given", "reason"),
     [
-        (attention, (heads(257),) * 3, {"causal": True}, r"heads of 257 channels \(it takes at most 256\)"),
+        (attention, (heads(257, torch.bfloat16),) * 3, {"causal": True}, r"heads of 257 channels \(of bfloat16 it takes at most 256\)"),
+        (attention, (heads(129),) * 3, {"causal": True}, r"heads of 129 channels \(of float32 it takes at most 128\)"),
         (attention, (heads(8), heads(8), heads(8, torch.bfloat16)), {"causal": True}, "queries, keys and values differ in dtype"),
         (attention, (heads(8),) * 3, {"causal": True, "slopes_h": torch.ones(2).requires_grad_()}, "it gives no gradient for slopes"),
         (causal_conv1d, (torch.ones(1, 3, 2), torch.ones(2, 33), None, DOCUMENT), {}, "33 taps are more than 32"),
