@@ -61,7 +61,7 @@ Serves = Callable[..., str | None]
 
 
 class Status(NamedTuple):
-    """One line of `mmlm kernels`: whether a back end serves an operation on this machine, and why not."""
+    """One line of `mmlm kernels`: whether a back end serves an operation on this machine, and why not, or for what alone."""
 
     op: str
     backend: str
@@ -70,12 +70,14 @@ class Status(NamedTuple):
 
 
 class Kernel(dict[str, Callable[..., Any]]):
-    """The back ends of one operation, by name; `serves` tells for each what it needs, `absent` why there is none of a name."""
+    """The back ends of one operation, by name; `serves` tells for each what it needs, `absent` why there is none of a name, `remarks` where
+    `auto` passes one over though it serves."""
 
     def __init__(self) -> None:
         super().__init__()
         self.serves: dict[str, Serves] = {}
         self.absent: dict[str, str] = {}
+        self.remarks: dict[str, str] = {}
 
 
 KERNELS: dict[str, Kernel] = {}
@@ -86,14 +88,15 @@ def always(*arguments: Any) -> None:
     """A back end that serves everything."""
 
 
-def register(op: str, backend: str, function: Callable[..., Any], serves: Serves = always) -> None:
+def register(op: str, backend: str, function: Callable[..., Any], serves: Serves = always, *, remark: str = "") -> None:
     """Add a back end. serves(*arguments) of its function: None if it can compute them, else the reason; without any: whether it can run
-    here at all."""
+    here at all. remark: for what `auto` takes it, where that is not everything."""
     if backend not in BACKENDS:
         raise ValueError(f"{backend!r} is none of {', '.join(BACKENDS)}")
     kernel = KERNELS.setdefault(op, Kernel())
     kernel[backend] = function
     kernel.serves[backend] = serves
+    kernel.remarks[backend] = remark
 
 
 def absent(op: str, backend: str, reason: str) -> None:
@@ -259,7 +262,7 @@ def report() -> list[Status]:
         for name in BACKENDS:
             if name in KERNELS[op]:
                 reason = KERNELS[op].serves[name]()
-                lines.append(Status(op, name, reason is None, reason or ""))
+                lines.append(Status(op, name, reason is None, reason or KERNELS[op].remarks[name]))
             elif name in KERNELS[op].absent:
                 lines.append(Status(op, name, False, f"there is none: {KERNELS[op].absent[name]}"))
     return lines

@@ -66,7 +66,8 @@ class _Fixed:
 
 def tuned(*choices: dict[str, Any], key: Sequence[str]) -> Callable[[Any], Any]:
     """Decorates programs that overwrite none of their inputs. Where a GPU is there, the choice of constants (num_warps and num_stages among
-    them) that is the quickest there, tried anew for each set of the arguments named in `key`; else the first."""
+    them) that is the quickest there, tried anew for each set of the arguments named in `key`; else the first. Sums of another choice round
+    otherwise."""
 
     def decorate(programs: Any) -> Any:
         if INTERPRETED or not torch.cuda.is_available():

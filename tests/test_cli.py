@@ -176,7 +176,8 @@ def test_kernels_tells_what_serves_each_operation_and_why_the_others_do_not(caps
     assert cli.main(["kernels"]) == 0
     rows = [line.split(None, 2) for line in capsys.readouterr().out.splitlines()]
     assert {row[0] for row in rows} == set(OPS) and all(len(row) == 3 for row in rows)
-    assert [row[0] for row in rows if row[2] == "serves"] == list(OPS)
+    assert [row[0] for row in rows if row[2].startswith("in use")] == list(OPS)
+    assert all(row[2].startswith(("in use", "serves where those above do not", "no: ")) for row in rows)
     assert cli.main(["kernels", "ssd"]) == 0
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"ssd"}
     assert cli.main(["kernels", "sdd"]) == 2

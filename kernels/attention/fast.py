@@ -230,6 +230,7 @@ def _serves_triton(*arguments: Any) -> str | None:
 
 register("attention", "reference", attention_reference)
 register("attention", "torch", attention_torch)
-register("attention", "native", _attention_native, _serves)
+_REMARK = "for training in bfloat16 and for soft caps; elsewhere on a CPU torch measured faster"
+register("attention", "native", _attention_native, _serves, remark=_REMARK)
 register("attention", "triton", attention_triton, _serves_triton)
 register("attention", "flash-attn", installed.attention_flash_attn, installed.serves)

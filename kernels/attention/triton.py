@@ -3,7 +3,7 @@
 The softmax runs along (FlashAttention-2, arXiv:2307.08691): a maximum, a sum and the weighted values so far. Of the forward pass the output
 and the log of each sum are kept; the backward pass computes the scores again, once for the gradient of the queries and once, block of keys
 by block of keys, for those of keys and values, which go through the heads that share them. Nothing is summed by several programs, so the
-same inputs give the same bits. Scores are in units of log 2, whose power is one instruction.
+same inputs give the same bits where the blocks are the same. Scores are in units of log 2, whose power is one instruction.
 
 Documents of packed rows are ranges of keys: blocks outside of all ranges of a program are not visited.
 

@@ -69,7 +69,7 @@ struct Decoder {
             if (layer.mixer) last_mixer = layer.mixer.get();
         if (last_mixer) last_mixer->last = true;
         final_norm.centred = z.layer_norm, final_norm.eps = norm_eps;
-        numbers->shape(head.matrix, z.vocabulary, z.width);
+        numbers->shape(head.matrix, z.vocabulary, z.width, false);
         head.norm = &final_norm;
         pass.widest = std::max(pass.widest, head.matrix.groups);
         all.push_back(&head.matrix);
@@ -192,8 +192,8 @@ struct Decoder {
     void go(const float* embedded) {
         const int64_t count = static_cast<int64_t>(pass.rows.size());
         for (Buffer* buffer : {&pass.x, &pass.wide, &pass.mixed, &pass.hidden}) buffer->grow(count);
-        for (Scratch& s : scratch) s.input.reserve(2 * TILE_ROWS, pass.widest);
-        if (count > ROWS_AT_ONCE) pass.shared.reserve(round_up(count, 2 * TILE_ROWS), pass.widest);
+        for (Scratch& s : scratch) s.input.reserve(2 * TILE_ROWS, pass.widest);  // two planes of ROWS_AT_ONCE
+        if (count > ROWS_AT_ONCE) pass.shared.reserve(round_up(2 * count, 2 * TILE_ROWS), pass.widest);
         pass.tiles = numbers->can_tile() && count >= TILES_FROM_ROWS && tiles_granted();
         pass.out_of.assign(count, -1);
         for (size_t i = 0; i < pass.out_rows.size(); i++) pass.out_of[pass.out_rows[i]] = static_cast<int64_t>(i);

@@ -85,7 +85,7 @@ struct Experts : Part {
     void feed(const Product& p, const std::vector<int64_t>& members, int64_t each, Scratch& s) {
         const int64_t n = static_cast<int64_t>(members.size());
         fetch(p.matrix.data, PREFETCH);
-        for (int64_t i = 0; i < n; i++) pass.numbers.set_input(s.input, i, p.input(members[i] / each), p.matrix.inner, p.matrix.groups);
+        for (int64_t i = 0; i < n; i++) pass.numbers.set_input(s.input, i, p.input(members[i] / each), p.matrix);
         const Target target{p.way, p.to->memory.data() + p.to_column, p.to_stride, SILU, 1, members.data()};
         pass.numbers.multiply(p.matrix, s.input, n, 0, p.matrix.panels, pass.tiles && n >= TILES_FROM_ROWS, s, target);
     }

@@ -7,12 +7,10 @@ namespace {
 
 template <class W, class C>
 struct Typed : Numbers {
-    void shape(Matrix& m, int64_t rows, int64_t inner) const override { m.template shape<W>(rows, inner); }
+    void shape(Matrix& m, int64_t rows, int64_t inner, bool fine) const override { m.template shape<W>(rows, inner, fine); }
     bool pack(Matrix& m, int64_t to, const float* row) const override { return pack_row<W>(m, to, row); }
     void unpack(const Matrix& m, int64_t from, float* row) const override { unpack_row<W>(m, from, row); }
-    void set_input(Activations& a, int64_t row, const float* from, int64_t n, int64_t groups) const override {
-        set_row<W>(a, row, from, n, groups);
-    }
+    void set_input(Activations& a, int64_t vector, const float* from, const Matrix& m) const override { set_vector<W>(a, vector, from, m); }
     void multiply(const Matrix& m, const Activations& a, int64_t vectors, int64_t first, int64_t last, bool use_tiles, Scratch& s,
                   const Target& target) const override {
         ::multiply<W>(m, a, vectors, first, last, use_tiles, s.room, target);

@@ -2,8 +2,9 @@
 
 precision "fp32": all in float32. "bf16": weights, activations and cache in bf16, sums in float32; the weights are stored in 12 bits, which
 costs less than their rounding to bf16 (forms.h), or in 16 where a row's sizes differ too much for that. "int8": weights with one scale a
-row, activations with one scale a token, keys and values with one a token and head, all symmetric; sums in int32. The residual stream and
-norms are float32 in all, and so is all that recurrent mixers keep and compute between their products.
+row, activations with one scale a token (of 16 bits in recurrent mixers, whose gated products have long tails), keys and values with one a
+token and head, all symmetric; sums in int32. The residual stream and norms are float32 in all, and so is all that recurrent mixers keep and
+compute between their products.
 The equations are in reference.py; the tolerances in `TOLERANCE` are relative errors of the logits' norm against it, checked by
 tests/kernels/test_decode.py. Speed: tests/bench/test_decode.py.
 

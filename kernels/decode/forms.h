@@ -4,6 +4,9 @@
 // all 16 rows, so a product needs no sum across lanes, and 16 groups are an AMX tile. Inner channels and rows are padded to whole tiles,
 // activations with zeros, so there are no tails.
 //
+// Activations of int8 products have 8 bits, or 16 as two planes of bytes where a few large numbers among many small ones must not cost the
+// small ones: what a recurrent mixer reads and writes. The weights are read once for both planes.
+//
 // Decoding waits for memory, so bf16 weights are stored in 12 bits: each row is scaled by a power of two to a largest size within 1 to 2, and
 // then 4 bits of exponent hold every weight down to 2^-15 of the largest without loss; smaller ones, and zero, become 2^-15 of it. A matrix
 // with a row where that would cost more than the rounding to bf16 does (`fits_12_bits`) is refused, and the decoder is made with 16 bits.
@@ -93,12 +96,13 @@ struct Int8 {
 struct Matrix {
     char* data = nullptr;
     int64_t rows = 0, inner = 0, panels = 0, groups = 0, panel_bytes = 0;  // groups: of one row, padded
+    int64_t planes = 1;                                                    // of the activations
     std::vector<float> scale, bias;                                        // by padded row; either may be empty
     std::vector<int32_t> offset;                                           // 128 * sum of the row, int8 only
     int64_t bytes() const { return panels * panel_bytes; }
     template <class F>
-    void shape(int64_t rows_, int64_t inner_) {
-        rows = rows_, inner = inner_;
+    void shape(int64_t rows_, int64_t inner_, bool fine) {
+        rows = rows_, inner = inner_, planes = fine && F::GROUP == 4 ? 2 : 1;
         panels = round_up(rows, LANES) / LANES;
         groups = round_up(round_up(inner, F::GROUP) / F::GROUP, TILE_GROUPS);
         panel_bytes = groups * F::BYTES;
@@ -213,6 +217,22 @@ struct Activations {
     }
 };
 
+// The largest size in a row, NaN if one is not finite.
+INLINE float finite_top(const float* x, int64_t n) {
+    Lanes tops = {};
+    IntLanes bad = {};
+    const int64_t whole = n / LANES * LANES;
+    for (int64_t i = 0; i < whole; i += LANES) {
+        const Lanes v = load(x + i);
+        tops = larger(tops, v < Lanes{} ? -v : v);
+        bad |= not_finite(v);
+    }
+    float top = largest(tops);
+    bool finite = !any(bad);
+    for (int64_t i = whole; i < n; i++) top = std::max(top, std::fabs(x[i])), finite &= std::isfinite(x[i]);
+    return finite ? top : NAN;
+}
+
 template <class F>
 void set_row(Activations& a, int64_t row, const float* x, int64_t n, int64_t groups) {
     a.stride = groups;
@@ -227,22 +247,28 @@ void set_row(Activations& a, int64_t row, const float* x, int64_t n, int64_t gro
         for (; i < n; i++) half[i] = to_bf16(x[i]);
         memset(half + n, 0, groups * 4 - n * 2);
     } else {
-        Lanes tops = {};
-        IntLanes bad = {};
-        int64_t whole = n / LANES * LANES;
-        for (int64_t i = 0; i < whole; i += LANES) {
-            Lanes v = load(x + i);
-            tops = larger(tops, v < Lanes{} ? -v : v);
-            bad |= not_finite(v);
-        }
-        float top = largest(tops);
-        bool finite = !any(bad);
-        for (int64_t i = whole; i < n; i++) top = std::max(top, std::fabs(x[i])), finite &= std::isfinite(x[i]);
+        const float top = finite_top(x, n);
         const float inverse = top > 0 ? 127 / top : 0;
         uint8_t* byte = reinterpret_cast<uint8_t*>(to);
         for (int64_t i = 0; i < n; i++) byte[i] = static_cast<uint8_t>(static_cast<int32_t>(x[i] * inverse + 128.5f));
         memset(byte + n, 0, groups * 4 - n);
-        a.scale[row] = finite ? top / 127 : NAN;
+        a.scale[row] = top / 127;
     }
+}
+
+// A vector as a product with m reads it.
+template <class F>
+void set_vector(Activations& a, int64_t vector, const float* x, const Matrix& m) {
+    if (m.planes == 1) return set_row<F>(a, vector, x, m.inner, m.groups);
+    a.stride = m.groups;
+    const float top = finite_top(x, m.inner), inverse = top > 0 ? 127 * 256 / top : 0;
+    uint8_t *high = reinterpret_cast<uint8_t*>(a.data + 2 * vector * m.groups), *low = high + m.groups * 4;
+    for (int64_t i = 0; i < m.inner; i++) {
+        const int32_t q = static_cast<int32_t>(x[i] * inverse + 32768.5f) - 32768, upper = (q + 128) >> 8;
+        high[i] = static_cast<uint8_t>(upper + 128), low[i] = static_cast<uint8_t>(q - 256 * upper + 128);
+    }
+    memset(high + m.inner, 0, m.groups * 4 - m.inner);
+    memset(low + m.inner, 0, m.groups * 4 - m.inner);
+    a.scale[2 * vector] = top / 127, a.scale[2 * vector + 1] = top / (127 * 256);
 }
 

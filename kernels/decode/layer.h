@@ -129,10 +129,10 @@ struct KeyValues {
 
 // What depends on the forms of weights and keys.
 struct Numbers {
-    virtual void shape(Matrix& m, int64_t rows, int64_t inner) const = 0;
+    virtual void shape(Matrix& m, int64_t rows, int64_t inner, bool fine) const = 0;  // fine: activations of 16 bits, not 8
     virtual bool pack(Matrix& m, int64_t to, const float* row) const = 0;  // false if the form cannot hold the row
     virtual void unpack(const Matrix& m, int64_t from, float* row) const = 0;
-    virtual void set_input(Activations& a, int64_t row, const float* from, int64_t n, int64_t groups) const = 0;
+    virtual void set_input(Activations& a, int64_t vector, const float* from, const Matrix& m) const = 0;
     virtual void multiply(const Matrix& m, const Activations& a, int64_t vectors, int64_t first, int64_t last, bool use_tiles, Scratch& s,
                           const Target& target) const = 0;
     virtual std::unique_ptr<KeyValues> key_values(int64_t heads, int64_t head_size) const = 0;
@@ -208,7 +208,7 @@ struct Pass {
         if (static_cast<int64_t>(s.normed.size()) < width) s.normed.resize(width);
         for (int64_t i = first; i < last; i++) {
             if (p.norm) (*p.norm)(&x.memory[i * x_stride], s.normed.data());
-            numbers.set_input(a, i, p.norm ? s.normed.data() : p.input(i), p.matrix.inner, p.matrix.groups);
+            numbers.set_input(a, i, p.norm ? s.normed.data() : p.input(i), p.matrix);
         }
     }
 
@@ -236,9 +236,10 @@ struct Part {
     Norm own_norm;
     std::vector<Product*> products;           // in the order of spec.py
     std::vector<std::vector<float>> vectors;  // the same
+    bool fine = false;                        // its products have fine activations
     bool last = false;                        // the last part that keeps anything: behind it only the rows with logits go on
 
-    explicit Part(Pass& pass_, int64_t num_vectors) : pass(pass_), vectors(num_vectors) {}
+    Part(Pass& pass_, int64_t num_vectors, bool fine_ = false) : pass(pass_), vectors(num_vectors), fine(fine_) {}
     virtual ~Part() {}
 
     virtual void read() = 0;
@@ -265,7 +266,7 @@ struct Part {
   protected:
     void shape(Product& p, int64_t rows, int64_t inner, const Norm* norm, Buffer* from, int64_t from_stride, Buffer* to, int64_t to_stride,
                Target::Way way) {
-        pass.numbers.shape(p.matrix, rows, inner);
+        pass.numbers.shape(p.matrix, rows, inner, fine);
         p.norm = norm, p.from = from, p.from_stride = from_stride, p.to = to, p.to_stride = to_stride, p.way = way;
         pass.widest = std::max(pass.widest, p.matrix.groups);
         if (from) from->use(from_stride);

@@ -145,14 +145,12 @@ INLINE void tiles_begin() {}
 INLINE void tiles_end() {}
 #endif
 
-INLINE Lanes finished(const Matrix& m, int64_t panel, Lanes acc, float) {
-    if (!m.scale.empty()) acc *= load(&m.scale[panel * LANES]);
-    return m.bias.empty() ? acc : acc + load(&m.bias[panel * LANES]);
+INLINE Lanes scaled(const Matrix& m, int64_t panel, Lanes acc, float) {
+    return m.scale.empty() ? acc : acc * load(&m.scale[panel * LANES]);
 }
-INLINE Lanes finished(const Matrix& m, int64_t panel, IntLanes acc, float scale) {
-    IntLanes exact = acc - load_bits(&m.offset[panel * LANES]);
-    Lanes y = __builtin_convertvector(exact, Lanes) * (load(&m.scale[panel * LANES]) * scale);
-    return m.bias.empty() ? y : y + load(&m.bias[panel * LANES]);
+INLINE Lanes scaled(const Matrix& m, int64_t panel, IntLanes acc, float scale) {
+    const IntLanes exact = acc - load_bits(&m.offset[panel * LANES]);
+    return __builtin_convertvector(exact, Lanes) * (load(&m.scale[panel * LANES]) * scale);
 }
 
 #if HAS_AMX
@@ -192,10 +190,11 @@ struct Target {
 
 // Panels [first, last) times all vectors.
 template <class F>
-void multiply(const Matrix& m, const Activations& a, int64_t rows, int64_t first, int64_t last, bool tiles, std::vector<char>& room,
+void multiply(const Matrix& m, const Activations& a, int64_t vectors, int64_t first, int64_t last, bool tiles, std::vector<char>& room,
               const Target& target) {
     typedef typename F::Sum Sum;
     alignas(64) Sum out[2][32];
+    const int64_t planes = F::GROUP == 4 ? m.planes : 1, rows = vectors * planes;
     for (int64_t p = first; p < last; p += 2) {
         const char* w = m.data + p * m.panel_bytes;
         const bool two = p + 1 < last;
@@ -221,11 +220,14 @@ void multiply(const Matrix& m, const Activations& a, int64_t rows, int64_t first
                 panel_rows<F>(block, w, m.groups, x, a.stride, PREFETCH, out[0]);
                 if (two) panel_rows<F>(block, w + m.panel_bytes, m.groups, x, a.stride, PREFETCH, out[1]);
             }
-            for (int64_t i = 0; i < block; i++) {
-                const float scale = F::GROUP == 4 ? a.scale[r + i] : 1.0f;
-                Lanes left = finished(m, p, out[0][i], scale);
-                Lanes right = two ? finished(m, p + 1, out[1][i], scale) : Lanes{};
-                target.take(p, r + i, left, right, two);
+            for (int64_t i = 0; i < block; i += planes) {
+                Lanes both[2] = {};
+                for (int64_t side = 0; side < (two ? 2 : 1); side++) {
+                    for (int64_t plane = 0; plane < planes; plane++)
+                        both[side] += scaled(m, p + side, out[side][i + plane], F::GROUP == 4 ? a.scale[r + i + plane] : 1.0f);
+                    if (!m.bias.empty()) both[side] += load(&m.bias[(p + side) * LANES]);
+                }
+                target.take(p, (r + i) / planes, both[0], both[1], two);
             }
         }
     }

@@ -59,7 +59,7 @@ struct Recurrence : Part {
     Kept kept;
 
     Recurrence(Pass& pass_, int64_t num_vectors, const ShortConv& conv_, int64_t conv_column_, int64_t state_floats)
-        : Part(pass_, num_vectors), conv(conv_), conv_column(conv_column_) {
+        : Part(pass_, num_vectors, true), conv(conv_), conv_column(conv_column_) {
         kept.size = conv.tail_floats() + round_up(state_floats, LANES);
     }
 

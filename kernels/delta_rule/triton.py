@@ -82,7 +82,7 @@ def _forward(
     T, H, G, K, W,
     GATED: tl.constexpr, CONTINUED: tl.constexpr, KEEPS: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    b, h = tl.program_id(0) // H, tl.program_id(0) % H
+    b, h = tl.program_id(0).to(tl.int64) // H, tl.program_id(0).to(tl.int64) % H
     group = h // (H // G)
     k, v = tl.arange(0, BK), tl.program_id(1) * BV + tl.arange(0, BV)
     rows = (b * H + h) * K + k
@@ -116,8 +116,8 @@ def _backward_in_time(
     B, T, H, G, K, W, BLOCKS,
     GATED: tl.constexpr, ENDED: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    b, h = tl.program_id(0) // H, tl.program_id(0) % H
-    slice_ = tl.program_id(1)
+    b, h = tl.program_id(0).to(tl.int64) // H, tl.program_id(0).to(tl.int64) % H
+    slice_ = tl.program_id(1).to(tl.int64)
     group = h // (H // G)
     k, v = tl.arange(0, BK), slice_ * BV + tl.arange(0, BV)
     rows = (b * H + h) * K + k
@@ -162,8 +162,8 @@ def _forward_in_time(
     B, T, H, G, K, W, BLOCKS,
     GATED: tl.constexpr, CONTINUED: tl.constexpr, ENDED: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    b, h = tl.program_id(0) // H, tl.program_id(0) % H
-    slice_ = tl.program_id(1)
+    b, h = tl.program_id(0).to(tl.int64) // H, tl.program_id(0).to(tl.int64) % H
+    slice_ = tl.program_id(1).to(tl.int64)
     group = h // (H // G)
     k, v = tl.arange(0, BK), slice_ * BV + tl.arange(0, BV)
     rows = (b * H + h) * K + k

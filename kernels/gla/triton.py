@@ -64,7 +64,7 @@ def _forward(
     query_ptr, key_ptr, value_ptr, decay_ptr, segment_ptr, initial_ptr, y_ptr, last_ptr, T, H, K, W,
     DOT: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    b, h = tl.program_id(0) // H, tl.program_id(0) % H
+    b, h = tl.program_id(0).to(tl.int64) // H, tl.program_id(0).to(tl.int64) % H
     k, v = tl.arange(0, BK), tl.program_id(1) * BV + tl.arange(0, BV)
     in_state = (b * H + h) * K + k
     state = tl.zeros((BK, BV), tl.float32)
@@ -89,7 +89,7 @@ def _backward_in_time(
     B, T, H, K, W, BLOCKS,
     DOT: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    b, h = tl.program_id(0) // H, tl.program_id(0) % H
+    b, h = tl.program_id(0).to(tl.int64) // H, tl.program_id(0).to(tl.int64) % H
     k, v = tl.arange(0, BK), tl.program_id(1) * BV + tl.arange(0, BV)
     in_state, at = (b * H + h) * K + k, tl.arange(0, BLOCK)
     gradient = tl.zeros((BK, BV), tl.float32)  # of the state after the block
@@ -122,7 +122,7 @@ def _forward_in_time(
     key_ptr, value_ptr, decay_ptr, segment_ptr, initial_ptr, dy_ptr, border_ptr, dlast_ptr, dquery_ptr, exact_ptr, B, T, H, K, W, BLOCKS,
     DOT: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    b, h = tl.program_id(0) // H, tl.program_id(0) % H
+    b, h = tl.program_id(0).to(tl.int64) // H, tl.program_id(0).to(tl.int64) % H
     k, v = tl.arange(0, BK), tl.program_id(1) * BV + tl.arange(0, BV)
     in_state, at = (b * H + h) * K + k, tl.arange(0, BLOCK)
     exact = exact_ptr + ((tl.program_id(1) * B * H + b * H + h) * (BLOCKS + 1)) * K + k

@@ -7,7 +7,7 @@ and in each chunk, with W = (query key^T) o M and V = dy X^T,
     dX = W^T dy + exp(s_last - s) key D^T;   dquery = (M o V) key + exp(s) dy h;   dkey = (M o V)^T query + exp(s_last - s) X D
 The gradient of token k's logarithm of decay is the sum of all that flows past it: of W_ij V_ij with i >= k > j, of exp(s_i) dy_i h query_i
 with i >= k, of exp(s_last - s_j) X_j D key_j with j < k, and of exp(s_last) h D. Nothing large cancels in it. Programs of a group of heads
-go through its heads one after the other, so no sum is shared and the same inputs give the same bits.
+go through its heads one after the other, so no sum is shared and the same inputs give the same bits where the blocks are the same.
 
 Axes: b rows   t tokens   h heads   p channels of a head   g groups of heads   n state channels   c chunks   q tokens of a chunk
 """

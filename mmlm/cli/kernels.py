@@ -7,6 +7,10 @@ import argparse
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
+    parser.description = f"""{parser.description}
+
+A call takes the first that serves its shapes, dtypes and device; one that is asked for by name and cannot serve says why.
+MMLM_KERNEL=torch in the environment asks for another, MMLM_KERNEL=ssd=reference,torch for one operation and for the rest."""
     parser.add_argument("operation", nargs="?", metavar="OPERATION", help="one operation; left out: all")
 
 
@@ -21,9 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
     chosen: set[str] = set()
     wide, broad = max(len(line.op) for line in lines), max(len(line.backend) for line in lines)
     for line in lines:
-        state = line.reason
+        state = f"no: {line.reason}"
         if line.serves:
-            state = "can serve" if line.op in chosen else "serves"
+            state = "serves where those above do not" if line.op in chosen else f"in use {line.reason}".rstrip()
             chosen.add(line.op)
         print(f"{line.op:<{wide}}  {line.backend:<{broad}}  {state}")
     return 0

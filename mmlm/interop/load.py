@@ -24,12 +24,12 @@ def load(path: Path | str) -> MultimodalLM:
     model, folder = load_hugging_face(path), local_folder(path)
     if (folder / TOKENIZER).is_file():
         model.text = TextTokenizer(TextConfig(path=str(folder / TOKENIZER)))
-    model.stop = _end_ids(folder)
+    model.stop = tuple(index for index in _end_ids(folder) if index in range(len(model.vocabulary)))
     return model
 
 
 def _end_ids(folder: Path) -> tuple[int, ...]:
-    """The ids that end a text, as the folder of a Hugging Face model tells them."""
+    """The ids that end a text, as the folder of a Hugging Face model tells them; it may name some that the model does not have."""
     for name in ("generation_config.json", CONFIG):
         if (folder / name).is_file() and (ids := read_json(folder / name).get("eos_token_id")) is not None:
             return tuple(ids) if isinstance(ids, list) else (int(ids),)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mmlm.base.errors import CheckpointError
-from mmlm.interop.hugging_face import load_hugging_face, save_hugging_face
+from mmlm.interop.hugging_face import FAMILIES, load_hugging_face, save_hugging_face
 from mmlm.interop.load import convert, load
-from mmlm.interop.name_map import Rule
+from mmlm.interop.name_map import Rule, check_keys, differences
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
 from mmlm.recipe import Recipe
@@ -70,11 +70,16 @@ MODELS = {
 }  # fmt: skip
 
 
-def theirs(name):
+def config_of(name):
     family, sizes = MODELS[name]
+    return getattr(transformers, f"{family}{'Text' if family == 'Gemma3' else ''}Config")(**sizes)
+
+
+def theirs(name):
+    family = MODELS[name][0]
     torch.manual_seed(0)
     kind = getattr(transformers, f"{family}LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM")
-    model = kind(getattr(transformers, f"{family}{'Text' if family == 'Gemma3' else ''}Config")(**sizes)).eval()
+    model = kind(config_of(name)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.15 * torch.randn_like(parameter)
@@ -239,11 +244,30 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_keys_that_change_a_hybrid_are_refused_by_name(name, tmp_path):
     changes, told = REFUSED[name]
-    family, sizes = MODELS[name]
-    config = getattr(transformers, f"{family}{'Text' if family == 'Gemma3' else ''}Config")(**sizes).to_dict()
-    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    (tmp_path / "config.json").write_text(json.dumps({**config_of(name).to_dict(), **changes}))
     with pytest.raises(CheckpointError, match=told):
         load_hugging_face(tmp_path)
+
+
+OLDER = {
+    "qwen2-window": (["layer_types"], {}),
+    "gemma2": (["layer_types"], {}),
+    "gemma3": (["layer_types", "rope_parameters"], {"sliding_window_pattern": 2, "rope_theta": 90.0, "rope_local_base_freq": 50.0,
+                                                    "rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    "nemotron_h": (["layers_block_type"], {"hybrid_override_pattern": "M-*M", "num_hidden_layers": 4}),
+    "qwen3_next": (["layer_types", "rope_parameters"], {"full_attention_interval": 2, "rope_theta": 1e4, "partial_rotary_factor": 0.25}),
+    "bamba": (["rope_parameters"], {"rope_theta": 1e4, "mamba_d_head": "auto"}),
+    "llama3-tied": (["rope_parameters"], {"rope_theta": 1e4, "rope_scaling": LLAMA3}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_configs_of_earlier_releases_mean_the_same(name):
+    gone, added = OLDER[name]
+    now = json.loads(json.dumps(config_of(name).to_dict()))
+    older, family = {key: value for key, value in now.items() if key not in gone} | added, FAMILIES[now["model_type"]]
+    check_keys(older, family, "config.json")
+    assert gone and not differences(family.to_ours(older), family.to_ours(now))
 
 
 def test_one_foreign_tensor_can_hold_rows_of_two_of_ours():

@@ -470,6 +470,21 @@ def test_bf16_holds_weights_of_uneven_sizes(kind, caplog):
     assert ("bf16 weights take 16" in caplog.text) == (kind == "one_channel_above_all")
 
 
+@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("mixer", [MAMBA1, MAMBA2, GATED_DELTA], ids=["mamba1", "mamba2", "deltanet"])
+def test_int8_rounds_what_recurrent_mixers_read_to_16_bits(mixer, rows):
+    spec = decoder_of(mixer, mixer)
+    weights, x_bd = random_weights(spec), torch.randn(rows, 72, generator=torch.Generator().manual_seed(rows))
+    for name in [name for name in weights if name.endswith(".weight") and name.split(".")[-2] in mixer.matrices(72)]:
+        scale = weights[name].abs().amax(dim=1, keepdim=True) / 127
+        weights[name] = (weights[name] / scale).round() * scale  # weights that int8 holds, so that activations alone are rounded
+    decoder, reference = Decoder(spec, weights, "int8", threads=1, batch=rows), Reference(spec, weights, rows)
+    for _ in range(2):
+        decoder.step(None, x_bd=x_bd, rows=(0, 0))
+        _, want = decode_step(spec, weights, None, reference.states, torch.zeros(rows), x_bd)
+        assert relative(decoder.hidden, want) < 1e-3
+
+
 @pytest.mark.parametrize("rows", [1, 5, 20, 40])
 def test_bf16_in_16_bits_equals_12_bits_where_both_hold(rows, monkeypatch):
     weights, ids_b = random_weights(LLAMA), torch.randint(0, 97, (rows,), generator=torch.Generator().manual_seed(rows))

@@ -52,12 +52,12 @@ def recall(tmp_path):
 
 
 def test_a_hybrid_writes_text_at_least_as_well_as_its_parents_of_equal_size(tmp_path):
-    """Two of three seeds would do for a claim; one is what a test can take."""
+    """One seed. Seen: 2.022 bits a byte beside 2.029 (mamba2) and 2.198 (transformer), 2.632 by xz; 0.01 is what a CPU may change."""
     config = read_comparison("text", [f"output={tmp_path}", "seeds=[0]"])
     found = {cell.variant: run_cell(cell) for cell in cells(config)}
     bits = {variant: about["metrics"]["bits_per_byte"] for variant, about in found.items()}
     print(f"\nbits a byte of held-out text: {bits}")
     sizes = [about["parameters"] for about in found.values()]
     assert max(sizes) <= 1.01 * min(sizes)
-    assert bits["hybrid"] <= min(bits["transformer"], bits["mamba2"])
+    assert bits["hybrid"] <= min(bits["transformer"], bits["mamba2"]) + 0.01 and bits["hybrid"] < bits["transformer"] - 0.1
     assert bits["hybrid"] < found["hybrid"]["baselines"]["xz"]["bits_per_byte"]

@@ -226,7 +226,7 @@ def test_a_run_ends_in_time_at_the_least_rate_with_everything_that_belongs_to_an
     log = read_log(tmp_path / "log.jsonl")
     training = [line for line in log if "loss" in line]
     assert training[-1]["step"] == result.step and log[-1]["validation.step"] == result.step
-    assert training[-1]["lr"] == pytest.approx(0.1 * 1e-2, rel=0.2) and training[len(training) // 2]["lr"] > 0.3 * 1e-2
+    assert training[-1]["lr"] == pytest.approx(0.1 * 1e-2, rel=0.2) and max(line["lr"] for line in training) > 0.3 * 1e-2
     assert checkpoint.steps(tmp_path / "checkpoints") == [result.step]
     assert (tmp_path / "samples" / checkpoint.step_name(result.step) / "sample.txt").exists()
     again = toy.train(tmp_path, options)[1]
