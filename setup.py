@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import setup
 
 root = Path(__file__).parent
-BESIDE = [name for name in ("tokenizers", "encoders", "heads", "kernels", "recipes", "comparisons", "demos") if (root / name).is_dir()]
+BESIDE = [name for name in ("tokenizers", "encoders", "heads", "kernels", "recipes", "demos") if (root / name).is_dir()]
 
 
 def folders(top: str) -> list[str]:

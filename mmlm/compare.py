@@ -84,7 +84,7 @@ def read_comparison(source: str | os.PathLike[str], overrides: Sequence[str] = (
     path = Path(source)
     if not path.is_file():
         known = shipped("comparisons")
-        short = os.fspath(source).removeprefix("comparisons/").removesuffix(".yaml")
+        short = os.fspath(source).removeprefix("recipes/").removeprefix("comparisons/").removesuffix(".yaml")
         if short not in known:
             hint = nearest(short, known)
             raise RecipeError(f"{source}: no such file, and no shipped comparison has this name.{hint} Known: {', '.join(known)}.")

@@ -157,13 +157,16 @@ def set_key(raw: dict[str, Any], path: str, value: Any, who: str) -> None:
 
 
 def shipped(kind: str = "recipes") -> dict[str, Path]:
-    """The recipes, or comparisons, that come with mmlm: file by name, such as tabular/quickstart."""
+    """The recipes, or the comparisons among them, that come with mmlm: file by name, such as tabular/quickstart."""
     import mmlm
 
     found: dict[str, Path] = {}
-    for root in (Path(folder) / kind for folder in mmlm.__path__):
+    for folder in mmlm.__path__:
+        root = Path(folder) / "recipes" if kind == "recipes" else Path(folder) / "recipes" / kind
         for path in sorted(root.rglob("*.yaml")):
-            found.setdefault(path.relative_to(root).with_suffix("").as_posix(), path)
+            name = path.relative_to(root).with_suffix("").as_posix()
+            if kind != "recipes" or not name.startswith("comparisons/"):
+                found.setdefault(name, path)
     return found
 
 

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-BESIDE = ("tokenizers", "encoders", "heads", "kernels", "recipes", "comparisons", "demos")
+BESIDE = ("tokenizers", "encoders", "heads", "kernels", "recipes", "demos")
 LIGHT = "mmlm.recipe, mmlm.encoders.config, mmlm.heads.config"
 
 

@@ -311,7 +311,7 @@ def test_reading_a_mapping_leaves_it_as_it_was():
 
 def test_every_shipped_recipe_is_valid_and_says_what_it_is():
     found = shipped()
-    assert sorted(found.values()) == sorted((ROOT / "recipes").rglob("*.yaml"))
+    assert sorted([*found.values(), *shipped("comparisons").values()]) == sorted((ROOT / "recipes").rglob("*.yaml"))
     for name, path in found.items():
         recipe = Recipe.read(name)
         assert recipe == Recipe.read(path) == Recipe.read(f"recipes/{name}.yaml") == Recipe.read(recipe.dump())
