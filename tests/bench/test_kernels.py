@@ -106,7 +106,7 @@ def test_swiglu(dtype):
         return F.silu(gate) * up
 
     times = compare(all_forms(swiglu, tensors, plain))
-    show(f"SwiGLU 1024 x (2 x 2048), {dtype}", times, "plain", {torch.float32: 2.5, torch.bfloat16: 2.5}[dtype])
+    show(f"SwiGLU 1024 x (2 x 2048), {dtype}", times, "plain", {torch.float32: 2.5, torch.bfloat16: 3}[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -194,7 +194,7 @@ def test_causal_conv1d():
     show("causal convolution 1024 x 640, 4 taps, SiLU, both ways", times, "plain", 3.5)
 
 
-@pytest.mark.parametrize(("b", "h", "t", "goal"), [(16, 5, 128, 3), (2, 5, 512, 1.3), (1, 12, 2048, None)], ids=str)
+@pytest.mark.parametrize(("b", "h", "t", "goal"), [(16, 5, 128, 3), (2, 5, 512, 3), (1, 12, 2048, 1.5)], ids=str)
 def test_attention(b, h, t, goal):
     q, k, v = (torch.randn(b, t, h, 64, generator=torch.Generator().manual_seed(i)).transpose(1, 2) for i in range(3))
     tensors = {"q_bhtk": q, "k_bglk": k, "v_bglk": v}

@@ -1,8 +1,9 @@
 """A whole training step beside transformers: same weights, one thread, CPU time, interleaved, median of rounds; parity of the losses first.
 
-A step is forward, backward and fused AdamW, for both. Goals: in bfloat16 autocast at least 1.2 times transformers' (2 at the end); without
-the native kernels no slower than it in either precision; no more memory at the peak; samples of mixed lengths packed at least 2.5 times as
-fast as transformers' padded batch, and within 10 % of a full batch with as many tokens. Each is asserted with a margin of 1.3.
+A step is forward, backward and fused AdamW, for both. Goals: in bfloat16 autocast at least 2 times transformers' with 10M parameters and 1.4
+times with 100M (2 at the end); without the native kernels no slower than it in either precision; no more memory at the peak; samples of
+mixed lengths packed at least 2.5 times as fast as transformers' padded batch, and within 10 % of a full batch with as many tokens. Each is
+asserted with a margin of 1.3.
 
 The share of the machine's rate counts, for n tokens in rows of length t,
 
@@ -139,7 +140,7 @@ def test_a_training_step_beside_transformers(pair, name):
                 f" {found['transformers', 'fp32'] / ms:.2f} x its fp32   {size.step_gflop() / ms * 1e3 / rate:4.0%} of the rate"
                 f"   peak + {memory[side, kind]:.0f} MB"
             )
-    for kind, goal in (("fp32", 1.0), ("bf16", 1.2)):
+    for kind, goal in (("fp32", 1.0), ("bf16", 2.0 if name == "10M" else 1.4)):
         peer = found["transformers", kind]
         assert peer / found["mmlm", kind] > goal / MARGIN, kind
         assert peer / found["mmlm without native kernels", kind] > 1 / MARGIN, kind
