@@ -199,14 +199,7 @@ class Room {
     void reset() { next = 0; }
     template <class T>
     T* take(int64_t count) {
-        const int64_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-        if (next == pieces.size()) pieces.push_back({nullptr, 0});
-        Piece& piece = pieces[next++];
-        if (bytes > piece.bytes) {
-            free(piece.data);
-            piece = {aligned_alloc(64, bytes), bytes};
-        }
-        return static_cast<T*>(piece.data);
+        return static_cast<T*>(piece((count * sizeof(T) + 63) / 64 * 64));
     }
     template <class T>
     Tiles<T> tiles(int64_t over, int64_t along) {
@@ -218,6 +211,15 @@ class Room {
         void* data;
         int64_t bytes;
     };
+    __attribute__((noinline)) void* piece(int64_t bytes) {
+        if (next == pieces.size()) pieces.push_back({nullptr, 0});
+        Piece& found = pieces[next++];
+        if (bytes > found.bytes) {
+            free(found.data);
+            found = {aligned_alloc(64, bytes), bytes};
+        }
+        return found.data;
+    }
     std::vector<Piece> pieces;
     size_t next = 0;
 };

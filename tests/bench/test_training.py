@@ -1,7 +1,7 @@
 """A whole training step beside transformers: same weights, one thread, CPU time, interleaved, median of rounds; parity of the losses first.
 
-A step is forward, backward and fused AdamW, for both. Goals: in bfloat16 autocast at least 2 times transformers' with 10M parameters and 1.4
-times with 100M (2 at the end); without the native kernels no slower than it in either precision; no more memory at the peak; samples of
+A step is forward, backward and fused AdamW, for both. Goals: in bfloat16 autocast at least 2 times transformers' with 10M parameters and
+1.4 times with 100M (2 at the end); without the native kernels no slower than it in either precision; no more memory at the peak; samples of
 mixed lengths packed at least 2.5 times as fast as transformers' padded batch, and within 10 % of a full batch with as many tokens. Each is
 asserted with a margin of 1.3.
 
