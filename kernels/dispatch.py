@@ -19,7 +19,7 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -127,6 +127,13 @@ def choose(op: str, backend: str = "auto", *arguments: Any) -> str:
     if reason is not None:
         raise RecipeError(f"{where}: back end {backend!r} cannot serve {op}: {reason}.")
     return backend
+
+
+def check_shapes(op: str, beside: str, wanted: Mapping[str, tuple[Tensor | None, Sequence[int]]]) -> None:
+    """Raises RecipeError naming the first tensor whose shape is not the wanted one. beside: what says which shape is wanted."""
+    for name, (tensor, shape) in wanted.items():
+        if tensor is not None and tuple(tensor.shape) != tuple(shape):
+            raise RecipeError(f"{op}: {name} must be {list(shape)} beside {beside}, but is {list(tensor.shape)}.")
 
 
 def run(op: str, backend: str, *arguments: Any) -> Any:

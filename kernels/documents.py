@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmlm.base.errors import RecipeError
+
 
 class Bucket(NamedTuple):
     """Documents of similar length. place [n, l]: of their tokens among all b * t, b * t itself where a document has ended.   row [n].
@@ -147,9 +149,14 @@ def documents(document_bt: Tensor) -> Documents:
 
 
 def continuing(continues: Tensor | None, state: Tensor | None) -> Tensor | None:
-    """bool [b]: rows whose first document goes on from the state; by default all when there is a state."""
+    """bool [b]: rows whose first document goes on from the state; by default all when there is a state.
+
+    Raises RecipeError for another shape.
+    """
     if state is None:
         return None
+    if continues is not None and continues.shape != state.shape[:1]:
+        raise RecipeError(f"continues must be {list(state.shape[:1])} beside a state {list(state.shape)}, but is {list(continues.shape)}.")
     if continues is None:
         return torch.ones(len(state), dtype=torch.bool, device=state.device)
     return continues.to(state.device, torch.bool)

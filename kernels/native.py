@@ -115,6 +115,11 @@ def letters(*tensors: Any) -> str:
     return "".join("b" if x.element_size() == 2 else "f" for x in tensors)
 
 
+def for_each_type(**functions: Sequence[Any]) -> dict[str, Sequence[Any]]:
+    """The argument types of functions that stand in a file once a letter of `letters`: forward gives forward_f and forward_b."""
+    return {f"{name}_{letter}": types for name, types in functions.items() for letter in "fb"}
+
+
 def local_includes(source: Path) -> list[Path]:
     """The file and the headers beside it that it includes in quotes, directly or through others."""
     found, waiting = [], [source]

@@ -8,26 +8,19 @@ Axes: b rows   t tokens   c chunks   q, k tokens of a chunk
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import Serves, always, on_gpu, pointers, register
+from mmlm.kernels.dispatch import FLOATS, Serves, always, on_gpu, pointers, register
 from mmlm.kernels.documents import Documents
 
 T = TypeVar("T")
-
-
-def check_shapes(op: str, beside: str, wanted: Mapping[str, tuple[Tensor | None, Sequence[int]]]) -> None:
-    """Raises RecipeError naming the first tensor whose shape is not the wanted one. beside: what says which shape is wanted."""
-    for name, (tensor, shape) in wanted.items():
-        if tensor is not None and tuple(tensor.shape) != tuple(shape):
-            raise RecipeError(f"{op}: {name} must be {list(shape)} beside {beside}, but is {list(tensor.shape)}.")
+MOST_KEY_CHANNELS = 256  # of what a Triton program holds at once
 
 
 def exact_type(*tensors: Tensor) -> torch.dtype:
@@ -41,6 +34,13 @@ def exact_type(*tensors: Tensor) -> torch.dtype:
 def in_rows(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """x in a dtype without gaps, for native code and Triton; None for None."""
     return None if x is None else x.to(dtype).contiguous()
+
+
+def without_padding(known: Documents, *tensors: Tensor | None) -> list[Any]:
+    """Tensors [b, t, ...] with zeros at padding, whatever stands there; None stays."""
+    if known.plain:
+        return list(tensors)
+    return [None if x is None else torch.where(known.real.view(*known.real.shape, *[1] * (x.ndim - 2)), x, 0) for x in tensors]
 
 
 def token_by_token(
@@ -112,6 +112,14 @@ def sums_to_the_end(change_btc: Tensor, exact_bcn: Tensor, segment_bt: Tensor, s
     found = (later @ change + onward).flatten(1, 2)[:, :t]
     first = torch.cat([segment_bt[:, :1] > 0, segment_bt[:, 1:] != segment_bt[:, :-1]], dim=1)
     return found.masked_fill(first[..., None], 0)
+
+
+def keys_on_gpu(*arguments: object) -> str | None:
+    """When Triton serves recurrences that hold all channels of a key, their second argument, at once; see `dispatch.Serves`."""
+    key = arguments[1] if arguments else None
+    if isinstance(key, Tensor) and key.shape[-1] > MOST_KEY_CHANNELS:
+        return f"keys of {key.shape[-1]} channels (it takes at most {MOST_KEY_CHANNELS})"
+    return on_gpu(*arguments, dtypes=FLOATS)
 
 
 def register_recurrence(

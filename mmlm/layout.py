@@ -119,14 +119,14 @@ class Layout:
         places = real[torch.argsort(line, stable=True)]
         starts = sizes.cumsum(0) - sizes
         buckets, order = [], []
-        for size in torch.unique(sizes).tolist():
+        for size in torch.unique(sizes).tolist() or [1]:  # padding alone makes a bucket of no sequences
             members = starts[sizes == size]
             index = places[members[:, None] + torch.arange(size, device=line.device)]
             flat = index.flatten()
-            together = bool((flat == torch.arange(len(flat), device=line.device) + flat[0]).all())
+            together = len(flat) > 0 and bool((flat == torch.arange(len(flat), device=line.device) + flat[0]).all())
             buckets.append(Bucket(index, int(flat[0]) if together else None, self._visible(index, causal)))
             order.append(flat)
-        joined = torch.cat(order) if order else real
+        joined = torch.cat(order)
         inverse = torch.full((len(document),), len(joined), device=line.device)
         inverse[joined] = torch.arange(len(joined), device=line.device)
         ordered = len(joined) == len(document) and bool((joined == torch.arange(len(joined), device=line.device)).all())

@@ -72,10 +72,10 @@ def _scaled(scores: Tensor, part: Part, rule: Rule) -> tuple[Tensor, Tensor | No
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_bhtk: Tensor, k_bglk: Tensor, v_bglk: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
-        b, h, t, _ = q_bhtk.shape
+        b, h, t, size = q_bhtk.shape
         groups, length, channels = v_bglk.shape[1:]
-        q = q_bhtk.reshape(b * groups, h // groups, t, -1)
-        k, v = k_bglk.reshape(b * groups, length, -1), v_bglk.reshape(b * groups, length, -1)
+        q = q_bhtk.reshape(b * groups, h // groups, t, size)
+        k, v = k_bglk.reshape(b * groups, length, size), v_bglk.reshape(b * groups, length, channels)
         plain = mask is None and rule.window is None and rule.softcap is None and q.shape[3] == channels
         if plain and groups == h and t == length:
             # torch's fused form is quicker forwards; backwards, above all in bfloat16, the blocks are
@@ -102,7 +102,7 @@ class _Attention(torch.autograd.Function):
         q, k, v, mask, log_sum = ctx.saved_tensors
         q_shape, k_shape, v_shape = ctx.shapes
         shared = q.shape[1]
-        dy = dy_bhtk.reshape(*q.shape[:3], -1)
+        dy = dy_bhtk.reshape(*q.shape[:3], v.shape[2])
         exact = log_sum.dtype
         dq = torch.empty_like(q, memory_format=torch.contiguous_format)
         dk, dv = torch.zeros(k.shape, dtype=exact, device=k.device), torch.zeros(v.shape, dtype=exact, device=v.device)

@@ -24,7 +24,7 @@ from mmlm.kernels.attention import installed, native
 from mmlm.kernels.attention.blocks import attention_in_blocks
 from mmlm.kernels.attention.plan import Plan, reorder
 from mmlm.kernels.attention.reference import Rule, attention_reference, distance_bias, no_fused_form, visible_pairs, within_documents
-from mmlm.kernels.dispatch import GPU_FLOATS, KERNELS, absent, asked, on_gpu, register, run
+from mmlm.kernels.dispatch import GPU_FLOATS, KERNELS, absent, asked, check_shapes, on_gpu, register, run
 
 FEW_SCORES = 1 << 17  # below, one fused call in float32 costs less than several products in bfloat16
 
@@ -53,15 +53,23 @@ def attention(
     and sinks are those of the rows.
     Raises RecipeError where shapes do not fit or the back end asked for cannot serve.
     """
+    if not q_bhtk.ndim == k_bglk.ndim == v_bglk.ndim == 4:
+        found = ", ".join(str(list(x.shape)) for x in (q_bhtk, k_bglk, v_bglk))
+        raise RecipeError(f"attention: queries, keys and values have 4 axes, but are {found}.")
     rule = _rule(q_bhtk.shape[1], k_bglk.shape[1], causal, window, sinks, scale, softcap, q_bhtk.shape[-1])
     if causal and q_bhtk.shape[2] > k_bglk.shape[2]:
         raise RecipeError(f"attention: {q_bhtk.shape[2]} causal queries need as many keys at least, but there are {k_bglk.shape[2]}.")
-    b, t, length = q_bhtk.shape[0], q_bhtk.shape[2], k_bglk.shape[2]
+    (b, heads, t, channels), (groups, length) = q_bhtk.shape, k_bglk.shape[1:3]
+    wanted = {"keys": (k_bglk, (b, groups, length, channels)), "slopes": (slopes_h, (heads,))}
+    check_shapes("attention", f"queries {list(q_bhtk.shape)}", wanted)
+    check_shapes("attention", f"keys {list(k_bglk.shape)}", {"values": (v_bglk, (b, groups, length, v_bglk.shape[-1]))})
     if document_bt is not None and (document_bt.shape != (b, t) or t != length):
         found = f"document is {list(document_bt.shape)}, with {b} rows of {t} queries and {length} keys"
         raise RecipeError(f"attention: {found}; it must be [rows, queries], and queries and keys the same tokens.")
     if mask is not None:
         mask = mask.reshape((1,) * (4 - mask.dim()) + mask.shape)
+        if any(size not in (1, whole) for size, whole in zip(mask.shape, (b, heads, t, length), strict=True)):
+            raise RecipeError(f"attention: mask must be {[b, heads, t, length]} or 1 in places, but is {list(mask.shape)}.")
     return _dispatched(backend, q_bhtk, k_bglk, v_bglk, mask, slopes_h, rule.among(length), document_bt)
 
 
@@ -82,14 +90,23 @@ def packed_attention(
     """Attention within each of the plan's sequences of tokens [n, h, k], zeros for tokens in none.
 
     causal: in sequences whose `visible` is None. The other arguments are those of `attention`, whose back ends for a GPU take the sequences
-    of a length at a time.
+    of a length at a time. Raises RecipeError as `attention` does.
     """
+    n, heads, channels = q_nhk.shape
+    shapes = {
+        "the plan": (plan.inverse, (n,)),
+        "keys": (k_ngk, (n, k_ngk.shape[1], channels)),
+        "values": (v_ngk, (n, k_ngk.shape[1], v_ngk.shape[-1])),
+        "slopes": (slopes_h, (heads,)),
+    }
+    check_shapes("packed_attention", f"queries {list(q_nhk.shape)}", shapes)
     rule = _rule(q_nhk.shape[1], k_ngk.shape[1], causal, window, sinks, scale, softcap, q_nhk.shape[-1])
-    if backend == "auto":
-        wanted = asked("packed_attention")
-        by_length = q_nhk.device.type != "cpu" if wanted == "auto" else wanted in KERNELS["attention"].keys() - KERNELS["packed_attention"]
-        if by_length:
-            return attention_in_buckets(functools.partial(_dispatched, wanted), q_nhk, k_ngk, v_ngk, plan, slopes_h, rule)
+    if backend == "auto":  # what is asked of attention holds here too, where nothing else is
+        backend = asked("packed_attention")
+        backend = asked("attention") if backend == "auto" else backend
+        only_there = KERNELS["attention"].keys() - KERNELS["packed_attention"]
+        if backend in only_there or (backend == "auto" and q_nhk.device.type != "cpu"):
+            return attention_in_buckets(functools.partial(_dispatched, backend), q_nhk, k_ngk, v_ngk, plan, slopes_h, rule)
     return run("packed_attention", backend, q_nhk, k_ngk, v_ngk, plan, slopes_h, rule)
 
 
@@ -121,7 +138,7 @@ def _dispatched(
 def _rule(
     heads: int, groups: int, causal: bool, window: int | None, sinks: int, scale: float | None, softcap: float | None, channels: int
 ) -> Rule:
-    if heads % groups:
+    if not groups or heads % groups:
         raise RecipeError(f"attention: {heads} query heads cannot share {groups} key heads evenly.")
     return Rule(causal, window, sinks, 1 / math.sqrt(channels) if scale is None else scale, softcap)
 
@@ -179,7 +196,7 @@ def attention_in_buckets(
         of_bucket = (rule if visible is None else rule._replace(causal=False)).among(bucket.index.shape[1])
         y = form(q, k, v, visible, slopes_h, of_bucket)
         parts.append(y.transpose(1, 2).flatten(0, 1))
-    y_nhk = torch.cat(parts) if parts else q_nhk.new_zeros(0, q_nhk.shape[1], v_ngk.shape[2])
+    y_nhk = torch.cat(parts)
     return y_nhk if plan.ordered else reorder(y_nhk, plan.inverse, plan.order)
 
 

@@ -37,9 +37,7 @@ class _Problem(ctypes.Structure):
 
 
 _RUN = [native.ADDRESS, ctypes.c_int]
-_library = native.Library(
-    Path(__file__).parent / "fast.cpp", {f"{way}_{letter}": _RUN for way in ("forward", "backward") for letter in "fb"}
-)
+_library = native.Library(Path(__file__).parent / "fast.cpp", native.for_each_type(forward=_RUN, backward=_RUN))
 
 
 class _Attention(torch.autograd.Function):

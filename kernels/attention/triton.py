@@ -77,6 +77,28 @@ def _seen(
     return seen
 
 
+@triton.jit
+def _block_of_queries(
+    begin_ptr, end_ptr, T, L, offset, window, H, BM: tl.constexpr, CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, DOCUMENTS: tl.constexpr
+):
+    """Row and head of a program, its queries, and the keys they can see: all from low to high, each from its begin to its end."""
+    blocks = tl.cdiv(T, BM)
+    head = tl.program_id(0).to(tl.int64) // blocks
+    first = (blocks - 1 - tl.program_id(0) % blocks) * BM  # the last queries see the most and begin first
+    b = head // H
+    i = first + tl.arange(0, BM).to(tl.int64)
+    low, high = tl.zeros((), tl.int64), tl.zeros((), tl.int64) + L
+    begin, end = i, i
+    if CAUSAL:
+        high = tl.minimum(high, first + BM + offset)
+    if WINDOWED:
+        low = tl.maximum(low, first + offset - window + 1)
+    if DOCUMENTS:
+        begin, end = tl.load(begin_ptr + b * T + i, mask=i < T, other=T), tl.load(end_ptr + b * T + i, mask=i < T, other=0)
+        low, high = tl.maximum(low, tl.min(begin, 0)), tl.minimum(high, tl.max(end, 0))
+    return head, b, head % H, i, low, high, begin, end
+
+
 @tuned(*_OF_QUERIES, key=_KEY)
 @triton.jit
 def _forward(
@@ -87,26 +109,15 @@ def _forward(
     CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
     DOCUMENTS: tl.constexpr, MASKED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(T, BM)
-    head = tl.program_id(0).to(tl.int64) // blocks
-    first = (blocks - 1 - tl.program_id(0) % blocks) * BM  # the last queries see the most and begin first
-    b, h = head // H, head % H
+    head, b, h, i, low, high, begin, end = _block_of_queries(
+        begin_ptr, end_ptr, T, L, offset, window, H, BM, CAUSAL, WINDOWED, DOCUMENTS
+    )
     g = h // (H // G)
-    i = first + tl.arange(0, BM).to(tl.int64)
     inside, k, v = i < T, tl.arange(0, BK), tl.arange(0, BV)
     queries = rows(q_ptr + b * q_b + h * q_h, i, inside, k, K, q_t)
     slope = 0.0
     if SLOPED:
         slope = tl.load(slopes_ptr + h) * LOG2_E
-    low, high = tl.zeros((), tl.int64), tl.zeros((), tl.int64) + L
-    begin, end = i, i
-    if CAUSAL:
-        high = tl.minimum(high, first + BM + offset)
-    if WINDOWED:
-        low = tl.maximum(low, first + offset - window + 1)
-    if DOCUMENTS:
-        begin, end = tl.load(begin_ptr + b * T + i, mask=inside, other=T), tl.load(end_ptr + b * T + i, mask=inside, other=0)
-        low, high = tl.maximum(low, tl.min(begin, 0)), tl.minimum(high, tl.max(end, 0))
     best, total = tl.full((BM,), float("-inf"), tl.float32), tl.zeros((BM,), tl.float32)
     values = tl.zeros((BM, BV), tl.float32)
     for start in range(low // BN * BN, high, BN):
@@ -140,30 +151,19 @@ def _query_gradients(
     DOCUMENTS: tl.constexpr, MASKED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """dq, and of each query the sum of y dy, which is that of p dp."""
-    blocks = tl.cdiv(T, BM)
-    head = tl.program_id(0).to(tl.int64) // blocks
-    first = (blocks - 1 - tl.program_id(0) % blocks) * BM
-    b, h = head // H, head % H
+    head, b, h, i, low, high, begin, end = _block_of_queries(
+        begin_ptr, end_ptr, T, L, offset, window, H, BM, CAUSAL, WINDOWED, DOCUMENTS
+    )
     g = h // (H // G)
-    i = first + tl.arange(0, BM).to(tl.int64)
     inside, k, v = i < T, tl.arange(0, BK), tl.arange(0, BV)
     queries = rows(q_ptr + b * q_b + h * q_h, i, inside, k, K, q_t)
+    slope = 0.0
+    if SLOPED:
+        slope = tl.load(slopes_ptr + h) * LOG2_E
     dy = rows(dy_ptr, head * T + i, inside, v, V, V)
     pull = tl.sum(rows(y_ptr, head * T + i, inside, v, V, V).to(tl.float32) * dy, 1)
     tl.store(pull_ptr + head * T + i, pull, mask=inside)
     sums = tl.load(sums_ptr + head * T + i, mask=inside, other=float("inf"))
-    slope = 0.0
-    if SLOPED:
-        slope = tl.load(slopes_ptr + h) * LOG2_E
-    low, high = tl.zeros((), tl.int64), tl.zeros((), tl.int64) + L
-    begin, end = i, i
-    if CAUSAL:
-        high = tl.minimum(high, first + BM + offset)
-    if WINDOWED:
-        low = tl.maximum(low, first + offset - window + 1)
-    if DOCUMENTS:
-        begin, end = tl.load(begin_ptr + b * T + i, mask=inside, other=T), tl.load(end_ptr + b * T + i, mask=inside, other=0)
-        low, high = tl.maximum(low, tl.min(begin, 0)), tl.minimum(high, tl.max(end, 0))
     dq = tl.zeros((BM, BK), tl.float32)
     for start in range(low // BN * BN, high, BN):
         j = start + tl.arange(0, BN).to(tl.int64)

@@ -21,7 +21,7 @@ from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
 from mmlm.kernels.conv1d import installed
 from mmlm.kernels.conv1d.reference import causal_conv1d_reference
-from mmlm.kernels.dispatch import GPU_FLOATS, on_gpu, pointers, register, run
+from mmlm.kernels.dispatch import GPU_FLOATS, check_shapes, on_gpu, pointers, register, run
 from mmlm.kernels.documents import continuing, documents, last_inputs
 from mmlm.kernels.native import address, letters
 
@@ -41,12 +41,29 @@ def causal_conv1d(
 
     document: [b, t], 0 for padding, which is passed over. state: the inputs before the rows; they belong to the first document of those
     rows where continues [b] is true (default: all). activation: "silu" or None.
-    Raises RecipeError for another activation, or where the back end asked for cannot serve.
+    Raises RecipeError for another activation, where shapes do not fit, or where the back end asked for cannot serve.
     """
     if activation not in ("silu", None):
         raise RecipeError(f"causal_conv1d: activation must be 'silu' or None, but is {activation!r}.")
+    check_convolution("causal_conv1d", x_btc, weight_ck, bias_c, document_bt, state_bck)
     arguments = (x_btc, weight_ck, bias_c, document_bt, state_bck, continuing(continues, state_bck), activation)
     return run("causal_conv1d", backend, *arguments)
+
+
+def check_convolution(
+    op: str, x_btc: Tensor, weight_ck: Tensor, bias_c: Tensor | None, document_bt: Tensor, state_bck: Tensor | None
+) -> None:
+    """Raises RecipeError where shapes do not fit."""
+    if x_btc.ndim != 3 or weight_ck.ndim != 2:
+        raise RecipeError(f"{op}: x has 3 axes and its taps 2, but they are {list(x_btc.shape)} and {list(weight_ck.shape)}.")
+    (b, t, channels), taps = x_btc.shape, weight_ck.shape[1]
+    wanted = {
+        "taps": (weight_ck, (channels, taps)),
+        "bias": (bias_c, (channels,)),
+        "document": (document_bt, (b, t)),
+        "state": (state_bck, (b, channels, taps - 1)),
+    }
+    check_shapes(op, f"x {list(x_btc.shape)}", wanted)
 
 
 def causal_conv1d_torch(
@@ -145,10 +162,7 @@ MOST_TAPS_GPU = 32  # of the Triton form, whose programs are written out tap by 
 _POINTER, _SIZE = native.ADDRESS, native.SIZE
 _SIZES = [ctypes.c_int, *[_SIZE] * 6, ctypes.c_int]
 _FORWARD, _BACKWARD = [*[_POINTER] * 8, *_SIZES], [*[_POINTER] * 11, *_SIZES]
-_library = native.Library(
-    Path(__file__).parent / "fast.cpp",
-    {"forward_f": _FORWARD, "forward_b": _FORWARD, "backward_f": _BACKWARD, "backward_b": _BACKWARD},
-)
+_library = native.Library(Path(__file__).parent / "fast.cpp", native.for_each_type(forward=_FORWARD, backward=_BACKWARD))
 
 
 class _CausalConv1d(torch.autograd.Function):

@@ -22,7 +22,7 @@ from mmlm.base.errors import DataError, RecipeError
 from mmlm.kernels import native
 from mmlm.kernels.cross_entropy.reference import logit_terms_reference
 from mmlm.kernels.cross_entropy.tiles import Found, Grads, Running, TorchPasses, logit_terms
-from mmlm.kernels.dispatch import GPU_FLOATS, on_gpu, pointers, register, run
+from mmlm.kernels.dispatch import GPU_FLOATS, check_shapes, on_gpu, pointers, register, run
 from mmlm.kernels.native import address, letters
 
 Rows: TypeAlias = range | slice | Tensor
@@ -57,9 +57,11 @@ def linear_cross_entropy(
 
     target: ids of vocabulary rows. weight_n: default one; tokens of weight zero cost nothing. rows: the allowed rows, as a range, a slice
     or ids (increasing); default all. product_dtype: of the matrix products; default that of autocast where it is on, else that of x.
-    Raises DataError if a target is not among the allowed rows.
+    Raises DataError if a target is not among the allowed rows, RecipeError where shapes do not fit.
     """
     if weight_n is not None:
+        wanted = {"weight": (weight_n, x_nd.shape[:1]), "targets": (target_n, x_nd.shape[:1])}
+        check_shapes("linear_cross_entropy", f"x {list(x_nd.shape)}", wanted)
         used = weight_n != 0
         if not bool(used.all()):
             at = used.nonzero()[:, 0]
@@ -101,6 +103,15 @@ def _terms(
 ) -> LossTerms:
     if softcap is not None and softcap <= 0:
         raise RecipeError(f"linear_cross_entropy: softcap must be above 0, but is {softcap}.")
+    if x_nd.ndim != 2 or weight_vd.ndim != 2:
+        found = f"{list(x_nd.shape)} and {list(weight_vd.shape)}"
+        raise RecipeError(f"linear_cross_entropy: x and the output matrix have 2 axes, but are {found}.")
+    wanted = {
+        "the output matrix": (weight_vd, (len(weight_vd), x_nd.shape[1])),
+        "targets": (target_n, (len(x_nd),)),
+        "bias": (bias_v, (len(weight_vd),)),
+    }
+    check_shapes("linear_cross_entropy", f"x {list(x_nd.shape)} and {len(weight_vd)} output rows", wanted)
     target_n = target_n.long()
     weight_vd, bias_v, place_n, run_of_rows, ids = _allowed(weight_vd, bias_v, target_n, rows)
     if product_dtype is None:
@@ -178,10 +189,7 @@ class NativePasses:
 _TILE = [native.ADDRESS, native.SIZE, native.SIZE, native.SIZE, native.ADDRESS, native.REAL]
 _GATHER = [*_TILE, native.ADDRESS, native.ADDRESS, ctypes.c_int, ctypes.c_int]
 _DIFFERENTIATE = [*_TILE, native.ADDRESS, native.ADDRESS, native.ADDRESS, ctypes.c_int, ctypes.c_int]
-_library = native.Library(
-    Path(__file__).parent / "fast.cpp",
-    {f"{name}_{letter}": types for name, types in (("gather", _GATHER), ("differentiate", _DIFFERENTIATE)) for letter in "fb"},
-)
+_library = native.Library(Path(__file__).parent / "fast.cpp", native.for_each_type(gather=_GATHER, differentiate=_DIFFERENTIATE))
 
 
 def logit_terms_triton(*arguments: Any) -> tuple[Tensor, ...]:

@@ -26,10 +26,10 @@ from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
 from mmlm.kernels.delta_rule import installed
 from mmlm.kernels.delta_rule.reference import DeltaRule, delta_rule_reference
-from mmlm.kernels.dispatch import FLOATS, on_gpu, register, run
+from mmlm.kernels.dispatch import check_shapes, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
-from mmlm.kernels.recurrence import borders, check_shapes, exact_type, in_rows, register_recurrence
+from mmlm.kernels.recurrence import borders, exact_type, in_rows, keys_on_gpu, register_recurrence, without_padding
 
 
 def delta_rule(
@@ -86,8 +86,8 @@ def delta_rule_chunked(given: DeltaRule) -> tuple[Tensor, Tensor]:
     groups, k = key_btgk.shape[2:]
     exact = exact_type(value_bthv, beta_bth)
     state = value_bthv.new_zeros(b, heads, k, v, dtype=exact) if state_bhkv is None else state_bhkv.to(exact)
-    if t == 0:
-        return torch.zeros_like(value_bthv), state
+    if b * t == 0:
+        return value_bthv.clone(), state
     known = documents(document_bt)
     size = min(chunk_size, t)
     chunks, short = -(-t // size), -t % size
@@ -97,11 +97,8 @@ def delta_rule_chunked(given: DeltaRule) -> tuple[Tensor, Tensor]:
         part = F.pad(part, (0, 0, 0, 0, 0, short)) if short else part
         return part.reshape(b, chunks, size, groups, of, -1).permute(0, 1, 3, 4, 2, 5)
 
-    beta, decay = beta_bth, decay_bth
-    if not known.plain:
-        real = known.real[..., None]
-        beta, decay = torch.where(real, beta, 0), None if decay is None else torch.where(real, decay, 0)
-    query, key, value = in_chunks(query_btgk, 1), in_chunks(key_btgk, 1), in_chunks(value_bthv, heads // groups)
+    query, key, value, beta, decay = without_padding(known, query_btgk, key_btgk, value_bthv, beta_bth, decay_bth)
+    query, key, value = in_chunks(query, 1), in_chunks(key, 1), in_chunks(value, heads // groups)
     beta = in_chunks(beta[..., None], heads // groups)
 
     border = borders(known, continues_b, size)
@@ -146,10 +143,7 @@ def _times(factor: Tensor | None, where: Tensor) -> Tensor:
 _POINTER, _SIZE = native.ADDRESS, native.SIZE
 _FORWARD = [*[_POINTER] * 11, *[_SIZE] * 6, ctypes.c_int]
 _BACKWARD = [*[_POINTER] * 17, *[_SIZE] * 7, ctypes.c_int]
-_library = native.Library(
-    Path(__file__).parent / "fast.cpp",
-    {"forward_f": _FORWARD, "forward_b": _FORWARD, "backward_f": _BACKWARD, "backward_b": _BACKWARD},
-)
+_library = native.Library(Path(__file__).parent / "fast.cpp", native.for_each_type(forward=_FORWARD, backward=_BACKWARD))
 
 
 class _DeltaRule(torch.autograd.Function):
@@ -219,12 +213,6 @@ def delta_rule_native(given: DeltaRule) -> tuple[Tensor, Tensor]:
     return y, last
 
 
-def _serves_triton(*arguments: Any) -> str | None:
-    if arguments and (channels := arguments[1].shape[-1]) > 256:
-        return f"keys of {channels} channels (it takes at most 256)"
-    return on_gpu(*arguments, dtypes=FLOATS)
-
-
 register_recurrence(
     "delta_rule",
     DeltaRule,
@@ -233,6 +221,6 @@ register_recurrence(
     compiled=delta_rule_native,
     library=_library,
     triton="mmlm.kernels.delta_rule.triton:delta_rule_triton",
-    serves=_serves_triton,
+    serves=keys_on_gpu,
 )
 register("delta_rule", "flash-linear-attention", installed.delta_rule_fla, installed.serves)

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import FLOATS, on_gpu, run
+from mmlm.kernels.dispatch import check_shapes, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.gla.reference import Gla, gla_reference
 from mmlm.kernels.native import address, letters
-from mmlm.kernels.recurrence import borders, check_shapes, exact_type, in_rows, register_recurrence
+from mmlm.kernels.recurrence import borders, exact_type, in_rows, keys_on_gpu, register_recurrence, without_padding
 
 _CHUNK = 16  # tokens of a block of the torch form
 
@@ -71,8 +71,8 @@ def gla_chunked(given: Gla) -> tuple[Tensor, Tensor]:
     (b, t, heads, k), v = key_bthk.shape, value_bthv.shape[-1]
     exact = exact_type(value_bthv, decay_bthk)
     state = value_bthv.new_zeros(b, heads, k, v, dtype=exact) if state_bhkv is None else state_bhkv.to(exact)
-    if t == 0:
-        return torch.zeros_like(value_bthv), state
+    if b * t == 0:
+        return value_bthv.clone(), state
     known = documents(document_bt)
     size = min(_CHUNK, t)
     short = -t % size
@@ -81,11 +81,8 @@ def gla_chunked(given: Gla) -> tuple[Tensor, Tensor]:
         part = F.pad(part.to(exact), (0, 0, 0, 0, 0, short)) if short else part.to(exact)
         return part.view(b, -1, size, heads, part.shape[-1]).transpose(2, 3)
 
-    key, decay = key_bthk, decay_bthk
-    if not known.plain:
-        real = known.real[..., None, None]
-        key, decay = torch.where(real, key, 0), torch.where(real, decay, 0)
-    query, key, value, sums = in_chunks(query_bthk), in_chunks(key), in_chunks(value_bthv), in_chunks(decay).cumsum(-2)
+    query, key, value, decay = map(in_chunks, without_padding(known, query_bthk, key_bthk, value_bthv, decay_bthk))
+    sums = decay.cumsum(-2)
     last = sums[..., -1:, :]
     from_start, to_end, through = sums.exp(), (last - sums).exp(), last.exp()
     border = borders(known, continues_b, size)
@@ -113,10 +110,7 @@ def gla_chunked(given: Gla) -> tuple[Tensor, Tensor]:
 _POINTER, _SIZE = native.ADDRESS, native.SIZE
 _FORWARD = [*[_POINTER] * 9, *[_SIZE] * 5, ctypes.c_int]
 _BACKWARD = [*[_POINTER] * 14, *[_SIZE] * 5, ctypes.c_int]
-_library = native.Library(
-    Path(__file__).parent / "fast.cpp",
-    {"forward_f": _FORWARD, "forward_b": _FORWARD, "backward_f": _BACKWARD, "backward_b": _BACKWARD},
-)
+_library = native.Library(Path(__file__).parent / "fast.cpp", native.for_each_type(forward=_FORWARD, backward=_BACKWARD))
 
 
 class _Gla(torch.autograd.Function):
@@ -175,12 +169,6 @@ def gla_native(given: Gla) -> tuple[Tensor, Tensor]:
     return y, last
 
 
-def _serves_triton(*arguments: Any) -> str | None:
-    if arguments and (channels := arguments[1].shape[-1]) > 256:
-        return f"keys of {channels} channels (it takes at most 256)"
-    return on_gpu(*arguments, dtypes=FLOATS)
-
-
 register_recurrence(
     "gla",
     Gla,
@@ -189,5 +177,5 @@ register_recurrence(
     compiled=gla_native,
     library=_library,
     triton="mmlm.kernels.gla.triton:gla_triton",
-    serves=_serves_triton,
+    serves=keys_on_gpu,
 )

@@ -35,8 +35,10 @@ def long_conv(
 
     document: [b, t], 0 for padding, which is passed over. state: the inputs before the rows; they belong to the first document of those
     rows where continues [b] is true (default: all). The spectrum of a kernel that is not trained is kept from call to call.
-    By transforms, a later token moves an earlier output by round-off. Raises RecipeError where the back end asked for cannot serve.
+    By transforms, a later token moves an earlier output by round-off. Raises RecipeError where shapes do not fit or
+    the back end asked for cannot serve.
     """
+    short.check_convolution("long_conv", x_btc, kernel_ck, None, document_bt, state_bck)
     return run("long_conv", backend, x_btc, kernel_ck, document_bt, state_bck, continuing(continues, state_bck))
 
 

@@ -19,6 +19,8 @@ def long_conv_reference(
 ) -> tuple[Tensor, Tensor | None]:
     """y_t = sum_j kernel_j x_{t - j} over the tokens of one document; padding is not among them."""
     (b, t, channels), past = x_btc.shape, kernel_ck.shape[1] - 1
+    if b == 0:
+        return x_btc, state_bck
     exact = torch.promote_types(x_btc.dtype, torch.float32)
     rows, kept = [], []
     for row in range(b):

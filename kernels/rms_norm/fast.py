@@ -15,20 +15,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import FLOATS, GPU_FLOATS, on_gpu, pointers, register, run
+from mmlm.kernels.dispatch import FLOATS, GPU_FLOATS, check_shapes, on_gpu, pointers, register, run
 from mmlm.kernels.native import address, letters
 from mmlm.kernels.rms_norm.reference import rms_norm_reference
 
 
 def rms_norm(x: Tensor, weight_d: Tensor, eps: float = 1e-6, *, dtype: torch.dtype | None = None, backend: str = "auto") -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight, in `dtype` (default: that of x)."""
+    """x / sqrt(mean(x^2) + eps) * weight, in `dtype` (default: that of x).
+
+    Raises RecipeError where the weight is not one number a channel of x, or where the back end asked for cannot serve.
+    """
+    check_shapes("rms_norm", f"x {list(x.shape)}", {"weight": (weight_d, x.shape[-1:])})
     return run("rms_norm", backend, x, weight_d, eps, None, dtype or x.dtype)[0]
 
 
 def add_rms_norm(
     x: Tensor, residual: Tensor, weight_d: Tensor, eps: float = 1e-6, *, dtype: torch.dtype | None = None, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """The norm of x + residual in `dtype` (default: that of x), and x + residual, the stream that goes on."""
+    """The norm of x + residual in `dtype` (default: that of x), and x + residual, the stream that goes on.
+
+    x and residual have one shape, or such that their sum is defined. Raises RecipeError as `rms_norm` does.
+    """
+    check_shapes("rms_norm", f"x {list(x.shape)}", {"weight": (weight_d, x.shape[-1:])})
     return run("rms_norm", backend, x, weight_d, eps, residual, dtype or x.dtype)
 
 

@@ -26,10 +26,15 @@ def rope(q_bthk: Tensor, k_btgk: Tensor, cos_btj: Tensor, sin_btj: Tensor, *, ba
 
     cos, sin: [..., t, j], not differentiated; leading axes of size one serve all rows. The torch form takes them in the dtypes of q and k,
     the others compute in float32.
-    Raises RecipeError if a head has fewer than 2j channels, or where the back end asked for cannot serve.
+    Raises RecipeError if a head has fewer than 2j channels, where shapes do not fit, or where the back end asked for cannot serve.
     """
     if 2 * cos_btj.shape[-1] > min(q_bthk.shape[-1], k_btgk.shape[-1]):
         raise RecipeError(f"rope: {cos_btj.shape[-1]} pairs do not fit into heads of {min(q_bthk.shape[-1], k_btgk.shape[-1])} channels.")
+    for name, x in (("queries", q_bthk), ("keys", k_btgk)):
+        across = (*x.shape[:-2], cos_btj.shape[-1])[::-1]  # to which the angles have to stretch
+        ours = tuple(cos_btj.shape)[::-1]
+        if sin_btj.shape != cos_btj.shape or len(ours) > len(across) or any(size not in (1, whole) for size, whole in zip(ours, across)):
+            raise RecipeError(f"rope: cos {list(cos_btj.shape)} and sin {list(sin_btj.shape)} do not fit {name} {list(x.shape)}.")
     turn = KERNELS["rope"][choose("rope", backend, q_bthk, k_btgk, cos_btj, sin_btj)]
     return turn(q_bthk, cos_btj, sin_btj), turn(k_btgk, cos_btj, sin_btj)
 
@@ -43,7 +48,7 @@ def turn_torch(x_bthk: Tensor, cos_btj: Tensor, sin_btj: Tensor) -> Tensor:
 
 
 _TURN = [*[native.ADDRESS] * 5, *[native.SIZE] * 6, native.REAL, ctypes.c_int]
-_library = native.Library(Path(__file__).parent / "fast.cpp", {"turn_f": _TURN, "turn_b": _TURN})
+_library = native.Library(Path(__file__).parent / "fast.cpp", native.for_each_type(turn=_TURN))
 _Strides = ctypes.c_int64 * 3
 
 

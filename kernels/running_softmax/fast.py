@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import GPU_FLOATS, on_gpu, run
+from mmlm.kernels.dispatch import GPU_FLOATS, check_shapes, on_gpu, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
-from mmlm.kernels.recurrence import check_shapes, exact_type, in_rows, kinds, register_recurrence
+from mmlm.kernels.recurrence import exact_type, in_rows, kinds, register_recurrence
 from mmlm.kernels.running_softmax.reference import RunningSoftmax, running_softmax_reference
 
 _LOW = -1e30  # stands for the logarithm of nothing: differences of infinities are no numbers
@@ -69,10 +69,7 @@ def running_softmax_joined(given: RunningSoftmax) -> tuple[Tensor, Tensor, Tenso
 
 _POINTER, _SIZE = native.ADDRESS, native.SIZE
 _FORWARD, _BACKWARD = [*[_POINTER] * 7, *[_SIZE] * 3, ctypes.c_int], [*[_POINTER] * 9, *[_SIZE] * 3, ctypes.c_int]
-_library = native.Library(
-    Path(__file__).parent / "fast.cpp",
-    {"forward_f": _FORWARD, "forward_b": _FORWARD, "backward_f": _BACKWARD, "backward_b": _BACKWARD},
-)
+_library = native.Library(Path(__file__).parent / "fast.cpp", native.for_each_type(forward=_FORWARD, backward=_BACKWARD))
 
 
 class _RunningSoftmax(torch.autograd.Function):

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import register, run
+from mmlm.kernels.dispatch import check_shapes, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
-from mmlm.kernels.recurrence import check_shapes, exact_type, in_rows, kinds, register_recurrence
+from mmlm.kernels.recurrence import exact_type, in_rows, kinds, register_recurrence
 from mmlm.kernels.selective_scan import installed
 from mmlm.kernels.selective_scan.reference import SelectiveScan, selective_scan_reference
 
@@ -142,7 +142,7 @@ _SIZES = [*[_SIZE] * 6, native.REAL, _SIZE, ctypes.c_int]
 _FORWARD, _BACKWARD = [*[_POINTER] * 14, *_SIZES], [*[_POINTER] * 23, *_SIZES]
 _library = native.Library(
     Path(__file__).parent / "fast.cpp",
-    {"kept": [_SIZE] * 4, "forward_f": _FORWARD, "forward_b": _FORWARD, "backward_f": _BACKWARD, "backward_b": _BACKWARD},
+    {"kept": [_SIZE] * 4, **native.for_each_type(forward=_FORWARD, backward=_BACKWARD)},
     {"kept": _SIZE},
 )
 

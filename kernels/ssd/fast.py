@@ -24,10 +24,10 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import GPU_FLOATS, on_gpu, register, run
+from mmlm.kernels.dispatch import GPU_FLOATS, check_shapes, on_gpu, register, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
-from mmlm.kernels.recurrence import borders, exact_type, in_rows, register_recurrence
+from mmlm.kernels.recurrence import borders, exact_type, in_rows, register_recurrence, without_padding
 from mmlm.kernels.ssd import installed
 from mmlm.kernels.ssd.reference import Ssd, ssd_reference
 
@@ -52,9 +52,20 @@ def ssd(
     chunk_size: tokens of a block of the torch form; speed only.
     Raises RecipeError where shapes do not fit or the back end asked for cannot serve.
     """
-    heads, groups = x_bthp.shape[2], key_btgn.shape[2]
+    if x_bthp.ndim != 4 or key_btgn.ndim != 4:
+        raise RecipeError(f"ssd: x and key have 4 axes, but are {list(x_bthp.shape)} and {list(key_btgn.shape)}.")
+    (b, t, heads, p), (groups, n) = x_bthp.shape, key_btgn.shape[2:]
     if heads % groups:
         raise RecipeError(f"ssd: {heads} heads cannot share {groups} groups evenly; heads must be a multiple of groups.")
+    wanted = {
+        "step": (step_bth, (b, t, heads)),
+        "decay": (decay_h, (heads,)),
+        "key": (key_btgn, (b, t, groups, n)),
+        "query": (query_btgn, (b, t, groups, n)),
+        "document": (document_bt, (b, t)),
+        "state": (state_bhpn, (b, heads, p, n)),
+    }
+    check_shapes("ssd", f"x {list(x_bthp.shape)} and key {list(key_btgn.shape)}", wanted)
     tensors = (x_bthp, step_bth, decay_h, key_btgn, query_btgn)
     return run("ssd", backend, *Ssd(*tensors, document_bt, state_bhpn, continuing(continues, state_bhpn), chunk_size))
 
@@ -67,16 +78,15 @@ def ssd_chunked(given: Ssd) -> tuple[Tensor, Tensor]:
     exact = exact_type(x_bthp, step_bth)
     fast = exact if x_bthp.device.type == "cpu" else x_bthp.dtype
     state = x_bthp.new_zeros(b, heads, p, n, dtype=exact) if state_bhpn is None else state_bhpn.to(exact)
-    if t == 0:
-        return torch.zeros_like(x_bthp), state
+    if b * t == 0:
+        return x_bthp.clone(), state
     known = documents(document_bt)
     size = min(chunk_size, t)
     chunks, short = -(-t // size), -t % size
 
-    step = step_bth.to(exact)
-    if not known.plain:
-        step = torch.where(known.real[..., None], step, 0)
-    x, key, query = x_bthp.to(fast) * step[..., None].to(fast), key_btgn.to(fast), query_btgn.to(fast)
+    x, step, key, query = without_padding(known, x_bthp, step_bth, key_btgn, query_btgn)
+    step = step.to(exact)
+    x, key, query = x.to(fast) * step[..., None].to(fast), key.to(fast), query.to(fast)
     if short:
         x, key, query = (F.pad(part, (0, 0, 0, 0, 0, short)) for part in (x, key, query))
         step = F.pad(step, (0, 0, 0, short))
@@ -120,10 +130,7 @@ def ssd_chunked(given: Ssd) -> tuple[Tensor, Tensor]:
 _POINTER, _SIZE = native.ADDRESS, native.SIZE
 _FORWARD = [*[_POINTER] * 10, *[_SIZE] * 6, ctypes.c_int]
 _BACKWARD = [*[_POINTER] * 16, *[_SIZE] * 7, ctypes.c_int]
-_library = native.Library(
-    Path(__file__).parent / "fast.cpp",
-    {"forward_f": _FORWARD, "forward_b": _FORWARD, "backward_f": _BACKWARD, "backward_b": _BACKWARD},
-)
+_library = native.Library(Path(__file__).parent / "fast.cpp", native.for_each_type(forward=_FORWARD, backward=_BACKWARD))
 
 
 class _Ssd(torch.autograd.Function):

@@ -39,10 +39,7 @@ def swiglu_torch(gate_up: Tensor) -> Tensor:
 
 _SIZES = [native.SIZE, native.SIZE, ctypes.c_int]
 _FORWARD, _BACKWARD = [*[native.ADDRESS] * 2, *_SIZES], [*[native.ADDRESS] * 3, *_SIZES]
-_library = native.Library(
-    Path(__file__).parent / "fast.cpp",
-    {"forward_f": _FORWARD, "forward_b": _FORWARD, "backward_f": _BACKWARD, "backward_b": _BACKWARD},
-)
+_library = native.Library(Path(__file__).parent / "fast.cpp", native.for_each_type(forward=_FORWARD, backward=_BACKWARD))
 
 
 class _Swiglu(torch.autograd.Function):

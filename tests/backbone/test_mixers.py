@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmlm.backbone.attention import Attention
 from mmlm.backbone.cache import Cache
 from mmlm.backbone.config import MIXERS
 from mmlm.base.errors import CheckpointError, RecipeError
@@ -183,6 +184,16 @@ def test_padding_comes_out_finite_from_a_continued_pass(mixer):
     document = torch.tensor([[1, 1, 1], [1, 0, 0]]).int()
     y = mixer(vectors(2, 3), Layout(document, torch.zeros(2, 3, 1, dtype=torch.long)), new_state(mixer, 2))[0]
     assert bool(y.isfinite().all()), "what follows in the stack would spread it"
+
+
+def test_padding_alone_is_taken(mixer):
+    for causal in (True, False) if mixer.whole or isinstance(mixer, Attention) else (True,):
+        x = vectors(2, 3).requires_grad_()
+        nothing = torch.zeros(2, 3, 1, dtype=torch.long)
+        y = mixer(x, Layout(nothing[..., 0].int(), nothing, causal=causal))[0]
+        assert y.shape == x.shape and bool(y.isfinite().all())
+        y.sum().backward()
+        assert bool(x.grad.isfinite().all())
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import pytest
 
 from mmlm.base.errors import DataError, RecipeError
 from mmlm.base.schema import check
-from mmlm.data.config import SOURCES, ProbeConfig, gives
+from mmlm.data.config import SOURCES, ProbeConfig
 from mmlm.data.probes.base import NONE
 from mmlm.recipe import Recipe
 from mmlm.training.order import evaluation_rng, sample_rng, validation_rng
@@ -148,4 +148,4 @@ def test_a_source_of_another_kind_than_the_task_reads_is_told_with_those_that_fi
         Recipe.read({**head, "task": "labels", "data": {"train": ["counting"]}, "evaluate": {"seeds": 2}})
     with pytest.raises(RecipeError, match="data.test: has no effect: evaluate names the tables that are measured"):
         Recipe.read({**head, "task": "tabular", "data": {"test": ["real_tables"]}})
-    assert gives(SOURCES.entries["real_tables"]()) == "tables"
+    assert SOURCES.entries["real_tables"]().gives == "tables"

@@ -17,8 +17,8 @@ def counted(request: pytest.FixtureRequest) -> None:
     backend = given.get("backend") or given.get("form", " ")[0]
     if backend in ("triton", "native", "torch"):
         stem = request.node.path.stem.removeprefix("test_")
-        name = OPERATIONS.get(stem, stem)
-        if stem == "elementwise":  # of several operations: a parameter or the test's name tells which
+        name = OPERATIONS.get(stem, given.get("op", stem))
+        if stem in ("elementwise", "recurrences"):  # of several operations: a parameter or the test's name tells which
             told = re.sub("test_(rms_norm|swiglu|rope|lrpe)_.*", r"\1", request.node.originalname)
-            name = str(given.get("name", told)).removeprefix("add_")
+            name = str(given.get("name", told)).removeprefix("add_").split()[0]
         request.node.user_properties.append(("kernel", f"{name} {backend}"))

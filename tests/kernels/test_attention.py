@@ -241,3 +241,16 @@ def test_shapes_that_do_not_fit_are_refused():
             attention(**inputs(torch.float32, length=length), causal=True, document_bt=document)
     with pytest.raises(RecipeError, match="37 causal queries need as many keys at least, but there are 30"):
         attention(**inputs(torch.float32, length=30), causal=True)
+
+
+def test_what_is_asked_of_attention_holds_for_packed_rows(monkeypatch):
+    plan = Layout.plain(1, 3).plan(causal=True)
+    q = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    called = []
+    monkeypatch.setitem(KERNELS["packed_attention"], "reference", lambda *given: called.append("reference"))
+    monkeypatch.setitem(KERNELS["packed_attention"], "torch", lambda *given: called.append("torch"))
+    monkeypatch.setenv("MMLM_KERNEL", "attention=reference")
+    packed_attention(q, q, q, plan, causal=True)
+    monkeypatch.setenv("MMLM_KERNEL", "attention=reference,packed_attention=torch")
+    packed_attention(q, q, q, plan, causal=True)
+    assert called == ["reference", "torch"]

@@ -11,15 +11,9 @@ from mmlm.kernels.delta_rule.fast import delta_rule
 from mmlm.kernels.delta_rule.tolerance import TOLERANCE
 from mmlm.kernels.dispatch import available
 from mmlm.kernels.parity import covering, disagreements, forms, relative_error, with_gradients
+from tests.kernels.recurrences import LAYOUTS, as_double, fixed
 
 BACKENDS = available("delta_rule", but="reference")
-LAYOUTS = {
-    "plain": lambda t: [1] * t,
-    "packed": lambda t: [1 + 3 * i // t for i in range(t)],
-    "padded": lambda t: [2] * (t - t // 3) + [0] * (t // 3),
-    "padding between": lambda t: [(0, 1, 1, 1, 0, 2, 2)[i % 7] if i < 14 else 5 for i in range(t)],
-}
-
 CARRIED = ["fresh", "continued", "some continued"]
 CASES = covering(3, forms("delta_rule", TOLERANCE), [1, 15, 16, 37], list(LAYOUTS), CARRIED, [False, True])
 
@@ -42,14 +36,6 @@ def inputs(length, dtype, groups=2, state=True, decay=True, heads=4, k=6, v=5, s
     kept = ("beta_bth", "decay_bth", "state_bhkv")  # float32 in every model
     types = {name: torch.float32 if name in kept and dtype == torch.bfloat16 else dtype for name in tensors}
     return {name: None if x is None else x.to(types[name]).requires_grad_() for name, x in tensors.items()}
-
-
-def as_double(tensors):
-    return {name: None if x is None else x.detach().double().requires_grad_() for name, x in tensors.items()}
-
-
-def fixed(tensors):
-    return {name: None if x is None else x.detach() for name, x in tensors.items()}
 
 
 def both(tensors, **options):
@@ -82,36 +68,6 @@ def test_long_rows_wide_states_and_several_threads(backend, threads, k, v, decay
     assert disagreements(both(tensors, **given, backend=backend), exact, TOLERANCE[torch.float32]) == []
 
 
-@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
-def test_any_split_gives_the_whole(backend):
-    tensors = fixed(inputs(40, torch.float32, state=False))
-    document = torch.tensor([[1] * 25 + [2] * 15, [1] * 40, [3] * 9 + [4] * 31], dtype=torch.int32)
-    whole, last = delta_rule(**tensors, document_bt=document, chunk_size=16, backend=backend)
-    state, parts, at = None, [], 0
-    for size in (1, 7, 16, 1, 15):
-        part = {name: x[:, at : at + size] for name, x in tensors.items()}
-        continues = None if at == 0 else document[:, at] == document[:, at - 1]
-        given = {"document_bt": document[:, at : at + size], "state_bhkv": state, "continues": continues}
-        y, state = delta_rule(**part, **given, chunk_size=16, backend=backend)
-        parts.append(y)
-        at += size
-    assert relative_error(torch.cat(parts, 1), whole) < 1e-5 and relative_error(state, last) < 1e-5
-
-
-@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
-def test_padding_gives_zero_and_leaves_the_state_as_it_is(backend):
-    tensors = fixed(inputs(9, torch.float32))
-    document = torch.tensor([[0] * 9, [1] * 9, [1] * 5 + [0] * 4])
-    y, last = delta_rule(**tensors, document_bt=document, backend=backend)
-    assert torch.equal(last[0], tensors["state_bhkv"][0]) and not y[0].any() and not y[2, 5:].any()
-    spoiled = {name: x.clone() for name, x in tensors.items()}
-    for name in spoiled:
-        if name != "state_bhkv":
-            spoiled[name][2, 5:] = 9.0
-    again, after = delta_rule(**spoiled, document_bt=document, backend=backend)
-    assert torch.equal(again, y) and torch.equal(after, last)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("strength", [0.01, 100.0])
 def test_weak_and_strong_decay_over_long_rows_keep_their_digits(backend, strength):
@@ -133,16 +89,6 @@ def test_the_same_key_with_beta_near_two_flips_the_state_without_losing_it(backe
     y = delta_rule(**given, document_bt=document, state_bhkv=state, backend=backend)[0]
     assert torch.equal(y[0, :, 0, 0] < 0, bits[0, :, 0].cumsum(0) % 2 == 1)
     assert relative_error(y.abs(), y[:, :1].abs().expand_as(y)) < 1e-3
-
-
-def test_autocast_changes_nothing_and_the_dtype_of_value_is_kept():
-    tensors = fixed(inputs(20, torch.float32))
-    document = torch.ones(3, 20, dtype=torch.int32)
-    for backend in ("reference", *BACKENDS):
-        y, last = delta_rule(**tensors, document_bt=document, backend=backend)
-        with torch.autocast("cpu", torch.bfloat16):
-            y_cast, last_cast = delta_rule(**tensors, document_bt=document, backend=backend)
-        assert y_cast.dtype == torch.float32 and torch.equal(y, y_cast) and torch.equal(last, last_cast)
 
 
 @pytest.mark.parametrize(

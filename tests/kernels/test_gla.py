@@ -11,17 +11,11 @@ from mmlm.base.errors import RecipeError
 from mmlm.kernels.dispatch import available
 from mmlm.kernels.gla.fast import gla
 from mmlm.kernels.gla.tolerance import TOLERANCE
-from mmlm.kernels.parity import covering, disagreements, forms, relative_error, with_gradients
+from mmlm.kernels.parity import covering, disagreements, forms, with_gradients
+from tests.kernels.recurrences import as_double, fixed, layouts
 
 BACKENDS = available("gla", but="reference")
 CASES = covering(2, forms("gla", TOLERANCE), [1, 16, 37], ["fresh", "continued", "some continued"])
-
-
-def layouts(length):
-    """One row each: plain, packed, padded at the end, padding between, nothing."""
-    between = [(0, 1, 1, 1, 0, 2, 2)[i % 7] if i < 14 else 5 for i in range(length)]
-    packed = [1 + 3 * i // length for i in range(length)]
-    return torch.tensor([[1] * length, packed, [2] * (length - length // 3) + [0] * (length // 3), between, [0] * length])
 
 
 def inputs(length, dtype, state=True, heads=2, k=6, v=5, rows=3):
@@ -41,14 +35,6 @@ def inputs(length, dtype, state=True, heads=2, k=6, v=5, rows=3):
     kept = ("decay_bthk", "state_bhkv")  # float32 in every model
     types = {name: torch.float32 if name in kept and dtype == torch.bfloat16 else dtype for name in tensors}
     return {name: x.to(types[name]).requires_grad_() for name, x in tensors.items()}
-
-
-def as_double(tensors):
-    return {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
-
-
-def fixed(tensors):
-    return {name: x.detach() for name, x in tensors.items()}
 
 
 def both(tensors, **options):
@@ -77,36 +63,6 @@ def test_long_rows_wide_states_and_several_threads(backend, threads, k, v, monke
     assert disagreements(both(tensors, **given, backend=backend), exact, TOLERANCE[torch.float32]) == []
 
 
-@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
-def test_any_split_gives_the_whole(backend):
-    tensors = fixed(inputs(40, torch.float32, state=False))
-    document = torch.tensor([[1] * 25 + [2] * 15, [1] * 40, [3] * 9 + [4] * 31], dtype=torch.int32)
-    whole, last = gla(**tensors, document_bt=document, backend=backend)
-    state, parts, at = None, [], 0
-    for size in (1, 7, 16, 1, 15):
-        part = {name: x[:, at : at + size] for name, x in tensors.items()}
-        continues = None if at == 0 else document[:, at] == document[:, at - 1]
-        given = {"document_bt": document[:, at : at + size], "state_bhkv": state, "continues": continues}
-        y, state = gla(**part, **given, backend=backend)
-        parts.append(y)
-        at += size
-    assert relative_error(torch.cat(parts, 1), whole) < 1e-5 and relative_error(state, last) < 1e-5
-
-
-@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
-def test_padding_gives_zero_and_leaves_the_state_as_it_is(backend):
-    tensors = fixed(inputs(9, torch.float32))
-    document = torch.tensor([[0] * 9, [1] * 9, [1] * 5 + [0] * 4])
-    y, last = gla(**tensors, document_bt=document, backend=backend)
-    assert torch.equal(last[0], tensors["state_bhkv"][0]) and not y[0].any() and not y[2, 5:].any()
-    spoiled = {name: x.clone() for name, x in tensors.items()}
-    for name in spoiled:
-        if name != "state_bhkv":
-            spoiled[name][2, 5:] = 9.0
-    again, after = gla(**spoiled, document_bt=document, backend=backend)
-    assert torch.equal(again, y) and torch.equal(after, last)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("strength", [0.01, 100.0])
 def test_weak_and_strong_decay_over_long_rows_keep_their_digits(backend, strength):
@@ -115,16 +71,6 @@ def test_weak_and_strong_decay_over_long_rows_keep_their_digits(backend, strengt
     document = torch.ones(3, 300, dtype=torch.int32)
     exact = both(as_double(tensors), document_bt=document, backend="reference")
     assert disagreements(both(tensors, document_bt=document, backend=backend), exact, 1e-4) == []
-
-
-def test_autocast_changes_nothing_and_the_dtype_of_value_is_kept():
-    tensors = fixed(inputs(20, torch.float32))
-    document = torch.ones(3, 20, dtype=torch.int32)
-    for backend in ("reference", *BACKENDS):
-        y, last = gla(**tensors, document_bt=document, backend=backend)
-        with torch.autocast("cpu", torch.bfloat16):
-            y_cast, last_cast = gla(**tensors, document_bt=document, backend=backend)
-        assert y_cast.dtype == torch.float32 and torch.equal(y, y_cast) and torch.equal(last, last_cast)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from mmlm.kernels.dispatch import available
 from mmlm.kernels.parity import covering, disagreements, forms, relative_error, with_gradients
 from mmlm.kernels.running_softmax.fast import running_softmax
 from mmlm.kernels.running_softmax.tolerance import TOLERANCE
-from tests.kernels.test_gla import layouts
+from tests.kernels.recurrences import as_double, layouts
 
 BACKENDS = available("running_softmax", but="reference")
 CASES = covering(2, forms("running_softmax", TOLERANCE), [1, 16, 37], ["fresh", "continued", "some continued"])
@@ -25,10 +25,6 @@ def inputs(length, dtype, state=True, rows=5, channels=70, scale=3.0):
         held = torch.float32 if dtype == torch.bfloat16 else dtype
         tensors["state_bi"] = torch.randn(rows, channels, generator=g, dtype=torch.float64).to(held)
     return {name: x.requires_grad_() for name, x in tensors.items()}
-
-
-def as_double(tensors):
-    return {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
 
 
 def both(tensors, **options):

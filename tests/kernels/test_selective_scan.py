@@ -7,18 +7,12 @@ import torch
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels.dispatch import available
-from mmlm.kernels.parity import covering, disagreements, forms, relative_error, with_gradients
+from mmlm.kernels.parity import covering, disagreements, forms, with_gradients
 from mmlm.kernels.selective_scan.fast import selective_scan
 from mmlm.kernels.selective_scan.tolerance import TOLERANCE
+from tests.kernels.recurrences import LAYOUTS, as_double
 
 BACKENDS = available("selective_scan", but="reference")
-LAYOUTS = {
-    "plain": lambda t: [1] * t,
-    "packed": lambda t: [1 + 3 * i // t for i in range(t)],
-    "padded": lambda t: [2] * (t - t // 3) + [0] * (t // 3),
-    "padding between": lambda t: [(0, 1, 1, 1, 0, 2, 2)[i % 7] if i < 14 else 5 for i in range(t)],
-}
-
 CASES = covering(3, forms("selective_scan", TOLERANCE), [1, 15, 37], list(LAYOUTS), ["fresh", "continued", "some continued"])
 
 
@@ -59,7 +53,7 @@ def test_every_form_equals_the_step_loop(form, length, layout, carried, nan_fill
         "continues": torch.tensor([True, False, False]) if carried == "some continued" else None,
         "negative": layout == "packed",
     }
-    exact = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
+    exact = as_double(tensors)
     wanted = with_gradients(scan, exact, **given, backend="reference")
     got = with_gradients(scan, tensors, **given, backend=backend)
     assert disagreements(got, wanted, TOLERANCE[dtype]) == []
@@ -74,7 +68,7 @@ def test_long_rows_other_sizes_and_several_threads(backend, threads, channels, n
     tensors = inputs(150, torch.float32, channels, n)
     document = torch.tensor([[1] * 65 + [2] * 1 + [3] * 49 + [0] * 35, [1] * 150, [0] * 5 + [3] * 101 + [4] * 44])
     given = {"document_bt": document, "continues": torch.tensor([True, True, False]), "negative": negative}
-    exact = with_gradients(scan, {k: v.detach().double().requires_grad_() for k, v in tensors.items()}, **given, backend="reference")
+    exact = with_gradients(scan, as_double(tensors), **given, backend="reference")
     assert disagreements(with_gradients(scan, tensors, **given, backend=backend), exact, TOLERANCE[torch.float32]) == []
 
 
@@ -88,43 +82,13 @@ def test_a_gate_that_is_a_slice_of_a_wider_tensor_is_read_as_it_lies(backend):
     assert disagreements(got, exact, 1e-5) == []
 
 
-@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
-def test_any_split_gives_the_whole(backend):
-    tensors = {k: v.detach() for k, v in inputs(72, torch.float32, state=False).items()}
-    document = torch.tensor([[1] * 25 + [2] * 47, [1] * 72, [3] * 9 + [4] * 63], dtype=torch.int32)
-    whole, last = scan(**tensors, document_bt=document, backend=backend)
-    state, parts, at = None, [], 0
-    for size in (1, 7, 16, 1, 0, 47):
-        part = {k: v[:, at : at + size] if v.ndim == 3 else v for k, v in tensors.items()}
-        continues = None if at == 0 or not size else document[:, at] == document[:, at - 1]
-        y, state = scan(**part, document_bt=document[:, at : at + size], state_bin=state, continues=continues, backend=backend)
-        parts.append(y)
-        at += size
-    assert relative_error(torch.cat(parts, 1), whole) < 1e-5 and relative_error(state, last) < 1e-5
-
-
-@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
-@pytest.mark.parametrize("negative", [False, True])
-def test_padding_gives_zero_and_leaves_the_state_as_it_is(backend, negative):
-    tensors = {k: v.detach() for k, v in inputs(9, torch.float32).items()}
-    document = torch.tensor([[0] * 9, [1] * 9, [1] * 5 + [0] * 4])
-    given = {"document_bt": document, "negative": negative, "backend": backend}
-    y, last = scan(**tensors, **given)
-    assert torch.equal(last[0], tensors["state_bin"][0]) and not y[0].any() and not y[2, 5:].any()
-    spoiled = {k: v.clone() for k, v in tensors.items()}
-    for name in ("x_bti", "step_bti", "key_btn", "query_btn", "gate_bti"):
-        spoiled[name][2, 5:] = torch.nan
-    again, after = scan(**spoiled, **given)
-    assert torch.equal(again, y) and torch.equal(after, last)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shift", [-12.0, 20.0])
 def test_tiny_and_huge_steps_keep_their_digits(backend, shift):
     tensors = inputs(120, torch.float32, state=False)
     tensors["step_bias_i"] = (tensors["step_bias_i"] + shift).detach().requires_grad_()
     document = torch.ones(3, 120, dtype=torch.int32)
-    exact = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
+    exact = as_double(tensors)
     wanted = with_gradients(scan, exact, document_bt=document, backend="reference")
     assert disagreements(with_gradients(scan, tensors, document_bt=document, backend=backend), wanted, 1e-5) == []
 
@@ -145,16 +109,6 @@ def test_a_sign_that_flips_is_remembered_exactly_only_with_negative_decays(backe
     y = selective_scan(*given, negative=True, backend=backend)[0][..., 0]
     torch.testing.assert_close(y, parity.float(), rtol=0, atol=1e-5)
     assert selective_scan(*given, backend=backend)[0].min() >= 0
-
-
-def test_autocast_changes_nothing_and_the_dtype_of_x_is_kept():
-    tensors = {k: v.detach() for k, v in inputs(20, torch.float32).items()}
-    document = torch.ones(3, 20, dtype=torch.int32)
-    for backend in ("reference", *BACKENDS):
-        y, last = scan(**tensors, document_bt=document, backend=backend)
-        with torch.autocast("cpu", torch.bfloat16):
-            y_cast, last_cast = scan(**tensors, document_bt=document, backend=backend)
-        assert y_cast.dtype == torch.float32 and torch.equal(y, y_cast) and torch.equal(last, last_cast)
 
 
 @pytest.mark.parametrize(

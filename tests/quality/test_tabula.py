@@ -20,8 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmlm.base.registry import Component
-from mmlm.data.config import SOURCES, EpisodeConfig
+from mmlm.data.config import SOURCES, EpisodeConfig, SourceConfig
 from mmlm.data.episodes import Episode
 from mmlm.data.tables import Column, Table
 from mmlm.generation import score_options
@@ -61,11 +60,10 @@ MIXERS = {
 
 
 @SOURCES.register("tests.quality.test_tabula:PermutedLabels", source="the decisive check of row-causal packing")
-class PermutedLabelsConfig(Component):
+class PermutedLabelsConfig(SourceConfig):
     """Tables whose labels are a fresh permutation of a column's values."""
 
     type: Literal["permuted_labels"] = "permuted_labels"
-    weight: float = 1.0
 
     def build(self) -> PermutedLabels:
         """The source."""
