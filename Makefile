@@ -19,7 +19,7 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not quality and not bench"
 
 quality: .venv/installed-dev
-	$(BIN)/python -m pytest -q -m quality --timeout 7200
+	$(BIN)/python -m pytest -q -s -m quality --timeout 7200
 
 bench: .venv/installed-dev
 	$(BIN)/python -m pytest -q -s -m bench --timeout 3600 tests/bench

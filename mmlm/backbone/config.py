@@ -198,7 +198,10 @@ class LongConvConfig(Component):
     smooth_over: Literal["time", "frequency"] | None = Field(None, description="what the moving average runs over; default: time")
     kernel_dropout: float = Field(0.0, ge=0, lt=1, description="of taps, while training")
     dropout: float = Field(0.0, ge=0, lt=1, description="before the gated output, while training")
-    kernel_lr_scale: float = Field(0.1, gt=0, description="learning rate of the kernel over that of the rest")
+    kernel_lr_scale: float = Field(0.1, gt=0, description="learning rate of the kernel, and of the transform, over that of the rest")
+    learned_transform: bool = Field(
+        False, description="the Fourier transform's matrices are learned; every output then sees the whole document"
+    )
 
     @model_validator(mode="after")
     def _smooth(self) -> LongConvConfig:

@@ -1,9 +1,11 @@
 """A convolution with a learned kernel as long as one likes, kept sparse by squashing and smooth by averaging (arXiv:2302.06646).
 
     K = average(sign(K) max(|K| - squash, 0));  y = K * x + D x;  out = GLU(W dropout(gelu(y)))
-There is no finite state: the past is the last inputs, as many as the kernel has taps less one.
+There is no finite state: the past is the last inputs, as many as the kernel has taps less one. With a learned transform (section 3.2) the
+small matrices that the Fourier transform is a product of are parameters, at first those of the transform itself; what they become need not
+leave a convolution, nor one that looks back only, so such a layer reads whole documents.
 
-Axes: b rows   t tokens   d width, channels   k taps
+Axes: b rows   t tokens   d width, channels   k taps   n size of a matrix
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 from mmlm.backbone.cache import State
 from mmlm.backbone.config import LongConvConfig
 from mmlm.backbone.gated_output import GatedOutput
+from mmlm.backbone.sequences import by_sequence
 from mmlm.base.errors import RecipeError
+from mmlm.kernels.long_conv.butterfly import SIZES, butterfly_convolution, dft_matrix
 from mmlm.kernels.long_conv.fast import long_conv
 from mmlm.layout import Layout
 from mmlm.parameters import Derived, exact, name_axes
@@ -46,6 +50,12 @@ class LongConv(nn.Module):
             parameter.no_weight_decay = True
         self.kernel.lr_scale = config.kernel_lr_scale
         self._kernel = Derived()
+        self.transform = nn.ParameterDict()
+        for size in SIZES if config.learned_transform else ():
+            matrix = nn.Parameter(torch.empty(2, size, size))  # real and imaginary part
+            name_axes(matrix, "part", "frequency", "place")
+            matrix.no_weight_decay, matrix.lr_scale = True, config.kernel_lr_scale
+            self.transform[str(size)] = matrix
         self.reset_parameters_own()
 
     def _scales(self) -> Tensor:
@@ -59,12 +69,16 @@ class LongConv(nn.Module):
 
     @torch.no_grad()
     def reset_parameters_own(self) -> None:
-        """The kernel normal with the scales of the config's init; skip N(0, 1)."""
+        """The kernel normal with the scales of the config's init; skip N(0, 1); the transform that of Fourier."""
         self.kernel.normal_().mul_(self._scales().to(self.kernel))
         self.skip.normal_()
+        for size, matrix in self.transform.items():
+            matrix.copy_(torch.view_as_real(dft_matrix(int(size), torch.complex128)).movedim(-1, 0))
 
     def init_state(self, batch: int, max_length: int, dtype: torch.dtype, device: torch.device | str) -> State:
-        """Zeros for the last inputs; their number does not depend on max_length."""
+        """Zeros for the last inputs; their number does not depend on max_length. Raises RecipeError with a learned transform."""
+        if self.config.learned_transform:
+            raise RecipeError("long_conv with learned_transform sees later tokens and cannot go token by token.")
         tensors = {"past": torch.zeros(batch, self.width, self.config.num_taps - 1, dtype=dtype, device=device)}
         return State(tensors, {"past": "conv"}, torch.zeros(batch, dtype=torch.long, device=device))
 
@@ -73,13 +87,27 @@ class LongConv(nn.Module):
 
         Raises RecipeError for a layout that a causal convolution cannot express.
         """
-        layout.require_left_to_right("long_conv")
         kernel_dk = F.dropout(self._kernel([self.kernel], self._regular), self.config.kernel_dropout, self.training)
+        if self.config.learned_transform:
+            return self.mix(self._by_learned_transform(x_btd, kernel_dk, layout) + self.skip.to(x_btd.dtype) * x_btd), state, {}
+        layout.require_left_to_right("long_conv")
         y_btd, last = long_conv(x_btd, kernel_dk, layout.document, None if state is None else state.tensors["past"])
         if state is not None and last is not None:
             state.tensors = {"past": last.to(state.tensors["past"].dtype)}
             state.length = state.length + (layout.document > 0).sum(1)
         return self.mix(y_btd + self.skip.to(x_btd.dtype) * x_btd), state, {}
+
+    def _by_learned_transform(self, x_btd: Tensor, kernel_dk: Tensor, layout: Layout) -> Tensor:
+        layout.require_left_to_right("long_conv", or_whole=True)
+        if layout.causal:
+            raise RecipeError("long_conv with learned_transform sees later tokens, but the data's layout is causal.")
+        dtype = torch.promote_types(x_btd.dtype, torch.float32)
+        matrices = {int(size): torch.complex(*matrix.to(dtype)) for size, matrix in self.transform.items()}
+
+        def convolve(x_nld: Tensor) -> Tensor:
+            return butterfly_convolution(x_nld.mT, kernel_dk, matrices).mT
+
+        return by_sequence(layout, convolve, x_btd, who="long_conv")
 
     def _regular(self) -> Tensor:
         """The kernel squashed and smoothed."""

@@ -11,6 +11,7 @@ import torch
 from mmlm.backbone.config import MIXERS
 from mmlm.backbone.s4 import hippo
 from mmlm.base.errors import RecipeError
+from mmlm.kernels.long_conv.butterfly import SIZES, block_fft, butterfly_convolution, dft_matrix
 from mmlm.layout import Layout
 from mmlm.parameters import initialize
 from mmlm.training.optimizers import parameter_groups
@@ -155,3 +156,46 @@ def test_a_kernel_is_squashed_and_smoothed():
 def test_settings_that_cannot_work_are_told(config, message):
     with pytest.raises((RecipeError, ValueError), match=message):
         MIXERS.parse(config).build(16)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 16, 32, 64, 256, 512, 4096, 8192])
+def test_small_matrices_make_the_fourier_transform(size):
+    matrices = {n: dft_matrix(n, torch.complex128) for n in SIZES}
+    x = torch.randn(3, size, dtype=torch.complex128, generator=torch.Generator().manual_seed(size))
+    torch.testing.assert_close(block_fft(x, matrices), torch.fft.fft(x), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("length", "taps"), [(1, 5), (7, 7), (40, 6), (33, 100)])
+def test_a_product_of_such_spectra_is_the_convolution(length, taps):
+    g = torch.Generator().manual_seed(0)
+    x, kernel = torch.randn(2, 3, length, dtype=torch.float64, generator=g), torch.randn(3, taps, dtype=torch.float64, generator=g)
+    found = butterfly_convolution(x, kernel, {n: dft_matrix(n, torch.complex128) for n in SIZES})
+    padded = torch.nn.functional.pad(x, (taps - 1, 0))
+    torch.testing.assert_close(found, torch.nn.functional.conv1d(padded, kernel.flip(1)[:, None], groups=3), rtol=0, atol=1e-12)
+
+
+def test_a_learned_transform_begins_as_fouriers_and_is_learned():
+    """At first the layer is the fixed one; a step of gradients changes every matrix that the length has need of."""
+    fixed, learned = (build(6, type="long_conv", num_taps=9, learned_transform=which) for which in (False, True))
+    assert not fixed.transform and all(torch.equal(a, b) for a, b in zip(fixed.parameters(), learned.parameters()))
+    x = torch.randn(1, 20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    document = torch.tensor([[1] * 12 + [0] * 2 + [2] * 6]).int()
+    layout = Layout(document, torch.arange(20)[None, :, None], causal=False)
+    wanted = fixed(x, Layout(document, torch.arange(20)[None, :, None]))[0]
+    y = learned(x, layout)[0]
+    torch.testing.assert_close(y[document > 0], wanted[document > 0], rtol=0, atol=1e-10)
+    before = {size: matrix.detach().clone() for size, matrix in learned.transform.items()}
+    optimizer = torch.optim.AdamW(learned.parameters(), lr=1e-3)
+    y.square().sum().backward()
+    optimizer.step()
+    assert [size for size, matrix in learned.transform.items() if not torch.equal(matrix, before[size])] == ["2", "16"]
+    seen = torch.autograd.grad(learned(x.requires_grad_(), layout)[0][0, 3].sum(), x)[0][0].abs().amax(-1)
+    assert seen[10] > 1e-9 and not seen[14:].any(), "later tokens of its document, and no other's"
+
+
+def test_a_learned_transform_wants_whole_documents():
+    learned = build(4, type="long_conv", num_taps=5, learned_transform=True)
+    with pytest.raises(RecipeError, match="learned_transform sees later tokens and cannot go token by token"):
+        learned.init_state(1, 0, torch.float64, "cpu")
+    with pytest.raises(RecipeError, match="learned_transform sees later tokens, but the data's layout is causal"):
+        learned(torch.zeros(1, 3, 4, dtype=torch.float64), Layout.plain(1, 3))
