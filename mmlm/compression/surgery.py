@@ -1,9 +1,11 @@
 """Layers of a finished model replaced by another mixer, left out, or added; the result is an ordinary model.
 
 Attention becomes Mamba-2 with its weights carried over: x from the values, B from the keys, C from the queries, the output projection as it
-is; gate, step, decay and convolution are new. Where query heads share a key head, the shared rows are repeated. Other pairs of mixers begin
-with new weights. Sources: MaTVLM, arXiv:2503.13440; Mamba in the Llama, arXiv:2408.15237; layers added as identities, LLaMA Pro,
-arXiv:2401.02415.
+is. Where query heads share a key head, the shared rows are repeated. Step and decay are new. What stands between these parts begins so that
+it leaves them as they are (details chosen here: with new values there, the layer is at first further from the attention than one of new
+weights; tests/quality/test_conversion.py): the convolution sees the token alone, the gate is the same for all tokens, nothing skips the
+state, and the norm gives outputs half as large as values are. Other pairs of mixers begin with new weights.
+Sources: MaTVLM, arXiv:2503.13440; Mamba in the Llama, arXiv:2408.15237; layers added as identities, LLaMA Pro, arXiv:2401.02415.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from mmlm.base.errors import RecipeError
 from mmlm.base.registry import Component
 from mmlm.model import MultimodalLM
 from mmlm.training.config import ReplaceConfig
+
+GATE = 2.0  # before SiLU, whose slope is close to one there; the norm behind it takes the factor away
 
 
 def replace_mixers(model: MultimodalLM, layers: Sequence[int], mixer: Component | None = None, *, carry: bool = True) -> MultimodalLM:
@@ -50,7 +54,7 @@ def replace_mixers(model: MultimodalLM, layers: Sequence[int], mixer: Component 
             if name != "mixer":
                 part.load_state_dict(getattr(source, name).state_dict())
         if carry and (rule := CARRIED.get((type(source.mixer), type(layer.mixer)))) is not None:
-            rule(source.mixer, layer.mixer, f"layer {index}")
+            rule(source.mixer, layer.mixer, source.mixer_norm, f"layer {index}")
     return made
 
 
@@ -113,17 +117,17 @@ def _writers(layer: Layer) -> list[nn.Module]:
 
 
 def _counterpart(mixer: Any, width: int, index: int) -> Mamba2Config:
-    """Mamba-2 with a group and a state of its own for each head of an attention."""
+    """Mamba-2 with a group and a state of its own for each head of an attention, and biases, by which its gate can begin as one value."""
     if not isinstance(mixer, AttentionConfig):
         raise RecipeError(f"layer {index} is {mixer.type}; give the mixer that shall replace it.")
     size = mixer.head_size or width // mixer.num_heads
     heads = mixer.num_heads
     sizes = {"expand": heads * size / width, "head_size": size, "state_size": size, "num_groups": heads, "norm_groups": heads}
-    return Mamba2Config(**sizes, bias=mixer.qkv_bias)
+    return Mamba2Config(**sizes, bias=True)
 
 
 @torch.no_grad()
-def _attention_to_mamba2(old: Attention, new: Mamba2, where: str) -> None:
+def _attention_to_mamba2(old: Attention, new: Mamba2, norm: nn.Module, where: str) -> None:
     heads, size = old.num_heads, old.head_size
     shared = new.config.num_groups * new.config.state_size
     if (new.num_heads, new.config.head_size, new.config.num_groups, new.config.state_size) != (heads, size, heads, size):
@@ -144,6 +148,14 @@ def _attention_to_mamba2(old: Attention, new: Mamba2, where: str) -> None:
     new.out.weight.copy_(old.out.weight)
     if new.out.bias is not None and old.out.bias is not None:
         new.out.bias.copy_(old.out.bias)
+    new.conv_weight.zero_()
+    new.conv_weight[:, -1] = 1
+    new.skip.zero_()
+    if new.input.bias is not None:
+        new.input.weight[: new.inner] = 0
+        new.input.bias[: new.inner] = GATE
+    values = new.input.weight[new.inner : 2 * new.inner] * norm.weight
+    new.norm_weight.view(heads, size).copy_(0.5 * values.square().sum(1).view(heads, size).mean(1, keepdim=True).sqrt())
 
 
-CARRIED: dict[tuple[type, type], Callable[[Any, Any, str], None]] = {(Attention, Mamba2): _attention_to_mamba2}
+CARRIED: dict[tuple[type, type], Callable[[Any, Any, Any, str], None]] = {(Attention, Mamba2): _attention_to_mamba2}

@@ -6,7 +6,7 @@ import torch
 from mmlm.backbone.config import AttentionConfig, Mamba2Config
 from mmlm.base.errors import RecipeError
 from mmlm.base.schema import check
-from mmlm.compression.surgery import even_layers, grow_layers, keep_layers, replace_mixers
+from mmlm.compression.surgery import GATE, even_layers, grow_layers, keep_layers, replace_mixers
 from mmlm.layout import Layout
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
@@ -21,29 +21,30 @@ def made(num_layers=4, **mixer):
     return MultimodalLM(check(ModelConfig, raw, "test")).double().eval()
 
 
-def test_the_carried_weights_compute_linear_attention_when_the_new_parts_do_nothing():
+def test_the_carried_weights_compute_linear_attention_where_nothing_decays():
     old = made(1, qkv_bias=False, rope=None)
     new = replace_mixers(old, [0])
     attention, mamba = old.backbone.layers[0].mixer, new.backbone.layers[0].mixer
-    x = torch.randn(2, 9, 32, dtype=torch.float64)
+    x = 30 * torch.randn(2, 9, 32, dtype=torch.float64)
     with torch.no_grad():
-        mamba.conv_weight.zero_()
-        mamba.conv_weight[:, -1] = 1  # the token itself
-        mamba.conv_bias.zero_()
         mamba.decay_log.fill_(-60.0)  # a decay of 1
-        mamba.skip.zero_()
         mamba.step_bias.fill_(torch.log(torch.expm1(torch.tensor(1.0))))  # a step of 1
         mamba.input.weight[-mamba.num_heads :] = 0
+        mamba.input.bias[-mamba.num_heads :] = 0
         q, k, v = (part.transpose(1, 2) for part in attention._project(x, None, None))
         silu = torch.nn.functional.silu
         q, k, v = (silu(part.repeat_interleave(4 // part.shape[1], dim=1)) for part in (q, k, v))  # Mamba-2's convolution ends in SiLU
         want = ((q @ k.transpose(-1, -2)).tril() @ v).transpose(1, 2).flatten(2)
         seen = []
+        whole = mamba(x, Layout.plain(2, 9))[0]
+        size = want.unflatten(-1, (4, 8)).square().mean(-1, keepdim=True).sqrt()
+        values = attention.qkv.weight[-16:].square().sum(1).view(2, 8).mean(1).sqrt().repeat_interleave(2)  # of unit inputs, a head
+        half = (want.unflatten(-1, (4, 8)) / size * values[:, None] / 2).flatten(2)
+        torch.testing.assert_close(whole, attention.out(half), rtol=1e-4, atol=1e-6)  # the norm has an epsilon
         mamba._norm = lambda y: y
-        gate = mamba.input(x)[..., : mamba.inner]
         mamba.out.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
         mamba(x, Layout.plain(2, 9))
-        torch.testing.assert_close(seen[0], want * silu(gate), rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(seen[0], want * silu(torch.tensor(GATE)), rtol=1e-5, atol=1e-8)
         torch.testing.assert_close(mamba.out.weight, attention.out.weight)
 
 
