@@ -235,6 +235,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _parameters(folder: Path) -> int:
-    from mmlm.model import WEIGHTS, read_tensors
+    from mmlm.model import WEIGHTS
+    from mmlm.weights import read_tensors
 
     return sum(tensor.numel() for tensor in read_tensors(folder / WEIGHTS).values())

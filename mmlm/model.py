@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmlm.backbone.backbone import Backbone
@@ -28,6 +27,7 @@ from mmlm.parameters import initialize, linear, name_axes
 from mmlm.stream import Batch, Stream
 from mmlm.tokenizers.base import TextLike
 from mmlm.vocabulary import Vocabulary
+from mmlm.weights import copy_tensors, read_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -215,7 +215,7 @@ class MultimodalLM(nn.Module):
         model.to_empty(device="cpu")
         for module in model.modules():  # buffers that are not saved, such as rotary frequencies, are made again
             getattr(module, "reset_buffers", lambda: None)()
-        load_weights(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+        copy_tensors(model.state_dict(), read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
         if not isinstance(stop, list) or not all(isinstance(each, int) and 0 <= each < len(model.vocabulary) for each in stop):
             raise CheckpointError(f"{folder / CONFIG}: stop: must be a list of ids of the vocabulary, but is {str(stop)[:80]}.")
         model.stop = tuple(stop)
@@ -238,34 +238,6 @@ class TokenEmbedding(nn.Embedding):
 def _rows(table: nn.Embedding, ids: Tensor) -> Tensor:
     """Rows of a table, zeros for id -1."""
     return table(ids.clamp_min(0)) * (ids >= 0).unsqueeze(-1)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises CheckpointError for a missing, cut or broken file."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file.")
-    try:
-        return load_file(str(path))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: broken weight file: {error}.") from None
-
-
-def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """Copy tensors into a model. Raises CheckpointError naming up to ten keys that are missing, unknown or of another shape."""
-    own = model.state_dict()
-    faults = [f"missing {name}" for name in own.keys() - tensors.keys()]
-    faults += [f"unknown {name}" for name in tensors.keys() - own.keys()]
-    faults += [
-        f"{name} is {list(tensors[name].shape)}, not {list(own[name].shape)}"
-        for name in own.keys() & tensors.keys()
-        if tensors[name].shape != own[name].shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise CheckpointError(f"{where}: {len(faults)} tensors do not fit the model: {'; '.join(sorted(faults)[:10])}{more}.")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from torch import Tensor
 from mmlm.base.errors import CheckpointError, unknown_name
 from mmlm.interop import bamba, gemma, gpt2, jamba, llama, mamba, nemotron_h, qwen3_next
 from mmlm.interop.name_map import Family, check_keys, differences, written_out
-from mmlm.model import MultimodalLM, load_weights, read_json
+from mmlm.model import MultimodalLM, read_json
 from mmlm.model_config import ModelConfig
+from mmlm.weights import copy_tensors
 
 MODULES = (llama, gpt2, gemma, mamba, jamba, bamba, nemotron_h, qwen3_next)
 FAMILIES: dict[str, Family] = {family.model_type: family for module in MODULES for family in module.FAMILIES}
@@ -62,7 +63,7 @@ def load_hugging_face(name: Path | str) -> MultimodalLM:
             f"{folder}: {len(missing)} tensors are missing ({', '.join(missing[:10])}) and "
             f"{len(left)} are not known ({', '.join(left[:10])})."
         )
-    load_weights(model, {name: rule.read(tensors.get) for name, rule in rules.items()}, str(folder))
+    copy_tensors(model.state_dict(), {name: rule.read(tensors.get) for name, rule in rules.items()}, str(folder))
     return model.eval()
 
 
