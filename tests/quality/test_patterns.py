@@ -10,14 +10,15 @@ from mmlm.recipe import Recipe
 from mmlm.run import evaluate, train
 
 pytestmark = pytest.mark.quality
-WINDOWS = ["backbone.symbols={W: {type: attention, num_heads: 4, window: 32}}", "train.batch_size=32", "train.lr=2e-3"]
+WINDOWS = [
+    "backbone.symbols={W: {type: attention, num_heads: 4, window: 32}}", "train.lr=2e-3", "train.optimizer={type: adamw, beta2: 0.98}",
+]  # fmt: skip
 NEEDLE = [
     "data.train=[{type: needle, length: 64}, {type: needle, length: 512}]", "data.test=[{type: needle, length: 512}]", "train.steps=600",
 ]  # fmt: skip
 BOOK = [
     "data.train=[{type: phonebook, num_entries: 2}, {type: phonebook, num_entries: 8}, {type: phonebook, num_entries: 32}]",
-    "data.test=[{type: phonebook, num_entries: 32}]", "backbone.width=128",
-    "train.steps=600", "train.lr=4e-3", "train.optimizer={type: muon}",
+    "data.test=[{type: phonebook, num_entries: 32}]", "backbone.width=128", "train.steps=600",
 ]  # fmt: skip
 REACH = 6 * 31  # tokens back that six layers see by windows of 32
 
