@@ -1,0 +1,140 @@
+"""Sound in files: read whole or in part, written, and looked at without decoding.
+
+soundfile reads wav, flac, mp3, aiff and their like; PyAV the rest: ogg, g722, m4a, webm and the sound of videos. A part of a file is found
+by seeking, so that time and memory follow the part and not the file; g722 alone is decoded from its start, as each of its samples follows
+from all before it. What a container promises is compared with what it holds, so that a file that was cut short is told, not used.
+
+Axes: n samples   c channels
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from contextlib import closing
+from math import gcd
+from pathlib import Path
+
+import numpy as np
+
+from mmlm.base.errors import DataError, require
+from mmlm.data.audio_readers import Reader, SoundFacts, opened
+from mmlm.sound import Sound
+
+logger = logging.getLogger(__name__)
+
+ENDINGS = (
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf", ".g722"),
+    *(".m4a", ".aac", ".mp4", ".mkv", ".webm", ".mov"),
+)
+WRITES = {".wav": "WAV", ".flac": "FLAC"}
+MARGIN_SECONDS = 0.1  # read on both sides of a part that is resampled, for the filter
+
+
+def read_sound(
+    path: Path | str,
+    *,
+    rate_hz: int | None = None,
+    start_seconds: float = 0.0,
+    seconds: float | None = None,
+    channel: int | None = None,
+) -> Sound:
+    """The sound in a file, or a part of it, as one channel: the mean of all, or the one that is named (counted from 0).
+
+    rate_hz: None keeps the file's own. seconds: None reads to the end; of a part that reaches beyond the end, what is there.
+    Raises DataError for a file that is missing, empty, no audio, cut short or damaged, holds no samples or NaN, or contradicts itself, and
+    for a part that begins after the end.
+    """
+    path = Path(path)
+    if start_seconds < 0 or seconds is not None and seconds <= 0:
+        raise DataError(
+            f"{path}: a part begins at 0 s or later and is longer than 0 s, but {start_seconds:g} s and {seconds} s were asked."
+        )
+    with closing(opened(path)) as file:
+        facts = file.facts
+        if channel is not None and not 0 <= channel < facts.channels:
+            raise DataError(f"{path}: channel {channel}: the file has {facts.channels}, counted from 0.")
+        target_hz = rate_hz or facts.rate_hz
+        first = round(start_seconds * target_hz)
+        last = None if seconds is None else first + max(1, round(seconds * target_hz))
+        if target_hz == facts.rate_hz:
+            found_n = _mono(file, first, last, channel)
+        else:
+            found_n = _resampled_part(file, first, last, channel, target_hz)
+    if not len(found_n):
+        raise DataError(f"{path}: a part from {start_seconds:.2f} s on was asked, but the file lasts {facts.seconds:.2f} s.")
+    return Sound(found_n, target_hz)
+
+
+def sound_facts(path: Path | str) -> SoundFacts:
+    """Rate, channels and samples of a file, from its header and its end; counted by decoding where the container does not say.
+
+    Raises DataError as `read_sound` does, but for what only the samples between would show.
+    """
+    with closing(opened(Path(path))) as file:
+        file.check_end()
+        return file.facts
+
+
+def write_sound(path: Path | str, sound: Sound, *, as_float: bool = False) -> None:
+    """A .wav (16-bit, or float32 as told) or .flac file (16-bit), complete or not at all.
+
+    With 16 bits, samples beyond full scale are clipped with a warning. Raises DataError for another ending, no samples or NaN.
+    """
+    path, soundfile = Path(path), require("soundfile", "speech")
+    kind = WRITES.get(path.suffix.lower())
+    if kind is None or as_float and kind != "WAV":
+        raise DataError(f"{path}: sound is written as {' or '.join(WRITES)}{', floats as .wav alone' if as_float else ''}.")
+    if not len(sound.wave_n) or not np.isfinite(sound.wave_n).all():
+        raise DataError(f"{path}: a sound {'that holds NaN or infinity' if len(sound.wave_n) else 'without samples'} is not written.")
+    wave_n, subtype = sound.wave_n, "FLOAT"
+    if not as_float:
+        if (peak := float(np.abs(wave_n).max())) > 1:
+            logger.warning("%s: samples beyond full scale are clipped; the largest is %.2f.", path, peak)
+        wave_n, subtype = np.clip(np.rint(wave_n * 32768.0), -32768, 32767).astype(np.int16), "PCM_16"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as made:
+        try:
+            soundfile.write(made, wave_n, sound.rate_hz, subtype=subtype, format=kind)
+            made.flush()
+            os.chmod(made.name, 0o666 & ~_umask())
+            os.replace(made.name, path)
+        except BaseException:
+            Path(made.name).unlink(missing_ok=True)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _mono(file: Reader, first: int, last: int | None, channel: int | None) -> np.ndarray:
+    """float32 [n]: samples `first` to `last` of the file at its own rate, as one channel."""
+    parts, at = [], first
+    for block_nc in file.blocks(first, last):
+        part_n = block_nc.mean(axis=1, dtype=np.float32) if channel is None else np.ascontiguousarray(block_nc[:, channel])
+        if not np.isfinite(part_n).all():
+            bad = at + int(np.flatnonzero(~np.isfinite(part_n))[0])
+            raise DataError(f"{file.path}: holds {part_n[bad - at]} at {bad / file.facts.rate_hz:.3f} s (sample {bad}).")
+        parts.append(part_n)
+        at += len(part_n)
+    file.check_length(at, last)
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _resampled_part(file: Reader, first: int, last: int | None, channel: int | None, target_hz: int) -> np.ndarray:
+    """Samples `first` to `last` of the file as it is at another rate, whatever part is read.
+
+    A margin is read on both sides, from a sample on that both rates share.
+    """
+    own_hz = file.facts.rate_hz
+    step_in, step_out = own_hz // gcd(own_hz, target_hz), target_hz // gcd(own_hz, target_hz)
+    margin = -(-round(MARGIN_SECONDS * own_hz) // step_in)  # in shared samples
+    begin = max(0, first // step_out - margin)
+    end = None if last is None else (-(-last // step_out) + margin) * step_in
+    wide = Sound(_mono(file, begin * step_in, end, channel), own_hz).at(target_hz)
+    shift = begin * step_out
+    return wide.wave_n[first - shift : None if last is None else last - shift]
