@@ -75,8 +75,8 @@ def opened(path: Path) -> Reader:
         if path.is_dir():
             raise DataError(f"{path}: is a folder, not a sound.")
         size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(16)
+        with path.open("rb") as raw:
+            head = raw.read(16)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.") from None
     except OSError as error:
@@ -96,10 +96,12 @@ def opened(path: Path) -> Reader:
         _check_ogg(path, size)
         return _Container(path, None)
     soundfile = require("soundfile", "speech")
+    file: Any = None
+    reason = ""
     try:
-        file, reason = soundfile.SoundFile(str(path)), ""
+        file = soundfile.SoundFile(str(path))
     except soundfile.LibsndfileError as error:
-        file, reason = None, str(error).removeprefix(f"Error opening {str(path)!r}: ").rstrip(".")
+        reason = str(error).removeprefix(f"Error opening {str(path)!r}: ").rstrip(".")
     # A flac that was written to a pipe names no length; libsndfile cannot seek in it.
     is_told = file is not None and 0 <= file.frames < UNKNOWN
     found: Reader = _SoundFile(path, file) if is_told else _Container(path, None, reason)

@@ -1,37 +1,23 @@
 """Configs of the data: what of it is used. Imports no torch and no numpy.
 
-Each source says what it `gives`: tables, labels (sequences with labels at some tokens) or texts; a task reads one of these.
+Each source says what it `gives`: tables, labels (sequences with labels at some tokens), texts or speech; a task reads one of these.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mmlm.base.registry import Component, Registry
 from mmlm.base.schema import Strict
-
-SOURCES = Registry("data source", "mmlm.sources")
-
-
-class SourceConfig(Component):
-    """What every source has. `gives`: the kind of its records."""
-
-    gives: ClassVar[str] = "tables"
-    weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other sources")
-
-    def holds(self) -> str | None:
-        """What must not be trained on and validated on at once; None for generators, which are told apart by their random numbers."""
-        return None
-
-
-def _file(path: str) -> str:
-    """A file by the name that is its own alone."""
-    return os.path.realpath(path) if os.path.exists(path) else path
+from mmlm.data.config.base import SOURCES, SourceConfig, true_path
+from mmlm.data.config.speech import AsteriskConfig as AsteriskConfig
+from mmlm.data.config.speech import SpeechConfig as SpeechConfig
+from mmlm.data.config.speech import SpeechFolderConfig as SpeechFolderConfig
+from mmlm.data.config.speech import SpeechManifestConfig as SpeechManifestConfig
+from mmlm.data.config.speech import SynthesizedConfig as SynthesizedConfig
 
 
 class TableCleaning(Strict):
@@ -116,7 +102,7 @@ class TableFileConfig(SourceConfig):
 
     def holds(self) -> str:
         """The file, and which of its tables."""
-        return f"the file {_file(self.path)}{f' ({self.sheet})' if self.sheet else ''}"
+        return f"the file {true_path(self.path)}{f' ({self.sheet})' if self.sheet else ''}"
 
 
 class ProbeConfig(SourceConfig):
@@ -298,7 +284,7 @@ class TextFilesConfig(SourceConfig):
 
     def holds(self) -> str:
         """The file or the folder."""
-        return f"the text in {_file(self.path)}"
+        return f"the text in {true_path(self.path)}"
 
 
 class DataConfig(Strict):

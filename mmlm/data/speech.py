@@ -1,0 +1,105 @@
+"""Speech to learn from: recordings with what is known of them, and drawing from them.
+
+A record is an `Utterance`; its sound is read when it is asked for, and of a long file only the part that it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmlm.base.errors import DataError
+from mmlm.data.audio_files import read_sound
+from mmlm.sound import Sound
+
+
+@dataclass(frozen=True, eq=False)
+class Utterance:
+    """A recording of somebody, or a part of one.
+
+    id: its own within its source. where: file and line that tell of it, for messages. path: the file of the sound, and start_seconds and
+    end_seconds its part, None for the end of the file; or held: the sound itself. text, speaker, language: empty where unknown. labels:
+    whatever else is known. is_made: spoken by a synthesizer.
+    """
+
+    id: str
+    where: str
+    path: Path | None = None
+    start_seconds: float = 0.0
+    end_seconds: float | None = None
+    channel: int | None = None
+    text: str = ""
+    speaker: str = ""
+    language: str = ""
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    is_made: bool = False
+    held: Sound | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        if self.end_seconds is not None:
+            return self.end_seconds - self.start_seconds
+        return self.sound().seconds
+
+    def sound(self, rate_hz: int | None = None) -> Sound:
+        """Its sound, at its own rate or another. Raises DataError that names `where`."""
+        length = None if self.end_seconds is None else self.end_seconds - self.start_seconds
+        if self.held is not None:
+            part = self.held.cut(self.start_seconds, length)
+            return part if rate_hz is None else part.at(rate_hz)
+        if self.path is None:
+            raise DataError(f"{self.where}: has neither a file nor a sound.")
+        try:
+            return read_sound(self.path, rate_hz=rate_hz, start_seconds=self.start_seconds, seconds=length, channel=self.channel)
+        except DataError as error:
+            raise DataError(f"{self.where}: {error}") from None
+
+    def part(self, start_seconds: float, seconds: float) -> Utterance:
+        """A part of it, counted from its own start. Of its text nothing is known."""
+        start, end = self.start_seconds + start_seconds, self.start_seconds + start_seconds + seconds
+        last = self.end_seconds if self.end_seconds is not None else self.start_seconds + self.seconds
+        return replace(self, start_seconds=start, end_seconds=min(end, last), text="")
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A recording that cannot be used. where: file and line. why: what was found."""
+
+    where: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.why}"
+
+
+class Speech:
+    """Utterances to draw from. where: what they are, in messages. Raises DataError without any."""
+
+    def __init__(self, utterances: Sequence[Utterance], where: str) -> None:
+        if not utterances:
+            raise DataError(f"{where}: holds no recording.")
+        self.utterances, self.where = list(utterances), where
+
+    def draw(self, rng: np.random.Generator, asks: float | None) -> Utterance:
+        """An utterance, all alike; or where `asks` is a number, a part of at most so many seconds from an even place of all sound."""
+        if asks is None:
+            return self.utterances[int(rng.integers(len(self.utterances)))]
+        ends = self._ends()
+        found = self.utterances[min(int(np.searchsorted(ends, rng.random() * ends[-1], side="right")), len(ends) - 1)]
+        if found.seconds <= asks:
+            return found
+        return found.part(float(rng.uniform(0, found.seconds - asks)), asks)
+
+    def _ends(self) -> np.ndarray:
+        if not hasattr(self, "_cumulated"):
+            self._cumulated = np.cumsum([utterance.seconds for utterance in self.utterances])
+        return self._cumulated
+
+    def everything(self) -> list[Utterance]:
+        """Every utterance, in the order of the list or folder they come from."""
+        return list(self.utterances)
