@@ -72,7 +72,7 @@ def read_manifest(path: Path, names: Mapping[str, str]) -> Iterator[Utterance | 
         if not isinstance(raw, dict):
             yield Bad(where, f"must be an object with the key {names.get('audio', 'audio')!r}, but is {line.strip()[:60]}.")
             continue
-        record: dict[str, Any] = {ours.get(key, key): value for key, value in raw.items() if key in ours or key not in KEYS}
+        record = {ours.get(key) or str(key): value for key, value in raw.items() if key in ours or key not in KEYS}
         if fault := _line_fault(record, names):
             yield Bad(where, fault)
             continue
