@@ -55,3 +55,27 @@ class TextConfig(Component):
     type: Literal["text"] = "text"
     path: str | None = Field(None, description="tokenizer.json, or a folder, run or hub id with one; null: fitted on the training texts")
     vocabulary_size: int = Field(4096, ge=260, le=1 << 20, description="most tokens when it is fitted")
+
+
+@TOKENIZERS.register("mmlm.tokenizers.phonemes:PhonemeTokenizer", source="CMU dictionary, ARPABET; joint n-grams, Bisani & Ney 2008")
+class PhonemesConfig(Component):
+    """Text as the phonemes that a reader would say."""
+
+    type: Literal["phonemes"] = "phonemes"
+    engine: Literal["dictionary", "espeak"] = Field(
+        "dictionary", description="English by a dictionary and learned letter-to-sound rules | any language by espeak-ng, in IPA"
+    )
+    language: str = Field("en-us", description="voice of espeak-ng, such as fr-fr, es-419, it or ru")
+    dictionary: str | None = Field(None, description="file of lines `word PH ON EMES`; null: the one that pocketsphinx brings along")
+    punctuation: bool = Field(True, description="commas, full stops and the like are tokens")
+    boundaries: bool = Field(False, description="a token between words")
+    stress: bool = Field(False, description="tokens for stress before the vowel")
+    unspeakable: Literal["error", "skip", "name"] = Field(
+        "error", description="emoji and letters of other scripts: refused | left out | called by their Unicode names"
+    )
+
+    def without_effect(self) -> dict[str, str]:
+        """What the other engine alone reads."""
+        if self.engine == "espeak":
+            return {"dictionary": "the engine is espeak"}
+        return {"language": "the engine is dictionary, which is English", "stress": "the engine is dictionary, which knows no stress"}
