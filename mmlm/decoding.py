@@ -78,7 +78,8 @@ class Decoding:
         if not all(isinstance(prompt, Tensor) and prompt.ndim == 1 and len(prompt) for prompt in prompts):
             raise RecipeError("a prompt behind a prefix must be ids [t] with at least one token.")
         decoding = cls(model, [prefix], max(len(prompt) for prompt in prompts) + room)
-        decoding.select(torch.zeros(len(prompts), dtype=torch.long, device=model.device))
+        decoding.cache = decoding.cache.fan_out(len(prompts))
+        decoding.next_position = decoding.next_position.expand(len(prompts))
         ids_bt = torch.nn.utils.rnn.pad_sequence([prompt.to(model.device) for prompt in prompts], batch_first=True)
         sizes = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
         h_btd = decoding.feed_many(ids_bt, (torch.arange(ids_bt.shape[1], device=model.device) < sizes[:, None]).int())

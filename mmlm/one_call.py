@@ -222,7 +222,7 @@ def states_to_cache(decoder: Decoder, backbone: Backbone) -> Cache:
     lengths = torch.tensor(decoder.lengths)
     cache = backbone.init_cache(decoder.batch, int(lengths.max()))
     cache.length = lengths
-    for state, tensors in zip(cache.layers, decoder.states(), strict=True):
+    for state, tensors in zip(cache.whole().layers, decoder.states(), strict=True):
         if state is not None and tensors is not None:
             state.length = lengths.clone()
             state.tensors = {name: tensors[name].to(held.dtype) for name, held in state.tensors.items()}
@@ -231,4 +231,4 @@ def states_to_cache(decoder: Decoder, backbone: Backbone) -> Cache:
 
 def cache_to_states(cache: Cache, decoder: Decoder) -> None:
     """Let a decoder go on from what the layers kept. Raises Unsupported for the cache of another model."""
-    decoder.load([None if state is None else state.tensors for state in cache.layers], cache.length)
+    decoder.load([None if state is None else state.tensors for state in cache.whole().layers], cache.length)

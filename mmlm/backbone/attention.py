@@ -17,6 +17,7 @@ from mmlm.backbone.config import AttentionConfig
 from mmlm.backbone.norms import RmsNorm
 from mmlm.backbone.rope import Rope
 from mmlm.base.errors import RecipeError
+from mmlm.kernels.attention.behind import behind_trunk
 from mmlm.kernels.attention.fast import attention, packed_attention, takes_documents
 from mmlm.kernels.documents import documents
 from mmlm.kernels.rope.fast import rope
@@ -42,6 +43,11 @@ class Attention(nn.Module):
         self.rope = Rope(config.rope, self.head_size) if config.rope else None
         self.q_norm = RmsNorm(self.head_size, config.qk_norm_eps) if config.qk_norm else None
         self.k_norm = RmsNorm(self.head_size, config.qk_norm_eps) if config.qk_norm else None
+
+    @property
+    def shares_trunks(self) -> bool:
+        """Whether every token sees the whole of what stands before it, which rows behind one prefix can then meet together."""
+        return self.config.window is None and self.config.soft_cap is None and not self.config.alibi
 
     def _slopes(self, device: torch.device) -> Tensor | None:
         return alibi_slopes(self.num_heads).to(device) if self.config.alibi else None
@@ -114,49 +120,58 @@ class Attention(nn.Module):
         b, t, _ = x_btd.shape
         q, k, v = self._project(x_btd, *self._angles(layout))
         real = layout.document > 0
+        if state.trunk and not self.shares_trunks:
+            state.unshare()
         state.room_for(t)
+        trunk = state.trunk_size
         before = state.length
         place = before[:, None] + torch.arange(t, device=before.device)
         rows = torch.arange(b, device=before.device)[:, None].expand(b, t)
         for name, new in (("key", k), ("value", v)):
             kept = state.tensors[name]
-            kept[rows[real], :, place[real]] = new[real].to(kept.dtype)
+            kept[rows[real], :, place[real] - trunk] = new[real].to(kept.dtype)
         state.length = before + real.sum(1)
-        longest = int(state.length.max())
-        index = torch.arange(longest, device=before.device)
+        index = torch.arange(trunk, int(state.length.max()), device=before.device)
         visible = index <= place[:, :, None]
         if not (causal and layout.is_simple):
             among = layout.dense(causal=causal)
             new_at = index[None] - before[:, None]
             inside = (new_at >= 0) & (new_at < t)
-            looked = among.gather(2, new_at.clamp(0, t - 1)[:, None].expand(b, t, longest))
+            looked = among.gather(2, new_at.clamp(0, t - 1)[:, None].expand(b, t, len(index)))
             visible = torch.where(inside[:, None], looked, index < before[:, None, None])
         config = self.config
         if config.window is not None:
             visible = visible & ((place[:, :, None] - index < config.window) | (index < config.sinks))
-        key, value = (state.tensors[name][:, :, :longest].to(q.dtype) for name in ("key", "value"))
-        y = self._over_cache(q.transpose(1, 2), key, value, visible, place)
+        key, value = (state.tensors[name][:, :, : len(index)].to(q.dtype) for name in ("key", "value"))
+        if trunk:
+            above = (state.trunk[name].to(q.dtype) for name in ("key", "value"))
+            y = behind_trunk(q.transpose(1, 2), *above, key, value, visible, self.config.score_scale)
+        else:
+            y = self._over_cache(q.transpose(1, 2), key, value, visible, place)
         return self._finish(y.transpose(1, 2).flatten(2), x_btd)
 
     def _over_cache(self, q_bhtk: Tensor, k_bglk: Tensor, v_bglk: Tensor, visible_btl: Tensor, place_bt: Tensor) -> Tensor:
         """Attention of new tokens over the cached ones [b, h, t, k]."""
-        config, shared = self.config, self.num_heads // self.num_kv_heads
-        bias = None
-        if (slopes := self._slopes(q_bhtk.device)) is not None:
-            distance_btl = (place_bt[:, :, None] - torch.arange(k_bglk.shape[2], device=place_bt.device)).abs()
-            bias = -slopes.to(q_bhtk)[:, None, None] * distance_btl[:, None]
+        config = self.config
+        bias = self._bias(place_bt, torch.arange(k_bglk.shape[2], device=place_bt.device), q_bhtk)
         if config.soft_cap is None:
             mask = visible_btl[:, None] if bias is None else torch.where(visible_btl[:, None], bias, -torch.inf)
             return F.scaled_dot_product_attention(
                 q_bhtk, k_bglk, v_bglk, attn_mask=mask, scale=config.score_scale, enable_gqa=self.num_heads != self.num_kv_heads
             )
-        k, v = (exact(part).repeat_interleave(shared, dim=1) for part in (k_bglk, v_bglk))
+        k, v = (exact(part).repeat_interleave(self.num_heads // self.num_kv_heads, dim=1) for part in (k_bglk, v_bglk))
         scores = exact(q_bhtk) @ k.transpose(-1, -2) * (config.score_scale or self.head_size**-0.5)
         scores = config.soft_cap * torch.tanh(scores / config.soft_cap)
         scores = scores if bias is None else scores + bias
         seen = visible_btl[:, None]
         p = torch.where(seen, scores, -torch.inf).softmax(-1)
         return (torch.where(seen.any(-1, keepdim=True), p, 0) @ v).to(q_bhtk.dtype)
+
+    def _bias(self, place_bt: Tensor, index_l: Tensor, like: Tensor) -> Tensor | None:
+        """What ALiBi adds to the scores [b, h, t, l]."""
+        if (slopes := self._slopes(like.device)) is None:
+            return None
+        return -slopes.to(like)[:, None, None] * (place_bt[:, :, None] - index_l).abs()[:, None]
 
 
 def alibi_slopes(num_heads: int) -> Tensor:

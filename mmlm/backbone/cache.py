@@ -4,14 +4,15 @@ A `State` is what one mixer keeps: named tensors whose first axis is the batch, 
     kv          [b, heads, capacity, k]: filled up to `Cache.length`, grows by doubling
     recurrent   [b, ...], always of the same size: the state of a recurrence in float32, or the tokens of a block that is open
     conv        [b, channels, taps - 1]: the last inputs of a short convolution
-The cache holds one document a row. Rows may have different lengths.
+The cache holds one document a row. Rows may have different lengths. Rows that go on from one prefix can share its keys and values, their
+`trunk`, which is then neither copied nor read once a row.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,19 +27,47 @@ ROLES = ("kv", "recurrent", "conv")
 
 @dataclass
 class State:
-    """Named tensors of one mixer. roles: {name: role}. length: long [b], tokens taken in so far."""
+    """Named tensors of one mixer. roles: {name: role}. length: long [b], tokens taken in so far, those of the trunk included.
+    trunk: {name: [1, heads, n, k]}, keys and values of all rows that stand before those in `tensors`."""
 
     tensors: dict[str, Tensor]
     roles: dict[str, str]
     length: Tensor
+    trunk: dict[str, Tensor] = field(default_factory=dict)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> State:
-        """The same state with every tensor (and the length) changed along the batch axis."""
-        return State({name: change(tensor) for name, tensor in self.tensors.items()}, self.roles, change(self.length))
+        """The same state with every tensor (and the length) changed along the batch axis, which a trunk does not have."""
+        return State({name: change(tensor) for name, tensor in self.tensors.items()}, self.roles, change(self.length), self.trunk)
+
+    @property
+    def trunk_size(self) -> int:
+        """Tokens in the trunk."""
+        return next((tensor.shape[2] for tensor in self.trunk.values()), 0)
+
+    def fan_out(self, rows: Tensor) -> State:
+        """Copies of the only row for each of `rows` (zeros [n]); keys and values become the trunk."""
+        trunk, tensors = {}, {}
+        for name, tensor in self.tensors.items():
+            if self.roles[name] == "kv":
+                trunk[name] = tensor[:, :, : int(self.length)]
+                tensors[name] = tensor.new_zeros(len(rows), tensor.shape[1], 1, tensor.shape[3])
+            else:
+                tensors[name] = tensor.index_select(0, rows)
+        return State(tensors, self.roles, self.length.index_select(0, rows), trunk)
+
+    def whole(self) -> State:
+        """The same without a trunk: every row has its own keys and values."""
+        own = {name: tensor.expand(len(self.length), -1, -1, -1) for name, tensor in self.trunk.items()}
+        tensors = {name: torch.cat([own[name], tensor], 2) if name in own else tensor for name, tensor in self.tensors.items()}
+        return State(tensors, self.roles, self.length)
+
+    def unshare(self) -> None:
+        """The same in place."""
+        self.tensors, self.trunk = self.whole().tensors, {}
 
     def room_for(self, tokens: int) -> None:
         """Grow the key and value tensors so that `tokens` more fit in every row."""
-        need = int(self.length.max()) + tokens if len(self.length) else tokens
+        need = (int(self.length.max()) - self.trunk_size if len(self.length) else 0) + tokens
         for name, role in self.roles.items():
             if role == "kv" and self.tensors[name].shape[2] < need:
                 old = self.tensors[name]
@@ -63,9 +92,22 @@ class Cache:
         """Rows `index` (long [n], repeats allowed): beams, copies of a prefix for several options."""
         return self._map(lambda tensor: tensor.index_select(0, index))
 
+    def fan_out(self, count: int) -> Cache:
+        """`count` rows that all go on from the only row of this cache and share its keys and values."""
+        if self.batch_size != 1 or any(state.trunk for state in self.layers if state):
+            raise CheckpointError(f"only a cache of one row without a trunk can fan out; this one has {self.batch_size}.")
+        rows = torch.zeros(count, dtype=torch.long, device=self.length.device)
+        return Cache([state.fan_out(rows) if state else None for state in self.layers], self.length.index_select(0, rows))
+
+    def whole(self) -> Cache:
+        """The same cache without a trunk: every row has its own keys and values."""
+        if not any(state.trunk for state in self.layers if state):
+            return self
+        return Cache([state.whole() if state else None for state in self.layers], self.length)
+
     def reset(self, rows: Tensor) -> Cache:
         """A cache in which the rows where bool [b] `rows` is true are as new."""
-        return self._map(lambda tensor: tensor.masked_fill(rows.view(-1, *[1] * (tensor.ndim - 1)), 0))
+        return self.whole()._map(lambda tensor: tensor.masked_fill(rows.view(-1, *[1] * (tensor.ndim - 1)), 0))
 
     def snapshot(self) -> Cache:
         """A copy that later steps do not change."""
@@ -81,13 +123,13 @@ class Cache:
         if bool((length > self.length).any()):
             held, wanted = (" and ".join(map(str, lengths.tolist())) for lengths in (self.length, length))
             raise CheckpointError(f"the cache holds {held} tokens, so it cannot be cropped to {wanted}.")
-        layers = [State(dict(state.tensors), state.roles, length.clone()) if state else None for state in self.layers]
+        layers = [State(dict(state.tensors), state.roles, length.clone()) if state else None for state in self.whole().layers]
         return Cache(layers, length.clone())
 
     def merge(self, other: Cache) -> Cache:
         """One cache with the rows of this one and then those of another."""
         layers = []
-        for mine, theirs in zip(self.layers, other.layers, strict=True):
+        for mine, theirs in zip(self.whole().layers, other.whole().layers, strict=True):
             layers.append(_join(mine, theirs) if mine is not None and theirs is not None else None)
         return Cache(layers, torch.cat([self.length, other.length]))
 
@@ -100,16 +142,17 @@ class Cache:
 
     def to(self, device: torch.device | str) -> Cache:
         """The same cache on another device."""
-        return self._map(lambda tensor: tensor.to(device))
+        return self.whole()._map(lambda tensor: tensor.to(device))
 
     def num_bytes(self) -> int:
         """Memory of all tensors."""
-        return sum(t.numel() * t.element_size() for state in self.layers if state for t in state.tensors.values())
+        states = [state for state in self.layers if state]
+        return sum(t.numel() * t.element_size() for state in states for t in [*state.tensors.values(), *state.trunk.values()])
 
     def save(self, path: Path | str) -> None:
         """One safetensors file that `load` reads: a prefix worth keeping."""
         tensors = {"length": self.length}
-        for index, state in enumerate(self.layers):
+        for index, state in enumerate(self.whole().layers):
             if state is not None:
                 tensors |= {f"{index}.{name}": tensor.contiguous() for name, tensor in state.tensors.items()}
         roles = {str(index): state.roles for index, state in enumerate(self.layers) if state}

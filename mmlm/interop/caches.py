@@ -30,7 +30,7 @@ def cache_to_transformers(cache: Cache, config: Any) -> Any:
     found = utils.DynamicCache(config=config)
     if len(found.layers) != len(cache.layers):
         raise CheckpointError(f"the cache has {len(cache.layers)} layers, but the model of transformers {len(found.layers)}.")
-    for index, (state, layer) in enumerate(zip(cache.layers, found.layers, strict=True)):
+    for index, (state, layer) in enumerate(zip(cache.whole().layers, found.layers, strict=True)):
         if state is None:
             continue
         by_role = _by_role(state, index)

@@ -80,6 +80,8 @@ def test_faults_are_told(backbone, tmp_path):
         cache.split([1, 1])
     with pytest.raises(CheckpointError, match="recurrent state cannot be cropped"):
         cache.crop(torch.tensor([1, 1, 1]))
+    with pytest.raises(CheckpointError, match="only a cache of one row without a trunk can fan out; this one has 3"):
+        cache.fan_out(2)
     path = tmp_path / "cache.safetensors"
     with pytest.raises(CheckpointError, match="cache.safetensors: not a saved cache"):
         Cache.load(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -252,6 +254,37 @@ def test_a_cropped_state_goes_on_from_there_or_says_that_it_cannot(mixer):
     for row, size in enumerate([6, 3]):
         whole = mixer(torch.cat([x[row : row + 1, :size], other[row : row + 1]], dim=1), Layout.plain(1, size + 2))[0][0]
         torch.testing.assert_close(y[row], whole[size:], rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_rows_that_go_on_from_one_prefix_share_it(mixer, tmp_path):
+    x, more = vectors(1, 5, seed=3), vectors(4, 6, seed=4)
+    state = run(mixer, x, [5], new_state(mixer, 1))[1]
+    cache = Cache([state], state.length).fan_out(4)
+    start = torch.full((4,), 5)
+    ends = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=torch.int32)
+    layout = dataclasses.replace(Layout.plain(4, 3, start=start), document=ends)
+    first = mixer(more[:, :3], layout, cache.layers[0])[0]
+    sizes = ends.sum(1).long()
+    cache = Cache(cache.layers, start + sizes)
+    assert cache.layers[0].length.tolist() == [8, 8, 7, 6]
+    chosen = torch.tensor([3, 0, 2, 2])
+    branched = cache.select(chosen)
+    apart = [cache.select(chosen).whole(), cache.select(chosen).merge(cache).split([4, 4])[0]]
+    cache.select(chosen).save(tmp_path / "cache.safetensors")
+    apart.append(Cache.load(tmp_path / "cache.safetensors"))
+    wanted = []
+    for row in range(4):
+        source, size = int(chosen[row]), int(sizes[chosen[row]])
+        whole = torch.cat([x, more[source : source + 1, :size], more[row : row + 1, 3:]], dim=1)
+        y = mixer(whole, Layout.plain(1, whole.shape[1]))[0][0]
+        torch.testing.assert_close(first[source, :size], y[5 : 5 + size], rtol=0, atol=1e-10)
+        wanted.append(y[-3:])
+    for kept in (branched, *apart):
+        y = mixer(more[:, 3:], Layout.plain(4, 3, start=kept.length), kept.layers[0])[0]
+        torch.testing.assert_close(y, torch.stack(wanted), rtol=0, atol=1e-10)
+    if getattr(mixer, "shares_trunks", False):
+        assert state.tensors["key"].data_ptr() == branched.layers[0].trunk["key"].data_ptr(), "the prefix was copied"
 
 
 @torch.no_grad()
