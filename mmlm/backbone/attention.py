@@ -144,8 +144,8 @@ class Attention(nn.Module):
             visible = visible & ((place[:, :, None] - index < config.window) | (index < config.sinks))
         key, value = (state.tensors[name][:, :, : len(index)].to(q.dtype) for name in ("key", "value"))
         if trunk:
-            above = (state.trunk[name].to(q.dtype) for name in ("key", "value"))
-            y = behind_trunk(q.transpose(1, 2), *above, key, value, visible, self.config.score_scale)
+            above_k, above_v = (state.trunk[name].to(q.dtype) for name in ("key", "value"))
+            y = behind_trunk(q.transpose(1, 2), above_k, above_v, key, value, visible, config.score_scale)
         else:
             y = self._over_cache(q.transpose(1, 2), key, value, visible, place)
         return self._finish(y.transpose(1, 2).flatten(2), x_btd)
