@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mmlm.base.schema import Strict
+from mmlm.data.config.augment import AUGMENTATIONS as AUGMENTATIONS
 from mmlm.data.config.base import SOURCES, SourceConfig, true_path
 from mmlm.data.config.speech import AsteriskConfig as AsteriskConfig
 from mmlm.data.config.speech import SpeechConfig as SpeechConfig
