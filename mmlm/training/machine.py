@@ -29,6 +29,14 @@ def keep_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
 
 
+def multiplies_bf16_faster(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 outrun those in float32: a GPU with units for them, or a CPU with AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)
+    return device.type == "cpu" and bool(capabilities().get("amx_bf16"))
+
+
 def peak_gib() -> float:
     """Most memory that this process has held so far, or most memory of its GPU where it uses one."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -29,7 +29,7 @@ from mmlm.training.interrupts import Interrupted, Interrupts
 from mmlm.training.loader import Feed, Plan, Samples
 from mmlm.training.lock import RunLock
 from mmlm.training.log import RunLog
-from mmlm.training.machine import keep_memory, peak_gib, process_settings
+from mmlm.training.machine import keep_memory, multiplies_bf16_faster, peak_gib, process_settings
 from mmlm.training.optimizers import build_optimizers, trained_parameters
 from mmlm.training.ranks import Ranks
 from mmlm.training.schedules import learning_rate
@@ -155,6 +155,10 @@ class Trainer:
         self.ranks, device = Ranks(self.accelerator), self.accelerator.device
         if self.config.batch_size % self.ranks.world:
             raise RecipeError(f"train.batch_size: must be a multiple of the {self.ranks.world} processes, but is {self.config.batch_size}.")
+        if self.config.precision == "auto":
+            precision = "bf16" if multiplies_bf16_faster(device) else "fp32"
+            logger.info("train.precision: auto is %s on this machine", precision)
+            self.config = self.config.model_copy(update={"precision": precision})
         self.model.to(device)
         for parameter in self.model.parameters():
             if parameter.dtype in (torch.bfloat16, torch.float16) and (parameter.requires_grad or self.config.precision == "fp32"):

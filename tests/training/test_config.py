@@ -122,7 +122,7 @@ FAULTS = [
     ({"keep_best": {"metric": "loss", "mode": "low"}, "validate_every": 1}, "keep_best.mode: must be 'min' or 'max'"),
     ({"keep_last": 0}, "keep_last: must be at least 1"),
     ({"ema_decay": 1.0}, "ema_decay: must be less than 1"),
-    ({"precision": "fp16"}, "precision: must be 'fp32' or 'bf16'"),
+    ({"precision": "fp16"}, "precision: must be 'fp32', 'bf16' or 'auto'"),
     ({"trackers": ["tensorbord"]}, "trackers.0: must be"),
     ({"learning_rate": 1e-3}, "learning_rate: unknown key"),
     ({"deterministic": "no"}, "deterministic: must be true or false"),

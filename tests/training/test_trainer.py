@@ -219,6 +219,16 @@ def test_bf16_runs_the_matrix_products_in_bfloat16(toy, tmp_path):
     assert seen == {torch.float32, torch.bfloat16}
 
 
+@pytest.mark.parametrize("is_faster, wanted", [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_bf16_where_the_machine_multiplies_it_faster(toy, tmp_path, monkeypatch, is_faster, wanted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": is_faster}, raising=False)
+    seen = set()
+    model = toy.Toy(dropout=0.0)
+    model.inner.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    fit(toy, tmp_path, model=model, precision="auto", steps=1)
+    assert seen == {wanted}
+
+
 def test_a_run_ends_in_time_at_the_least_rate_with_everything_that_belongs_to_an_end(toy, tmp_path):
     options = {**toy.FULL, "steps": 10**6, "max_seconds": 0.5, "validate_every": 10**5, "sample_every": 10**5, "checkpoint_every": 10**5}
     model, result = toy.train(tmp_path, options)
