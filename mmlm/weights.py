@@ -56,6 +56,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: broken weight file: {error}.") from None
 
 
+def read_foreign_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a state dict of torch, which is read without unpickling anything but tensors.
+
+    Raises CheckpointError where the file is missing or broken, or holds something else.
+    """
+    if path.suffix == ".safetensors" or not path.is_file():
+        return read_tensors(path)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each have their own
+        raise CheckpointError(f"{path}: not a state dict: {str(error).strip().splitlines()[0][:200]}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path}: not a state dict: a mapping of names to tensors is wanted.")
+    return {str(name): value for name, value in found.items()}
+
+
 def copy_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
     """Copy found tensors into own ones. Raises CheckpointError naming up to ten that are missing, unknown or of another shape."""
     faults = [f"missing {name}" for name in own.keys() - found.keys()]

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from mmlm.base.registry import Component, Registry
 from mmlm.base.schema import Strict
+from mmlm.encoders.config import ENCODERS, LogMelConfig
 
 TOKENIZERS = Registry("tokenizer", "mmlm.tokenizers")
 
@@ -79,3 +80,17 @@ class PhonemesConfig(Component):
         if self.engine == "espeak":
             return {"dictionary": "the engine is espeak"}
         return {"language": "the engine is dictionary, which is English", "stress": "the engine is dictionary, which knows no stress"}
+
+
+@TOKENIZERS.register("mmlm.tokenizers.units:UnitTokenizer", source="k-means over frames, HuBERT, arXiv:2106.07447; arXiv:2102.01192")
+class UnitsConfig(Component):
+    """Speech as discrete units, so many a second: the nearest of some centroids, or what a classifier says, of an encoder's frames."""
+
+    type: Literal["units"] = "units"
+    path: str | None = Field(None, description="folder or run with fitted units; null: fitted on the training sounds")
+    encoder: ENCODERS.choice = Field(LogMelConfig(), description="whose frames become units")
+    num_units: int = Field(100, ge=2, le=1024, description="different units")
+    standardize: bool = Field(True, description="each channel of a frame gets mean 0 and variance 1 before distances are taken")
+    fit_frames: int = Field(100_000, ge=1000, description="frames that the centroids are fitted on; more are drawn down to this number")
+    iterations: int = Field(30, ge=1, description="most rounds of k-means; it ends early where nothing changes")
+    seed: int = Field(0, ge=0, description="decides the drawn frames and the first centroids")

