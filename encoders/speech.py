@@ -92,13 +92,12 @@ class SpeechEncoder(nn.Module):
         """
         dtype = self._dtype(precision)
         total = len(items) if isinstance(items, Sequence) else 0
-        for group in _batched(items, batch_size):
-            done = 0
-            for frames_tf in self._frames((self.prepare(sound) for sound in group), batch_size, dtype):
-                yield frames_tf
-                done += 1
-                if progress is not None:
-                    progress(done, total)
+        groups = _batched(items, batch_size)
+        every = (found for group in groups for found in self._frames((self.prepare(sound) for sound in group), batch_size, dtype))
+        for done, frames_tf in enumerate(every, 1):
+            yield frames_tf
+            if progress is not None:
+                progress(done, total)
 
     @torch.no_grad()
     def encode(

@@ -19,6 +19,7 @@ _LAZY = {
     "Recipe": "mmlm.recipe",
     "train": "mmlm.run",
     "load": "mmlm.interop.load",
+    "encoder": "mmlm.embedding",
     "TabularPredictor": "mmlm.predictor",
 }
 __all__ = [*_LAZY, "__version__"]

@@ -25,9 +25,19 @@ FLAGS = {
     "convert": ["FOLDER", "SOURCE"],
     "preview": ["--samples", "RECIPE", "key.path=value"],
     "data": ["--rows", "--target", "FILE", "action"],
+    "encode": ["--batch-size", "--normalize", "--output", "--precision", "ENCODER|RUN", "FILE"],
     "evaluate": ["RUN", "key.path=value"],
     "generate": [
-        "--max-new-tokens", "--output", "--precision", "--seed", "--shots", "--table", "--target", "--temperature", "--text", "RUN"
+        "--max-new-tokens",
+        "--output",
+        "--precision",
+        "--seed",
+        "--shots",
+        "--table",
+        "--target",
+        "--temperature",
+        "--text",
+        "RUN",
     ],  # fmt: skip
     "kernels": ["OPERATION"],
     "list": ["KIND", "PATTERN"],

@@ -37,6 +37,7 @@ VERBS = {
         "use a model: fill a column of a table, continue a text",
         "mmlm generate runs/quickstart --table new.csv --target price --shots known.csv --output filled.csv",
     ),
+    "encode": Verb("encode", "turn files into vectors", "mmlm encode '{type: whisper, layer: 3}' one.wav two.wav --output vectors.npy"),
     "validate": Verb(
         "validate", "check a recipe: every fault at once, nothing is loaded", "mmlm validate my_recipe.yaml backbone.width=128"
     ),

@@ -1,0 +1,102 @@
+"""Things as vectors, for applications: an encoder by its name, or the one that a run uses, with the reading of files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from torch import Tensor
+
+from mmlm.base import yaml
+from mmlm.base.errors import CheckpointError, RecipeError
+from mmlm.base.schema import Strict, problems, told_at_once
+from mmlm.data.audio_files import read_sound
+from mmlm.encoders.config import ENCODERS, SpeechEncoderConfig
+from mmlm.encoders.speech import Progress, SpeechEncoder
+from mmlm.recipe import Recipe
+from mmlm.sound import Sound
+
+RECIPE = "recipe.yaml"
+Item = Sound | str | Path
+
+
+class _Choice(Strict):
+    encoder: ENCODERS.choice  # type: ignore[name-defined]
+
+
+class Embedder:
+    """An encoder that also takes the paths of files. size: channels of a vector.   rate_hz: frames a second, as a Fraction."""
+
+    def __init__(self, encoder: SpeechEncoder) -> None:
+        self.encoder = encoder
+        self.size, self.rate_hz = encoder.size, encoder.rate_hz
+
+    def encode(
+        self,
+        items: Sequence[Item],
+        *,
+        batch_size: int = 8,
+        normalize: bool = False,
+        precision: str = "auto",
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """A vector float32 [items, size] of each sound or file, in their order; of length 1 if normalize.
+
+        batch_size: items that are held and read together; it changes no vector. precision: fp32, bf16, or auto: what the encoder's config
+        says. progress(done, in all) is called after each item. Raises DataError for a file that cannot be read.
+        """
+        return self.encoder.encode(_Read(items), batch_size=batch_size, normalize=normalize, precision=precision, progress=progress)
+
+    def frames(self, items: Sequence[Item], *, batch_size: int = 8, precision: str = "auto") -> Iterator[Tensor]:
+        """The frames [t, size] of each item, rate_hz of them a second."""
+        return self.encoder.frames(_Read(items), batch_size=batch_size, precision=precision)
+
+
+class _Read(Sequence[Sound]):
+    """Items as sounds, each read when it is its turn."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: Any) -> Any:
+        item = self.items[place]
+        return item if isinstance(item, Sound) else read_sound(item)
+
+
+def encoder(name_or_run: str | Path, **options: Any) -> Embedder:
+    """An encoder by name, such as encoder("wav2vec2", path="hubert.safetensors", layer=9), or the one that a run uses.
+
+    A text in braces is read as in a recipe: "{type: whisper, layer: 3}". Raises RecipeError for an unknown name or option,
+    CheckpointError where a run uses no encoder of speech, or several.
+    """
+    name = str(name_or_run)
+    if (Path(name) / RECIPE).is_file():
+        if options:
+            raise RecipeError(f"{name}: the run decides the options of its encoder; leave out {', '.join(options)}.")
+        return Embedder(_of_run(Path(name)).build())
+    raw = yaml.parse(name, "encoder") if name.lstrip().startswith("{") else {"type": name}
+    if isinstance(raw, dict):
+        raw = {**raw, **options}
+    given = {"encoder": raw}
+    try:
+        config = _Choice.model_validate(given).encoder
+    except ValidationError as error:
+        raise told_at_once("encoder", problems(error, _Choice, given)) from None
+    if not isinstance(config, SpeechEncoderConfig):
+        raise RecipeError(f"encoder {config.type!r} is a part of a model and reads no files.")
+    return Embedder(config.build())
+
+
+def _of_run(folder: Path) -> SpeechEncoderConfig:
+    recipe = Recipe.read(folder / RECIPE)
+    configs = [*recipe.encoders.values(), *(getattr(each, "encoder", None) for each in recipe.tokenizers.values())]
+    found = list({repr(config): config for config in configs if isinstance(config, SpeechEncoderConfig)}.values())
+    if len(found) != 1:
+        raise CheckpointError(f"{folder}: this run uses {len(found) or 'no'} encoders of speech; name one itself.")
+    return found[0]
