@@ -30,3 +30,16 @@ class RegressionHeadConfig(Component):
     type: Literal["regression"] = "regression"
     loss: Literal["squared", "absolute", "huber"] = "squared"
     channel: str = Field("target", description="tag of the segments that holds the numbers, NaN for none")
+
+
+@HEADS.register(
+    "mmlm.heads.codebooks:CodebooksHead", source="parallel heads arXiv:2306.05284, section 2.1; shared rows arXiv:2301.02111, section 4.2.2"
+)
+class CodebooksHeadConfig(Component):
+    """Several predictions at one token, one of each codebook, and their cross-entropy."""
+
+    type: Literal["codebooks"] = "codebooks"
+    ranges: list[str] = Field(min_length=1, description="vocabulary ranges that are predicted, each by a softmax of its own")
+    tied: bool = Field(True, description="use the rows of the token embedding as output rows")
+    z_loss: float = Field(0.0, ge=0, description="weight of the squared log-partition")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)

@@ -3,13 +3,15 @@
 Token j is visible to token i, both in the same document and i, j >= 0 their places in it, when
 
     (j <= i  or  not causal  or  mutual_i = mutual_j > 0)  and  branch_j in {0, branch_i}  and  allowed[i, j]  and  i - j < window
+    and  (mark_j < 0  or  reach_i[0] <= mark_j <= reach_i[1])
 
 A document is one packed sample; document 0 is padding. `mutual` makes a prefix, a picture or any other set of tokens see itself in both
-directions; branches share the trunk before them and never see one another (answer options, query rows of a table).
+directions; branches share the trunk before them and never see one another (answer options, query rows of a table). Marks number the
+tokens that only some queries may see, and a query's reach says which numbers these are: a window that follows an alignment.
 A mixer that works `over` one position axis takes tokens that differ on that axis alone (and share the document) as its sequences; i and j
 are then the places in these.
 
-Axes: b rows   t tokens   p position axes   n sequences   l tokens of a sequence
+Axes: b rows   t tokens   p position axes   n sequences   l tokens of a sequence, or in a cache
 """
 
 from __future__ import annotations
@@ -26,12 +28,15 @@ from mmlm.base.errors import RecipeError
 from mmlm.kernels.attention.plan import Bucket, Plan
 
 T = TypeVar("T")
+EVERYTHING = (0, torch.iinfo(torch.long).max)  # the reach of a query that sees all marks
 
 
 @dataclass
 class Layout:
     """document: int32 [b, t], 0 = padding.   position: long [b, t, p] on the named axes.   mutual, branch: long [b, t] or None.
-    allowed: bool [b, t, t] or None.   causal: whether mixers that leave it open look back only."""
+    allowed: bool [b, t, t] or None.   mark: long [b, t], -1 for none, or None.   reach: long [b, t, 2], first and last mark seen, or None.
+    causal: whether mixers that leave it open look back only.   cached_mark: long [b, l] marks of what a cache holds, these tokens included.
+    """
 
     document: Tensor
     position: Tensor
@@ -39,7 +44,10 @@ class Layout:
     mutual: Tensor | None = None
     branch: Tensor | None = None
     allowed: Tensor | None = None
+    mark: Tensor | None = None
+    reach: Tensor | None = None
     causal: bool = True
+    cached_mark: Tensor | None = None
     _memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -74,19 +82,19 @@ class Layout:
     @property
     def has_documents_alone(self) -> bool:
         """Whether nothing but the borders of documents, and causality, decides which token may see which."""
-        return self.mutual is None and self.branch is None and self.allowed is None
+        return self.mutual is None and self.branch is None and self.allowed is None and self.reach is None
 
     def require_left_to_right(self, who: str, *, or_whole: bool = False) -> None:
         """Raises RecipeError naming the mixer if a recurrence or a causal convolution cannot express this layout.
 
         or_whole: the mixer can read whole documents in no order as well, which is what causal: false asks for.
         """
-        if (not self.causal and not or_whole) or self.branch is not None or self.allowed is not None or self.mutual is not None:
+        if not (self.causal or or_whole) or not self.has_documents_alone:
             parts = "a prefix or other bidirectional parts" if or_whole else "bidirectional parts (causal: false, a prefix)"
             order = " or whole documents" if or_whole else ""
             raise RecipeError(
-                f"{who} reads from left to right{order}: it cannot serve a layout with {parts}, branches or an allowed matrix. Use "
-                "attention layers for such data, or a causal objective."
+                f"{who} reads from left to right{order}: it cannot serve a layout with {parts}, branches, windows by alignment or an "
+                "allowed matrix. Use attention layers for such data, or a causal objective."
             )
 
     def axis(self, over: str, who: str) -> int:
@@ -134,7 +142,7 @@ class Layout:
 
     def _visible(self, index_nl: Tensor, causal: bool) -> Tensor | None:
         """Visibility within sequences, as one matrix where all sequences have the same; None where `causal` says it all."""
-        if self.mutual is None and self.branch is None and self.allowed is None:
+        if self.has_documents_alone:
             return None
         n, size = index_nl.shape
         visible = torch.ones(n, size, size, dtype=torch.bool, device=index_nl.device)
@@ -150,6 +158,8 @@ class Layout:
             length = self.document.shape[1]
             row, place = index_nl // length, index_nl % length
             visible = visible & self.allowed[row[:, :1, None], place[:, :, None], place[:, None]]
+        if self.reach is not None and self.mark is not None:
+            visible = visible & _reached(self.reach.flatten(0, 1)[index_nl], self.mark.flatten()[index_nl])
         if n > 1 and bool((visible == visible[:1]).all()):
             visible = visible[:1]
         if visible.shape[0] == 1:
@@ -178,6 +188,22 @@ class Layout:
             see &= (self.branch[:, None] == 0) | (self.branch[:, :, None] == self.branch[:, None])
         if self.allowed is not None:
             see &= self.allowed
+        if self.reach is not None and self.mark is not None:
+            see &= _reached(self.reach, self.mark)
         if window is not None:
             see &= place[:, :, None] - place[:, None] < window
         return see
+
+    def reached(self, length: int) -> Tensor | None:
+        """bool [b, t, length]: which of the first tokens in a cache these tokens reach by their marks; None where that hides nothing."""
+        if self.reach is None or self.cached_mark is None:
+            return None
+        reach, mark = self.reach, self.cached_mark[:, :length]
+        return self.memo(("reached", length), lambda: _reached(reach, mark))
+
+
+def _reached(reach_nt2: Tensor, mark_nl: Tensor) -> Tensor:
+    """bool [n, t, l]: query t reaches key l."""
+    first, last = reach_nt2[:, :, None].unbind(-1)
+    mark = mark_nl[:, None]
+    return (mark < 0) | ((first <= mark) & (mark <= last))

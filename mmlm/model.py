@@ -21,6 +21,7 @@ from mmlm.base.errors import CheckpointError, RecipeError, unknown_name
 from mmlm.base.schema import check
 from mmlm.decoding import Precision, Prompt
 from mmlm.generation import Generated, Grammar, Guidance, Sampling, generate
+from mmlm.heads.codebooks import CodebooksHead
 from mmlm.layout import Layout
 from mmlm.model_config import ModelConfig
 from mmlm.parameters import initialize, linear, name_axes
@@ -71,9 +72,10 @@ class MultimodalLM(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """Vectors [b, t, d]: ids and codes summed, features in the places they fill, channels added."""
-        x_btd = self.embedding(batch.ids)
-        if batch.codes is not None:
-            x_btd = x_btd + _rows(self.embedding, batch.codes[..., 1:]).sum(-2)
+        if batch.codes is None:
+            x_btd = self.embedding(batch.ids)
+        else:
+            x_btd = _rows(self.embedding, batch.ids) + _rows(self.embedding, batch.codes[..., 1:]).sum(-2)
         for name, features in batch.features.items():
             if name not in self.encoders:
                 raise RecipeError(f"the batch holds features for {unknown_name('encoder', name, self.encoders)}")
@@ -93,6 +95,8 @@ class MultimodalLM(nn.Module):
 
     def losses(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Sum and weight of every loss: those of the heads, and the backbone's, which count tokens."""
+        if batch.code_labels is not None and not any(isinstance(head, CodebooksHead) for head in self.heads.values()):
+            raise RecipeError("the batch asks for several codebooks at a token, but the model has no head of the type codebooks.")
         h_btd, aux = self.hidden(batch)
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for head in self.heads.values():

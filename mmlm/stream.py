@@ -13,15 +13,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from mmlm.base.errors import DataError, RecipeError
-from mmlm.layout import Layout
+from mmlm.layout import EVERYTHING, Layout
 from mmlm.vocabulary import Vocabulary
 
+T = TypeVar("T")
 NO_LABEL = -100
 
 
@@ -30,15 +31,18 @@ class Segment:
     """Some tokens of one modality.
 
     modality: name of the vocabulary range of `ids` (for codes: ranges "<modality>.0", "<modality>.1", ...).
-    ids: long [t] or [t, u], local to the range; None where the tokens are continuous features alone.
+    ids: long [t] or [t, u], local to the range, -1 for a cell of [t, u] that is not filled; None where the tokens are continuous features
+    alone.
     features: float [n, f], read by `encoder`; they fill the tokens `feature_at` (long [n]; default all t = n tokens).
-    weight: loss weight, one number or [t]; 0 means read only.   labels: local ids [t] to predict *at* these tokens (NO_LABEL for none);
-    without labels the objective decides (a causal one predicts the next token).   num_options: only the first ids of the range are
-    possible answers for what is predicted of this segment (0: all).   hidden: bool [t], tokens that show the id of the range "mask"
-    instead of their own.   Of several codebooks the first, "<modality>.0", is the one that labels mean.
+    weight: loss weight, one number or [t]; 0 means read only.   labels: local ids, as ids [t] or [t, u], to predict *at* these tokens
+    (NO_LABEL for none); without labels the objective decides (a causal one predicts the next token; every cell that is filled).
+    num_options: only the first ids of the range are possible answers for what is predicted of this segment (0: all; not with codebooks).
+    hidden: bool [t], tokens that show the id of the range "mask" instead of their own, or [t, u], such cells.
     position: long [t, p] on the axes of the stream; None counts on from the token before.
     mutual: tokens of a stream with the same number above 0 see one another in both directions.
     branch: 0 for the trunk; tokens of branch k see the trunk and branch k only. One number or long [t].
+    mark: long [t], numbers of the tokens for queries that do not see all; -1 for none.   reach: long [t, 2], the first and the last mark
+    that each token sees; None: all.
     channels: {name: float [t, f] or long [t]}, added to the embeddings.   tags: {name: float [t]}, numbers that heads read and the
     backbone does not see, NaN for none.   rate_hz: tokens per second as a fraction, or None.
     """
@@ -55,6 +59,8 @@ class Segment:
     position: Tensor | None = None
     mutual: int = 0
     branch: int | Tensor = 0
+    mark: Tensor | None = None
+    reach: Tensor | None = None
     channels: dict[str, Tensor] = field(default_factory=dict)
     tags: dict[str, Tensor] = field(default_factory=dict)
     rate_hz: tuple[int, int] | None = None
@@ -80,9 +86,10 @@ class Stream:
 
 @dataclass
 class Batch:
-    """Tensors of many streams. ids [b, t]; labels [b, t] (NO_LABEL: none); weight [b, t] float32.
+    """Tensors of many streams. ids [b, t]; labels [b, t] (NO_LABEL: none); weight [b, t] float32, of labels and code_labels.
 
-    codes: [b, t, u] ids of further codebooks, -1 where a token has none.   features, feature_at: {encoder: [n, f]}, {encoder: [n] index
+    codes: [b, t, u] ids of all codebooks, -1 where a token has none; ids holds the first of them.   code_labels: [b, t, u] what is
+    predicted of each codebook at a token (NO_LABEL: nothing), or None.   features, feature_at: {encoder: [n, f]}, {encoder: [n] index
     of the token in the flattened batch}.   channels: {name: [b, t] ids, -1 where a token has none, or [b, t, f]}.   options: [b, t, 2]
     first id and number of the possible answers at labelled tokens, or None.   tags: {name: [b, t]}, NaN where a token has none.
     names: one per stream.
@@ -93,6 +100,7 @@ class Batch:
     labels: Tensor
     weight: Tensor
     codes: Tensor | None = None
+    code_labels: Tensor | None = None
     options: Tensor | None = None
     features: dict[str, Tensor] = field(default_factory=dict)
     feature_at: dict[str, Tensor] = field(default_factory=dict)
@@ -116,10 +124,11 @@ class Batch:
         return int((self.layout.document > 0).sum())
 
 
-def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = True) -> Batch:
+def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = True, starts: Sequence[int] | None = None) -> Batch:
     """One batch row [1, t] that holds all streams, each its own document; no padding.
 
     shift: where a segment gives no labels, a token with weight is predicted at the token before it (causal); else at its own place.
+    starts: the streams go on from others, at these positions; they may then be empty.
     Raises DataError naming the stream whose parts do not fit together.
     """
     if not streams:
@@ -132,15 +141,19 @@ def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = Tru
     channels: dict[str, list[tuple[int, Tensor]]] = {}
     tags: dict[str, list[tuple[int, Tensor]]] = {}
     codes: list[tuple[int, Tensor]] = []
+    code_labels: list[tuple[Tensor, Tensor]] = []
+    marks: list[tuple[int, Tensor]] = []
+    reaches: list[tuple[int, Tensor]] = []
     first_of: dict[tuple[str, str], Tensor] = {}
     total = 0
     for number, stream in enumerate(streams, start=1):
         if stream.axes != axes:
             raise DataError(f"{_where(stream)}: position axes {stream.axes}, but the batch began with {axes}.")
-        if len(stream) == 0:
+        if len(stream) == 0 and starts is None:
             raise DataError(f"{_where(stream)}: the sample holds no tokens.")
-        start, clock = total, 0
+        start, clock = total, starts[number - 1] if starts is not None else 0
         target = torch.full((len(stream),), NO_LABEL)
+        labelled = torch.zeros(len(stream), dtype=torch.bool)
         weight = torch.zeros(len(stream))
         options = torch.zeros(len(stream), 2, dtype=torch.long)
         for segment in stream.segments:
@@ -151,21 +164,29 @@ def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = Tru
                 position, clock = _position(segment, clock, len(axes))
                 where, labels, weights = _labels(segment, ids, vocabulary, at, shift)
                 ids = _shown(segment, ids, vocabulary)
-                if bool((target[where] != NO_LABEL).any()):
+                if bool(labelled[where].any()):
                     raise DataError(f"the token before {segment.modality!r} has a label of its own and cannot predict the first of these.")
                 _alike(segment, first_of)
             except (DataError, RecipeError) as error:
                 raise DataError(f"{_where(stream)}: {error}") from None
             columns["ids"].append(ids[:, 0])
-            if ids.shape[1] > 1:
+            if _has_books(segment):
                 codes.append((total, ids))
             columns["document"].append(torch.full((size,), number))
             columns["mutual"].append(torch.full((size,), segment.mutual))
             columns["branch"].append(_spread(segment.branch, size, torch.long))
             columns["position"].append(position)
-            target[where], weight[where] = labels, weights
+            labelled[where], weight[where] = True, weights
+            if _has_books(segment):
+                code_labels.append((where + start, labels))
+            else:
+                target[where] = labels
             if segment.num_options:
-                options[where] = torch.tensor([vocabulary.span(_range(segment)).start, segment.num_options])
+                options[where] = torch.tensor([vocabulary.span(segment.modality).start, segment.num_options])
+            if segment.mark is not None:
+                marks.append((total, segment.mark))
+            if segment.reach is not None:
+                reaches.append((total, segment.reach))
             if segment.features is not None:
                 name = segment.encoder or segment.modality
                 features.setdefault(name, []).append(segment.features)
@@ -185,13 +206,16 @@ def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = Tru
         axes=axes,
         mutual=mutual if bool(mutual.any()) else None,
         branch=branch if bool(branch.any()) else None,
+        mark=_scatter(marks, total, -1)[None] if marks else None,
+        reach=_scatter(reaches, total, torch.tensor(EVERYTHING))[None] if reaches else None,
     )
     return Batch(
         ids=joined["ids"],
         layout=layout,
         labels=joined["labels"],
         weight=joined["weight"],
-        codes=_scatter(_as_wide(codes), total, -1)[None] if codes else None,
+        codes=_scatter(_as_wide(codes, -1), total, -1)[None] if codes else None,
+        code_labels=_scatter(_as_wide(code_labels, NO_LABEL), total, NO_LABEL)[None] if any(len(at) for at, _ in code_labels) else None,
         options=choices if bool(choices.any()) else None,
         features={name: torch.cat(parts) for name, parts in features.items()},
         feature_at={name: torch.cat(parts) for name, parts in feature_at.items()},
@@ -201,9 +225,9 @@ def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = Tru
     )
 
 
-def pad(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = True) -> Batch:
+def pad(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = True, starts: Sequence[int] | None = None) -> Batch:
     """One row [b, t] a stream, filled up at the end with document 0: what a cache needs. Otherwise as `pack`."""
-    packed = pack(streams, vocabulary, shift=shift)
+    packed = pack(streams, vocabulary, shift=shift, starts=starts)
     lengths = [len(stream) for stream in streams]
     rows, length = len(streams), max(lengths)
     place = torch.cat([torch.arange(size) + row * length for row, size in enumerate(lengths)])
@@ -222,6 +246,8 @@ def pad(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = True
         position=spread(old.position),
         mutual=spread(old.mutual),
         branch=spread(old.branch),
+        mark=spread(old.mark, -1),
+        reach=spread(old.reach),
     )
     return dataclasses.replace(
         packed,
@@ -230,6 +256,7 @@ def pad(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = True
         labels=spread(packed.labels, NO_LABEL),
         weight=spread(packed.weight),
         codes=spread(packed.codes, -1),
+        code_labels=spread(packed.code_labels, NO_LABEL),
         options=spread(packed.options),
         feature_at={name: place[at] for name, at in packed.feature_at.items()},
         channels={name: spread(value, _nothing(value)) for name, value in packed.channels.items()},
@@ -237,14 +264,32 @@ def pad(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = True
     )
 
 
+def cut(segment: Segment, start: int, stop: int) -> Segment:
+    """Tokens start to stop of a segment."""
+    size = len(segment)
+    if (start, stop) == (0, size):
+        return segment
+
+    def part(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: part(each) for name, each in value.items()}
+        return value[start:stop] if isinstance(value, Tensor) else value
+
+    kept = {f.name: part(getattr(segment, f.name)) for f in dataclasses.fields(segment) if f.name not in ("features", "feature_at")}
+    if segment.features is not None:
+        at = _feature_at(segment)
+        inside = (at >= start) & (at < stop)
+        kept |= {"features": segment.features[inside], "feature_at": at[inside] - start}
+    return Segment(**kept)
+
+
 def text_stream(ids: Tensor, modality: str = "text", name: str = "") -> Stream:
     """A stream of one segment of ids, as a prompt has it."""
     return Stream([Segment(modality, ids)], name=name)
 
 
-def next_position(stream: Stream) -> int:
-    """The position, on every axis, of a token that follows the stream."""
-    clock = 0
+def next_position(stream: Stream, clock: int = 0) -> int:
+    """The position, on every axis, of a token that follows the stream, which itself begins at `clock`."""
     for segment in stream.segments:
         _, clock = _position(segment, clock, len(stream.axes))
     return clock
@@ -262,9 +307,17 @@ def _where(stream: Stream) -> str:
     return stream.source or stream.name or "a sample"
 
 
-def _range(segment: Segment) -> str:
-    """The vocabulary range that labels of a segment mean."""
-    return f"{segment.modality}.0" if segment.ids is not None and segment.ids.ndim > 1 else segment.modality
+def _has_books(segment: Segment) -> bool:
+    return segment.ids is not None and segment.ids.ndim > 1
+
+
+def _cells(cells_tu: Tensor, modality: str, vocabulary: Vocabulary, empty: int) -> Tensor:
+    """Global ids of local ones [t, u], each codebook in its own range; `empty` stays."""
+    found = torch.full_like(cells_tu, empty)
+    for book, cells in enumerate(cells_tu.unbind(1)):
+        filled = cells != empty
+        found[filled, book] = vocabulary.to_global(f"{modality}.{book}", cells[filled])
+    return found
 
 
 def _ids(segment: Segment, vocabulary: Vocabulary) -> Tensor:
@@ -275,16 +328,18 @@ def _ids(segment: Segment, vocabulary: Vocabulary) -> Tensor:
         return torch.zeros(len(segment), 1, dtype=torch.long)
     if segment.ids.ndim == 1:
         return vocabulary.to_global(segment.modality, segment.ids)[:, None]
-    books = [vocabulary.to_global(f"{segment.modality}.{book}", ids) for book, ids in enumerate(segment.ids.unbind(1))]
-    return torch.stack(books, dim=1)
+    return _cells(segment.ids, segment.modality, vocabulary, -1)
 
 
 def _shown(segment: Segment, ids: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """ids [t, u] with the one mask id at hidden tokens."""
+    """ids [t, u] with the one mask id at hidden tokens, or in hidden cells."""
     if segment.hidden is None:
         return ids
+    mask_id = vocabulary.span("mask").start
+    if segment.hidden.ndim > 1:
+        return ids.masked_fill(segment.hidden, mask_id)
     mask = torch.full_like(ids, -1)
-    mask[:, 0] = vocabulary.span("mask").start
+    mask[:, 0] = mask_id
     return torch.where(segment.hidden[:, None], mask, ids)
 
 
@@ -292,9 +347,15 @@ def _check(segment: Segment, vocabulary: Vocabulary) -> None:
     """Raises DataError for parts of a segment that do not fit together."""
     size, name = len(segment), segment.modality
     named = {"weight": segment.weight, "labels": segment.labels, "hidden": segment.hidden, "branch": segment.branch}
+    named |= {"mark": segment.mark, "reach": segment.reach}
     for what, value in [*named.items(), *segment.channels.items(), *segment.tags.items()]:
         if isinstance(value, Tensor) and value.shape[:1] != (size,):
             raise DataError(f"{what} of {name!r} has shape {tuple(value.shape)}, but the segment has {size} tokens.")
+    whole = (size, segment.ids.shape[1]) if segment.ids is not None and segment.ids.ndim > 1 else (size,)
+    shapes = {"labels": [whole], "hidden": [(size,), whole], "weight": [(size,)], "branch": [(size,)], "mark": [(size,)], "reach": [(size, 2)]}
+    for what, allowed in shapes.items():
+        if isinstance(value := named[what], Tensor) and tuple(value.shape) not in allowed:
+            raise DataError(f"{what} of {name!r} has shape {tuple(value.shape)}, but must be {' or '.join(map(str, dict.fromkeys(allowed)))}.")
     if segment.features is not None:
         inside = _feature_at(segment)
         if len(inside) != len(segment.features):
@@ -306,7 +367,9 @@ def _check(segment: Segment, vocabulary: Vocabulary) -> None:
             raise DataError(f"feature_at of {name!r} names a token twice.")
         if segment.hidden is not None and bool(segment.hidden[inside].any()):
             raise DataError(f"a hidden token of {name!r} would show its features.")
-    if segment.num_options and segment.num_options > (most := len(vocabulary.span(_range(segment)))):
+    if segment.num_options and _has_books(segment):
+        raise DataError(f"{name!r} has several codebooks, for which num_options says nothing.")
+    if segment.num_options and segment.num_options > (most := len(vocabulary.span(name))):
         raise DataError(f"num_options of {name!r} is {segment.num_options}, but the range holds {most} ids.")
 
 
@@ -315,23 +378,26 @@ def _feature_at(segment: Segment) -> Tensor:
 
 
 def _labels(segment: Segment, ids: Tensor, vocabulary: Vocabulary, at: int, shift: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Places in the stream where a segment that begins at `at` puts labels, the labels (global ids) and their weights."""
-    size = len(segment)
+    """Places in the stream where a segment that begins at `at` puts labels, the labels (global ids [n] or [n, u]) and their weights."""
+    size, books = len(segment), _has_books(segment)
     weight = _spread(segment.weight, size, torch.float32)
     if not bool((weight >= 0).all()):
         raise DataError(f"weight of {segment.modality!r} must be at least 0, but is {float(weight[~(weight >= 0)][0])} at a token.")
     if segment.labels is not None:
-        inside = (segment.labels != NO_LABEL).nonzero()[:, 0]
-        labels, place = vocabulary.to_global(_range(segment), segment.labels[inside]), inside + at
+        given = segment.labels != NO_LABEL
+        inside = (given.any(1) if books else given).nonzero()[:, 0]
+        labels, place = segment.labels[inside], inside + at
+        labels = _cells(labels, segment.modality, vocabulary, NO_LABEL) if books else vocabulary.to_global(segment.modality, labels)
     else:
         move = 1 if shift else 0
-        inside = (weight > 0).nonzero()[:, 0]
+        inside = ((weight > 0) & (ids >= 0).any(1)).nonzero()[:, 0]
         inside = inside[inside + at >= move]
-        labels, place = ids[inside, 0], inside + at - move
+        labels, place = ids[inside], inside + at - move
+        labels = labels.masked_fill(labels < 0, NO_LABEL) if books else labels[:, 0]
         if len(inside) and segment.ids is None:
             raise DataError(f"{segment.modality!r} has weight, but neither ids nor labels to predict.")
     if segment.num_options and len(labels):
-        highest = int(labels.max()) - vocabulary.span(_range(segment)).start
+        highest = int(labels.max()) - vocabulary.span(segment.modality).start
         if highest >= segment.num_options:
             raise DataError(f"{segment.modality!r} is to be {highest} at a token, but has num_options {segment.num_options}.")
     return place, labels, weight[inside]
@@ -364,10 +430,10 @@ def _alike(segment: Segment, first_of: dict[tuple[str, str], Tensor]) -> None:
             raise DataError(f"{kind} {name!r} has {shapes[0]} a token, but the batch began with {shapes[1]}.")
 
 
-def _as_wide(codes: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
-    """Codes [t, u] of different numbers of codebooks, all with the most; -1 for those a token has not."""
+def _as_wide(codes: Sequence[tuple[T, Tensor]], empty: int) -> list[tuple[T, Tensor]]:
+    """Codes [t, u] of different numbers of codebooks, all with the most; `empty` for those a token has not."""
     most = max(ids.shape[1] for _, ids in codes)
-    return [(at, torch.nn.functional.pad(ids, (0, most - ids.shape[1]), value=-1)) for at, ids in codes]
+    return [(at, torch.nn.functional.pad(ids, (0, most - ids.shape[1]), value=empty)) for at, ids in codes]
 
 
 def _nothing(channel: Tensor) -> int:
@@ -375,10 +441,11 @@ def _nothing(channel: Tensor) -> int:
     return 0 if channel.is_floating_point() else -1
 
 
-def _scatter(parts: list[tuple[int, Tensor]], total: int, empty: float) -> Tensor:
-    """Values that begin at given tokens, laid into one tensor [total, ...]."""
+def _scatter(parts: Sequence[tuple[int | Tensor, Tensor]], total: int, empty: float | Tensor) -> Tensor:
+    """Values that begin at given tokens, or lie at them, laid into one tensor [total, ...]."""
     first = parts[0][1]
-    out = first.new_full((total, *first.shape[1:]), empty)
-    for start, value in parts:
-        out[start : start + len(value)] = value
+    out = first.new_empty(total, *first.shape[1:])
+    out[:] = empty
+    for at, value in parts:
+        out[at if isinstance(at, Tensor) else slice(at, at + len(value))] = value
     return out

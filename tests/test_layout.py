@@ -37,6 +37,10 @@ def layouts(draw):
             setattr(layout, name, torch.randint(0, 3, (rows, length), generator=g))
     if draw(st.booleans()):
         layout.allowed = torch.rand(rows, length, length, generator=g) < 0.7
+    if draw(st.booleans()):
+        layout.mark = torch.randint(-1, 5, (rows, length), generator=g)
+        first = torch.randint(0, 5, (rows, length), generator=g)
+        layout.reach = torch.stack([first, first + torch.randint(-1, 3, (rows, length), generator=g)], dim=-1)
     return layout
 
 
@@ -59,6 +63,9 @@ def by_definition(layout, causal, window, over):
                         ok = ok and int(layout.branch[row, key]) in (0, int(layout.branch[row, query]))
                     if layout.allowed is not None:
                         ok = ok and bool(layout.allowed[row, query, key])
+                    if layout.mark is not None and (mark := int(layout.mark[row, key])) >= 0:
+                        first, last = layout.reach[row, query].tolist()
+                        ok = ok and first <= mark <= last
                     see[row, query, key] = ok and (window is None or i - j < window)
     return see
 

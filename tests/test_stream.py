@@ -36,7 +36,7 @@ def rich(seed, axes=1):
     words = Segment("text", numbers(g, 20, size), weight=numbers(g, 5, size) / 4)
     codec = Segment(
         "codec",
-        torch.stack([numbers(g, 6, 3), numbers(g, 7, 3)], dim=1),
+        torch.stack([numbers(g, 6, 3), numbers(g, 7, 3)], dim=1).masked_fill(torch.tensor([[0, 0], [seed % 2, 0], [0, 1]]) > 0, -1),
         weight=0.5,
         channels={"speed": torch.randn(3, 2, generator=g, dtype=torch.float64), "speaker": numbers(g, 4, 3)},
     )
@@ -51,7 +51,11 @@ def rich(seed, axes=1):
     return Stream(segments[seed % 2 :], name=f"sample {seed}", axes=("time", "row", "column")[:axes])
 
 
-HEADS = {"language_model": {"type": "language_model", "z_loss": 0.1}, "regression": {"type": "regression"}}
+HEADS = {
+    "language_model": {"type": "language_model", "z_loss": 0.1},
+    "books": {"type": "codebooks", "ranges": ["codec.0", "codec.1"], "label_smoothing": 0.1},
+    "regression": {"type": "regression"},
+}
 
 
 def gradients(model, batches):
@@ -81,7 +85,7 @@ def test_packed_padded_and_one_by_one_give_the_same_losses_and_gradients_in_any_
     plain = Stream([Segment("text", torch.arange(6), weight=1.0)], axes=rich(0, axes).axes)
     streams = [rich(0, axes), plain, *(rich(seed, axes) for seed in range(1, 4))]
     alone = gradients(model, [pack([stream], VOCABULARY) for stream in streams])
-    assert alone["language_model"][1] > 10 and alone["regression"][1] == 4
+    assert alone["language_model"][1] > 5 and alone["regression"][1] == 4 and alone["codebooks"][1] == 0.5 * (4 + 3 + 4 + 3)
     used = [name for name, p in model.named_parameters() if name in alone]
     assert len(used) == len(list(model.parameters())), "a parameter has no gradient"
     assert_equal(gradients(model, [pack(streams, VOCABULARY)]), alone)
@@ -109,7 +113,8 @@ def test_every_field_of_a_batch_says_what_the_segments_say():
     n = len(words)
     assert batch.ids[0, :n].tolist() == words.ids.tolist()
     assert batch.ids[0, n : n + 3].tolist() == (codec.ids[:, 0] + 25).tolist()
-    assert batch.codes[0, n : n + 3].tolist() == (codec.ids + torch.tensor([25, 31])).tolist()
+    codes = torch.where(codec.ids < 0, -1, codec.ids + torch.tensor([25, 31]))
+    assert batch.codes[0, n : n + 3].tolist() == codes.tolist() and codes[2, 1] == -1
     assert (batch.codes[0, :n] == -1).all() and (batch.codes[0, n + 3 : len(first)] == -1).all()
     assert batch.feature_at["cell"].tolist()[:4] == [n + 5, n + 3, n + 7, n + 8]
     assert torch.equal(batch.features["cell"][:4], torch.cat([cells.features, alone.features]))
@@ -120,8 +125,9 @@ def test_every_field_of_a_batch_says_what_the_segments_say():
     assert position == [*range(n + 7), *alone.position.flatten().tolist(), *answer.position.flatten().tolist()] and after > 0
     wanted = [int(words.ids[i]) if words.weight[i] > 0 else NO_LABEL for i in range(1, n)]
     assert batch.labels[0, : n - 1].tolist() == wanted
-    assert batch.labels[0, n - 1 : n + 2].tolist() == (codec.ids[:, 0] + 25).tolist()
-    assert batch.labels[0, n + 2 : len(first)].tolist() == [NO_LABEL] * 8 + [20 + 2]
+    assert batch.labels[0, n - 1 : len(first)].tolist() == [NO_LABEL] * 11 + [20 + 2]
+    assert batch.code_labels[0, n - 1 : n + 2].tolist() == torch.where(codes < 0, NO_LABEL, codes).tolist()
+    assert (batch.code_labels[0, : n - 1] == NO_LABEL).all() and (batch.code_labels[0, n + 2 : len(first)] == NO_LABEL).all()
     assert batch.weight[0, n - 1 : n + 2].tolist() == [0.5] * 3 and batch.weight[0, len(first) - 1] == 2
     assert batch.options[0, len(first) - 1].tolist() == [20, 3] and not batch.options[0, : len(first) - 1].any()
     assert batch.tags["target"].isfinite().sum() == 2 and batch.names == ["sample 2", "sample 4"]
@@ -151,7 +157,25 @@ def test_hidden_tokens_show_the_mask_id_in_all_codebooks_and_keep_their_label():
     batch = pack([Stream([codes, words])], VOCABULARY, shift=False)
     assert batch.ids[0].tolist() == [38, 28, 38, 38, 8, 38]
     assert batch.codes[0].tolist() == [[38, -1], [28, 35], [38, -1], [-1, -1], [-1, -1], [-1, -1]]
-    assert batch.labels[0].tolist() == [26, 28, 30, 7, 8, 9]
+    assert batch.labels[0].tolist() == [NO_LABEL] * 3 + [7, 8, 9]
+    assert batch.code_labels[0].tolist() == [[26, 33], [28, 35], [30, 37], *[[NO_LABEL] * 2] * 3]
+    cells = dataclasses.replace(codes, hidden=torch.tensor([[False, True], [True, True], [False, False]]))
+    batch = pack([Stream([cells])], VOCABULARY, shift=False)
+    assert batch.codes[0].tolist() == [[26, 38], [38, 38], [30, 37]] and batch.ids[0].tolist() == [26, 38, 30]
+
+
+def test_cells_that_are_not_filled_add_nothing_and_are_not_predicted(tiny):
+    model = tiny([ATTENTION], HEADS)
+    codes = Segment("codec", torch.tensor([[1, -1], [-1, 3], [-1, -1], [2, 4]]), weight=1.0)
+    batch = pack([Stream([Segment("text", torch.tensor([7])), codes])], VOCABULARY)
+    none = [NO_LABEL, NO_LABEL]
+    assert batch.code_labels[0].tolist() == [[26, NO_LABEL], [NO_LABEL, 34], none, [27, 35], none] and batch.weight[0].tolist() == [1, 1, 0, 1, 0]
+    table = model.embedding.weight
+    wanted = torch.stack([table[7], table[26], table[34], 0 * table[0], table[27] + table[35]])
+    torch.testing.assert_close(model.embed(batch)[0], wanted, rtol=0, atol=1e-12)
+    own = dataclasses.replace(codes, labels=torch.tensor([none, [NO_LABEL, 6], none, [5, NO_LABEL]]))
+    batch = pack([Stream([own])], VOCABULARY)
+    assert batch.code_labels[0].tolist() == [none, [NO_LABEL, 37], none, [30, NO_LABEL]] and batch.weight[0].tolist() == [0, 1, 0, 1]
 
 
 def test_segments_may_have_different_numbers_of_codebooks():
@@ -166,7 +190,7 @@ def test_codes_add_up_and_features_take_the_place_of_ids(tiny):
     n, table = len(rich(2).segments[0]), model.embedding.weight
     codec = rich(2).segments[1]
     x = model.embed(batch)[0]
-    wanted = table[25 + codec.ids[:, 0]] + table[31 + codec.ids[:, 1]]
+    wanted = table[25 + codec.ids[:, 0]] + torch.where(codec.ids[:, 1:] < 0, 0, table[31 + codec.ids[:, 1]])
     wanted = wanted + model.channels["speed"](codec.channels["speed"]) + model.channels["speaker"](codec.channels["speaker"])
     torch.testing.assert_close(x[n : n + 3], wanted, rtol=0, atol=1e-12)
     vectors = model.projectors["cell"](model.encoders["cell"](rich(2).segments[2].features))
@@ -204,6 +228,13 @@ FAULTS = {
     "features to predict": (Segment("cell", features=FEATURES, weight=1.0), "has weight, but neither ids nor labels"),
     "more options than ids": (changed(num_options=21), "num_options of 'text' is 21, but the range holds 20"),
     "label beyond the options": (changed(num_options=3), "is to be 3 at a token, but has num_options 3"),
+    "shape of reach": (changed(reach=torch.zeros(3, dtype=torch.long)), r"reach of 'text' has shape \(3,\), but must be \(3, 2\)"),
+    "shape of labels": (
+        Segment("codec", torch.zeros(3, 2, dtype=torch.long), labels=torch.zeros(3, dtype=torch.long)),
+        r"labels of 'codec' has shape \(3,\), but must be \(3, 2\)",
+    ),
+    "hidden cells of no codebooks": (changed(hidden=torch.zeros(3, 2, dtype=torch.bool)), r"shape \(3, 2\), but must be \(3,\)"),
+    "options of codebooks": (Segment("codec", torch.zeros(3, 2, dtype=torch.long), num_options=2), "'codec' has several codebooks"),
     "no mask id": (changed(modality="only", ids=torch.tensor([0]), hidden=torch.tensor([True])), "unknown vocabulary range"),
 }  # fmt: skip
 
@@ -239,4 +270,4 @@ def test_a_batch_moves_with_all_its_parts():
     tensors += [x for value in tensors if isinstance(value, dict) for x in value.values()]
     tensors += [getattr(moved.layout, name) for name in ("document", "position")]
     found = [value.device.type for value in tensors if isinstance(value, torch.Tensor)]
-    assert found == ["meta"] * 12
+    assert found == ["meta"] * 13

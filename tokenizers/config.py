@@ -94,3 +94,18 @@ class UnitsConfig(Component):
     fit_frames: int = Field(100_000, ge=1000, description="frames that the centroids are fitted on; more are drawn down to this number")
     iterations: int = Field(30, ge=1, description="most rounds of k-means; it ends early where nothing changes")
     seed: int = Field(0, ge=0, description="decides the drawn frames and the first centroids")
+
+
+class CodebookOrder(Strict):
+    """In which order the cells (frame, codebook) of a codec are written."""
+
+    order: Literal["flatten", "parallel", "delay", "coarse_fine", "ar_nar"] = Field(
+        "delay",
+        description="one cell a step | all of a frame in one step | codebook k of a frame k steps later | the first codebooks cell by cell, "
+        "then the others | the first codebook step by step, then each further one at once",
+    )
+    num_coarse: int | None = Field(None, ge=1, description="codebooks of the first part of coarse_fine; default: half of them")
+
+    def without_effect(self) -> dict[str, str]:
+        """Only one order has a first part."""
+        return {} if self.order == "coarse_fine" else {"num_coarse": "only order coarse_fine has coarse codebooks"}

@@ -120,7 +120,7 @@ class Attention(nn.Module):
         b, t, _ = x_btd.shape
         q, k, v = self._project(x_btd, *self._angles(layout))
         real = layout.document > 0
-        if state.trunk and not self.shares_trunks:
+        if state.trunk and not (self.shares_trunks and layout.reach is None):
             state.unshare()
         state.room_for(t)
         trunk = state.trunk_size
@@ -139,6 +139,8 @@ class Attention(nn.Module):
             inside = (new_at >= 0) & (new_at < t)
             looked = among.gather(2, new_at.clamp(0, t - 1)[:, None].expand(b, t, len(index)))
             visible = torch.where(inside[:, None], looked, index < before[:, None, None])
+            if (reached := layout.reached(len(index))) is not None:
+                visible = visible & reached
         config = self.config
         if config.window is not None:
             visible = visible & ((place[:, :, None] - index < config.window) | (index < config.sinks))

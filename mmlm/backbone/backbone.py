@@ -5,6 +5,7 @@ Axes: b rows   t tokens   d width
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -87,6 +88,10 @@ class Backbone(nn.Module):
         """Hidden states after the final norm, and auxiliary losses by name (sums over layers). A cache is continued in place."""
         if cache is not None and layout.branch is not None:
             raise RecipeError("branches (answer options, rows to predict) cannot be read into a cache: what follows would see all of them.")
+        if cache is not None:
+            cache.take_marks(layout)
+            if layout.reach is not None and cache.marks is not None:
+                layout = dataclasses.replace(layout, cached_mark=cache.marks)
         if self.positions is not None:
             x_btd = x_btd + self.positions(self._places(layout))
         if self.config.dropout:

@@ -5,7 +5,8 @@ A `State` is what one mixer keeps: named tensors whose first axis is the batch, 
     recurrent   [b, ...], always of the same size: the state of a recurrence in float32, or the tokens of a block that is open
     conv        [b, channels, taps - 1]: the last inputs of a short convolution
 The cache holds one document a row. Rows may have different lengths. Rows that go on from one prefix can share its keys and values, their
-`trunk`, which is then neither copied nor read once a row.
+`trunk`, which is then neither copied nor read once a row. What a layout says of tokens that later ones need to know (their marks) is kept
+beside the layers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError
+from mmlm.layout import Layout
 
 ROLES = ("kv", "recurrent", "conv")
 
@@ -78,15 +80,31 @@ class State:
 
 @dataclass
 class Cache:
-    """The states of all layers of one model. layers: one State or None a layer."""
+    """The states of all layers of one model. layers: one State or None a layer. marks: long [b, at least the longest length], or None."""
 
     layers: list[State | None]
     length: Tensor
+    marks: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
         """Rows."""
         return len(self.length)
+
+    def take_marks(self, layout: Layout) -> None:
+        """Keep the marks of tokens that are about to be read."""
+        if layout.mark is None and self.marks is None:
+            return
+        real = layout.document > 0
+        b, t = real.shape
+        need = int(self.length.max()) + t
+        held = self.marks if self.marks is not None else self.length.new_full((b, need), -1)
+        if held.shape[1] < need:
+            held = torch.nn.functional.pad(held, (0, max(need, 2 * held.shape[1]) - held.shape[1]), value=-1)
+        place = self.length[:, None] + torch.arange(t, device=held.device)
+        rows = torch.arange(b, device=held.device)[:, None].expand(b, t)
+        held[rows[real], place[real]] = layout.mark[real] if layout.mark is not None else -1
+        self.marks = held
 
     def select(self, index: Tensor) -> Cache:
         """Rows `index` (long [n], repeats allowed): beams, copies of a prefix for several options."""
@@ -97,17 +115,20 @@ class Cache:
         if self.batch_size != 1 or any(state.trunk for state in self.layers if state):
             raise CheckpointError(f"only a cache of one row without a trunk can fan out; this one has {self.batch_size}.")
         rows = torch.zeros(count, dtype=torch.long, device=self.length.device)
-        return Cache([state.fan_out(rows) if state else None for state in self.layers], self.length.index_select(0, rows))
+        marks = None if self.marks is None else self.marks.index_select(0, rows)
+        return Cache([state.fan_out(rows) if state else None for state in self.layers], self.length.index_select(0, rows), marks)
 
     def whole(self) -> Cache:
         """The same cache without a trunk: every row has its own keys and values."""
         if not any(state.trunk for state in self.layers if state):
             return self
-        return Cache([state.whole() if state else None for state in self.layers], self.length)
+        return Cache([state.whole() if state else None for state in self.layers], self.length, self.marks)
 
     def reset(self, rows: Tensor) -> Cache:
         """A cache in which the rows where bool [b] `rows` is true are as new."""
-        return self.whole()._map(lambda tensor: tensor.masked_fill(rows.view(-1, *[1] * (tensor.ndim - 1)), 0))
+        fresh = self.whole()._map(lambda tensor: tensor.masked_fill(rows.view(-1, *[1] * (tensor.ndim - 1)), 0))
+        fresh.marks = None if self.marks is None else self.marks.masked_fill(rows[:, None], -1)
+        return fresh
 
     def snapshot(self) -> Cache:
         """A copy that later steps do not change."""
@@ -124,14 +145,14 @@ class Cache:
             held, wanted = (" and ".join(map(str, lengths.tolist())) for lengths in (self.length, length))
             raise CheckpointError(f"the cache holds {held} tokens, so it cannot be cropped to {wanted}.")
         layers = [State(dict(state.tensors), state.roles, length.clone()) if state else None for state in self.whole().layers]
-        return Cache(layers, length.clone())
+        return Cache(layers, length.clone(), self.marks)
 
     def merge(self, other: Cache) -> Cache:
         """One cache with the rows of this one and then those of another."""
         layers = []
         for mine, theirs in zip(self.whole().layers, other.whole().layers, strict=True):
             layers.append(_join(mine, theirs) if mine is not None and theirs is not None else None)
-        return Cache(layers, torch.cat([self.length, other.length]))
+        return Cache(layers, torch.cat([self.length, other.length]), _join_marks(self, other))
 
     def split(self, sizes: list[int]) -> list[Cache]:
         """Caches of the given numbers of rows, in order; together they are all rows. Raises CheckpointError where they are not."""
@@ -151,7 +172,7 @@ class Cache:
 
     def save(self, path: Path | str) -> None:
         """One safetensors file that `load` reads: a prefix worth keeping."""
-        tensors = {"length": self.length}
+        tensors = {"length": self.length} | ({} if self.marks is None else {"marks": self.marks.contiguous()})
         for index, state in enumerate(self.whole().layers):
             if state is not None:
                 tensors |= {f"{index}.{name}": tensor.contiguous() for name, tensor in state.tensors.items()}
@@ -167,16 +188,26 @@ class Cache:
                 if "roles" not in about:
                     raise CheckpointError(f"{path}: not a saved cache.")
                 roles, length = json.loads(about["roles"]), file.get_tensor("length")
+                marks = file.get_tensor("marks") if "marks" in file.keys() else None  # noqa: SIM118, safetensors' own
                 layers: list[State | None] = [None] * int(about["layers"])
                 for index, names in roles.items():
                     tensors = {name: file.get_tensor(f"{index}.{name}") for name in names}
                     layers[int(index)] = State(tensors, names, length.clone())
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a saved cache: {error}.") from None
-        return cls(layers, length)
+        return cls(layers, length, marks)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Cache:
-        return Cache([state.map(change) if state else None for state in self.layers], change(self.length))
+        layers = [state.map(change) if state else None for state in self.layers]
+        return Cache(layers, change(self.length), None if self.marks is None else change(self.marks))
+
+
+def _join_marks(mine: Cache, theirs: Cache) -> Tensor | None:
+    if mine.marks is None and theirs.marks is None:
+        return None
+    given = [one.length.new_full((one.batch_size, 0), -1) if one.marks is None else one.marks for one in (mine, theirs)]
+    size = max(marks.shape[1] for marks in given)
+    return torch.cat([torch.nn.functional.pad(marks, (0, size - marks.shape[1]), value=-1) for marks in given])
 
 
 def _join(mine: State, theirs: State) -> State:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmlm.objectives.base import Objective
 from mmlm.objectives.config import PrefixConfig
-from mmlm.stream import Segment, Stream
+from mmlm.stream import Segment, Stream, cut
 from mmlm.vocabulary import Vocabulary
 
 
@@ -28,39 +28,14 @@ class Prefix(Objective):
         number = 1 + max((segment.mutual for segment in stream.segments), default=0)  # of its own: nothing behind it joins the prefix
         segments, at = [], 0
         for segment in stream.segments:
-            cut = min(max(end - at, 0), len(segment))
-            if cut:
-                segments.append(dataclasses.replace(_part(segment, 0, cut), mutual=number, weight=0.0))
-            if cut < len(segment):
-                segments.append(_part(segment, cut, len(segment)))
+            head = min(max(end - at, 0), len(segment))
+            if head:
+                segments.append(dataclasses.replace(cut(segment, 0, head), mutual=number, weight=0.0))
+            if head < len(segment):
+                segments.append(cut(segment, head, len(segment)))
             at += len(segment)
         return dataclasses.replace(stream, segments=segments)
 
 
 def _spread(segment: Segment) -> Tensor:
     return segment.weight if isinstance(segment.weight, Tensor) else torch.full((len(segment),), float(segment.weight))
-
-
-def _part(segment: Segment, start: int, stop: int) -> Segment:
-    """Tokens start to stop of a segment."""
-    if (start, stop) == (0, len(segment)):
-        return segment
-    at = torch.arange(len(segment)) if segment.feature_at is None else segment.feature_at
-    inside = (at >= start) & (at < stop)
-
-    def cut(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value[start:stop]
-
-    return dataclasses.replace(
-        segment,
-        ids=cut(segment.ids),
-        features=None if segment.features is None else segment.features[inside],
-        feature_at=None if segment.features is None else at[inside] - start,
-        weight=segment.weight[start:stop] if isinstance(segment.weight, Tensor) else segment.weight,
-        labels=cut(segment.labels),
-        hidden=cut(segment.hidden),
-        position=cut(segment.position),
-        branch=segment.branch[start:stop] if isinstance(segment.branch, Tensor) else segment.branch,
-        channels={name: value[start:stop] for name, value in segment.channels.items()},
-        tags={name: value[start:stop] for name, value in segment.tags.items()},
-    )

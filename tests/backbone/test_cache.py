@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from mmlm.backbone.cache import Cache
-from mmlm.base.errors import CheckpointError
-from mmlm.layout import Layout
+from mmlm.base.errors import CheckpointError, RecipeError
+from mmlm.layout import EVERYTHING, Layout
 
 HYBRID = [
     {"mixer": {"type": "attention", "num_heads": 2, "num_kv_heads": 1}, "feed_forward": {"type": "moe", "num_experts": 3, "hidden": 8}},
@@ -95,3 +97,59 @@ def test_faults_are_told(backbone, tmp_path):
     save_file({"length": torch.zeros(2)}, str(path))
     with pytest.raises(CheckpointError, match="cache.safetensors: not a saved cache"):
         Cache.load(path)
+
+
+def marked(length, batch=2):
+    """A layout whose first five tokens have marks that the later ones see through windows."""
+    layout = Layout.plain(batch, length)
+    layout.mark = torch.full((batch, length), -1)
+    layout.mark[:, :4] = torch.arange(4)
+    layout.mark[1:, 2] = -1
+    first = torch.arange(length).clamp_min(4) // 3 - 1
+    layout.reach = torch.stack([first, first + torch.arange(length) % 2], dim=-1).expand(batch, length, 2).clone()
+    layout.reach[:, :5] = torch.tensor(EVERYTHING)
+    return layout
+
+
+def part(layout, start, stop):
+    names = ("document", "position", "mark", "reach")
+    return dataclasses.replace(layout, **{name: getattr(layout, name)[:, start:stop] for name in names})
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 4}, {"soft_cap": 1.0, "alibi": True, "rope": None}], ids=str)
+@pytest.mark.parametrize("cuts", [[1] * 11, [4, 7], [5, 1, 2, 3]], ids=str)
+def test_a_window_that_follows_an_alignment_is_the_same_row_by_row(tiny, options, cuts, tmp_path):
+    backbone = tiny([{"type": "attention", "num_heads": 2, **options}], num_layers=3).backbone.requires_grad_(False)
+    x, layout = vectors(2, 11), marked(11)
+    whole = backbone(x, layout)[0]
+    assert (backbone(x, dataclasses.replace(layout, reach=None))[0] - whole)[:, 6:].abs().amax((1, 2)).min() > 1e-3
+    cache, start, parts = backbone.init_cache(2), 0, []
+    for size in cuts:
+        one = part(layout, start, start + size)
+        if start >= 4:
+            one.mark = None
+        parts.append(backbone(x[:, start : start + size], one, cache)[0])
+        start += size
+        cache = cache.select(torch.tensor([1, 0])).select(torch.tensor([1, 0])).snapshot()
+        cache.save(tmp_path / "kept")
+        cache = Cache.load(tmp_path / "kept")
+        cache = cache.split([1, 1])[0].merge(cache.split([1, 1])[1]).crop(cache.length)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-10)
+    assert cache.marks[:, :11].tolist() == layout.mark.tolist()
+    assert (cache.reset(torch.tensor([True, False])).marks[0] == -1).all()
+
+
+def test_marks_of_one_row_do_not_reach_another(tiny):
+    backbone = tiny([{"type": "attention", "num_heads": 2}]).backbone.requires_grad_(False)
+    plain = read(backbone, vectors(1, 4))[1]
+    cache = backbone.init_cache(1)
+    backbone(vectors(1, 4, 1), part(marked(4, 1), 0, 4), cache)
+    both = plain.merge(cache)
+    assert both.marks.tolist() == [[-1] * 4, [0, 1, 2, 3]] and cache.merge(plain).marks.tolist() == [[0, 1, 2, 3], [-1] * 4]
+    assert plain.merge(plain).marks is None
+
+
+def test_recurrent_mixers_refuse_a_window_that_follows_an_alignment(backbone):
+    for cache in (None, backbone.init_cache(2)):
+        with pytest.raises(RecipeError, match="mamba2 reads from left to right: .*windows by alignment"):
+            backbone(vectors(2, 11), marked(11), cache)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmlm.base.errors import DataError
+from mmlm.base.errors import DataError, RecipeError
 from mmlm.heads.config import HEADS
 from mmlm.stream import NO_LABEL, Segment, Stream, pack, pad
 
@@ -94,7 +94,7 @@ def test_regression_by_hand_with_gradients(tiny, loss):
     heads = {"number": {"type": "regression", "loss": loss}}
     model = tiny([ATTENTION], heads)
     head, batch = model.heads["number"], pack(streams(), model.vocabulary)
-    assert set(HEADS.entries) == {"language_model", "regression"}
+    assert set(HEADS.entries) == {"codebooks", "language_model", "regression"}
     h = model.hidden(batch)[0].detach().requires_grad_()
     wanted = 0
     for place in batch.tags["target"][0].isfinite().nonzero()[:, 0].tolist():
@@ -111,6 +111,54 @@ def test_regression_by_hand_with_gradients(tiny, loss):
     bare = pack([Stream([Segment("text", torch.tensor([1, 2]))])], model.vocabulary)
     total, weight = head.loss(model.hidden(bare)[0], bare)["regression"]
     assert float(total.detach()) == float(weight) == head.loss_weights(bare)["regression"] == 0
+
+
+def books(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    codes = torch.stack([torch.randint(0, size, (5,), generator=g) for size in (6, 7)], dim=1)
+    codes[1, 0] = codes[4, 1] = -1
+    words = Segment("text", torch.randint(0, 20, (3,), generator=g), weight=1.0)
+    return Stream([words, Segment("codec", codes, weight=torch.tensor([1.0, 0.5, 0, 2, 1])), Segment("label", torch.tensor([1]), weight=1.0)])
+
+
+BOOKS = ["codec.0", "codec.1"]
+
+
+@pytest.mark.parametrize("options", [{}, {"tied": False}, {"tied": False, "z_loss": 0.2, "label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize("make", [pack, pad])
+def test_codebooks_are_softmaxes_of_their_own_ranges_with_gradients(tiny, options, make):
+    model = tiny([ATTENTION], {"language_model": {"type": "language_model"}, "books": {"type": "codebooks", "ranges": BOOKS, **options}})
+    head, batch = model.heads["books"], make([books(), books(1)], model.vocabulary)
+    head.config.__dict__["soft_cap"] = None
+    h = model.hidden(batch)[0].detach().requires_grad_()
+    wanted, cells = 0, 0.0
+    for h_d, labels, weight in zip(h.flatten(0, 1), batch.code_labels.flatten(0, 1), batch.weight.flatten().tolist(), strict=True):
+        for book, label in enumerate(labels.tolist()):
+            if label != NO_LABEL:
+                first, size = (25, 6) if book == 0 else (31, 7)
+                scores = head.matrix[first - 25 : first - 25 + size] @ h_d
+                torch.testing.assert_close(head.predict(h_d, BOOKS[book]), scores, rtol=0, atol=1e-12)
+                wanted = wanted + weight * by_full_logits(scores, label - first, range(size), head.config)
+                cells += weight
+    total, weight = head.loss(h, batch)["codebooks"]
+    assert float(weight) == cells == head.loss_weights(batch)["codebooks"] == 2 * 7.5
+    torch.testing.assert_close(total, wanted, rtol=0, atol=1e-10)
+    table = model.embedding.weight if head.weight is None else head.weight
+    for got, want in zip(*(torch.autograd.grad(loss, [h, table]) for loss in (total, wanted)), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+    losses = model.losses(batch)
+    assert float(losses["codebooks"][1]) == 15 and float(losses["language_model"][1]) == 6
+
+
+def test_codebooks_without_a_head_or_a_range_are_told(tiny):
+    batch = pack([books()], tiny([ATTENTION]).vocabulary)
+    with pytest.raises(RecipeError, match="several codebooks at a token, but the model has no head of the type codebooks"):
+        tiny([ATTENTION]).losses(batch)
+    model = tiny([ATTENTION], {"books": {"type": "codebooks", "ranges": ["codec.1"]}})
+    with pytest.raises(DataError, match=r"the head of codebooks predicts codec.1, but the batch asks for codec.0"):
+        model.losses(batch)
+    none = pack([Stream([Segment("text", torch.tensor([1, 2]))])], model.vocabulary)
+    assert float(model.losses(none)["codebooks"][1]) == 0 == model.loss_weights(none)["codebooks"]
 
 
 def test_micro_batches_add_up_to_the_batch(tiny):

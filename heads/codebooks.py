@@ -1,0 +1,88 @@
+"""Several predictions at one token, one of each codebook: every named range of the vocabulary has a softmax of its own.
+
+The rows of all ranges are one matrix, so that a head of a codebook is a part of it. Source: parallel heads of arXiv:2306.05284, section 2.1;
+rows shared with the embedding of the same codebook arXiv:2301.02111, section 4.2.2.
+
+Axes: b rows   t tokens   u codebooks   n labelled cells   d width   v vocabulary rows
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmlm.base.errors import DataError
+from mmlm.heads.config import CodebooksHeadConfig
+from mmlm.kernels.cross_entropy.fast import linear_cross_entropy
+from mmlm.parameters import exact, name_axes
+from mmlm.stream import NO_LABEL, Batch
+from mmlm.vocabulary import Vocabulary
+
+
+class CodebooksHead(nn.Module):
+    """Hidden states -> cross-entropy of the labelled cells, or scores of a range. Its rows are read as a matrix: adapters do not go here."""
+
+    def __init__(self, config: CodebooksHeadConfig, width: int, vocabulary: Vocabulary, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.config, self.vocabulary = config, vocabulary
+        self.spans = {name: vocabulary.span(name) for name in config.ranges}
+        self._embedding = [embedding]  # in a list: the table belongs to the model, not to this head
+        self._first = min(span.start for span in self.spans.values())
+        self._last = max(span.stop for span in self.spans.values())
+        self.weight = None if config.tied else nn.Parameter(torch.empty(self._last - self._first, width))
+        if self.weight is not None:
+            name_axes(self.weight, "vocab", "residual")
+
+    @torch.no_grad()
+    def reset_parameters_own(self) -> None:
+        """Rows N(0, 1 / (3 width))."""
+        if self.weight is not None:
+            nn.init.normal_(self.weight, std=(3 * self.weight.shape[1]) ** -0.5)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The output rows [v, d] from the first range to the last."""
+        return self._embedding[0].weight[self._first : self._last] if self.weight is None else self.weight
+
+    def loss(self, h_btd: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sum of weighted cross-entropies over labelled cells, each among the ids of its own range, and the sum of their weights.
+
+        Raises DataError for a label in none of the ranges.
+        """
+        total = h_btd.new_zeros((), dtype=torch.promote_types(h_btd.dtype, torch.float32))
+        if batch.code_labels is None:
+            return {"codebooks": (total, batch.weight.new_zeros(()))}
+        labels_nu, weight_n = batch.code_labels.flatten(0, 1), batch.weight.flatten()
+        token, book = ((labels_nu != NO_LABEL) & (weight_n > 0)[:, None]).nonzero().unbind(1)
+        label_n, weight_n = labels_nu[token, book], weight_n[token]
+        h_nd, matrix, found = h_btd.flatten(0, 1), self.matrix, 0
+        for span in self.spans.values():
+            mine = ((label_n >= span.start) & (label_n < span.stop)).nonzero()[:, 0]
+            if not len(mine):
+                continue
+            found += len(mine)
+            total = total + linear_cross_entropy(
+                h_nd.index_select(0, token[mine]),
+                matrix,
+                label_n[mine] - self._first,
+                weight_n[mine],
+                rows=range(span.start - self._first, span.stop - self._first),
+                z_loss=self.config.z_loss,
+                label_smoothing=self.config.label_smoothing,
+            )
+        if found < len(label_n):
+            names = {self.vocabulary.name_of(index) for index in label_n.unique().tolist()} - self.spans.keys()
+            raise DataError(f"the head of codebooks predicts {', '.join(self.spans)}, but the batch asks for {', '.join(sorted(names))}.")
+        return {"codebooks": (total, weight_n.sum())}
+
+    def loss_weights(self, batch: Batch) -> dict[str, float]:
+        """The weight that `loss` will report, without computing it."""
+        if batch.code_labels is None:
+            return {"codebooks": 0.0}
+        return {"codebooks": float(((batch.code_labels != NO_LABEL) * batch.weight[..., None]).sum())}
+
+    def predict(self, h: Tensor, name: str) -> Tensor:
+        """Scores [..., ids of the range] of one range, in float32 (float64 for float64 states)."""
+        span = self.spans[name]
+        return exact(F.linear(h, self.matrix[span.start - self._first : span.stop - self._first].to(h.dtype)))
