@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -33,11 +33,23 @@ class MaskedConfig(Component):
     """Some tokens are hidden and predicted at their own place, all tokens being visible in both directions."""
 
     type: Literal["masked"] = "masked"
-    rate: float = Field(0.15, gt=0, le=1, description="share of the tokens with weight that is hidden")
+    rate: Annotated[float, Field(gt=0, le=1)] | Literal["cosine"] = Field(
+        0.15, description="share of the tokens with weight that is hidden; cosine: cos(pi/2 u), u uniform, anew for each sample"
+    )
     policy: Literal["token", "span", "segment"] = Field("token", description="hide single tokens, spans, or whole segments")
     mean_span: float = Field(3.0, ge=1, description="mean length of a hidden span (geometric)")
     random_share: float = Field(0.1, ge=0, le=1, description="share of hidden tokens shown as a random token")
     keep_share: float = Field(0.1, ge=0, le=1, description="share of hidden tokens shown as they are")
+
+
+@OBJECTIVES.register("mmlm.objectives.books:MaskedBooks", source="VALL-E, arXiv:2301.02111, section 4.2.2; SoundStorm, arXiv:2305.09636")
+class MaskedBooksConfig(Component):
+    """One codebook of a codec is predicted from those below it, for all frames at once."""
+
+    type: Literal["masked_books"] = "masked_books"
+    first_book: int = Field(1, ge=0, description="lowest codebook that is predicted; it is drawn evenly from this one on")
+    share: Literal["all", "cosine"] = Field("all", description="hide all of the codebook, or cos(pi/2 u) of it, u uniform")
+    channel: str | None = Field("book", description="channel of ids that tells the number of the codebook; null: it is not told")
 
 
 @OBJECTIVES.register("mmlm.objectives.distillation:Distillation", source="arXiv:1503.02531; layer matching of MaTVLM, arXiv:2503.13440")

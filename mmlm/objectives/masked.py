@@ -6,6 +6,7 @@ Sources: BERT, arXiv:1810.04805 (80/10/10); SpanBERT, arXiv:1907.10529 (geometri
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import torch
@@ -42,14 +43,15 @@ class Masked(Objective):
     def _choose(self, sizes: list[int], rng: np.random.Generator) -> list[np.ndarray]:
         """For each segment, which of its candidates to hide (bool)."""
         total, config = sum(sizes), self.config
-        want = max(1, round(total * config.rate))
+        rate = cosine_share(rng) if config.rate == "cosine" else config.rate
+        want = max(1, round(total * rate))
         hidden = np.zeros(total, dtype=bool)
         starts = np.cumsum([0, *sizes[:-1]])
         if config.policy == "token":
             hidden[rng.permutation(total)[:want]] = True
         elif config.policy == "segment":
             filled = [i for i, size in enumerate(sizes) if size]
-            for i in rng.permutation(filled)[: max(1, round(len(filled) * config.rate))]:
+            for i in rng.permutation(filled)[: max(1, round(len(filled) * rate))]:
                 hidden[starts[i] : starts[i] + sizes[i]] = True
         else:
             while hidden.sum() < want:
@@ -72,6 +74,11 @@ class Masked(Objective):
         masked = torch.zeros(len(segment), dtype=torch.bool)
         masked[hide[~random & ~keep]] = True
         return [dataclasses.replace(segment, ids=shown, labels=labels, hidden=masked)]
+
+
+def cosine_share(rng: np.random.Generator) -> float:
+    """A share to hide, cos(pi/2 u) with u uniform (MaskGIT, arXiv:2202.04200, section 3.1): what mask-predict meets on its way."""
+    return math.cos(math.pi / 2 * rng.random())
 
 
 def _candidates(segment: Segment) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -26,37 +27,49 @@ def words(length, seed=0, **fields):
     return Segment("text", torch.randint(0, 20, (length,), generator=torch.Generator().manual_seed(seed)), **{"weight": 1.0, **fields})
 
 
+def codes(length, seed=0, books=2, **fields):
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.stack([torch.randint(0, 6, (length,), generator=g) for _ in range(books)], dim=1)
+    return Segment("codec", ids, **{"weight": 1.0, **fields})
+
+
+OPTIONS = {"distillation": {"teacher": "t"}, "masked_books": {"channel": "speaker", "share": "cosine", "first_book": 0}}
+
+
 def prepared(made, stream, seed=0):
     return made.prepare(stream, VOCABULARY, np.random.default_rng(seed))
 
 
 def test_all_objectives_are_here():
-    assert sorted(OBJECTIVES.entries) == ["causal", "distillation", "masked", "prefix"]
+    assert sorted(OBJECTIVES.entries) == ["causal", "distillation", "masked", "masked_books", "prefix"]
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES.entries))
 def test_the_same_seed_epoch_and_sample_give_the_same_stream_and_the_given_one_is_not_changed(name):
-    made = objective(name, **{"prefix": {"split": "random"}, "distillation": {"teacher": "t"}}.get(name, {}))
-    stream = Stream([words(12), words(9, 1, weight=torch.ones(9))])
+    made = objective(name, **{"prefix": {"split": "random"}, **OPTIONS}.get(name, {}))
+    stream = Stream([words(12), words(9, 1, weight=torch.ones(9)), *([codes(9)] if name == "masked_books" else [])])
     before = [dataclasses.replace(s, ids=s.ids.clone()) for s in stream.segments]
     keys = [(1, 0, 5), (1, 0, 5), (1, 1, 5), (2, 0, 5), (1, 0, 6)]
     batches = [made.collate([made.prepare(stream, VOCABULARY, sample_rng(*key))], VOCABULARY) for key in keys]
-    assert torch.equal(batches[0].ids, batches[1].ids) and torch.equal(batches[0].labels, batches[1].labels)
+    found = [batch.labels * batch.weight if batch.code_labels is None else batch.code_labels for batch in batches]
+    assert torch.equal(batches[0].ids, batches[1].ids) and torch.equal(found[0], found[1])
     if name not in ("causal", "distillation"):
-        first = batches[0].labels * batches[0].weight
-        assert sum(not torch.equal(other.labels * other.weight, first) for other in batches) >= 2
+        assert sum(not torch.equal(other, found[0]) for other in found) >= 2
     for old, new in zip(before, stream.segments, strict=True):
         assert torch.equal(old.ids, new.ids) and new.labels is None and new.hidden is None
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES.entries))
 def test_a_sample_is_treated_alike_in_any_batch(tiny, name):
-    made, model = objective(name, **({"teacher": "t"} if name == "distillation" else {})), tiny([{"type": "attention", "num_heads": 2}])
-    loss = "language_model"
+    heads = {"language_model": {"type": "language_model"}, "books": {"type": "codebooks", "ranges": ["codec.0", "codec.1"]}}
+    made, model = objective(name, **OPTIONS.get(name, {})), tiny([{"type": "attention", "num_heads": 2}], heads)
+    loss, books = "language_model", [codes(5)] if name == "masked_books" else []
+    if name == "masked_books":
+        loss = "codebooks"
     if name == "distillation":
         made.set_teacher(tiny([{"type": "attention", "num_heads": 1}]))
         loss = "kl"
-    streams = [prepared(made, Stream([words(n, n), words(3, n + 9, weight=0.0), words(4, n + 20)]), n) for n in (6, 2, 9)]
+    streams = [prepared(made, Stream([words(n, n), words(3, n + 9, weight=0.0), words(4, n + 20), *books]), n) for n in (6, 2, 9)]
     sums = [made.losses(model, made.collate(some, VOCABULARY))[loss] for some in ([s] for s in streams)]
     total, weight = made.losses(model, made.collate(streams, VOCABULARY))[loss]
     torch.testing.assert_close(total, sum(part for part, _ in sums), rtol=0, atol=1e-10)
@@ -219,3 +232,47 @@ def test_a_vocabulary_without_a_mask_is_told():
     ready = made.prepare(Stream([words(3)], name="s"), Vocabulary({"text": 20}), np.random.default_rng(0))
     with pytest.raises(DataError, match="s: unknown vocabulary range 'mask'"):
         made.collate([ready], Vocabulary({"text": 20}))
+
+
+@pytest.mark.parametrize("share", ["all", "cosine"])
+def test_masked_books_predict_one_codebook_from_those_below(share):
+    made = objective("masked_books", share=share)
+    vocabulary = Vocabulary({"text": 20, **{f"codec.{book}": 6 for book in range(4)}, "mask": 1})
+    target = codes(12, 1, 4, weight=torch.tensor([0.0] * 3 + [1.0] * 9))
+    stream = Stream([words(5), codes(4, 2, 4, weight=0.0), target])
+    seen, counts = set(), []
+    for seed in range(60):
+        ready = made.prepare(stream, vocabulary, np.random.default_rng(seed))
+        book = int(ready.segments[0].channels["book"][0])
+        assert all((segment.channels["book"] == book).all() and len(segment.channels["book"]) == len(segment) for segment in ready.segments)
+        batch = made.collate([ready], vocabulary)
+        assert not batch.layout.causal and (batch.labels == NO_LABEL).all()
+        cells, labels = batch.codes[0, 9:], batch.code_labels[0]
+        whole = target.ids + 20 + 6 * torch.arange(4)
+        assert torch.equal(cells[:3], whole[:3]) and torch.equal(cells[3:, :book], whole[3:, :book])
+        assert (cells[3:, book + 1 :] == -1).all() and (batch.codes[0, 5:9] >= 0).all()
+        hidden = cells[:, book] == 44
+        assert torch.equal(hidden, labels[9:, book] != NO_LABEL) and torch.equal(labels[9:, book][hidden], whole[hidden, book])
+        assert torch.equal(cells[~hidden, book], whole[~hidden, book]) and int((labels != NO_LABEL).sum()) == int(hidden.sum())
+        seen.add(book)
+        counts.append(int(hidden.sum()))
+    assert seen == {1, 2, 3}
+    assert set(counts) == {9} if share == "all" else (min(counts), max(counts)) == (1, 9) and 4.5 < sum(counts) / 60 < 7.5
+    assert torch.equal(target.ids, codes(12, 1, 4).ids)
+
+
+def test_a_cosine_share_is_hidden_where_it_is_asked_for():
+    made, fixed = objective("masked", rate="cosine"), objective("masked", rate=0.5)
+    counts = [int((prepared(made, Stream([words(20)]), seed).segments[0].labels != NO_LABEL).sum()) for seed in range(900)]
+    assert min(counts) <= 2 and max(counts) == 20 and abs(sum(counts) / 900 / 20 - 2 / math.pi) < 0.04
+    assert (prepared(fixed, Stream([words(20)])).segments[0].labels != NO_LABEL).sum() == 10
+    for rate in (0.0, 1.5, "sine"):
+        with pytest.raises(ValueError, match="rate"):
+            objective("masked", rate=rate)
+
+
+def test_masked_books_without_a_target_are_told():
+    made = objective("masked_books")
+    for segments in ([words(3)], [codes(3, weight=0.0)], [codes(3, books=1)], [codes(3), codes(3, books=3)]):
+        with pytest.raises(DataError, match="line 3: needs tokens with weight that have more than 1 codebooks"):
+            prepared(made, Stream(segments, source="data.jsonl, line 3"))
