@@ -1,7 +1,7 @@
 """Several predictions at one token, one of each codebook: every named range of the vocabulary has a softmax of its own.
 
-The rows of all ranges are one matrix, so that a head of a codebook is a part of it. Source: parallel heads of arXiv:2306.05284, section 2.1;
-rows shared with the embedding of the same codebook arXiv:2301.02111, section 4.2.2.
+The rows of all ranges are one matrix, so that a head of a codebook is a part of it.
+Sources: parallel heads arXiv:2306.05284, section 2.1; rows shared with the embedding of the same codebook arXiv:2301.02111, section 4.2.2.
 
 Axes: b rows   t tokens   u codebooks   n labelled cells   d width   v vocabulary rows
 """
@@ -21,7 +21,7 @@ from mmlm.vocabulary import Vocabulary
 
 
 class CodebooksHead(nn.Module):
-    """Hidden states -> cross-entropy of the labelled cells, or scores of a range. Its rows are read as a matrix: adapters do not go here."""
+    """Hidden states -> cross-entropy of the labelled cells, or scores of a range. Adapters do not go here: its rows are a matrix."""
 
     def __init__(self, config: CodebooksHeadConfig, width: int, vocabulary: Vocabulary, embedding: nn.Embedding) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mmlm.backbone.backbone import Backbone
 from mmlm.backbone.cache import Cache
 from mmlm.base.errors import RecipeError
+from mmlm.heads.codebooks import CodebooksHead
 from mmlm.kernels.decode.fast import Decoder
 from mmlm.kernels.decode.fast import Precision as Form
 from mmlm.kernels.decode.spec import Unsupported
@@ -90,6 +91,22 @@ class Decoding:
         """Scores float32 [b, v] of the next token, to be used before the next token is fed."""
         return self.model.heads["language_model"].predict(self.h_bd)
 
+    def scores_among(self, rows: Tensor) -> Tensor:
+        """Scores [b, rows] of some ids of the vocabulary alone."""
+        return self.model.heads["language_model"].predict(self.h_bd, rows.to(self.h_bd.device))
+
+    def scores_of_book(self, name: str) -> Tensor:
+        """Scores [b, ids of the range] of a codebook. Raises RecipeError where the model has no head for it."""
+        return book_head(self.model, name).predict(self.h_bd, name)
+
+    def read(self, batch: Batch) -> None:
+        """Take what follows in each sequence (document 0: padding at the end), at the positions of the batch; some may take nothing."""
+        batch = batch.to(self.model.device)
+        h_btd, _ = self.model.hidden(batch, self.cache)
+        count = (batch.layout.document > 0).sum(1)
+        last_bd = h_btd[torch.arange(len(count)), (count - 1).clamp_min(0)]
+        self.h_bd = torch.where(count[:, None] > 0, last_bd, self.h_bd)
+
     def feed(self, ids_b: Tensor) -> None:
         """Take one token a sequence."""
         ids_b = ids_b.to(self.model.device)
@@ -134,10 +151,8 @@ class OneCallDecoding:
             self.cache, self.scores_bv = read.cache, read.scores()
             return
         batch = pad([_stream(prompt, model.vocabulary) for prompt in prompts], model.vocabulary)
-        lengths = (batch.layout.document > 0).sum(1)
         decoder.reset(len(prompts), batch.ids.shape[1] + room)
-        plain = batch.codes is None and not batch.features and not batch.channels
-        self.scores_bv = decoder.extend(batch.ids, lengths) if plain else decoder.extend(None, lengths, x_btd=model.embed(batch))
+        self.read(batch)
 
     @property
     def cache(self) -> Cache:
@@ -151,6 +166,16 @@ class OneCallDecoding:
     def scores(self) -> Tensor:
         """Scores float32 [b, v] of the next token, to be used before the next token is fed."""
         return self.scores_bv
+
+    def scores_among(self, rows: Tensor) -> Tensor:
+        """Scores [b, rows] of some ids of the vocabulary alone."""
+        return self.scores_bv[:, rows]
+
+    def read(self, batch: Batch) -> None:
+        """Take what follows in each sequence (document 0: padding at the end), from left to right; some may take nothing."""
+        lengths, plain = (batch.layout.document > 0).sum(1), _is_ids_alone(batch)
+        embedded = None if plain else self.model.embed(batch)
+        self.scores_bv = self.decoder.extend(batch.ids if plain else None, lengths, x_btd=embedded)
 
     def feed(self, ids_b: Tensor) -> None:
         """Take one token a sequence."""
@@ -221,9 +246,39 @@ def _unfit(prompts: Sequence[Prompt]) -> str:
     """Why no decoder can go on from these prompts, or nothing."""
     for prompt in prompts:
         for segment in prompt.segments if isinstance(prompt, Stream) else ():
-            if segment.position is not None or torch.as_tensor(segment.branch).any():
-                return "a prompt with positions or branches of its own"
+            if segment.position is not None or segment.reach is not None or torch.as_tensor(segment.branch).any():
+                return "a prompt with positions, branches or a reach of its own"
     return ""
+
+
+def follows_plainly(streams: Sequence[Stream]) -> bool:
+    """Whether these can be read from left to right, at the positions that follow, as the C++ decoder reads."""
+    return not _unfit(streams) and not any(segment.mutual for stream in streams for segment in stream.segments)
+
+
+def _is_ids_alone(batch: Batch) -> bool:
+    return batch.codes is None and not batch.features and not batch.channels
+
+
+def book_head(model: Decodable, name: str) -> CodebooksHead:
+    """The head that predicts a codebook. Raises RecipeError where there is none."""
+    heads = [head for head in model.heads.values() if isinstance(head, CodebooksHead)]
+    for head in heads:
+        if name in head.spans:
+            return head
+    known = ", ".join(span for head in heads for span in head.spans) or "no codebook"
+    raise RecipeError(f"the model has no head for the codebook {name!r}; its heads of codebooks predict {known}.")
+
+
+def guided(scores: Tensor, without: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """Classifier-free guidance, one branch after the other: scores <- branch + weight * (scores - branch).
+
+    without: scores of each branch, and its weight; 1 changes nothing. What had no chance has none afterwards.
+    """
+    for free, weight in without:
+        if weight != 1:
+            scores = torch.where(scores.isneginf(), scores, free + weight * (scores - free))
+    return scores
 
 
 @torch.no_grad()

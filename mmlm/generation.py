@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmlm.base.errors import NumericsError, RecipeError
 from mmlm.base.schema import Strict
-from mmlm.decoding import Decodable, Decoding, OneCallDecoding, Precision, Prompt, open_decoding
+from mmlm.decoding import Decodable, Decoding, OneCallDecoding, Precision, Prompt, guided, open_decoding
 
 
 class Sampling(Strict):
@@ -79,10 +79,13 @@ class TrieGrammar:
 
 @dataclass
 class Guidance:
-    """Classifier-free guidance: scores = (1 + scale) * with prompt - scale * without. prompts: one unconditional prompt a sequence."""
+    """Classifier-free guidance: scores = without + weight * (with - without). prompts: for each sequence one that leaves something out.
+
+    Of several, each takes what the one before it made for `with`; all have caches of their own.
+    """
 
     prompts: Sequence[Prompt]
-    scale: float
+    weight: float
 
 
 @dataclass
@@ -105,7 +108,7 @@ def generate(
     sampling: Sampling | None = None,
     stop: Sequence[int] = (),
     grammar: Grammar | None = None,
-    guidance: Guidance | None = None,
+    guidance: Sequence[Guidance] = (),
     seed: int = 0,
     precision: Precision = "auto",
 ) -> list[Generated]:
@@ -118,10 +121,10 @@ def generate(
         raise RecipeError(f"max_new_tokens must be at least 1, but is {max_new_tokens}.")
     if sampling.num_beams > 1:
         filters = any(x is not None for x in (sampling.top_k, sampling.top_p, sampling.min_p)) or sampling.repetition_penalty != 1
-        if sampling.temperature or filters or guidance is not None:
+        if sampling.temperature or filters or guidance:
             raise RecipeError("num_beams above 1 excludes a temperature, filters, a repetition penalty and guidance.")
         return [_beam_search(model, prompt, max_new_tokens, sampling, stop, grammar, precision) for prompt in prompts]
-    if sampling.temperature == 0 and sampling.repetition_penalty == 1 and grammar is None and guidance is None:
+    if sampling.temperature == 0 and sampling.repetition_penalty == 1 and grammar is None and not guidance:
         decoding = open_decoding(model, prompts, max_new_tokens, precision)
         if isinstance(decoding, OneCallDecoding):
             return _greedy(decoding, max_new_tokens, stop)
@@ -144,7 +147,7 @@ def stream(
     sampling: Sampling | None = None,
     stop: Sequence[int] = (),
     grammar: Grammar | None = None,
-    guidance: Guidance | None = None,
+    guidance: Sequence[Guidance] = (),
     seed: int = 0,
     precision: Precision = "auto",
 ) -> Iterator[dict[int, tuple[int | None, float, bool]]]:
@@ -152,11 +155,13 @@ def stream(
     sampling = sampling or Sampling()
     if sampling.num_beams > 1:
         raise RecipeError("beams cannot be streamed: which one is best shows at the end. Use generate().")
-    if guidance is not None and len(guidance.prompts) != len(prompts):
-        raise RecipeError(f"guidance needs one unconditional prompt a sequence, but has {len(guidance.prompts)} for {len(prompts)}.")
+    for branch in guidance:
+        if len(branch.prompts) != len(prompts):
+            raise RecipeError(f"guidance needs one unconditional prompt a sequence, but has {len(branch.prompts)} for {len(prompts)}.")
+    guides = [branch for branch in guidance if branch.weight != 1]
     decoding = open_decoding(model, prompts, max_new_tokens, precision)
-    free = open_decoding(model, guidance.prompts, max_new_tokens, precision) if guidance else None
-    branches = [decoding] if free is None else [decoding, free]
+    free = [open_decoding(model, branch.prompts, max_new_tokens, precision) for branch in guides]
+    decodings = [decoding, *free]
     draws = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in range(len(prompts))]
     written: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
@@ -164,12 +169,11 @@ def stream(
         for step in range(max_new_tokens):
             if step:
                 ids_b = torch.tensor([written[number][-1] for number in alive])
-                for branch in branches:
-                    branch.feed(ids_b)
+                for each in decodings:
+                    each.feed(ids_b)
             scores_bv = decoding.scores()
-            if free is not None and guidance is not None:
-                guided_bv = scores_bv + guidance.scale * (scores_bv - free.scores())
-                scores_bv = torch.where(scores_bv.isneginf(), scores_bv, guided_bv)
+            if free:
+                scores_bv = guided(scores_bv, [(each.scores(), branch.weight) for each, branch in zip(free, guides, strict=True)])
             told: dict[int, tuple[int | None, float, bool]] = {}
             for row, number in enumerate(alive):
                 told[number] = _choose(scores_bv[row], written[number], sampling, stop, grammar, draws[number])
@@ -180,12 +184,12 @@ def stream(
             if not keep:
                 return
             if len(keep) < len(alive):
-                for branch in branches:
-                    branch.select(torch.tensor(keep))
+                for each in decodings:
+                    each.select(torch.tensor(keep))
                 alive = [alive[row] for row in keep]
     finally:
-        for branch in branches:
-            branch.close()
+        for each in decodings:
+            each.close()
 
 
 def _greedy(decoding: OneCallDecoding, max_new_tokens: int, stop: Sequence[int]) -> list[Generated]:
@@ -193,7 +197,7 @@ def _greedy(decoding: OneCallDecoding, max_new_tokens: int, stop: Sequence[int])
     scores_bv = decoding.scores()
     first_b = scores_bv.argmax(-1)
     log_b = scores_bv.log_softmax(-1).gather(1, first_b[:, None])[:, 0]
-    _finite(log_b)
+    require_finite(log_b)
     found = [Generated([index], log, index in stop) for index, log in zip(first_b.tolist(), log_b.tolist(), strict=True)]
     alive = [row for row, one in enumerate(found) if not one.finished]
     if alive and max_new_tokens > 1:
@@ -221,12 +225,13 @@ def _choose(
         only[allowed] = scores_v[allowed]
         scores_v = only
     index = sample(scores_v, written, sampling, draw)
-    _finite(log_v[index])
+    require_finite(log_v[index])
     ended = index in stop or (grammar is not None and not grammar.allowed([*written, index]))
     return index, float(log_v[index]), ended
 
 
-def _finite(log: Tensor) -> None:
+def require_finite(log: Tensor) -> None:
+    """Raises NumericsError for log-probabilities of NaN or infinity."""
     if not bool(log.isfinite().all()):
         raise NumericsError("the scores of the next token are not finite: the weights or the prompt hold NaN or infinity.")
 

@@ -135,7 +135,7 @@ class MultimodalLM(nn.Module):
         sampling: Sampling | Mapping[str, Any] | None = None,
         stop: Sequence[int] | None = None,
         grammar: Grammar | None = None,
-        guidance: Guidance | None = None,
+        guidance: Sequence[Guidance] = (),
         seed: int = 0,
         precision: Precision = "auto",
     ) -> list[Generated]:

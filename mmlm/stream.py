@@ -288,6 +288,15 @@ def text_stream(ids: Tensor, modality: str = "text", name: str = "") -> Stream:
     return Stream([Segment(modality, ids)], name=name)
 
 
+def positions(stream: Stream) -> list[Tensor]:
+    """The positions [t, p] of each segment, those that are not given counted on."""
+    found, clock = [], 0
+    for segment in stream.segments:
+        position, clock = _position(segment, clock, len(stream.axes))
+        found.append(position)
+    return found
+
+
 def next_position(stream: Stream, clock: int = 0) -> int:
     """The position, on every axis, of a token that follows the stream, which itself begins at `clock`."""
     for segment in stream.segments:
@@ -352,10 +361,19 @@ def _check(segment: Segment, vocabulary: Vocabulary) -> None:
         if isinstance(value, Tensor) and value.shape[:1] != (size,):
             raise DataError(f"{what} of {name!r} has shape {tuple(value.shape)}, but the segment has {size} tokens.")
     whole = (size, segment.ids.shape[1]) if segment.ids is not None and segment.ids.ndim > 1 else (size,)
-    shapes = {"labels": [whole], "hidden": [(size,), whole], "weight": [(size,)], "branch": [(size,)], "mark": [(size,)], "reach": [(size, 2)]}
+    shapes = {
+        "labels": [whole],
+        "hidden": [(size,), whole],
+        "weight": [(size,)],
+        "branch": [(size,)],
+        "mark": [(size,)],
+        "reach": [(size, 2)],
+    }
     for what, allowed in shapes.items():
         if isinstance(value := named[what], Tensor) and tuple(value.shape) not in allowed:
-            raise DataError(f"{what} of {name!r} has shape {tuple(value.shape)}, but must be {' or '.join(map(str, dict.fromkeys(allowed)))}.")
+            raise DataError(
+                f"{what} of {name!r} has shape {tuple(value.shape)}, but must be {' or '.join(map(str, dict.fromkeys(allowed)))}."
+            )
     if segment.features is not None:
         inside = _feature_at(segment)
         if len(inside) != len(segment.features):

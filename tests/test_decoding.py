@@ -84,7 +84,7 @@ WAYS = (
     {"sampling": Sampling(temperature=1.0, top_p=0.9), "seed": 4},
     {"sampling": Sampling(repetition_penalty=1.5)},
     {"grammar": RangeGrammar(range(40, 45), stop=(1,)), "stop": [1]},
-    {"guidance": Guidance([ids(2)] * 3, 1.5)},
+    {"guidance": [Guidance([ids(2)] * 3, 2.5)]},
 )
 
 

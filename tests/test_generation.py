@@ -178,7 +178,7 @@ def test_streaming_tells_what_generate_returns(model):
 @pytest.mark.parametrize("scale", [0.0, 1.5, -0.5])
 def test_guidance_mixes_the_scores_of_two_caches(model, scale):
     prompts, free = [ids(5), ids(3)], [ids(2, 9), ids(7, 9)]
-    found = generate(model, prompts, max_new_tokens=4, guidance=Guidance(free, scale))
+    found = generate(model, prompts, max_new_tokens=4, guidance=[Guidance(free, 1 + scale)])
     for prompt, other, one in zip(prompts, free, found, strict=True):
         score = 0.0
         for at, index in enumerate(one.ids):
@@ -192,10 +192,10 @@ def test_guidance_mixes_the_scores_of_two_caches(model, scale):
 
 def test_guided_sequences_keep_their_own_cache_when_others_end(model):
     prompts, free, sampling = [ids(5), ids(3), ids(4)], [ids(2, 9), ids(7, 9), ids(1, 9)], Sampling(temperature=1.5)
-    whole = generate(model, prompts, max_new_tokens=8, guidance=Guidance(free, 1.0), sampling=sampling, seed=1)
+    whole = generate(model, prompts, max_new_tokens=8, guidance=[Guidance(free, 2.0)], sampling=sampling, seed=1)
     stop = [whole[0].ids[1]]
     for one, found in zip(
-        whole, generate(model, prompts, max_new_tokens=8, guidance=Guidance(free, 1.0), sampling=sampling, seed=1, stop=stop), strict=True
+        whole, generate(model, prompts, max_new_tokens=8, guidance=[Guidance(free, 2.0)], sampling=sampling, seed=1, stop=stop), strict=True
     ):
         end = one.ids.index(stop[0]) + 1 if stop[0] in one.ids else 8
         assert found.ids == one.ids[:end]
@@ -203,7 +203,7 @@ def test_guided_sequences_keep_their_own_cache_when_others_end(model):
 
 def test_ids_outside_the_ranges_of_the_head_are_never_written(tiny):
     model = sharp(tiny, [ATTENTION], ranges=["label"])
-    for options in ({}, {"guidance": Guidance([ids(2)], 2.0)}):
+    for options in ({}, {"guidance": [Guidance([ids(2)], 3.0)]}):
         for temperature in (0.0, 3.0):
             found = generate(model, [ids(4)], max_new_tokens=20, sampling=Sampling(temperature=temperature), **options)[0]
             assert set(found.ids) <= set(range(20, 25)) and math.isfinite(found.score)
@@ -403,13 +403,13 @@ FAULTS = {
         lambda m: generate(m, [ids(2)], sampling=Sampling(num_beams=2, top_k=3)), RecipeError, "excludes a temperature, filters"
     ),
     "beams and guidance": (
-        lambda m: generate(m, [ids(2)], sampling=Sampling(num_beams=2), guidance=Guidance([ids(1)], 1.0)), RecipeError, "and guidance"
+        lambda m: generate(m, [ids(2)], sampling=Sampling(num_beams=2), guidance=[Guidance([ids(1)], 2.0)]), RecipeError, "and guidance"
     ),
     "streamed beams": (
         lambda m: next(stream(m, [ids(2)], sampling=Sampling(num_beams=2))), RecipeError, "beams cannot be streamed"
     ),
     "guidance for fewer": (
-        lambda m: generate(m, [ids(2)] * 2, guidance=Guidance([ids(1)], 1.0)),
+        lambda m: generate(m, [ids(2)] * 2, guidance=[Guidance([ids(1)], 2.0)]),
         RecipeError,
         "one unconditional prompt a sequence, but has 1 for 2",
     ),

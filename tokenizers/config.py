@@ -101,8 +101,8 @@ class CodebookOrder(Strict):
 
     order: Literal["flatten", "parallel", "delay", "coarse_fine", "ar_nar"] = Field(
         "delay",
-        description="one cell a step | all of a frame in one step | codebook k of a frame k steps later | the first codebooks cell by cell, "
-        "then the others | the first codebook step by step, then each further one at once",
+        description="one cell a step | all of a frame in one step | codebook k of a frame k steps later | the first codebooks cell by "
+        "cell, then the others | the first codebook step by step, then each further one at once",
     )
     num_coarse: int | None = Field(None, ge=1, description="codebooks of the first part of coarse_fine; default: half of them")
 

@@ -118,7 +118,9 @@ def books(seed=0):
     codes = torch.stack([torch.randint(0, size, (5,), generator=g) for size in (6, 7)], dim=1)
     codes[1, 0] = codes[4, 1] = -1
     words = Segment("text", torch.randint(0, 20, (3,), generator=g), weight=1.0)
-    return Stream([words, Segment("codec", codes, weight=torch.tensor([1.0, 0.5, 0, 2, 1])), Segment("label", torch.tensor([1]), weight=1.0)])
+    return Stream(
+        [words, Segment("codec", codes, weight=torch.tensor([1.0, 0.5, 0, 2, 1])), Segment("label", torch.tensor([1]), weight=1.0)]
+    )
 
 
 BOOKS = ["codec.0", "codec.1"]
