@@ -67,8 +67,9 @@ def generate_staged(
                 so_far.stream = stage.begin(so_far)
             if stage.passes is not None:
                 mask_predict(used, stage, sequences, draws)
-                for so_far in sequences if listen is not None else []:
-                    listen(Chunk(so_far.number, stage.name, 0, so_far.written[stage.name], True))
+                if listen is not None:
+                    for so_far in sequences:
+                        listen(Chunk(so_far.number, stage.name, 0, so_far.written[stage.name], True))
                 continue
             rows = [_Row(stage, so_far, draw) for so_far, draw in zip(sequences, draws, strict=True)]
             old, readers = readers, []

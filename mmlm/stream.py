@@ -361,19 +361,11 @@ def _check(segment: Segment, vocabulary: Vocabulary) -> None:
         if isinstance(value, Tensor) and value.shape[:1] != (size,):
             raise DataError(f"{what} of {name!r} has shape {tuple(value.shape)}, but the segment has {size} tokens.")
     whole = (size, segment.ids.shape[1]) if segment.ids is not None and segment.ids.ndim > 1 else (size,)
-    shapes = {
-        "labels": [whole],
-        "hidden": [(size,), whole],
-        "weight": [(size,)],
-        "branch": [(size,)],
-        "mark": [(size,)],
-        "reach": [(size, 2)],
-    }
-    for what, allowed in shapes.items():
-        if isinstance(value := named[what], Tensor) and tuple(value.shape) not in allowed:
-            raise DataError(
-                f"{what} of {name!r} has shape {tuple(value.shape)}, but must be {' or '.join(map(str, dict.fromkeys(allowed)))}."
-            )
+    shapes: dict[str, list[tuple[int, ...]]] = {"labels": [whole], "hidden": [(size,), whole], "reach": [(size, 2)]}
+    for what, value in named.items():
+        allowed = list(dict.fromkeys(shapes.get(what, [(size,)])))
+        if isinstance(value, Tensor) and tuple(value.shape) not in allowed:
+            raise DataError(f"{what} of {name!r} has shape {tuple(value.shape)}, but must be {' or '.join(map(str, allowed))}.")
     if segment.features is not None:
         inside = _feature_at(segment)
         if len(inside) != len(segment.features):
