@@ -153,3 +153,17 @@ def test_recurrent_mixers_refuse_a_window_that_follows_an_alignment(backbone):
     for cache in (None, backbone.init_cache(2)):
         with pytest.raises(RecipeError, match="mamba2 reads from left to right: .*windows by alignment"):
             backbone(vectors(2, 11), marked(11), cache)
+
+
+def test_windows_that_follow_an_alignment_reach_into_a_shared_prefix(tiny):
+    backbone = tiny([{"type": "attention", "num_heads": 2}]).backbone.requires_grad_(False)
+    x, layout = vectors(1, 9), marked(9, 1)
+    whole = backbone(x, layout)[0]
+    cache = backbone.init_cache(1)
+    backbone(x[:, :5], part(layout, 0, 5), cache)
+    cache = cache.fan_out(2)
+    more = dataclasses.replace(part(layout, 5, 9), mark=None)
+    both = dataclasses.replace(more, **{name: getattr(more, name).expand(2, *[-1] * (getattr(more, name).ndim - 1)) for name in
+                                        ("document", "position", "reach")})  # fmt: skip
+    y = backbone(x[:, 5:].expand(2, -1, -1), both, cache)[0]
+    torch.testing.assert_close(y, whole[:, 5:].expand(2, -1, -1), rtol=0, atol=1e-10)
