@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmlm.base.registry import Component, Registry
 from mmlm.base.schema import Strict
@@ -109,3 +109,27 @@ class CodebookOrder(Strict):
     def without_effect(self) -> dict[str, str]:
         """Only one order has a first part."""
         return {} if self.order == "coarse_fine" else {"num_coarse": "only order coarse_fine has coarse codebooks"}
+
+
+@TOKENIZERS.register("mmlm.tokenizers.prosody:Prosody", source="YIN, de Cheveigne & Kawahara 2002; buckets as in RALL-E, arXiv:2404.03204")
+class ProsodyConfig(Component):
+    """Pitch, loudness and duration of speech as numbers of buckets."""
+
+    type: Literal["prosody"] = "prosody"
+    rate_hz: float = Field(50.0, ge=1, le=100, description="frames a second, those of the codec or the units beside it")
+    pitch: Literal["yin", "pyin"] = Field("yin", description="fast, with voicing by periodicity and loudness | slow and steadier")
+    scale: Literal["linear", "log", "quantiles"] = Field(
+        "linear", description="buckets of equal width in Hz | in octaves | with equally many frames of the training sounds"
+    )
+    pitch_buckets: int = Field(256, ge=2, le=4096, description="0 is unvoiced, the others cover lowest_hz to highest_hz")
+    lowest_hz: float = Field(65.0, ge=40, description="pitch that counts as the lowest")
+    highest_hz: float = Field(500.0, le=1000, description="pitch that counts as the highest")
+    is_relative: bool = Field(False, description="pitch as its distance from the speaker's median, in octaves")
+    energy_buckets: int = Field(32, ge=2, le=4096, description="0 is silence, the others cover -60 dB to full scale")
+    longest_frames: int = Field(32, ge=1, le=4096, description="longest duration of one entry; longer phones become several")
+
+    @model_validator(mode="after")
+    def _rising(self) -> ProsodyConfig:
+        if self.lowest_hz >= self.highest_hz:
+            raise ValueError(f"lowest_hz must lie below highest_hz, but is {self.lowest_hz:g} and {self.highest_hz:g}")
+        return self
