@@ -149,10 +149,11 @@ class OneCallDecoding:
             read = Decoding(model, prompts, 0)
             decoder.reset(len(prompts), int(read.cache.length.max()) + room)
             self.cache, self.scores_bv = read.cache, read.scores()
+            decoder.hidden.copy_(read.h_bd)
             return
         batch = pad([_stream(prompt, model.vocabulary) for prompt in prompts], model.vocabulary)
         decoder.reset(len(prompts), batch.ids.shape[1] + room)
-        self.read(batch)
+        self.scores_bv = self._extend(batch, None)
 
     @property
     def cache(self) -> Cache:
@@ -169,13 +170,23 @@ class OneCallDecoding:
 
     def scores_among(self, rows: Tensor) -> Tensor:
         """Scores [b, rows] of some ids of the vocabulary alone."""
-        return self.scores_bv[:, rows]
+        return self.model.heads["language_model"].predict(self.decoder.hidden.to(self.model.embedding.weight.dtype), rows)
+
+    def scores_of_book(self, name: str) -> Tensor:
+        """Scores [b, ids of the range] of a codebook. Raises RecipeError where the model has no head for it."""
+        return book_head(self.model, name).predict(self.decoder.hidden.to(self.model.embedding.weight.dtype), name)
 
     def read(self, batch: Batch) -> None:
-        """Take what follows in each sequence (document 0: padding at the end), from left to right; some may take nothing."""
+        """Take what follows in each sequence (document 0: padding at the end), from left to right; some may take nothing.
+
+        `scores_among` and `scores_of_book` know of it, `scores` does not.
+        """
+        self._extend(batch, (0, 0))
+
+    def _extend(self, batch: Batch, rows: tuple[int, int] | None) -> Tensor:
         lengths, plain = (batch.layout.document > 0).sum(1), _is_ids_alone(batch)
         embedded = None if plain else self.model.embed(batch)
-        self.scores_bv = self.decoder.extend(batch.ids if plain else None, lengths, x_btd=embedded)
+        return self.decoder.extend(batch.ids if plain else None, lengths, rows=rows, x_btd=embedded)
 
     def feed(self, ids_b: Tensor) -> None:
         """Take one token a sequence."""

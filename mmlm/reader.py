@@ -56,10 +56,9 @@ class Reader:
 
     def scores(self, choice: Choice, part: Part | None) -> Tensor:
         """Scores [b, n] of the next token, or of one of its codebooks."""
+        assert self.decoding is not None
         if part is None:
-            assert self.decoding is not None
             return self.decoding.scores_among(choice.rows)
-        assert isinstance(self.decoding, Decoding)
         return self.decoding.scores_of_book(choice.span)[:, choice.columns.to(self.model.device)]
 
     def wrote(self, segments: Sequence[Segment], fed: Sequence[int]) -> None:

@@ -137,8 +137,8 @@ class Stage:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it writes single ids at the positions that follow, and nothing but these."""
-        return self.part is None and self.position is None and self.mark is None and self.reach is None and not self.channels
+        """Whether its tokens stand at the positions that follow and see all before them."""
+        return self.position is None and self.mark is None and self.reach is None
 
     def begin(self, so_far: SoFar) -> Stream:
         """The stream that it goes on from."""

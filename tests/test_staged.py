@@ -506,14 +506,17 @@ def test_plain_stages_go_through_the_one_call_decoder_to_the_same_ids(tiny, monk
         Stage("units", "unit", Length(40), stop=(FIRST["end"],), branches=[Branch(without_text, 1.5)]),
         Stage("behind", "unit", Length.exactly(5), prompt=lambda so_far: Stream([*so_far.stream.segments, separator]),
               branches=[Branch(without_text, 1.5)]),
-        Stage("codec", "codec", Length.exactly(3), part_of("delay")),
+        Stage("codec", "codec", Length(15), part_of("delay"), stop=(END,), sampling=Sampling(temperature=4.0), channels={"speaker": 1}),
+        Stage("more", "unit", Length(4), stop=(FIRST["end"],), sampling=Sampling(temperature=2.0)),
     ]  # fmt: skip
     with forced("torch"):
         wanted = generate_staged(model, prompts(), stages)
     calls = []
-    monkeypatch.setattr(OneCallDecoding, "read", lambda self, batch, of=OneCallDecoding.read: (calls.append(1), of(self, batch))[1])
+    for kind in (Decoding, OneCallDecoding):
+        monkeypatch.setattr(kind, "read", lambda self, batch, of=kind.read, kind=kind: (calls.append(kind), of(self, batch))[1])
     found = generate_staged(model, prompts(), stages)
-    assert len(calls) > 10
+    assert len(calls) > 10 and set(calls) == {OneCallDecoding}
+    assert len({len(one.codes["codec"]) for one in found}) > 1
     for one, other in zip(found, wanted, strict=True):
         assert all(torch.equal(one.written[name], other.written[name]) for name in other.written)
         assert all(one.scores[name] == pytest.approx(other.scores[name], abs=1e-3) for name in other.scores)
