@@ -58,7 +58,7 @@ def test_the_first_codebook_and_then_the_others_come_back(tiny):
     first = [Stream([*p.segments, Segment("codec", parts[0].forward(codes(n), end=6), weight=1.0)]) for n, p in enumerate(prompts)]
     whole = [Stream([*p.segments, Segment("codec", codes(n), weight=1.0)]) for n, p in enumerate(prompts)]
     model = trained(tiny, "causal", first)
-    other = trained(tiny, {"type": "masked_books", "channel": "speaker", "share": "cosine"}, whole, 160)
+    other = trained(tiny, {"type": "masked_books", "channel": "speaker", "share": "cosine"}, whole, 260)
 
     def frames(so_far):
         return len(so_far.codes["codec"])
