@@ -115,14 +115,25 @@ def _mono(file: Reader, first: int, last: int | None, channel: int | None) -> np
     """float32 [n]: samples `first` to `last` of the file at its own rate, as one channel."""
     parts, at = [], first
     for block_nc in file.blocks(first, last):
-        part_n = block_nc.mean(axis=1, dtype=np.float32) if channel is None else np.ascontiguousarray(block_nc[:, channel])
-        if not np.isfinite(part_n).all():
+        part_n = _one_channel(block_nc, channel)
+        if not np.isfinite(part_n @ part_n) and not np.isfinite(part_n).all():  # the square sum is a fast first look
             bad = at + int(np.flatnonzero(~np.isfinite(part_n))[0])
             raise DataError(f"{file.path}: holds {part_n[bad - at]} at {bad / file.facts.rate_hz:.3f} s (sample {bad}).")
         parts.append(part_n)
         at += len(part_n)
     file.check_length(at, last)
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.float32), *parts])
+
+
+def _one_channel(block_nc: np.ndarray, channel: int | None) -> np.ndarray:
+    """float32 [n]: one channel, or the mean of all; added up channel by channel, which is much faster than a mean over short rows."""
+    if channel is not None or block_nc.shape[1] == 1:
+        return np.ascontiguousarray(block_nc[:, channel or 0])
+    sum_n = block_nc[:, 0] + block_nc[:, 1]
+    for place in range(2, block_nc.shape[1]):
+        sum_n += block_nc[:, place]
+    sum_n *= np.float32(1 / block_nc.shape[1])
+    return sum_n
 
 
 def _resampled_part(file: Reader, first: int, last: int | None, channel: int | None, target_hz: int) -> np.ndarray:

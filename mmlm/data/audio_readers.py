@@ -171,7 +171,8 @@ class _SoundFile(Reader):
         with _told(self.path, require("soundfile", "speech").LibsndfileError):
             while first < stop:
                 lead = min(first, before)
-                self.file.seek(first - lead)
+                if self.file.tell() != first - lead:  # seeking in flac costs as much as decoding a while, also to where it is
+                    self.file.seek(first - lead)
                 block_nc = self.file.read(lead + min(BLOCK, stop - first), dtype="float32", always_2d=True)[lead:]
                 if not len(block_nc):
                     return
