@@ -109,7 +109,7 @@ class ArrayShards:
         shards = sorted({place.shard for place in self.places.values()})
         number = {shard: at for at, shard in enumerate(shards)}
         rows = list(self.places.values())
-        tensors = {
+        tensors: dict[str, np.ndarray] = {
             "digest": np.frombuffer(b"".join(self.places), dtype=np.uint8).reshape(-1, DIGEST),
             "place": np.array([[number[row.shard], row.offset, row.tokens, row.books] for row in rows], dtype=np.int64).reshape(-1, 4),
         }
