@@ -92,10 +92,9 @@ def generate_staged(
 
 @dataclass
 class _Step:
-    """One step of all sequences. frame_u: the frame of each codebook whose cell it fills, EMPTY for none."""
+    """One step of all sequences: its number in the stage, and what is drawn in it."""
 
     step: int
-    frame_u: list[int]
     options: list[Choice]
     stage: Stage
     readers: list[Reader]
@@ -119,7 +118,8 @@ class _Step:
 @dataclass
 class _Row:
     """One sequence while a stage is being written. frames: how many there will be, once that is known.   cells: [u] ids of each step.
-    codes: [u] ids of each frame.   drawn: columns drawn in each codebook.   fed: steps that have been read."""
+    codes: [u] ids of each frame, those first that were known; the steps before what is written are not counted.   drawn: columns drawn in
+    each codebook.   fed: steps that have been read.   told: frames told of, the known ones included."""
 
     stage: Stage
     so_far: SoFar
@@ -137,24 +137,30 @@ class _Row:
         stage = self.stage
         self.part = stage.part or Part(range(1), 1, "parallel")
         self.says_end = stage.part is not None and bool(stage.stop)  # with codebooks the end is a cell
-        self.least, self.most = stage.length.of(self.so_far)
-        self.steps = self.part.num_steps(self.most, end=self.says_end)
+        known = [] if stage.known is None else stage.known(self.so_far).tolist()
+        self.before, self.start = stage.steps_before(self.so_far), len(known)
+        self.codes, self.told = [list(frame) for frame in known], self.start
+        self.least, self.most = (self.start + count for count in stage.length.of(self.so_far))
+        self.steps = self.part.num_steps(self.most, end=self.says_end) - self.before
         self.given = stage.given(self.so_far, self.steps)
         self.drawn: list[list[int]] = [[] for _ in self.part.books]
-        if self.most == 0:
-            self.frames = 0
-        self._finish(0)
+        if self.most == self.start:
+            self.frames = self.start
+        self._finish(self.before)
 
     def _finish(self, steps: int) -> None:
         self.done = self.frames is not None and steps >= self.part.num_steps(self.frames, end=self.says_end)
 
     def take(self, at: int, now: _Step) -> None:
         """Write the cells of a step. at: the sequence's place in the decodings."""
-        step, frame_u, options = now.step, now.frame_u, now.options
+        step, options = self.before + now.step, now.options
+        frame_u = self.part.frames(torch.tensor(step)).tolist()
         cells, wrote = [EMPTY] * self.part.num_books, False
         for place, book in enumerate(self.part.books):
             frame, first = frame_u[book], place == 0
-            if frame < 0:
+            if frame < self.start:
+                if frame >= 0:
+                    cells[book], wrote = self.codes[frame][book], True
                 continue
             if self.frames is not None and frame >= self.frames:
                 if first and self.says_end and frame == self.frames:
@@ -180,11 +186,11 @@ class _Row:
 
     def ready(self, step: int) -> int:
         """Frames all of whose codebooks are written."""
-        last = self.part.books.stop - 1
+        last, step = self.part.books.stop - 1, self.before + step
         full = next((frame + 1 for frame in range(len(self.codes) - 1, -1, -1) if self.part.step(frame, last) <= step), 0)
         return min(full, self.frames) if self.frames is not None else full
 
-    def ids(self, start: int = 0, stop: int | None = None) -> Tensor:
+    def ids(self, start: int, stop: int | None = None) -> Tensor:
         """Frames as local ids: [t], or [t, u] with codebooks."""
         codes = torch.tensor(self.codes[start:stop], dtype=torch.long).view(-1, self.part.num_books)
         return codes if self.stage.part is not None else codes[:, 0]
@@ -213,7 +219,6 @@ def _write_steps(
     feed = _Feed(stage, rows, options, model)
     starts = [torch.tensor([next_position(stream) for stream in reader.streams]) for reader in readers]
     order = list(range(len(rows)))  # the row of each sequence that is still decoded
-    part = rows[0].part
     for step in itertools.count():
         if all(row.done for row in rows):
             break
@@ -227,7 +232,7 @@ def _write_steps(
             for reader, starts_b in zip(readers, starts, strict=True):
                 assert reader.decoding is not None
                 reader.decoding.read(feed.at(batch, step - 1, order, starts_b))
-        now = _Step(step, part.frames(torch.tensor(step)).tolist(), options, stage, readers, weights)
+        now = _Step(step, options, stage, readers, weights)
         for at, number in enumerate(order):
             if not rows[number].done:
                 rows[number].take(at, now)
@@ -242,13 +247,13 @@ def _tell(stage: Stage, row: _Row, step: int, listen: Callable[[Chunk], None] | 
     """Tell of whole chunks while the stage goes on."""
     if listen is None or not stage.chunk or row.done or (ready := row.ready(step)) - row.told < stage.chunk:
         return
-    listen(Chunk(row.so_far.number, stage.name, row.told, row.ids(row.told, ready), False))
+    listen(Chunk(row.so_far.number, stage.name, row.told - row.start, row.ids(row.told, ready), False))
     row.told = ready
 
 
 def _keep(stage: Stage, row: _Row, listen: Callable[[Chunk], None] | None) -> None:
     """Let the sequence hold what was written."""
-    so_far, ids = row.so_far, row.ids()
+    so_far, ids = row.so_far, row.ids(row.start)
     so_far.written[stage.name] = ids
     if stage.part is not None:
         old = so_far.codes.get(stage.modality)
@@ -260,7 +265,7 @@ def _keep(stage: Stage, row: _Row, listen: Callable[[Chunk], None] | None) -> No
     so_far.scores[stage.name] = row.score
     so_far.finished[stage.name] = row.stopped or row.least == row.most
     if listen is not None:
-        listen(Chunk(so_far.number, stage.name, row.told, ids[row.told :], True))
+        listen(Chunk(so_far.number, stage.name, row.told - row.start, row.ids(row.told), True))
 
 
 class _Feed:

@@ -208,6 +208,32 @@ def test_delayed_scores_do_not_see_their_own_step_or_later_ones(model):
     ]
 
 
+@pytest.mark.parametrize("order", ["flatten", "parallel", "delay"])
+def test_known_codes_are_gone_on_from_as_if_they_had_been_written(model, order):
+    part, told = part_of(order), []
+    stage = Stage("codec", "codec", Length.exactly(7), part, channels={"speaker": 1}, position=3)
+    whole = generate_staged(model, given := prompts(), [stage])
+    sizes = (2, 0, 5)
+    voice = dataclasses.replace(
+        stage, known=lambda so_far: whole[so_far.number].codes["codec"][: sizes[so_far.number]],
+        length=Length.exactly(lambda so_far: 7 - sizes[so_far.number]), chunk=2,
+    )  # fmt: skip
+    found = generate_staged(model, given, [voice, UNITS_BEHIND], listen=told.append)
+    for one, so_far, size in zip(whole, found, sizes, strict=True):
+        assert so_far.codes["codec"].tolist() == one.codes["codec"][size:].tolist()
+        mine = [each for each in told if each.number == so_far.number and each.stage == "codec"]
+        assert torch.cat([each.ids for each in mine]).tolist() == so_far.codes["codec"].tolist() and mine[0].start == 0
+        codec = [segment for segment in so_far.stream.segments if segment.modality == "codec"]
+        assert torch.equal(torch.cat([segment.ids for segment in codec]), one.stream.segments[-1].ids)
+        assert torch.equal(torch.cat([segment.position for segment in codec]), one.stream.segments[-1].position)
+        assert_greedy(model, so_far.stream, so_far.stream.segments[-1])
+    ends = dataclasses.replace(voice, length=Length(2), stop=(END,), sampling=Sampling(temperature=3.0))
+    for so_far, one, size in zip(generate_staged(model, given, [ends], seed=1), whole, sizes, strict=True):
+        codes = torch.cat([one.codes["codec"][:size], so_far.codes["codec"]])
+        codec = [segment.ids for segment in so_far.stream.segments if segment.modality == "codec"]
+        assert torch.equal(torch.cat(codec), part.forward(codes, end=7)) and len(so_far.codes["codec"]) <= 2
+
+
 # what a stage begins behind, and where its tokens stand
 
 
@@ -533,6 +559,7 @@ FAULTS = {
     "a part at once without passes": ({"part": part_of("ar_nar", 3, 1)}, "a part that is written at once needs passes"),
     "passes without a prompt": ({"passes": 2, "stop": ()}, "needs a prompt"),
     "passes and stops": ({"passes": 2, "prompt": lambda so_far: so_far.stream}, "no stop ids and no chunks"),
+    "known codes of single ids": ({"known": lambda so_far: torch.zeros(1, 3)}, "known codes need a part"),
     "the channel of a codebook": ({"book_channel": "speaker"}, "book_channel is for a codebook that is written at once"),
 }
 RUNS = {

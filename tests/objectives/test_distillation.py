@@ -109,3 +109,12 @@ def test_a_recipe_turns_a_quarter_of_a_run_into_mamba2_and_teaches_it(tmp_path):
     assert student.backbone(x, Layout.plain(1, 3))[0].isfinite().all()
     with pytest.raises(RecipeError, match="adapt.replace: there is nothing to replace"):
         train(Recipe.read(TEXT, [f"output={tmp_path / 'no'}", "adapt={replace: {share: 0.5}}"]))
+
+
+def test_several_codebooks_at_a_token_have_no_teacher():
+    objective, model = Distillation(DistillationConfig(teacher="t")), teacher()
+    objective.set_teacher(teacher())
+    given = batch(objective, model)
+    given.code_labels = given.labels[..., None]
+    with pytest.raises(RecipeError, match="the batch asks for several codebooks at a token"):
+        objective.losses(model, given)
