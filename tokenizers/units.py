@@ -98,6 +98,10 @@ class UnitTokenizer:
         self.classifier, self._fingerprint = None, ""
         return self
 
+    def set_classifier(self, classifier: UnitClassifier) -> None:
+        """Let a classifier of normalized frames decide from now on."""
+        self.classifier, self._fingerprint = classifier.eval(), ""
+
     def _sampled(self, sounds: Iterable[Sound], generator: torch.Generator, progress: Progress | None) -> Iterator[Tensor]:
         """At most fit_frames frames of all, each with the same chance, while no more than twice as many are held."""
         held: list[Tensor] = []
