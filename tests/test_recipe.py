@@ -93,7 +93,7 @@ FAULTS: list[tuple[str, str, str, str | None]] = [
     ("choice", "backbone: {pattern: [{type: attention, rope: {scaling: {type: yarm}}}]}", "backbone.pattern.0.rope.scaling: un", "yarn"),
     ("choice", "train: {optimizer: adam}", "train.optimizer: unknown optimizer 'adam'.", "adamw"),
     ("choice", "train: {schedule: cosin}", "train.schedule: unknown schedule 'cosin'.", "cosine"),
-    ("choice", "train: {precision: fp16}", "train.precision: must be 'fp32' or 'bf16', but is 'fp16'.", "bf16"),
+    ("choice", "train: {precision: fp16}", "train.precision: must be 'fp32', 'bf16' or 'auto', but is 'fp16'.", "bf16"),
     # another kind of value
     ("kind", "train: {trackers: wandb}", "train.trackers: must be a list, but is 'wandb'.", None),
     ("kind", "adapt: {lr_scale: {backbone: '0.1'}}", "adapt.lr_scale.backbone: must be a number, but is '0.1'.", None),

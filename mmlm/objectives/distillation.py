@@ -50,7 +50,7 @@ class Distillation(Objective):
         if held != wanted:
             raise RecipeError(f"objective.teacher: {self.config.teacher} has {held} vocabulary rows, the model {wanted}.")
         if batch.code_labels is not None:
-            raise RecipeError("objective: distillation copies the language-model head, but the batch asks for several codebooks at a token.")
+            raise RecipeError("objective: distillation copies the language-model head, but the batch asks for several codebooks a token.")
         found, matched = self._teacher_states(teacher, model, batch)
         h_btd, aux = model.hidden(batch)
         at = ((batch.labels != NO_LABEL) & (batch.weight > 0)).flatten().nonzero()[:, 0]

@@ -116,5 +116,5 @@ def test_several_codebooks_at_a_token_have_no_teacher():
     objective.set_teacher(teacher())
     given = batch(objective, model)
     given.code_labels = given.labels[..., None]
-    with pytest.raises(RecipeError, match="the batch asks for several codebooks at a token"):
+    with pytest.raises(RecipeError, match="the batch asks for several codebooks a token"):
         objective.losses(model, given)
