@@ -75,9 +75,12 @@ class Recipe(Strict):
         return self
 
     def without_effect(self) -> dict[str, str]:
-        """The section `evaluate` is about tables."""
+        """The section `evaluate` is about tables; a task with a network of its own has no decoder."""
         other = [task.type for task in self.tasks if getattr(task, "reads", "tables") != "tables"]
-        return {"evaluate": f"the task {other[0]!r} is measured on data.test"} if other else {}
+        found = {"evaluate": f"the task {other[0]!r} is measured on data.test"} if other else {}
+        own = [task.type for task in self.tasks if getattr(task, "has_own_network", False)]
+        parts = ("encoders", "backbone", "heads", "adapt", "objective") if own else ()
+        return found | {part: f"the task {own[0]!r} trains a network of its own" for part in parts}
 
     @classmethod
     def read(cls, source: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:

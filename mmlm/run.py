@@ -34,7 +34,7 @@ from mmlm.model_config import ModelConfig
 from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
 from mmlm.stream import Batch, Stream
-from mmlm.tasks.base import MeetsSources, TabularLike, Task
+from mmlm.tasks.base import MeetsSources, OwnNetwork, TabularLike, Task
 from mmlm.training.config import AdaptConfig, LoraConfig, TrainConfig
 from mmlm.training.learner import Learner
 from mmlm.training.trainer import Result, Trainer
@@ -51,10 +51,9 @@ FITTED_ON = 500  # drawn tasks whose texts a tokenizer is fitted on
 class DrawnSamples:
     """Streams of records drawn from weighted sources; sample number and seed decide everything."""
 
-    def __init__(self, recipe: Recipe, task: Task, objective: Objective, vocabulary: Vocabulary, records: Records) -> None:
+    def __init__(self, task: Task, objective: Objective, vocabulary: Vocabulary, records: Records) -> None:
         self.task, self.objective, self.vocabulary, self.records = task, objective, vocabulary, records
-        tokenizers = {name: config.model_dump() for name, config in recipe.tokenizers.items()}
-        self.fingerprint = repr((records.origin, recipe.tasks[0].model_dump(), tokenizers))
+        self.fingerprint = records.fingerprint
 
     def __len__(self) -> int:
         return ENDLESS
@@ -78,10 +77,11 @@ class DrawnSamples:
 
 
 class Records:
-    """Records from weighted sources. asks: what they are told when they draw. origin: says which they are, for fingerprints."""
+    """Records from weighted sources. asks: what they are told when they draw. origin: says which they are and what is made of them, for
+    the fingerprint."""
 
     def __init__(self, sources: Sequence[tuple[Source, float]], asks: Any, origin: Any = None) -> None:
-        self.asks, self.origin = asks, origin
+        self.asks, self.fingerprint = asks, repr(origin)
         self.sources = [source for source, _ in sources]
         weights = np.array([weight for _, weight in sources])
         self.borders = np.cumsum(weights / weights.sum())
@@ -90,7 +90,11 @@ class Records:
     def of_training(cls, recipe: Recipe, task: Task) -> Records:
         """Those of data.train."""
         sources = [(source.build(), source.weight) for source in recipe.data.train]
-        return cls(sources, task.asks, {"train": [source.model_dump() for source in recipe.data.train]})
+        return cls(sources, task.asks, ({"train": [source.model_dump() for source in recipe.data.train]}, *cls._made(recipe)))
+
+    @staticmethod
+    def _made(recipe: Recipe) -> tuple[Any, Any]:
+        return recipe.tasks[0].model_dump(), {name: config.model_dump() for name, config in recipe.tokenizers.items()}
 
     def for_validation(self, recipe: Recipe) -> Records:
         """Those of data.validate, and of what these sources, of data.train, keep back. Raises RecipeError without any."""
@@ -101,7 +105,7 @@ class Records:
         if not sources:
             raise RecipeError("data.validate: is empty, and no source of data.train keeps anything back.")
         origin = [[source.model_dump() for source in part] for part in (recipe.data.validation, recipe.data.train)]
-        return Records(sources, self.asks, origin)
+        return Records(sources, self.asks, (origin, *self._made(recipe)))
 
     def draw(self, rng: np.random.Generator) -> Any:
         """One record of one source."""
@@ -118,6 +122,8 @@ def build_task(recipe: Recipe, folder: Path | None = None) -> Any:
     for name, tokenizer in tokenizers.items():
         if folder is not None and (folder / TOKENIZERS / name).is_dir():
             tokenizer.load(folder / TOKENIZERS / name)
+        elif isinstance(task, OwnNetwork) and name in task.trains:
+            continue
         elif not getattr(tokenizer, "is_fitted", True):
             records = Records.of_training(recipe, task)
             draws = [np.random.default_rng([recipe.seed, number]) for number in range(FITTED_ON)]
@@ -173,14 +179,18 @@ def preview(recipe: Recipe, count: int = 2) -> str:
         raise RecipeError(f"recipe {recipe.name!r}: `task` is missing; there is nothing to show.")
     task = build_task(recipe)
     vocabulary = Vocabulary(task.vocabulary)
-    samples = DrawnSamples(recipe, task, recipe.objective.build(), vocabulary, Records.of_training(recipe, task))
+    records, objective = Records.of_training(recipe, task), recipe.objective.build()
+    own = isinstance(task, OwnNetwork)
+    samples = task.samples(records) if own else DrawnSamples(task, objective, vocabulary, records)
     parts = []
     for number in range(count):
         rng = np.random.default_rng([recipe.seed, number])
-        record = samples.records.draw(rng)
+        record = records.draw(rng)
         parts += [f"sample {number + 1}: {task.title(record)}", task.shown(record), ""]
     size = recipe.train.batch_size
     batch = samples.collate([samples.sample(number, np.random.default_rng([recipe.seed, number])) for number in range(size)])
+    if own:
+        return "\n".join([*parts, f"a batch of {size}: {batch.num_tokens:,} tokens"])
     documents, tokens, weighted = int(batch.layout.document.max()), batch.num_tokens, int((batch.weight > 0).sum())
     ranges = ", ".join(f"{name} {size}" for name, size in vocabulary.sizes.items())
     parts += [f"a batch of {size}: {documents} documents, {tokens:,} tokens, {weighted:,} of them carry loss; vocabulary: {ranges}"]
@@ -196,40 +206,55 @@ def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[
         raise RecipeError(f"recipe {recipe.name!r}: `task` is missing; nothing can be trained without one.")
     folder = Path(recipe.output)
     task = build_task(recipe, None if fresh else folder)
-    objective = recipe.objective.build()
-    model = build_model(recipe, task)
+    learner, made_of = _learner(recipe, task)
     records = Records.of_training(recipe, task)
-    samples = DrawnSamples(recipe, task, objective, model.vocabulary, records)
-    if (teacher := getattr(objective, "teacher_name", None)) is not None:
-        objective.set_teacher(load(teacher))
-    learner = Learner(model, objective)
+    samples = made_of(records)
     hooks: dict[str, Any] = {}
     if recipe.train.validate_every or recipe.train.sample_every:
-        apart = DrawnSamples(recipe, task, objective, model.vocabulary, records.for_validation(recipe))
+        apart = made_of(records.for_validation(recipe))
         validation = Validation(apart, task, recipe.train, count=recipe.data.validate_samples, seed=recipe.seed)
         validation.check(learner)
         hooks = {"validate": validation, "draw": validation.draw}
     elif recipe.data.has_validation:
         logger.warning("data.validate is not used: train.validate_every and train.sample_every are 0.")
-    adapt(model, recipe.adapt, recipe.seed)
+    if not isinstance(task, OwnNetwork):
+        adapt(learner.model, recipe.adapt, recipe.seed)
     result = Trainer(learner, samples, recipe.train, folder, seed=recipe.seed, progress=progress, **hooks).fit(fresh=fresh)
     if result.reason != "signal":
-        save_run(folder, recipe, task, model)
+        save_run(folder, recipe, task, learner.model)
     return result
+
+
+def _learner(recipe: Recipe, task: Task) -> tuple[Any, Callable[[Records], Any]]:
+    """What is trained, and what makes its samples of records."""
+    if isinstance(task, OwnNetwork):
+        return task.learner(recipe.seed), task.samples
+    objective = recipe.objective.build()
+    model = build_model(recipe, task)
+    if (teacher := getattr(objective, "teacher_name", None)) is not None:
+        objective.set_teacher(load(teacher))
+    return Learner(model, objective), partial(DrawnSamples, task, objective, model.vocabulary)
 
 
 def save_run(folder: Path, recipe: Recipe, task: Task, model: MultimodalLM) -> None:
     """Write what `load_run` reads. Adapters are kept by themselves and added to the weights, so that the model is whole."""
     for name, tokenizer in task.tokenizers.items():
         tokenizer.save(folder / TOKENIZERS / name)
+    if isinstance(task, OwnNetwork):
+        task.save(folder)
+    else:
+        _save_decoder(folder, recipe, task, model)
+    (folder / RECIPE).write_text(recipe.dump())
+    write_card(folder, recipe, None)
+
+
+def _save_decoder(folder: Path, recipe: Recipe, task: Task, model: MultimodalLM) -> None:
     if adapted_layers(model) and recipe.adapt.lora is not None:
         save_adapters(model, folder / ADAPTER, recipe.adapt.lora)
         merge_lora(model)
     if (ends := getattr(task, "ends", None)) is not None:
         model.stop = tuple(model.vocabulary.span("text").start + index for index in ends)
     model.save_pretrained(folder)
-    (folder / RECIPE).write_text(recipe.dump())
-    write_card(folder, recipe, None)
 
 
 def fine_tune(recipe: Recipe, task: Task, model: MultimodalLM, table: Table, lora: LoraConfig, config: TrainConfig) -> None:
@@ -239,7 +264,7 @@ def fine_tune(recipe: Recipe, task: Task, model: MultimodalLM, table: Table, lor
     """
     objective = recipe.objective.build()
     records = Records([(OneTable(table, table.name), 1.0)], task.asks)
-    samples = DrawnSamples(recipe, task, objective, model.vocabulary, records)
+    samples = DrawnSamples(task, objective, model.vocabulary, records)
     adapt(model, AdaptConfig(lora=lora), recipe.seed)
     with TemporaryDirectory() as folder:
         Trainer(Learner(model, objective), samples, config, Path(folder) / "run", seed=recipe.seed).fit()
@@ -247,13 +272,14 @@ def fine_tune(recipe: Recipe, task: Task, model: MultimodalLM, table: Table, lor
     model.eval()
 
 
-def load_run(folder: Path | str, overrides: Sequence[str] = ()) -> tuple[Recipe, Any, MultimodalLM]:
-    """The recipe, task and model of a finished run. Raises CheckpointError where the folder holds none."""
+def load_run(folder: Path | str, overrides: Sequence[str] = ()) -> tuple[Recipe, Any, Any]:
+    """The recipe, task and model (or own network of the task) of a finished run. Raises CheckpointError where the folder holds none."""
     path = Path(folder) / RECIPE
     if not path.is_file():
         raise CheckpointError(f"{folder}: no finished run: {RECIPE} is missing.")
     recipe = Recipe.read(path, overrides)
-    return recipe, build_task(recipe, Path(folder)), MultimodalLM.from_pretrained(folder)
+    task = build_task(recipe, Path(folder))
+    return recipe, task, task.load(Path(folder)) if isinstance(task, OwnNetwork) else MultimodalLM.from_pretrained(folder)
 
 
 def dry(recipe: Recipe) -> Recipe:

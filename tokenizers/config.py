@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -133,3 +134,94 @@ class ProsodyConfig(Component):
         if self.lowest_hz >= self.highest_hz:
             raise ValueError(f"lowest_hz must lie below highest_hz, but is {self.lowest_hz:g} and {self.highest_hz:g}")
         return self
+
+
+class CodecConfig(Component):
+    """What every codec has: sound as numbers of one or several books, a fixed number of times a second."""
+
+    path: str | None = Field(None, description="a run that trained such a codec, or a folder with codec.json; null: weights to be trained")
+    encode_books: int | None = Field(None, ge=1, description="books that encode uses, the first ones; null: all")
+
+
+class SpectralConfig(CodecConfig):
+    """Base of the codecs that compute at the rate of their frames: log-mel frames in, a short-time spectrum out."""
+
+    sample_rate_hz: int = Field(16000, ge=4000, le=96000, description="samples a second that it reads and writes")
+    hop: int = Field(320, ge=2, multiple_of=2, description="samples of a token")
+    window: int = Field(640, ge=4, description="samples of a window of the short-time spectra; two of them begin in each hop")
+    mel_bands: int = Field(80, ge=8, le=512, description="bands of the mel frames that it reads")
+    width: int = Field(256, ge=8, description="channels of the blocks")
+    encoder_blocks: int = Field(4, ge=0, description="blocks of the encoder")
+    decoder_blocks: int = Field(5, ge=0, description="blocks of the decoder, at the rate of the tokens")
+    fine_blocks: int = Field(2, ge=0, description="blocks of the decoder at twice that rate")
+    latent_size: int = Field(64, ge=1, description="channels of the vectors that are quantized")
+    causal: bool = Field(False, description="nothing looks ahead but the last window, so that sound can be coded as it comes")
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Self:
+        if self.window % (self.hop // 2) or self.window < self.hop:
+            raise ValueError(f"window ({self.window}) must be a multiple of half the hop ({self.hop // 2}), at least the hop")
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """A trained codec brings all but the number of books to use along."""
+        keep = {"type", "path", "encode_books"}
+        return {} if self.path is None else dict.fromkeys(type(self).model_fields.keys() - keep, "the codec at `path` decides it")
+
+
+@TOKENIZERS.register(
+    "mmlm.tokenizers.codec.small:SmallCodec",
+    source="residual quantization of SoundStream, arXiv:2107.03312; blocks and head of Vocos, arXiv:2306.00814",
+)
+class SmallCodecConfig(SpectralConfig):
+    """A codec that learns intelligible speech within minutes: mel frames, ConvNeXt blocks, residual quantizer, inverse Fourier transform."""
+
+    type: Literal["small_codec"] = "small_codec"
+    num_books: int = Field(8, ge=1, le=64, description="books of the residual quantizer; any first ones of them decode")
+    book_size: int = Field(256, ge=2, le=1 << 16, description="entries of a book")
+    memory: float = Field(0.99, ge=0, lt=1, description="memory of the running means that the entries are")
+    dropout: float = Field(1 / 3, ge=0, le=1, description="share of the training sounds that get a random number of books instead of all")
+
+
+@TOKENIZERS.register("mmlm.tokenizers.codec.simcodec:SingleCodec", source="SimCodec of GenSE, arXiv:2502.02942, section 3.2")
+class SingleCodecConfig(SpectralConfig):
+    """A codec with one book, whose entries are pairs of those that two books were found to use: grouped first, then reorganized."""
+
+    type: Literal["single_codec"] = "single_codec"
+    network: Literal["spectral", "waveform"] = Field("spectral", description="frames of spectra, or convolutions on samples as published")
+    group_size: int = Field(64, ge=2, le=1 << 16, description="entries of each of the two books of stage one")
+    kept: list[int] = Field([32, 32], min_length=2, max_length=2, description="entries kept of each, the most used; the book is all pairs")
+    stage_one: float = Field(0.5, ge=0, lt=1, description="share of the training steps with two books; 0: one book from the start")
+    channels: int = Field(32, ge=2, description="channels of the first convolution on samples; they double at every stride")
+    strides: list[int] = Field([2, 4, 5, 8], min_length=1, description="strides of the convolutions on samples; their product is the hop")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.stage_one and (most := max(self.kept)) > self.group_size:
+            raise ValueError(f"kept ({most}) must be at most group_size ({self.group_size})")
+        if self.latent_size % 2:
+            raise ValueError(f"latent_size ({self.latent_size}) must be even: each of the two books takes half")
+        if self.network == "waveform" and math.prod(self.strides) != self.hop:
+            raise ValueError(f"strides {self.strides} must multiply to the hop ({self.hop}), but give {math.prod(self.strides)}")
+        if self.network == "waveform" and self.causal:
+            raise ValueError("causal needs network: spectral; convolutions on samples look ahead")
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """Each of the two networks has keys of its own."""
+        if self.path is not None:
+            return super().without_effect()
+        spectral = ("window", "mel_bands", "width", "encoder_blocks", "decoder_blocks", "fine_blocks")
+        other, network = (spectral, "spectral") if self.network == "waveform" else (("channels", "strides"), "waveform")
+        found = dict.fromkeys(other, f"network is not {network}")
+        return found | ({} if self.stage_one else {"group_size": "stage_one is 0: there are no groups"})
+
+
+@TOKENIZERS.register("mmlm.tokenizers.codec.encodec:EnCodec", source="EnCodec, arXiv:2210.13438, by the package encodec 0.1.1")
+class EnCodecConfig(CodecConfig):
+    """EnCodec with weights of your own: 24 kHz mono or 48 kHz stereo."""
+
+    type: Literal["encodec"] = "encodec"
+    model: Literal["24khz", "48khz"] = Field("24khz", description="24 kHz mono, 75 tokens a second; 48 kHz, 150 a second, in seconds apart")
+    bandwidth: float = Field(6.0, gt=0, description="kbit/s: 1.5, 3, 6, 12 or 24; of the 48 kHz model 3, 6, 12 or 24; decides the books")
+    path: str | None = Field(None, description="folder with the published .th file, a transformers EncodecModel, or one saved by a run")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +11,7 @@ import numpy as np
 from mmlm.data.episodes import Episode
 from mmlm.model import MultimodalLM
 from mmlm.stream import Stream
+from mmlm.training.loader import Samples
 
 
 class Task(Protocol):
@@ -81,6 +82,44 @@ class MeetsSources(Protocol):
 
     def meet(self, sources: Sequence[Any]) -> None:
         """Take it; called before anything else."""
+
+
+@runtime_checkable
+class OwnNetwork(Protocol):
+    """A task that trains a network of its own instead of a decoder, such as a tokenizer. Its config says `has_own_network`."""
+
+    @property
+    def trains(self) -> Collection[str]:
+        """The tokenizers of the recipe that this run trains; the others are fitted or read before."""
+
+    def learner(self, seed: int) -> Any:
+        """What the trainer calls, with first weights that the seed decides: `learner(batch)` and `learner.loss_weights(batch)` as the
+        trainer wants them, and `learner.model`, the network that `predict` and `write_samples` get, which knows its `device`."""
+
+    def samples(self, records: Draws) -> OwnSamples:
+        """What it is trained on, or validated on, made from records."""
+
+    def save(self, folder: Path) -> None:
+        """Write into a run folder what `load` reads, beside the tokenizers, which are saved anyway."""
+
+    def load(self, folder: Path) -> Any:
+        """The network of a finished run, whose tokenizers have been read."""
+
+
+class Draws(Protocol):
+    """Records to draw from. fingerprint: changes with where they come from and what is made of them."""
+
+    fingerprint: str
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """One record; all randomness comes from rng."""
+
+
+class OwnSamples(Samples, Protocol):
+    """Samples that also serve validation, which needs the records they are made from."""
+
+    def draw(self, rng: np.random.Generator) -> tuple[Any, Any]:
+        """One record and its sample."""
 
 
 class TabularLike(Task, Protocol):

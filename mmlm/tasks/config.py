@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from mmlm.base.registry import Component, Registry
+from mmlm.base.schema import Strict
 from mmlm.data.config import EpisodeConfig
 from mmlm.tokenizers.config import CellTokens, RowText
 
@@ -72,3 +73,27 @@ class TextTaskConfig(Component):
         "<|endoftext|>", description="token after a document, and before it where the tokenizer has none for that; null for none"
     )
     packing: Literal["document", "joined"] = Field("document", description="what a token may look back at: its document | its sample")
+
+
+class AdversaryConfig(Strict):
+    """Discriminators of spectra at several scales, which learn to tell what is decoded from what was said."""
+
+    after: float = Field(0.5, ge=0, lt=1, description="share of the steps before they begin")
+    filters: int = Field(32, ge=4, description="channels of their convolutions; the published size is 32")
+
+
+@TASKS.register("mmlm.tasks.codec:CodecTask", source="SoundStream, arXiv:2107.03312; EnCodec, arXiv:2210.13438")
+class CodecTaskConfig(Component):
+    """Train a codec: sound as a few numbers a second, and the same sound from them."""
+
+    reads: ClassVar[str] = "speech"
+    has_own_network: ClassVar[bool] = True
+    headline: ClassVar[dict[str, str]] = {"mel_distance": "min"}
+    type: Literal["codec"] = "codec"
+    tokenizer: str = Field("codec", description="which of the recipe's tokenizers is trained")
+    seconds: float = Field(1.0, gt=0, le=60, description="length of a training sample")
+    gain_db: float = Field(6.0, ge=0, le=40, description="training samples are made louder or softer by up to so much")
+    windows: list[int] = Field(
+        [256, 512, 1024, 2048], min_length=1, description="samples of the windows under which the spectra are compared, short to long"
+    )
+    adversary: AdversaryConfig | None = Field(None, description="discriminators that join in; null: none. They cost several times the rest")

@@ -66,8 +66,10 @@ class Stepper:
         self._is_checked = False
 
     def __call__(self, batches: Sequence[Any], step: int, rate: float) -> Outcome:
-        """Take the step that follows `step` taken ones, at the given rate."""
+        """Take the step that follows `step` taken ones, at the given rate. A model with a method `begin_step` is told of it first."""
         model: Any = self.model
+        if (begin_step := getattr(model, "begin_step", None)) is not None:
+            begin_step(step, self.config.steps)
         weights: list[dict[str, float]] = [model.loss_weights(batch) for batch in batches]
         names = sorted({name for found in weights for name in found})
         if unknown := sorted(self.config.loss_weights.keys() - set(names)):

@@ -68,7 +68,8 @@ class Trainer:
     """Trains a model in a run folder, going on from the newest checkpoint there.
 
     model: `model(batch) -> {name: (sum, weight)}` and `model.loss_weights(batch) -> {name: weight}`, whose names are those of every
-    batch. samples: see `Samples`. folder: the run folder. validate(model, step) -> metrics and draw(model, step, folder) are called on
+    batch; where it has a method `begin_step(step, steps)`, this is called before each step, with the number of steps taken and of the run.
+    samples: see `Samples`. folder: the run folder. validate(model, step) -> metrics and draw(model, step, folder) are called on
     the main process with the model in evaluation mode, with averaged weights where there are any. Where validate has a `fingerprint`, a
     change of it makes a resumed run forget its best checkpoint, which was measured on something else. progress(step, record) is called
     after every step; record is the logged line, or empty.

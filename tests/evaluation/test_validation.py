@@ -55,7 +55,7 @@ def parts(recipe: Recipe, *, count: int = 5, **options) -> tuple[Learner, Valida
     task, objective = build_task(recipe), recipe.objective.build()
     learner = Learner(build_model(recipe, task), objective).eval()
     records = Records.of_training(recipe, task).for_validation(recipe)
-    samples = DrawnSamples(recipe, task, objective, learner.model.vocabulary, records)
+    samples = DrawnSamples(task, objective, learner.model.vocabulary, records)
     return learner, Validation(samples, task, recipe.train.model_copy(update=options), count=count, seed=recipe.seed)
 
 

@@ -1,0 +1,77 @@
+"""Pieces of sound of one length, to train networks on that read waveforms.
+
+Axes: b sounds   n samples
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ENDLESS = 1 << 40  # samples that drawn sounds claim to be
+LOUDEST = 0.99
+
+
+class Draws(Protocol):
+    """Records of speech to draw from. fingerprint: changes with where they come from and what is made of them."""
+
+    fingerprint: str
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """An utterance; all randomness comes from rng."""
+
+
+@dataclass
+class Waves:
+    """A batch of sounds: wave [b, n], full scale is 1. hop: samples that count as a token in the log."""
+
+    wave_bn: Tensor
+    hop: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that these sounds give."""
+        return self.wave_bn.numel() // self.hop
+
+    def to(self, device: torch.device | str) -> Waves:
+        """The same on another device."""
+        return Waves(self.wave_bn.to(device), self.hop)
+
+
+class Crops:
+    """Pieces of `size` samples at a rate: the part of an utterance that was drawn, and where that is shorter, of those drawn after it.
+
+    gain_db: each piece is made louder or softer by up to so much, but never beyond full scale.
+    """
+
+    def __init__(self, records: Draws, *, rate_hz: int, size: int, hop: int, gain_db: float = 0.0) -> None:
+        self.records, self.rate_hz, self.size, self.hop, self.gain_db = records, rate_hz, size, hop, gain_db
+        self.fingerprint = records.fingerprint
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def sample(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """float32 [size]."""
+        return self.draw(rng)[1]
+
+    def draw(self, rng: np.random.Generator) -> tuple[Any, np.ndarray]:
+        """The first utterance of a piece, and the piece."""
+        first = self.records.draw(rng)
+        parts, missing, record = [], self.size, first
+        while missing > 0:
+            parts.append(record.sound(self.rate_hz).wave_n[:missing])
+            missing -= len(parts[-1])
+            record = self.records.draw(rng) if missing > 0 else None
+        wave_n = np.concatenate(parts)
+        gain = 10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20)
+        most = LOUDEST / max(float(np.abs(wave_n).max()), 1e-9)
+        return first, (wave_n * min(gain, max(most, 1.0))).astype(np.float32)
+
+    def collate(self, items: list[np.ndarray]) -> Waves:
+        """Pieces as one batch."""
+        return Waves(torch.from_numpy(np.stack(items)), self.hop)

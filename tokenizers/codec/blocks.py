@@ -1,0 +1,72 @@
+"""ConvNeXt blocks over time: what the small codec and the unit vocoder are built of.
+
+Source: ConvNeXt, arXiv:2201.03545, section 2.6, in one dimension as in Vocos, arXiv:2306.00814.
+Axes: b sounds   t frames   d channels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmlm.kernels.conv1d.fast import causal_conv1d
+
+TAPS, EXPANSION, BEGIN = 7, 3, 0.1
+
+
+class ConvNeXt(nn.Module):
+    """A depthwise convolution over time, then a norm and two linear layers, added to the input through a learned scale."""
+
+    def __init__(self, width: int, *, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
+        self.weight = nn.Parameter(torch.empty(width, TAPS))
+        self.bias = nn.Parameter(torch.zeros(width))
+        nn.init.uniform_(self.weight, -(TAPS**-0.5), TAPS**-0.5)
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, EXPANSION * width), nn.Linear(EXPANSION * width, width)
+        self.scale = nn.Parameter(torch.full((width,), BEGIN))
+
+    @property
+    def ahead(self) -> int:
+        """Frames that come after a frame and are seen at it."""
+        return 0 if self.causal else TAPS // 2
+
+    @property
+    def past(self) -> int:
+        """Frames that come before a frame and are seen at it."""
+        return TAPS - 1 - self.ahead
+
+    def forward(self, x_btd: Tensor, mask_bt1: Tensor | None = None) -> Tensor:
+        """[b, t, d]. mask: 0 at padding, which then is as if there was nothing."""
+        x = x_btd if mask_bt1 is None else x_btd * mask_bt1
+        b, t = x.shape[:2]
+        whole = torch.ones(b, t + self.ahead, dtype=torch.int32, device=x.device)
+        with torch.autocast(x.device.type, enabled=False):
+            y, _ = causal_conv1d(F.pad(x.float(), (0, 0, 0, self.ahead)).to(self.weight.dtype), self.weight, self.bias, whole, activation=None)
+        return x + self.scale * self.down(F.gelu(self.up(self.norm(y[:, self.ahead :]))))
+
+
+class Blocks(nn.ModuleList):
+    """ConvNeXt blocks one after the other."""
+
+    def __init__(self, count: int, width: int, *, causal: bool) -> None:
+        super().__init__([ConvNeXt(width, causal=causal) for _ in range(count)])
+
+    def forward(self, x_btd: Tensor, mask_bt1: Tensor | None = None) -> Tensor:
+        """[b, t, d]."""
+        for block in self:
+            x_btd = block(x_btd, mask_bt1)
+        return x_btd if mask_bt1 is None else x_btd * mask_bt1
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Frames before and after a frame that all blocks together see."""
+        return _sum(block.past for block in self), _sum(block.ahead for block in self)
+
+
+def _sum(values: Iterable[int]) -> int:
+    return sum(values)

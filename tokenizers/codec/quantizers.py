@@ -1,0 +1,217 @@
+"""Vectors as the numbers of the nearest entries of learned books.
+
+    ResidualVQ   each book takes what the books before it left            SoundStream, arXiv:2107.03312, section III.C
+    GroupedVQ    each book takes its own part of the channels             GenSE's SimCodec, arXiv:2502.02942, stage 1
+
+A residual quantizer with one book is a plain one. Gradients pass as if nothing had been quantized (straight-through). Books follow the
+vectors they stand for by running means (EMA, arXiv:1711.00937, appendix A.1), with entries that are hardly used begun anew, or are learned
+by gradients; then nothing is begun anew. All state is in parameters and float buffers, and all draws come from torch's global generator,
+so a run that resumes is the same run. Several processes add up their statistics; several micro-batches of a step are taken in one by one.
+
+Axes: b sounds   t frames   d channels   u books   n vectors   s entries of a book
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DEAD, REBORN = 0.02, 0.1  # shares of the mean count: below it an entry is begun anew, with so much to begin with
+SHARPNESS = 3.0  # of the scores in the diversity loss, as SimCodec has it
+Parts = dict[str, tuple[Tensor, Tensor]]
+
+
+class Book(nn.Module):
+    """`size` vectors. learned: by running means of memory `decay` (ema), or by gradients from small uniform values (gradient)."""
+
+    def __init__(self, size: int, dim: int, *, learned: Literal["ema", "gradient"] = "ema", decay: float = 0.99) -> None:
+        super().__init__()
+        self.size, self.dim, self.learned, self.decay = size, dim, learned, decay
+        if learned == "gradient":
+            self.vectors_sd = nn.Parameter(torch.empty(size, dim).uniform_(-1 / size, 1 / size))
+            self.vectors_sd.no_weight_decay = True  # type: ignore[attr-defined]
+        else:
+            self.register_buffer("vectors_sd", torch.zeros(size, dim))
+            self.register_buffer("sum_sd", torch.zeros(size, dim))
+        self.register_buffer("count_s", torch.zeros(size))  # running mean of uses a batch
+
+    def nearest(self, x_nd: Tensor) -> Tensor:
+        """Number of the nearest entry of each vector, long [n]."""
+        vectors = self.vectors_sd.detach()
+        return (vectors.square().sum(1) - 2 * x_nd.detach() @ vectors.T).argmin(1)
+
+    def forward(self, x_nd: Tensor) -> tuple[Tensor, Tensor]:
+        """(entries [n, d], numbers [n]); learns in training mode. Of a book learned by gradients the entries carry them."""
+        is_learning = self.training and torch.is_grad_enabled()
+        if is_learning and self.learned == "ema" and not bool(self.count_s.any()):
+            self._begin(x_nd.detach())
+        ids_n = self.nearest(x_nd)
+        found_nd = F.embedding(ids_n, self.vectors_sd)
+        if is_learning:
+            self._follow(x_nd.detach(), ids_n)
+        return found_nd, ids_n
+
+    @torch.no_grad()
+    def _begin(self, x_nd: Tensor) -> None:
+        """Entries are vectors of the first batch."""
+        picked = torch.randperm(len(x_nd), device=x_nd.device)[: self.size]
+        if len(picked) < self.size:
+            picked = torch.cat([picked, torch.randint(len(x_nd), (self.size - len(picked),), device=x_nd.device)])
+        self.vectors_sd.copy_(_of_first_process(x_nd[picked]))
+        self.count_s.fill_(max(len(x_nd) / self.size, 1e-3))
+        self.sum_sd.copy_(self.vectors_sd * self.count_s[:, None])
+
+    @torch.no_grad()
+    def _follow(self, x_nd: Tensor, ids_n: Tensor) -> None:
+        counts = _of_all(torch.bincount(ids_n, minlength=self.size).to(self.count_s))
+        self.count_s.lerp_(counts, 1 - self.decay)
+        if self.learned == "gradient":
+            return
+        self.sum_sd.lerp_(_of_all(torch.zeros_like(self.sum_sd).index_add_(0, ids_n, x_nd)), 1 - self.decay)
+        mean = self.count_s.mean()
+        dead = self.count_s < DEAD * mean
+        drawn = _of_first_process(x_nd[torch.randint(len(x_nd), (self.size,), device=x_nd.device)])
+        self.count_s.copy_(torch.where(dead, REBORN * mean, self.count_s))
+        self.sum_sd.copy_(torch.where(dead[:, None], drawn * self.count_s[:, None], self.sum_sd))
+        self.vectors_sd.copy_(self.sum_sd / self.count_s[:, None].clamp_min(1e-12))
+
+    def diversity(self) -> Tensor:
+        """Mean cross-entropy by which each entry, among the scores 3 E E^T of its row, picks itself: entries that agree cost."""
+        scores = SHARPNESS * self.vectors_sd @ self.vectors_sd.T
+        return F.cross_entropy(scores, torch.arange(self.size, device=scores.device))
+
+
+class ResidualVQ(nn.Module):
+    """Books one after the other. dropout: share of the training sounds that get a random number of books instead of all."""
+
+    def __init__(self, num_books: int, size: int, dim: int, *, learned: Literal["ema", "gradient"], decay: float, dropout: float) -> None:
+        super().__init__()
+        self.books = nn.ModuleList(Book(size, dim, learned=learned, decay=decay) for _ in range(num_books))
+        self.dropout = dropout
+
+    @property
+    def sizes(self) -> list[int]:
+        """Entries of each book."""
+        return [book.size for book in self.books]
+
+    @property
+    def names(self) -> list[str]:
+        """Losses that `forward` gives."""
+        return ["commitment", *(["codebook"] if self.books[0].learned == "gradient" else [])]
+
+    def forward(self, z_btd: Tensor) -> tuple[Tensor, Tensor, Parts]:
+        """(quantized [b, t, d], codes [b, t, u], losses): the way of training."""
+        b, t, d = z_btd.shape
+        used_b = self._used(b, z_btd.device)
+        left, total = z_btd, torch.zeros_like(z_btd)
+        codes, commitment, codebook = [], z_btd.new_zeros(()), z_btd.new_zeros(())
+        for number, book in enumerate(self.books):
+            found_nd, ids_n = book(left.reshape(b * t, d))
+            found = found_nd.view(b, t, d)
+            is_used = (used_b > number).to(z_btd)[:, None, None]
+            share = is_used / used_b[:, None, None]
+            commitment = commitment + (share * (left - found.detach()).square()).mean((1, 2)).sum()
+            codebook = codebook + (share * (left.detach() - found).square()).mean((1, 2)).sum()
+            total = total + is_used * found.detach()
+            left = left - found.detach()
+            codes.append(ids_n.view(b, t))
+        weight = torch.tensor(float(b))
+        parts = {"commitment": (commitment, weight), "codebook": (codebook, weight)}
+        return z_btd + (total - z_btd).detach(), torch.stack(codes, -1), {name: parts[name] for name in self.names}
+
+    def _used(self, count: int, device: torch.device) -> Tensor:
+        most = len(self.books)
+        if most == 1 or not self.dropout or not self.training:
+            return torch.full((count,), most, device=device)
+        drawn = torch.randint(1, most + 1, (count,), device=device)
+        return torch.where(torch.rand(count, device=device) < self.dropout, drawn, most)
+
+    def encode(self, z_btd: Tensor, num_books: int) -> Tensor:
+        """Codes [b, t, num_books]."""
+        b, t, d = z_btd.shape
+        left, codes = z_btd.reshape(b * t, d), []
+        for book in self.books[:num_books]:
+            codes.append(book.nearest(left))
+            left = left - book.vectors_sd[codes[-1]]
+        return torch.stack(codes, -1).view(b, t, num_books)
+
+    def decode(self, codes_btu: Tensor) -> Tensor:
+        """The vectors [b, t, d] that the first books of codes [b, t, u] add up to."""
+        found = [book.vectors_sd[codes_btu[..., number]] for number, book in enumerate(self.books[: codes_btu.shape[-1]])]
+        return torch.stack(found).sum(0)
+
+
+class GroupedVQ(nn.Module):
+    """Each book takes its own part of the channels; learned by gradients, with a loss against entries that agree."""
+
+    def __init__(self, groups: int, size: int, dim: int) -> None:
+        super().__init__()
+        self.books = nn.ModuleList(Book(size, dim // groups, learned="gradient") for _ in range(groups))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Entries of each book."""
+        return [book.size for book in self.books]
+
+    names = ("commitment", "codebook", "diversity")
+
+    def forward(self, z_btd: Tensor) -> tuple[Tensor, Tensor, Parts]:
+        """(quantized [b, t, d], codes [b, t, u], losses)."""
+        b, t, _ = z_btd.shape
+        found, codes, commitment, codebook = [], [], z_btd.new_zeros(()), z_btd.new_zeros(())
+        for book, part in zip(self.books, z_btd.chunk(len(self.books), -1)):
+            found_nd, ids_n = book(part.reshape(b * t, -1))
+            entry = found_nd.view_as(part)
+            commitment = commitment + (part - entry.detach()).square().mean((1, 2)).sum()
+            codebook = codebook + (part.detach() - entry).square().mean((1, 2)).sum()
+            found.append(entry.detach())
+            codes.append(ids_n.view(b, t))
+        weight = torch.tensor(float(b))
+        diversity = torch.stack([book.diversity() for book in self.books]).sum() * b
+        parts = {"commitment": (commitment, weight), "codebook": (codebook, weight), "diversity": (diversity, weight)}
+        return z_btd + (torch.cat(found, -1) - z_btd).detach(), torch.stack(codes, -1), parts
+
+    def encode(self, z_btd: Tensor, num_books: int) -> Tensor:
+        """Codes [b, t, num_books] of the first groups."""
+        parts = z_btd.chunk(len(self.books), -1)
+        return torch.stack([book.nearest(part.flatten(0, 1)).view(part.shape[:2]) for book, part in zip(self.books, parts)][:num_books], -1)
+
+    def decode(self, codes_btu: Tensor) -> Tensor:
+        """Entries side by side [b, t, d]; groups beyond the given ones are zeros."""
+        found = [
+            book.vectors_sd[codes_btu[..., number]]
+            if number < codes_btu.shape[-1]
+            else torch.zeros(*codes_btu.shape[:-1], book.dim, dtype=book.vectors_sd.dtype, device=codes_btu.device)
+            for number, book in enumerate(self.books)
+        ]
+        return torch.cat(found, -1)
+
+
+def perplexity(codes: Tensor, size: int) -> float:
+    """exp of the entropy of how often each of `size` codes occurs: how many of them are in use, in effect."""
+    share = torch.bincount(codes.flatten(), minlength=size).double()
+    share = share / share.sum().clamp_min(1)
+    return math.exp(float(-(share * share.clamp_min(1e-300).log()).sum()))
+
+
+def _of_all(x: Tensor) -> Tensor:
+    """The sum over all processes of a run."""
+    if _is_shared():
+        torch.distributed.all_reduce(x)
+    return x
+
+
+def _of_first_process(x: Tensor) -> Tensor:
+    """What the first process of a run has."""
+    if _is_shared():
+        x = x.contiguous()
+        torch.distributed.broadcast(x, 0)
+    return x
+
+
+def _is_shared() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
