@@ -80,7 +80,7 @@ class Recipe(Strict):
         found = {"evaluate": f"the task {other[0]!r} is measured on data.test"} if other else {}
         own = [task.type for task in self.tasks if getattr(task, "has_own_network", False)]
         parts = ("encoders", "backbone", "heads", "adapt", "objective") if own else ()
-        return found | {part: f"the task {own[0]!r} trains a network of its own" for part in parts}
+        return found | dict.fromkeys(parts, f"the task {''.join(own)!r} trains a network of its own")
 
     @classmethod
     def read(cls, source: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:

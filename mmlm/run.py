@@ -125,6 +125,9 @@ def build_task(recipe: Recipe, folder: Path | None = None) -> Any:
         elif isinstance(task, OwnNetwork) and name in task.trains:
             continue
         elif not getattr(tokenizer, "is_fitted", True):
+            if not hasattr(tokenizer, "fit"):
+                kind = recipe.tokenizers[name].type
+                raise RecipeError(f"tokenizers.{name}: {kind!r} is trained by a run of its own; give that run as its `path`.")
             records = Records.of_training(recipe, task)
             draws = [np.random.default_rng([recipe.seed, number]) for number in range(FITTED_ON)]
             tokenizer.fit([text for rng in draws for text in task.texts(records.draw(rng), rng)])
@@ -288,9 +291,7 @@ def dry(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": short, "output": recipe.output.rstrip("/") + "-dry-run"})
 
 
-def evaluate(
-    folder: Path | str, overrides: Sequence[str] = (), progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
+def evaluate(folder: Path | str, overrides: Sequence[str] = (), progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Measure a finished run beside its baselines; writes metrics.json, report.html and README.md and returns the metrics.
 
     progress(done, in all) is called after each table, or some records. Files that are there are replaced at the end, whole.

@@ -174,7 +174,7 @@ class SpectralConfig(CodecConfig):
     source="residual quantization of SoundStream, arXiv:2107.03312; blocks and head of Vocos, arXiv:2306.00814",
 )
 class SmallCodecConfig(SpectralConfig):
-    """A codec that learns intelligible speech within minutes: mel frames, ConvNeXt blocks, residual quantizer, inverse Fourier transform."""
+    """A codec that learns intelligible speech within minutes: mel frames, ConvNeXt blocks, residual quantizer, spectra written out."""
 
     type: Literal["small_codec"] = "small_codec"
     num_books: int = Field(8, ge=1, le=64, description="books of the residual quantizer; any first ones of them decode")

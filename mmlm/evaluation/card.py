@@ -24,7 +24,7 @@ def write_card(folder: Path, recipe: Recipe, metrics: dict[str, Any] | None) -> 
         "",
         f"- Trained {begun} by mmlm, with the recipe in `recipe.yaml` (seed {recipe.seed}).",
         f"- Training data: {sources}. Its licences are those of the packages and files it comes from.",
-        f"- Task: `{task.type}`. Objective: `{recipe.objective.type}`.",
+        f"- Task: `{task.type}`." + ("" if getattr(task, "has_own_network", False) else f" Objective: `{recipe.objective.type}`."),
         *([f"- {found}"] if (found := told(run_log(folder), recipe)) else []),
         "",
         *_use(recipe),
@@ -67,6 +67,10 @@ def _use(recipe: Recipe) -> list[str]:
             f'    mmlm generate {recipe.output} --text "A text that begins" --temperature 0.8',
         ],
     }
+    if recipe.tasks[0].type == "codec":
+        name, codec = next(iter(recipe.tokenizers.items()))
+        found = ["As a tokenizer of another recipe:", "", f"    tokenizers: {{{name}: {{type: {codec.type}, path: {recipe.output}}}}}"]
+        return ["## Use", "", *found, ""]
     found = examples.get(getattr(recipe.tasks[0], "reads", "tables"))
     return ["## Use", "", *found, ""] if found else []
 

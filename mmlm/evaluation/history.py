@@ -57,11 +57,18 @@ def validation_charts(log: Sequence[dict[str, Any]]) -> str:
 
 
 def sample_links(folder: Path) -> str:
-    """Links to the samples that were written while training, by step; empty without any."""
+    """Links to the samples that were written while training, by step, and players of those that are sound; empty without any."""
     root = folder / SAMPLES
     files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
-    links = [f'<a href="{quote(path.relative_to(folder).as_posix())}">{escape(path.relative_to(root).as_posix())}</a>' for path in files]
-    return f"<p>Samples while training: {', '.join(links)}.</p>" if links else ""
+    links = [f'<a href="{_place(path, folder)}">{escape(path.relative_to(root).as_posix())}</a>' for path in files if path.suffix != ".wav"]
+    cell = '<tr><td>{}</td><td><audio controls preload="none" src="{}"></audio></td></tr>'
+    heard = [cell.format(escape(path.relative_to(root).as_posix()), _place(path, folder)) for path in files if path.suffix == ".wav"]
+    table = f'<h2>To be heard</h2><div class="wide"><table>{"".join(heard)}</table></div>' if heard else ""
+    return (f"<p>Samples while training: {', '.join(links)}.</p>" if links else "") + table
+
+
+def _place(path: Path, folder: Path) -> str:
+    return quote(path.relative_to(folder).as_posix())
 
 
 def _shown(value: float | None) -> str:

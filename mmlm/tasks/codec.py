@@ -186,6 +186,10 @@ class CodecTask:
             write_sound(folder / f"{number}_true.wav", one.true)
             write_sound(folder / f"{number}_decoded.wav", one.decoded)
 
+    def texts(self, record: Utterance, rng: np.random.Generator) -> list[str]:
+        """The text, if there is one."""
+        return [record.text] if record.text else []
+
     def arrange(self, streams: Sequence[Any]) -> list[Any]:
         """As they are."""
         return list(streams)

@@ -141,13 +141,6 @@ class Codec:
             self._model = self.build()
         return self._model
 
-    def fit(self, raws: Any) -> Any:
-        """Raises RecipeError: a codec is trained by a run."""
-        raise RecipeError(
-            f"tokenizers: the codec {self.config.type!r} is not trained yet. Train it by a recipe with the task codec, "
-            "such as codec/small, and give the run as `path`."
-        )
-
     def encode(self, raw: Sound, num_books: int | None = None) -> Segment:
         """Codes of a sound, of all books or of the first ones. Raises DataError for a sound without samples, or that is not finite."""
         return self.encode_many([raw], num_books)[0]

@@ -46,7 +46,9 @@ class ConvNeXt(nn.Module):
         b, t = x.shape[:2]
         whole = torch.ones(b, t + self.ahead, dtype=torch.int32, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
-            y, _ = causal_conv1d(F.pad(x.float(), (0, 0, 0, self.ahead)).to(self.weight.dtype), self.weight, self.bias, whole, activation=None)
+            y, _ = causal_conv1d(
+                F.pad(x.float(), (0, 0, 0, self.ahead)).to(self.weight.dtype), self.weight, self.bias, whole, activation=None
+            )
         return x + self.scale * self.down(F.gelu(self.up(self.norm(y[:, self.ahead :]))))
 
 

@@ -86,9 +86,7 @@ class SingleCodec(Codec):
     def build(self) -> CodecModel:
         """Encoder, quantizer of both stages and decoder."""
         config = self.config
-        quantizer = ReorganizedVQ(
-            config.group_size, (config.kept[0], config.kept[1]), config.latent_size, has_groups=config.stage_one > 0
-        )
+        quantizer = ReorganizedVQ(config.group_size, (config.kept[0], config.kept[1]), config.latent_size, has_groups=config.stage_one > 0)
         if config.network == "waveform":
             return CodecModel(WaveformEncoder(config), quantizer, WaveformDecoder(config))
         return CodecModel(SpectralEncoder(config), quantizer, SpectralDecoder(config))

@@ -49,9 +49,7 @@ class SpectralEncoder(nn.Module):
         """[b, t, latent_size] of waveforms of t hops."""
         config = self.config
         with torch.autocast(wave_bn.device.type, enabled=False):
-            mel = log_mel(
-                wave_bn, config.sample_rate_hz, config.window, config.hop // 2, config.mel_bands, causal=config.causal
-            )
+            mel = log_mel(wave_bn, config.sample_rate_hz, config.window, config.hop // 2, config.mel_bands, causal=config.causal)
         pairs = ((mel - MEL_MEAN) * MEL_SCALE).unflatten(1, (-1, 2)).flatten(2)
         return self.outer(self.norm(self.blocks(self.inner(pairs), mask_bt1)))
 

@@ -86,7 +86,8 @@ class WaveformDecoder(nn.Module):
         sizes = [config.channels << number for number in range(len(config.strides) + 1)][::-1]
         self.inner = nn.Conv1d(config.latent_size, sizes[0], ENDS, padding=ENDS // 2)
         self.up = nn.ModuleList(
-            nn.ConvTranspose1d(size, narrower, 2 * step, stride=step) for size, narrower, step in zip(sizes, sizes[1:], config.strides[::-1])
+            nn.ConvTranspose1d(size, narrower, 2 * step, stride=step)
+            for size, narrower, step in zip(sizes, sizes[1:], config.strides[::-1])
         )
         self.blocks = nn.ModuleList(Residual(size) for size in sizes[1:])
         self.outer = nn.Conv1d(sizes[-1], 1, ENDS, padding=ENDS // 2)
