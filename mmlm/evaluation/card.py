@@ -69,8 +69,8 @@ def _use(recipe: Recipe) -> list[str]:
     }
     if recipe.tasks[0].type == "codec":
         name, codec = next(iter(recipe.tokenizers.items()))
-        found = ["As a tokenizer of another recipe:", "", f"    tokenizers: {{{name}: {{type: {codec.type}, path: {recipe.output}}}}}"]
-        return ["## Use", "", *found, ""]
+        use = ["As a tokenizer of another recipe:", "", f"    tokenizers: {{{name}: {{type: {codec.type}, path: {recipe.output}}}}}"]
+        return ["## Use", "", *use, ""]
     found = examples.get(getattr(recipe.tasks[0], "reads", "tables"))
     return ["## Use", "", *found, ""] if found else []
 

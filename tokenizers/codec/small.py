@@ -93,7 +93,8 @@ class SpectralDecoder(nn.Module):
         y = self.outer(self.norm(self.fine(x, fine_mask))).float()
         with torch.autocast(y.device.type, enabled=False):
             magnitude, phase = y.chunk(2, -1)
-            magnitude = magnitude.clamp_max(LOUDEST).exp()
+            turned = 1 - 2 * (torch.arange(magnitude.shape[-1], device=y.device) % 2)  # phase 0 is a pulse in the middle of the window
+            magnitude = magnitude.clamp_max(LOUDEST).exp() * turned
             spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
             return overlap_add(spectrum, window, self.config.hop // 2, fine_mask)
 
