@@ -39,7 +39,9 @@ class Causal:
 
 def _layer(part: nn.Module) -> Any:
     kind = type(part).__name__
-    return {"SConv1d": _Conv, "SConvTranspose1d": _Transposed, "SLSTM": _Recurrence, "SEANetResnetBlock": _Residual, "ELU": _Elu}[kind](part)
+    return {"SConv1d": _Conv, "SConvTranspose1d": _Transposed, "SLSTM": _Recurrence, "SEANetResnetBlock": _Residual, "ELU": _Elu}[kind](
+        part
+    )
 
 
 class _Elu:
