@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmlm.base.errors import DataError
-from mmlm.data.audio_files import read_sound
+from mmlm.data.audio_files import read_sound, sound_facts
 from mmlm.sound import Sound
 
 
@@ -44,6 +44,8 @@ class Utterance:
         """How long it lasts."""
         if self.end_seconds is not None:
             return self.end_seconds - self.start_seconds
+        if self.held is None and self.path is not None:
+            return sound_facts(self.path).seconds - self.start_seconds
         return self.sound().seconds
 
     def sound(self, rate_hz: int | None = None) -> Sound:

@@ -76,6 +76,7 @@ def test_lines_of_a_list_become_utterances_that_read_their_part_alone(tmp_path):
     assert (part.id, part.text, part.speaker, part.seconds) == ("7", "", "", 1.5)
     assert np.array_equal(whole.sound().wave_n, wave_n) and np.array_equal(part.sound().wave_n, wave_n[RATE : RATE * 5 // 2])
     assert part.sound(16_000).rate_hz == 16_000 and len(part.sound(16_000).wave_n) == 24_000
+    assert Utterance("x", "x", whole.path, start_seconds=0.5).seconds == 2.5
     inside = part.part(0.5, 0.25)
     assert np.array_equal(inside.sound().wave_n, wave_n[RATE * 3 // 2 : RATE * 7 // 4]) and part.part(1.0, 9).seconds == 0.5
 
