@@ -15,6 +15,8 @@ import numpy as np
 
 from mmlm.base.errors import DataError, require
 
+Units = Sequence[int] | np.ndarray
+
 
 @dataclass(frozen=True)
 class UnitQuality:
@@ -71,9 +73,7 @@ def frame_phones(phones: Sequence[tuple[str, float, float]], num_frames: int, ra
     return found
 
 
-def unit_edit_distance(
-    clean: Sequence[Sequence[int]], changed: Sequence[Sequence[int]], norm: Literal["units", "frames"] = "units"
-) -> float:
+def unit_edit_distance(clean: Sequence[Units], changed: Sequence[Units], norm: Literal["units", "frames"] = "units") -> float:
     """How many edits in 100 units turn the units of clean sounds into those of the same sounds changed; runs of a unit count once.
 
     Each pair's distance is divided by the length of its clean units without repetitions (norm units) or with them (norm frames), and
@@ -91,7 +91,7 @@ def unit_edit_distance(
     return 100 * float(np.mean(shares))
 
 
-def without_repetitions(units: Sequence[int]) -> list[int]:
+def without_repetitions(units: Units) -> list[int]:
     """Each run of one unit as one."""
     return [int(unit) for unit, _ in groupby(units)]
 

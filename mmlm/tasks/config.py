@@ -13,6 +13,7 @@ from pydantic import Field
 from mmlm.base.registry import Component, Registry
 from mmlm.base.schema import Strict
 from mmlm.data.config import EpisodeConfig
+from mmlm.data.config.augment import AUGMENTATIONS, AddNoiseConfig, GeneratedNoiseConfig, PitchShiftConfig, RoomConfig, TimeStretchConfig
 from mmlm.tokenizers.config import CellTokens, RowText
 
 TASKS = Registry("task", "mmlm.tasks")
@@ -97,3 +98,27 @@ class CodecTaskConfig(Component):
         [256, 512, 1024, 2048], min_length=1, description="samples of the windows under which the spectra are compared, short to long"
     )
     adversary: AdversaryConfig | None = Field(None, description="discriminators that join in; null: none. They cost several times the rest")
+
+
+def _changes() -> list[Component]:
+    """Each of the four in half of the samples, as in the paper."""
+    noise = AddNoiseConfig(chance=0.5, snr_db=[5.0, 15.0], noises=[GeneratedNoiseConfig(kinds=["white", "pink"])])
+    return [TimeStretchConfig(chance=0.5), PitchShiftConfig(chance=0.5), RoomConfig(chance=0.5), noise]
+
+
+@TASKS.register("mmlm.tasks.robust_units:RobustUnitsTask", source="augmentation-invariant discrete representation, arXiv:2209.15483")
+class RobustUnitsConfig(Component):
+    """Train units to stay the same when a sound is stretched, pitched, reverberated or noisy."""
+
+    reads: ClassVar[str] = "speech"
+    has_own_network: ClassVar[bool] = True
+    headline: ClassVar[dict[str, str]] = {"unit_edit_distance": "min"}
+    type: Literal["robust_units"] = "robust_units"
+    tokenizer: str = Field("units", description="which of the recipe's tokenizers is trained; its k-means is fitted first")
+    seconds: float = Field(2.0, ge=0.5, le=30, description="longest part of a recording that is a sample")
+    rounds: int = Field(2, ge=1, le=8, description="how often a fresh classifier learns from the one before; they share the steps evenly")
+    hidden: int = Field(256, ge=8, description="channels of the classifier's hidden layers")
+    context: int = Field(2, ge=0, le=16, description="frames on each side that the classifier reads with a frame")
+    keep: float = Field(0.3, ge=0, description="weight of the loss that asks the frames of the clean sound for the teacher's units")
+    min_perplexity: float = Field(0.8, ge=0, le=1, description="guarded_distance is 100 higher below this share of k-means' perplexity")
+    augment: list[AUGMENTATIONS.choice] = Field(default_factory=_changes, min_length=1, description="what is done to the sounds")

@@ -54,10 +54,10 @@ def test_centroids_find_the_heaps_and_leave_none_empty() -> None:
 
 
 def test_a_centroid_that_nothing_is_near_to_moves_to_the_farthest_vector(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors_nf = torch.tensor([[0.0], [0.1], [5.0], [5.1], [50.0]])
-    monkeypatch.setattr("mmlm.tokenizers.clustering._first", lambda *_: torch.tensor([[0.0], [5.0], [1000.0]]))
+    vectors_nf = torch.tensor([[100.0], [100.1], [105.0], [105.1], [150.0]])
+    monkeypatch.setattr("mmlm.tokenizers.clustering._first", lambda *_: torch.tensor([[100.0], [105.0], [1000.0]]))
     found = fit_centroids(vectors_nf, 3, iterations=10, generator=torch.Generator())
-    torch.testing.assert_close(found.sort(0).values, torch.tensor([[0.05], [5.05], [50.0]]))
+    torch.testing.assert_close(found.sort(0).values, torch.tensor([[100.05], [105.05], [150.0]]))
 
 
 def test_fewer_different_vectors_than_centroids_are_told() -> None:
