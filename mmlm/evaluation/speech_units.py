@@ -1,4 +1,4 @@
-"""Discrete speech: how much units change with the sound (UED), how a codebook is used, and how fast a model is beside the clock.
+"""Discrete speech: how a codebook is used, and how fast a model is beside the clock. Measures of units are in `mmlm.evaluation.units`.
 
 Axes: t frames   u codebooks
 """
@@ -8,36 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from mmlm.base.errors import DataError, require
+from mmlm.base.errors import DataError
 from mmlm.sound import Sound
-
-
-def deduplicated(units: Sequence[int]) -> list[int]:
-    """The units without repeats that follow one another."""
-    return [int(unit) for at, unit in enumerate(units) if not at or unit != units[at - 1]]
-
-
-def unit_edit_distance(
-    clean: Sequence[Sequence[int]], changed: Sequence[Sequence[int]], *, norm: Literal["units", "frames"] = "units"
-) -> float:
-    """UED in percent: edits between the de-duplicated units of clean and changed sounds, over the clean length, mean over clips.
-
-    norm: length of the clean units without repeats, or with them (frames). Source: Gat et al. 2022, arXiv:2209.15483.
-    """
-    if len(clean) != len(changed) or not clean:
-        raise DataError(f"{len(clean)} clean clips have {len(changed)} changed ones; there must be one for each, and at least one.")
-    distance = require("rapidfuzz.distance", "speech").Levenshtein.distance
-    shares = []
-    for at, (one, other) in enumerate(zip(clean, changed, strict=True)):
-        ours, theirs = deduplicated(one), deduplicated(other)
-        if not ours:
-            raise DataError(f"clean clip {at + 1} of {len(clean)} has no unit.")
-        shares.append(distance(ours, theirs) / (len(ours) if norm == "units" else len(one)))
-    return 100 * float(np.mean(shares))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mmlm.base.errors import CheckpointError, DataError, MissingExtra
 from mmlm.evaluation import speaker, speech_quality
 from mmlm.evaluation.speech_prosody import cepstra_of, cepstral_distortion, duration_error_ms, pitch_errors, pitch_errors_of
 from mmlm.evaluation.speech_quality import dnsmos, pesq, quality, si_sdr, stoi
-from mmlm.evaluation.speech_units import Speed, codebook_use, deduplicated, timed, unit_edit_distance
+from mmlm.evaluation.speech_units import Speed, codebook_use, timed
 from mmlm.sound import Sound
 
 for name in ("pesq", "pystoi", "librosa", "rapidfuzz", "soxr"):
@@ -147,20 +147,6 @@ def test_weights_that_are_none_are_refused_and_not_unpickled(tmp_path) -> None:
     assert not mark.exists()
     with pytest.raises(CheckpointError, match="no such file"):
         speaker.SpeakerEncoder(tmp_path / "none.pt")
-
-
-def test_unit_edit_distance_of_strings_made_by_hand() -> None:
-    assert deduplicated([1, 1, 2, 2, 2, 1]) == [1, 2, 1]
-    clean = [[1, 1, 2, 3, 3], [5, 5, 5, 6]]
-    assert unit_edit_distance(clean, clean) == 0
-    assert unit_edit_distance(clean, [[unit for unit in units for _ in range(3)] for units in clean]) == 0, "repeats do not count"
-    changed = [[1, 2, 2, 4, 3], [7]]  # one put in of 3 units; one changed and one left out of 2
-    assert abs(unit_edit_distance(clean, changed) - 100 * (1 / 3 + 2 / 2) / 2) < 1e-9
-    assert abs(unit_edit_distance(clean, changed, norm="frames") - 100 * (1 / 5 + 2 / 4) / 2) < 1e-9
-    with pytest.raises(DataError, match="2 clean clips have 1"):
-        unit_edit_distance(clean, clean[:1])
-    with pytest.raises(DataError, match="clean clip 1 of 1 has no unit"):
-        unit_edit_distance([[]], [[1]])
 
 
 def test_codebooks_used_evenly_and_not() -> None:

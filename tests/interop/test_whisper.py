@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmlm.base.errors import CheckpointError
-from mmlm.encoders.whisper_files import read_ctranslate2, whisper_folder, whisper_tensors
+from mmlm.encoders.whisper_files import whisper_folder, whisper_tensors
 
 transformers = pytest.importorskip("transformers")
 
@@ -75,7 +75,6 @@ def test_a_whisper_of_ctranslate2_is_that_of_transformers(tmp_path: Path) -> Non
     with torch.no_grad():
         torch.testing.assert_close(ours(**given).logits, theirs(**given).logits)
     assert ours.config.decoder_start_token_id == 50_258
-    assert torch.equal(read_ctranslate2(tmp_path / "model.bin")["decoder/projection/weight"], ours.proj_out.weight)
     theirs.save_pretrained(tmp_path / "theirs")
     again = load_whisper(tmp_path / "theirs")
     with torch.no_grad():
@@ -85,9 +84,9 @@ def test_a_whisper_of_ctranslate2_is_that_of_transformers(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda data: data[:-30], "cut short"),
-        (lambda data: data[:200], "cut short"),
-        (lambda data: b"\x05" + data[1:], "binary version 5; version 6 can be read"),
+        (lambda data: data[:-60], "broken weight file"),
+        (lambda data: data[:200], "broken weight file"),
+        (lambda data: b"\x05" + data[1:], "version 6, but begins with 5"),
         (lambda data: model_bin({"encoder/conv1/weight": np.zeros((2, 2, 3), dtype=np.float32)}, {}), "holds no Whisper"),
     ],
 )
