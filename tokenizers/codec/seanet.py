@@ -99,8 +99,12 @@ class _Residual:
 class _Recurrence:
     def __init__(self, part: Any) -> None:
         lstm = part.lstm
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        self.layers = [[getattr(lstm, f"{name}_l{number}").detach() for name in names] for number in range(lstm.num_layers)]
+        self.layers = []
+        for number in range(lstm.num_layers):
+            into, again, bias, more = (
+                getattr(lstm, f"{name}_l{number}").detach() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            self.layers.append([into, again.T.contiguous(), bias + more])  # products with few rows are faster this way round
 
     def __call__(self, x_bcn: Tensor, state: Any, is_last: bool) -> tuple[Tensor, Any]:
         x_tbc = x_bcn.permute(2, 0, 1).contiguous()
@@ -113,11 +117,10 @@ class _Recurrence:
 
 def _lstm(x_tbc: Tensor, weights: list[Tensor], state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """(outputs [t, b, c], last state) of one layer."""
-    into, again, bias, more = weights
+    into, turned, bias = weights
     t, b, c = x_tbc.shape
-    gates_tbg = F.linear(x_tbc, into, bias + more)
+    gates_tbg = F.linear(x_tbc, into, bias)
     begin = state or (x_tbc.new_zeros(b, c), x_tbc.new_zeros(b, c))
-    turned = again.T
     if b > 1 or t < SHORTEST:
         return _steps(gates_tbg, turned, begin)
     size = -(-t // PARTS)
