@@ -1,6 +1,6 @@
 """Arrays of whole numbers kept in a folder, found by a digest and read through a memory map.
 
-    shard-XXXXXXXX.bin    arrays one after the other, and behind each its tags (float32)
+    shard-00000001.bin    arrays one after the other, and behind each its tags (float32)
     index.safetensors     for each array: digest, shard, place, shape; and what all arrays have in common
 
 A shard is written beside its place, flushed and renamed, and only then named in the index, which is replaced whole: what was interrupted is
