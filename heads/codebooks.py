@@ -14,36 +14,21 @@ from torch import Tensor, nn
 
 from mmlm.base.errors import DataError
 from mmlm.heads.config import CodebooksHeadConfig
+from mmlm.heads.rows import OutputRows
 from mmlm.kernels.cross_entropy.fast import linear_cross_entropy
-from mmlm.parameters import exact, name_axes
+from mmlm.parameters import exact
 from mmlm.stream import NO_LABEL, Batch
 from mmlm.vocabulary import Vocabulary
 
 
-class CodebooksHead(nn.Module):
-    """Hidden states -> cross-entropy of the labelled cells, or scores of a range. Adapters do not go here: its rows are a matrix."""
+class CodebooksHead(OutputRows):
+    """Hidden states -> cross-entropy of the labelled cells, or scores of a range."""
 
     def __init__(self, config: CodebooksHeadConfig, width: int, vocabulary: Vocabulary, embedding: nn.Embedding) -> None:
-        super().__init__()
-        self.config, self.vocabulary = config, vocabulary
-        self.spans = {name: vocabulary.span(name) for name in config.ranges}
-        self._embedding = [embedding]  # in a list: the table belongs to the model, not to this head
-        self._first = min(span.start for span in self.spans.values())
-        self._last = max(span.stop for span in self.spans.values())
-        self.weight = None if config.tied else nn.Parameter(torch.empty(self._last - self._first, width))
-        if self.weight is not None:
-            name_axes(self.weight, "vocab", "residual")
-
-    @torch.no_grad()
-    def reset_parameters_own(self) -> None:
-        """Rows N(0, 1 / (3 width))."""
-        if self.weight is not None:
-            nn.init.normal_(self.weight, std=(3 * self.weight.shape[1]) ** -0.5)
-
-    @property
-    def matrix(self) -> Tensor:
-        """The output rows [v, d] from the first range to the last."""
-        return self._embedding[0].weight[self._first : self._last] if self.weight is None else self.weight
+        spans = {name: vocabulary.span(name) for name in config.ranges}
+        first, last = min(span.start for span in spans.values()), max(span.stop for span in spans.values())
+        super().__init__(config.tied, embedding, slice(first, last))
+        self.config, self.vocabulary, self.spans, self._first = config, vocabulary, spans, first
 
     def loss(self, h_btd: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Sum of weighted cross-entropies over labelled cells, each among the ids of its own range, and the sum of their weights.

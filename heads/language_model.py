@@ -10,35 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.heads.config import LanguageModelHeadConfig
+from mmlm.heads.rows import OutputRows
 from mmlm.kernels.cross_entropy.fast import linear_cross_entropy
-from mmlm.parameters import exact, name_axes
+from mmlm.parameters import exact
 from mmlm.stream import NO_LABEL, Batch
 from mmlm.vocabulary import Vocabulary
 
 
-class LanguageModelHead(nn.Module):
-    """Hidden states -> cross-entropy of the labels, or scores. Its rows are read as a matrix, so adapters do not go here."""
+class LanguageModelHead(OutputRows):
+    """Hidden states -> cross-entropy of the labels, or scores."""
 
     def __init__(self, config: LanguageModelHeadConfig, width: int, vocabulary: Vocabulary, embedding: nn.Embedding) -> None:
-        super().__init__()
+        super().__init__(config.tied, embedding)
         self.config, self.vocabulary = config, vocabulary
-        self.weight = None if config.tied else nn.Parameter(torch.empty(len(vocabulary), width))
-        if self.weight is not None:
-            name_axes(self.weight, "vocab", "residual")
-        self._embedding = [embedding]  # in a list: the table belongs to the model, not to this head
         spans = [vocabulary.span(name) for name in config.ranges or []]
         self.rows = torch.cat([torch.arange(span.start, span.stop, device="cpu") for span in spans]).unique() if spans else None
-
-    @torch.no_grad()
-    def reset_parameters_own(self) -> None:
-        """Rows N(0, 1 / (3 width))."""
-        if self.weight is not None:
-            nn.init.normal_(self.weight, std=(3 * self.weight.shape[1]) ** -0.5)
-
-    @property
-    def matrix(self) -> Tensor:
-        """The output rows [v, d]."""
-        return self._embedding[0].weight if self.weight is None else self.weight
 
     def loss(self, h_btd: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Sum of weighted cross-entropies and sum of weights, at labelled tokens; tokens with options choose among these alone."""

@@ -8,7 +8,7 @@ import torch
 from mmlm.backbone.cache import Cache
 from mmlm.base.errors import NumericsError, RecipeError
 from mmlm.base.schema import check
-from mmlm.decoding import Decoding, OneCallDecoding, _told, open_decoding
+from mmlm.decoding import Decoding, OneCallDecoding, _told, guided, open_decoding
 from mmlm.generation import Guidance, RangeGrammar, Sampling, generate, stream
 from mmlm.kernels.dispatch import forced
 from mmlm.model import MultimodalLM
@@ -273,3 +273,12 @@ def test_a_prompt_with_branches_is_refused_by_the_layers_too():
     prompt = Stream([Segment("text", ids(3)), Segment("text", ids(2), branch=1)])
     with pytest.raises(RecipeError, match="branches .* cannot be read into a cache"):
         made(SHAPES["llama"]).generate(prompt, max_new_tokens=3)
+
+
+def test_two_branches_in_sequence_are_their_expansion():
+    c, u, v = torch.randn(3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(guided(c, [(u, 3.0), (v, 1.5)]), 1.5 * (3.0 * c - 2.0 * u) - 0.5 * v, rtol=0, atol=1e-12)
+    assert torch.equal(guided(c, [(u, 1.0), (v, 1.0)]), c)
+    assert (guided(c, [(u, 3.0), (v, 1.5)]) - guided(c, [(v, 1.5), (u, 3.0)])).abs().max() > 0.1
+    c[2] = -torch.inf
+    assert guided(c, [(u, 3.0)])[2] == -torch.inf

@@ -332,15 +332,6 @@ def test_weights_of_one_change_nothing(model):
     assert [(a.written["units"].tolist(), a.scores) for a in free] == [(b.written["units"].tolist(), b.scores) for b in held]
 
 
-def test_two_branches_in_sequence_are_their_expansion():
-    c, u, v = torch.randn(3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(guided(c, [(u, 3.0), (v, 1.5)]), 1.5 * (3.0 * c - 2.0 * u) - 0.5 * v, rtol=0, atol=1e-12)
-    assert torch.equal(guided(c, [(u, 1.0), (v, 1.0)]), c)
-    assert (guided(c, [(u, 3.0), (v, 1.5)]) - guided(c, [(v, 1.5), (u, 3.0)])).abs().max() > 0.1
-    c[2] = -torch.inf
-    assert guided(c, [(u, 3.0)])[2] == -torch.inf
-
-
 def test_branches_with_caches_of_their_own_are_full_passes_without_any(model):
     separator = Segment("end", torch.tensor([0]))
     first = dataclasses.replace(UNITS, length=Length.exactly(4), branches=[Branch(without_text, 1.5)])
