@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlm.base.errors import DataError
+from mmlm.base.errors import DataError, RecipeError
 from mmlm.heads.config import CodebooksHeadConfig
 from mmlm.heads.rows import OutputRows
 from mmlm.kernels.cross_entropy.fast import linear_cross_entropy
@@ -25,7 +25,10 @@ class CodebooksHead(OutputRows):
     """Hidden states -> cross-entropy of the labelled cells, or scores of a range."""
 
     def __init__(self, config: CodebooksHeadConfig, width: int, vocabulary: Vocabulary, embedding: nn.Embedding) -> None:
-        spans = {name: vocabulary.span(name) for name in config.ranges}
+        names = config.ranges or [name for name in vocabulary.sizes if name.rpartition(".")[2].isdigit()]
+        if not names:
+            raise RecipeError(f"a head of codebooks needs ranges such as codec.0, but the vocabulary has {', '.join(vocabulary.sizes)}.")
+        spans = {name: vocabulary.span(name) for name in names}
         first, last = min(span.start for span in spans.values()), max(span.stop for span in spans.values())
         super().__init__(config.tied, embedding, slice(first, last))
         self.config, self.vocabulary, self.spans, self._first = config, vocabulary, spans, first

@@ -39,7 +39,9 @@ class CodebooksHeadConfig(Component):
     """Several predictions at one token, one of each codebook, and their cross-entropy."""
 
     type: Literal["codebooks"] = "codebooks"
-    ranges: list[str] = Field(min_length=1, description="vocabulary ranges that are predicted, each by a softmax of its own")
+    ranges: list[str] | None = Field(
+        None, min_length=1, description="vocabulary ranges that are predicted, each by a softmax of its own; null: all of codebooks"
+    )
     tied: bool = Field(True, description="use the rows of the token embedding as output rows")
     z_loss: float = Field(0.0, ge=0, description="weight of the squared log-partition")
     label_smoothing: float = Field(0.0, ge=0, lt=1)

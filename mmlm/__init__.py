@@ -20,6 +20,7 @@ _LAZY = {
     "train": "mmlm.run",
     "load": "mmlm.interop.load",
     "encoder": "mmlm.embedding",
+    "Speaker": "mmlm.speaking",
     "TabularPredictor": "mmlm.predictor",
 }
 __all__ = [*_LAZY, "__version__"]

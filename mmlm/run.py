@@ -17,7 +17,7 @@ import torch
 from mmlm.adapt import adapt, adapted_layers, merge_lora, save_adapters
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
 from mmlm.compression.surgery import replace_as
-from mmlm.data.base import KeepsBack, Source
+from mmlm.data.base import KeepsBack, Listed, Source
 from mmlm.data.config import TableFileConfig
 from mmlm.data.episodes import OneTable
 from mmlm.data.real_tables import load_real_tables
@@ -34,7 +34,7 @@ from mmlm.model_config import ModelConfig
 from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
 from mmlm.stream import Batch, Stream
-from mmlm.tasks.base import MeetsSources, OwnNetwork, TabularLike, Task
+from mmlm.tasks.base import MeetsSources, OwnNetwork, ReadsAhead, TabularLike, Task
 from mmlm.training.config import AdaptConfig, LoraConfig, TrainConfig
 from mmlm.training.learner import Learner
 from mmlm.training.trainer import Result, Trainer
@@ -54,6 +54,8 @@ class DrawnSamples:
     def __init__(self, task: Task, objective: Objective, vocabulary: Vocabulary, records: Records) -> None:
         self.task, self.objective, self.vocabulary, self.records = task, objective, vocabulary, records
         self.fingerprint = records.fingerprint
+        if isinstance(task, ReadsAhead):
+            task.read_ahead(records.everything())
 
     def __len__(self) -> int:
         return ENDLESS
@@ -107,6 +109,10 @@ class Records:
         origin = [[source.model_dump() for source in part] for part in (recipe.data.validation, recipe.data.train)]
         return Records(sources, self.asks, (origin, *self._made(recipe)))
 
+    def everything(self) -> list[Any]:
+        """All records of the sources that can tell them."""
+        return [record for source in self.sources if isinstance(source, Listed) for record in source.everything()]
+
     def draw(self, rng: np.random.Generator) -> Any:
         """One record of one source."""
         place = int(np.searchsorted(self.borders, rng.random(), side="right").clip(max=len(self.sources) - 1))
@@ -151,6 +157,7 @@ def build_model(recipe: Recipe, task: Task) -> MultimodalLM:
             backbone=recipe.backbone,
             encoders=recipe.encoders,
             features=dict(task.features),
+            channels=dict(getattr(task, "channels", {})),
             heads=recipe.heads,
         )
     )

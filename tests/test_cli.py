@@ -30,6 +30,7 @@ FLAGS = {
     "generate": [
         "--max-new-tokens",
         "--output",
+        "--pace",
         "--precision",
         "--seed",
         "--shots",
@@ -37,6 +38,8 @@ FLAGS = {
         "--target",
         "--temperature",
         "--text",
+        "--voice",
+        "--voice-text",
         "RUN",
     ],  # fmt: skip
     "kernels": ["OPERATION"],

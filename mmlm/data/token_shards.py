@@ -35,12 +35,16 @@ AT_ONCE_SECONDS = 60.0  # of sound that is given to a tokenizer at once
 SHARDS_EACH = 4  # shards that a process makes at least, so that all end at about the same time
 
 
-def identity(utterance: Utterance) -> bytes:
+def identity(utterance: Utterance, *, with_text: bool = False) -> bytes:
     """A digest of the sound of an utterance: its file as it is now and the part of it, or the samples that it holds.
+
+    with_text: and of its text.
 
     Raises DataError where the file is gone.
     """
-    part = [utterance.start_seconds, utterance.end_seconds, utterance.channel]
+    part: list[Any] = [utterance.start_seconds, utterance.end_seconds, utterance.channel]
+    if with_text:
+        part.append(utterance.text)
     if utterance.held is not None:
         made_of = json.dumps([utterance.held.rate_hz, *part]).encode() + utterance.held.wave_n.tobytes()
     else:
@@ -69,10 +73,10 @@ def fingerprint(tokenizer: Any) -> str:
 
 
 class TokenShards:
-    """The tokens of utterances by one tokenizer."""
+    """The tokens of utterances by one tokenizer. with_text: it reads their texts as well."""
 
-    def __init__(self, arrays: ArrayShards) -> None:
-        self.arrays = arrays
+    def __init__(self, arrays: ArrayShards, *, with_text: bool = False) -> None:
+        self.arrays, self.with_text = arrays, with_text
         about = json.loads(arrays.kind.about) if arrays.kind is not None else {}
         self.modality: str = about.get("modality", "")
         self.weight: float = about.get("weight", 0.0)
@@ -80,11 +84,11 @@ class TokenShards:
 
     def ids(self, utterance: Utterance) -> np.ndarray:
         """int16 or int32 [t] or [t, u], a view of the file. Raises DataError where they have not been made."""
-        return _kept(self.arrays, utterance).ids
+        return _kept(self.arrays, utterance, self.with_text).ids
 
     def segment(self, utterance: Utterance) -> Segment:
         """What the tokenizer made of the utterance. Raises DataError where it has not been made."""
-        found = _kept(self.arrays, utterance)
+        found = _kept(self.arrays, utterance, self.with_text)
         tags = {name: torch.from_numpy(values.copy()) for name, values in found.tags.items()}
         return Segment(self.modality, torch.from_numpy(found.ids.astype(np.int64)), weight=self.weight, tags=tags, rate_hz=self.rate_hz)
 
@@ -100,9 +104,9 @@ class SoundShards:
         return Sound(np.multiply(_kept(self.arrays, utterance).ids, np.float32(1 / 32768), dtype=np.float32), self.rate_hz)
 
 
-def _kept(arrays: ArrayShards, utterance: Utterance) -> Array:
+def _kept(arrays: ArrayShards, utterance: Utterance, with_text: bool = False) -> Array:
     try:
-        return arrays.get(identity(utterance))
+        return arrays.get(identity(utterance, with_text=with_text))
     except KeyError:
         raise DataError(f"{utterance.where}: is not among the {len(arrays)} kept in {arrays.folder}, or has changed since.") from None
 
@@ -117,12 +121,14 @@ def tokens_of(
 ) -> TokenShards:
     """The tokens of all utterances; those that are not kept yet are made.
 
+    tokenizer: reads sounds (`encode`, or `encode_many`), or where it has `encode_utterances` sounds with their texts.
     folder: where they are kept, under the tokenizer's fingerprint; default the user's cache folder. workers: processes that make them,
     0 for this one; default as many as there are cores. progress(done, in all) is called after each shard.
     Raises DataError for sound that cannot be read and for a tokenizer that gives no ids; what was made before stays.
     """
     place = (folder or user_cache_folder() / "tokens") / fingerprint(tokenizer)
-    return TokenShards(_filled(ArrayShards(place), utterances, _Tokens(tokenizer), workers, progress))
+    make = _Tokens(tokenizer)
+    return TokenShards(_filled(ArrayShards(place), utterances, make, workers, progress), with_text=make.with_text)
 
 
 def sounds_of(
@@ -143,13 +149,19 @@ class _Tokens:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self.with_text = hasattr(tokenizer, "encode_utterances")
+
+    def _segments(self, utterances: Sequence[Utterance]) -> list[Segment]:
+        if self.with_text:
+            return list(self.tokenizer.encode_utterances(utterances))
+        sounds = [utterance.sound() for utterance in utterances]
+        many = getattr(self.tokenizer, "encode_many", None)
+        return list(many(sounds)) if many is not None else [self.tokenizer.encode(sound) for sound in sounds]
 
     def __call__(self, utterances: Sequence[Utterance]) -> tuple[Kind, list[Found]]:
         segments: list[Segment] = []
         for some in _at_most(utterances, AT_ONCE_SECONDS):
-            sounds = [utterance.sound() for utterance in some]
-            many = getattr(self.tokenizer, "encode_many", None)
-            segments += many(sounds) if many is not None else [self.tokenizer.encode(sound) for sound in sounds]
+            segments += self._segments(some)
         found: list[Found] = []
         for utterance, segment in zip(utterances, segments, strict=True):
             if segment.ids is None:
@@ -164,6 +176,8 @@ class _Tokens:
 class _Samples:
     """Utterances as 16-bit samples at one rate."""
 
+    with_text = False
+
     def __init__(self, rate_hz: int) -> None:
         self.rate_hz = rate_hz
 
@@ -175,9 +189,7 @@ class _Samples:
 class _Chunks(Dataset[Any]):
     """Shards still to be made: item k makes and writes the k-th and says where its arrays lie."""
 
-    def __init__(
-        self, folder: Path, chunks: list[list[Utterance]], make: Callable[[Sequence[Utterance]], tuple[Kind, list[Found]]]
-    ) -> None:
+    def __init__(self, folder: Path, chunks: list[list[Utterance]], make: _Tokens | _Samples) -> None:
         self.folder, self.chunks, self.make = folder, chunks, make
 
     def __len__(self) -> int:
@@ -186,7 +198,9 @@ class _Chunks(Dataset[Any]):
     def __getitem__(self, at: int) -> Any:
         utterances = self.chunks[at]
         try:
-            digests = [identity(utterance) for utterance in utterances]  # before the files are read: a later change is a new identity
+            digests = [
+                identity(utterance, with_text=self.make.with_text) for utterance in utterances
+            ]  # before the files are read: a later change is a new identity
             kind, found = self.make(utterances)
             rows = ((digest, ids, tags) for digest, (ids, tags) in zip(digests, found, strict=True))
             return kind, write_shard(self.folder, kind, rows), len(utterances)
@@ -194,8 +208,11 @@ class _Chunks(Dataset[Any]):
             return error  # raised in the process that asked for it
 
 
-def _filled(arrays: ArrayShards, utterances: Sequence[Utterance], make: Any, workers: int | None, progress: Progress | None) -> ArrayShards:
-    missing = list({digest: each for each in utterances if (digest := identity(each)) not in arrays}.values())
+def _filled(
+    arrays: ArrayShards, utterances: Sequence[Utterance], make: _Tokens | _Samples, workers: int | None, progress: Progress | None
+) -> ArrayShards:
+    digests = {identity(each, with_text=make.with_text): each for each in utterances}
+    missing = [each for digest, each in digests.items() if digest not in arrays]
     total = len(utterances)
     done = total - len(missing)
     if progress is not None:

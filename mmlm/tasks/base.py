@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -82,6 +82,14 @@ class MeetsSources(Protocol):
 
     def meet(self, sources: Sequence[Any]) -> None:
         """Take it; called before anything else."""
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A task that makes tokens of all records of a source before samples are drawn from it."""
+
+    def read_ahead(self, records: Sequence[Any], progress: Callable[[int, int], None] | None = None) -> None:
+        """Make them; what was made before is kept. progress(done, in all)."""
 
 
 @runtime_checkable

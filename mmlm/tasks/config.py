@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmlm.base.registry import Component, Registry
 from mmlm.base.schema import Strict
@@ -122,3 +122,36 @@ class RobustUnitsConfig(Component):
     keep: float = Field(0.3, ge=0, description="weight of the loss that asks the frames of the clean sound for the teacher's units")
     min_perplexity: float = Field(0.8, ge=0, le=1, description="guarded_distance is 100 higher below this share of k-means' perplexity")
     augment: list[AUGMENTATIONS.choice] = Field(default_factory=_changes, min_length=1, description="what is done to the sounds")
+
+
+@TASKS.register("mmlm.tasks.tts:TextToSpeechTask", source="VALL-E, arXiv:2301.02111; prosody before speech: RALL-E, arXiv:2404.03204")
+class TextToSpeechConfig(Component):
+    """Speak texts: phonemes are read, then a codec's tokens are written, with pitch and duration of each phoneme before them if wished."""
+
+    reads: ClassVar[str] = "speech"
+    headline: ClassVar[dict[str, str]] = {"wer": "min", "length_error": "min"}
+    type: Literal["tts"] = "tts"
+    phonemes: str = Field("phonemes", description="which of the recipe's tokenizers reads the texts")
+    codec: str = Field("codec", description="which of them turns sound into tokens and back")
+    prosody: str | None = Field(
+        None, description="which of them gives pitch and duration, written before the speech, which they steer; null: speech alone"
+    )
+    window: int | None = Field(
+        1, ge=0, description="phonemes to each side of the one being said that a frame of speech looks at, with prosody; null: all"
+    )
+    join: list[int] = Field([1, 1], min_length=2, max_length=2, description="least and most recordings of a speaker that are read as one")
+    max_seconds: float = Field(15.0, gt=0, description="longer samples are left out, and speech of open length ends there")
+    further_share: float = Field(0.5, gt=0, lt=1, description="share of the samples that teach the codebooks after the first one")
+    passes: int = Field(1, ge=1, le=64, description="passes in which each of these is written; above 1 the most certain cells come first")
+    temperature: float = Field(1.0, ge=0, description="of the draws of prosody and of the first codebook; 0: the likeliest")
+    top_p: float = Field(0.9, gt=0, le=1, description="these are drawn among the fewest choices that hold this probability")
+
+    @model_validator(mode="after")
+    def _rising(self) -> TextToSpeechConfig:
+        if not 1 <= self.join[0] <= self.join[1]:
+            raise ValueError(f"join must be two rising numbers from 1 on, but is {self.join}")
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """Without prosody there is no alignment to look along."""
+        return {} if self.prosody is not None else {"window": "prosody is null: there are no durations"}

@@ -1,0 +1,266 @@
+"""Text to speech: what is learned of recordings with their texts, and texts as sound.
+
+Axes: e entries   t frames   u codebooks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmlm.base.errors import DataError, RecipeError, unknown_name
+from mmlm.data.audio_files import write_sound
+from mmlm.data.speech import Utterance
+from mmlm.data.spoken_entries import Entries, EntryTokens, entries_of_text
+from mmlm.data.token_shards import Progress, TokenShards, tokens_of
+from mmlm.model import MultimodalLM
+from mmlm.model_config import ChannelConfig
+from mmlm.sound import Sound
+from mmlm.staged import generate_staged
+from mmlm.stages import SoFar
+from mmlm.stream import Stream
+from mmlm.tasks.config import TextToSpeechConfig
+from mmlm.tasks.tts_plan import Said, SpeechPlan
+from mmlm.tasks.tts_stages import Writing
+from mmlm.tokenizers.codec.base import Codec
+from mmlm.tokenizers.phonemes import PhonemeTokenizer
+from mmlm.tokenizers.prosody import Prosody
+
+TEXTS_AT_ONCE = 16
+RESYNTHESIS = "the recordings through the codec"
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A text as it was spoken. true: the recording of it, if there is one."""
+
+    text: str
+    sound: Sound
+    codes_tu: Tensor
+    true: Sound | None = None
+
+
+class TextToSpeechTask:
+    """Streams of recordings, and speech."""
+
+    features: Mapping[str, int] = {}
+    over = "seconds of the recording"
+    metrics = ("length_error",)
+    asks = None
+
+    def __init__(self, config: TextToSpeechConfig, tokenizers: Mapping[str, Any]) -> None:
+        self.config, self.tokenizers = config, tokenizers
+        self.phonemes: PhonemeTokenizer = self._tokenizer("phonemes", PhonemeTokenizer)
+        self.codec: Codec = self._tokenizer("codec", Codec)
+        self.prosody: Prosody | None = None if config.prosody is None else self._tokenizer("prosody", Prosody)
+        self.codes: TokenShards | None = None
+        self.aligned: TokenShards | None = None
+        self.beside: dict[tuple[str, str], list[Utterance]] = {}
+
+    def _tokenizer(self, key: str, kind: type) -> Any:
+        name = getattr(self.config, key)
+        if name not in self.tokenizers:
+            raise RecipeError(f"tokenizers: {unknown_name('tokenizer', name, self.tokenizers)}")
+        if not isinstance(found := self.tokenizers[name], kind):
+            raise RecipeError(f"tokenizers.{name}: task.{key} needs a tokenizer of another type.")
+        return found
+
+    @cached_property
+    def plan(self) -> SpeechPlan:
+        """Where everything stands."""
+        return SpeechPlan(self.config, self.codec.book_sizes)
+
+    @cached_property
+    def entry_tokens(self) -> EntryTokens | None:
+        """What gives phonemes with their durations; None without prosody."""
+        if self.prosody is None:
+            return None
+        return EntryTokens(self.phonemes, self.prosody, self.codec.rate_hz, self.codec.token_rate)
+
+    @property
+    def longest(self) -> int:
+        """Frames of the longest entry."""
+        return self.prosody.config.longest_frames if self.prosody is not None else 0
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Phonemes, marks, prosody and codes."""
+        pitches = self.prosody.config.pitch_buckets if self.prosody is not None else 0
+        return self.plan.vocabulary(self.phonemes.sizes["phone"], pitches, self.longest)
+
+    @property
+    def channels(self) -> Mapping[str, ChannelConfig]:
+        """Values added to the embeddings."""
+        return self.plan.channels
+
+    def texts(self, record: Utterance, rng: np.random.Generator) -> list[str]:
+        """The text, if there is one."""
+        return [record.text] if record.text else []
+
+    def read_ahead(self, records: Sequence[Utterance], progress: Progress | None = None) -> None:
+        """Make the tokens of all recordings that samples will be drawn from. Raises DataError for one without a text."""
+        if (silent := next((each for each in records if not each.text), None)) is not None:
+            raise DataError(f"{silent.where}: has no text, which speech is learned by; needs_text: true leaves such recordings out.")
+        self.codes = tokens_of(records, self.codec, progress=progress)
+        if self.entry_tokens is not None:
+            self.aligned = tokens_of(records, self.entry_tokens, progress=progress)
+        groups: dict[str, list[Utterance]] = {}
+        for each in records:
+            groups.setdefault(each.speaker, []).append(each)
+        self.beside |= {(each.where, each.id): groups[each.speaker] for each in records}
+
+    def example(self, record: Utterance, rng: np.random.Generator) -> Stream | None:
+        """A training sample of a recording, or of several of its speaker; None where it is too long or could not be aligned."""
+        low, high = self.config.join
+        others = self.beside.get((record.where, record.id), [record])
+        more = [others[int(rng.integers(len(others)))] for _ in range(int(rng.integers(low, high + 1)) - 1)]
+        said = self._said([record, *more])
+        if said is None or len(said.codes) > self.most_frames:
+            return None
+        return self.plan.sample(said, rng)
+
+    @property
+    def most_frames(self) -> int:
+        """Frames of the longest sample."""
+        return int(self.config.max_seconds * self.codec.token_rate)
+
+    def _said(self, records: Sequence[Utterance]) -> Said | None:
+        """Phonemes, prosody and codes of recordings in a row; None where one could not be aligned."""
+        if self.codes is None:
+            raise DataError("the recordings have no tokens yet: read_ahead makes them.")
+        codes = torch.cat([torch.from_numpy(self.codes.ids(record).astype(np.int64)) for record in records])
+        if self.entry_tokens is None:
+            none = torch.zeros(0, dtype=torch.long)
+            return Said(self._phones(" ".join(record.text for record in records)), codes, none, none)
+        assert self.aligned is not None
+        joined: Entries | None = None
+        for record in records:
+            entries = self.entry_tokens.entries(torch.from_numpy(self.aligned.ids(record).astype(np.int64)))
+            if entries is None:
+                return None
+            joined = entries if joined is None else joined.then(entries, self.entry_tokens.slot)
+        assert joined is not None
+        whole = joined.split(self.longest)
+        return Said(whole.phone, codes, whole.pitch, whole.frames)
+
+    def _phones(self, text: str) -> Tensor:
+        return torch.tensor(self.phonemes.ids(entries_of_text(self.phonemes.transcribe(text))))
+
+    def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
+        """As they are."""
+        return list(streams)
+
+    def title(self, record: Utterance) -> str:
+        """What is said, and by whom."""
+        return f"{record.text} ({record.seconds:.2f} s, {record.speaker or 'somebody'})"
+
+    def shown(self, record: Utterance) -> str:
+        """Text, phonemes, and with prosody the pitch and the frames of each."""
+        if self.codes is None:
+            self.read_ahead([record])
+        said = self._said([record])
+        if said is None:
+            return f"{record.text}\n(its text could not be laid along its sound)"
+        names = [self.phonemes.symbols[number] for number in said.phone.tolist()]
+        if self.prosody is None:
+            return f"{record.text}\n{' '.join(names)}\n{len(said.codes)} frames of {self.codec.num_books} codebooks"
+        pitch_hz = self.prosody.decode(said.pitch) if not self.prosody.config.is_relative else said.pitch.numpy()
+        rows = [
+            f"{name:>4} {frames:3d} frames {hertz:6.1f}" for name, frames, hertz in zip(names, said.frames.tolist(), pitch_hz, strict=True)
+        ]
+        return "\n".join([record.text, *rows])
+
+    def predict(self, model: MultimodalLM, records: Sequence[Utterance]) -> list[Spoken]:
+        """The text of each recording, spoken anew."""
+        made = self.speak(model, [record.text for record in records])
+        true = [record.sound(self.codec.rate_hz) for record in records]
+        return [Spoken(one.text, one.sound, one.codes_tu, sound) for one, sound in zip(made, true, strict=True)]
+
+    def speak(
+        self,
+        model: MultimodalLM,
+        texts: Sequence[str],
+        *,
+        voice: Utterance | None = None,
+        pace: float = 1.0,
+        seed: int = 0,
+        listen: Callable[[int, Sound], None] | None = None,
+    ) -> list[Spoken]:
+        """Texts as speech. voice: a recording with its text, in whose voice they are spoken. pace: how fast, 1 as learned; other than 1 it
+        needs prosody. listen: told (number of the text, its sound) as soon as it is there.
+
+        Raises DataError for a text that cannot be spoken and a voice that cannot be used, RecipeError for a pace that cannot be kept.
+        """
+        if pace != 1 and not self.plan.has_prosody:
+            raise RecipeError("a pace needs durations, which this model does not write: train with task.prosody.")
+        if not 0.25 <= pace <= 4:
+            raise RecipeError(f"pace must be from 0.25 to 4, but is {pace:g}.")
+        said = self._voice(voice)
+        phones = [self._phones(text) for text in texts]
+        found: list[Spoken] = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            some = phones[start : start + TEXTS_AT_ONCE]
+            writing = Writing(self.plan, some, [said] * len(some), model.vocabulary, pace, self.most_frames)
+            written = generate_staged(model, writing.prompts(), writing.stages(), seed=seed + start)
+            codes = [self._codes(so_far) for so_far in written]
+            for number, (each, sound) in enumerate(zip(codes, self._decoded(codes), strict=True), start):
+                found.append(Spoken(texts[number], sound, each))
+                if listen is not None:
+                    listen(number, sound)
+        return found
+
+    def _codes(self, so_far: SoFar) -> Tensor:
+        return so_far.codes["codec"]
+
+    def _decoded(self, codes: Sequence[Tensor]) -> list[Sound]:
+        """Sounds of codes; where a model ended before its first frame, one frame of silence."""
+        spoken = iter(self.codec.decode_many([each for each in codes if len(each)]))
+        silent = Sound(np.zeros(self.codec.hop, dtype=np.float32), self.codec.rate_hz)
+        return [next(spoken) if len(each) else silent for each in codes]
+
+    def _voice(self, voice: Utterance | None) -> Said:
+        if voice is None:
+            return Said.nothing(self.codec.num_books)
+        if not voice.text:
+            raise DataError(f"{voice.where}: a voice needs the text that is said in it.")
+        codes = self.codec.encode(voice.sound(self.codec.rate_hz)).ids
+        assert codes is not None
+        if self.entry_tokens is None:
+            none = torch.zeros(0, dtype=torch.long)
+            return Said(self._phones(voice.text), codes, none, none)
+        (segment,) = self.entry_tokens.encode_utterances([voice])
+        assert segment.ids is not None
+        entries = self.entry_tokens.entries(segment.ids)
+        if entries is None:
+            raise DataError(f"{voice.where}: the text {voice.text[:60]!r} could not be laid along the sound of the voice.")
+        whole = entries.split(self.longest)
+        return Said(whole.phone, codes, whole.pitch, whole.frames)
+
+    def score(self, outputs: Sequence[Spoken], records: Sequence[Utterance]) -> dict[str, float]:
+        """length_error: mean distance of the logarithms of the lengths of speech and recording; 0.1 is about ten percent."""
+        pairs = [(one.sound.seconds, one.true.seconds) for one in outputs if one.true is not None]
+        return {"length_error": float(np.mean([abs(np.log(mine / theirs)) for mine, theirs in pairs]))}
+
+    def baselines(self, records: Sequence[Utterance]) -> dict[str, dict[str, float]]:
+        """What no speech of this codec can be better than."""
+        return {RESYNTHESIS: {"length_error": 0.0}}
+
+    def curves(self, outputs: Sequence[Spoken], records: Sequence[Utterance]) -> dict[str, list[tuple[float, float]]]:
+        """How long each text takes, beside its recording."""
+        return {"seconds": sorted((one.true.seconds, one.sound.seconds) for one in outputs if one.true is not None)}
+
+    def write_samples(self, model: MultimodalLM, records: Sequence[Utterance], folder: Path) -> None:
+        """Of each record its text, the recording, the recording through the codec, and the text spoken."""
+        for number, (one, record) in enumerate(zip(self.predict(model, records), records, strict=True), 1):
+            assert one.true is not None
+            (folder / f"{number}_text.txt").write_text(f"{record.text}\n", encoding="utf-8")
+            write_sound(folder / f"{number}_true.wav", one.true)
+            write_sound(folder / f"{number}_codec.wav", self.codec.decode(self.codec.encode(one.true)))
+            write_sound(folder / f"{number}_spoken.wav", one.sound)
