@@ -145,15 +145,17 @@ class OneCallDecoding:
     def __init__(self, model: Decodable, packed: Packed, prompts: Sequence[Prompt], room: int) -> None:
         self.model, self.packed, self.decoder = model, packed, packed.decoder
         decoder = packed.decoder
+        self.says_words = "language_model" in model.heads  # else hidden states alone are wanted
         if any(segment.mutual for prompt in prompts if isinstance(prompt, Stream) for segment in prompt.segments):
             read = Decoding(model, prompts, 0)
             decoder.reset(len(prompts), int(read.cache.length.max()) + room)
-            self.cache, self.scores_bv = read.cache, read.scores()
+            self.cache = read.cache
+            self.scores_bv = read.scores() if self.says_words else torch.zeros(len(prompts), 0)
             decoder.hidden.copy_(read.h_bd)
             return
         batch = pad([_stream(prompt, model.vocabulary) for prompt in prompts], model.vocabulary)
         decoder.reset(len(prompts), batch.ids.shape[1] + room)
-        self.scores_bv = self._extend(batch, None)
+        self.scores_bv = self._extend(batch, None if self.says_words else (0, 0))
 
     @property
     def cache(self) -> Cache:
@@ -184,9 +186,13 @@ class OneCallDecoding:
         self._extend(batch, (0, 0))
 
     def _extend(self, batch: Batch, rows: tuple[int, int] | None) -> Tensor:
-        lengths, plain = (batch.layout.document > 0).sum(1), _is_ids_alone(batch)
+        layout = batch.layout
+        lengths, plain = (layout.document > 0).sum(1), _is_ids_alone(batch)
         embedded = None if plain else self.model.embed(batch)
-        return self.decoder.extend(batch.ids if plain else None, lengths, rows=rows, x_btd=embedded)
+        return self.decoder.extend(
+            batch.ids if plain else None, lengths, rows=rows, x_btd=embedded, position_bt=layout.position[..., 0], mark_bt=layout.mark,
+            reach_bt2=layout.reach,
+        )  # fmt: skip
 
     def feed(self, ids_b: Tensor) -> None:
         """Take one token a sequence."""
@@ -212,8 +218,13 @@ _kept: weakref.WeakKeyDictionary[Any, Packed] = weakref.WeakKeyDictionary()
 _told: set[str] = set()
 
 
-def open_decoding(model: Decodable, prompts: Sequence[Prompt], room: int, precision: Precision = "auto") -> Decoding | OneCallDecoding:
+def open_decoding(
+    model: Decodable, prompts: Sequence[Prompt], room: int, precision: Precision = "auto", *, by_reading: bool = False
+) -> Decoding | OneCallDecoding:
     """Read the prompts, with room for so many new tokens a sequence.
+
+    by_reading: what follows is given to `read`, which tells the positions and the reach of all tokens, so that those of the prompts may be
+    their own; else it is fed at the positions that follow.
 
     precision: of the C++ decoder. auto: that of the weights, so that nothing changes beyond the rounding of float32; the decoder is then
     packed where it pays and memory allows. Where it cannot serve, the model's layers do; for a precision that was asked for, a warning
@@ -221,11 +232,11 @@ def open_decoding(model: Decodable, prompts: Sequence[Prompt], room: int, precis
     """
     if precision not in PRECISIONS:
         raise RecipeError(f"precision must be one of {', '.join(PRECISIONS)}, but is {precision!r}.")
-    packed = _packed(model, prompts, room, precision)
+    packed = _packed(model, prompts, room, precision, by_reading)
     return Decoding(model, prompts, room) if packed is None else OneCallDecoding(model, packed, prompts, room)
 
 
-def _packed(model: Decodable, prompts: Sequence[Prompt], room: int, precision: Precision) -> Packed | None:
+def _packed(model: Decodable, prompts: Sequence[Prompt], room: int, precision: Precision, by_reading: bool) -> Packed | None:
     """The packed weights of a model, ready for these prompts, or None."""
     weight = model.embedding.weight
     own: dict[torch.dtype, Form] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -236,7 +247,7 @@ def _packed(model: Decodable, prompts: Sequence[Prompt], room: int, precision: P
             raise Unsupported("the native back end is switched off or cannot run here")
         if wanted is None:
             raise Unsupported(f"weights of {weight.dtype}")
-        if reason := _unfit(prompts):
+        if reason := _unfit(prompts, by_reading):
             raise Unsupported(reason)
         state = _state(model, wanted)
         if kept is not None and kept.state == state:
@@ -253,18 +264,23 @@ def _packed(model: Decodable, prompts: Sequence[Prompt], room: int, precision: P
         return None
 
 
-def _unfit(prompts: Sequence[Prompt]) -> str:
+def _unfit(prompts: Sequence[Prompt], by_reading: bool) -> str:
     """Why no decoder can go on from these prompts, or nothing."""
     for prompt in prompts:
         for segment in prompt.segments if isinstance(prompt, Stream) else ():
-            if segment.position is not None or segment.reach is not None or torch.as_tensor(segment.branch).any():
-                return "a prompt with positions, branches or a reach of its own"
+            hides = segment.mark is not None or segment.reach is not None
+            if torch.as_tensor(segment.branch).any() or (hides and any(each.mutual for each in prompt.segments)):
+                return "a prompt with branches, or with parts in both directions and marks"
+            if segment.position is not None and len(prompt.axes) > 1:
+                return "a prompt with positions on several axes"
+            if not by_reading and (segment.position is not None or hides):
+                return "a prompt with positions or a reach of its own"
     return ""
 
 
-def follows_plainly(streams: Sequence[Stream]) -> bool:
-    """Whether these can be read from left to right, at the positions that follow, as the C++ decoder reads."""
-    return not _unfit(streams) and not any(segment.mutual for stream in streams for segment in stream.segments)
+def reads_on(streams: Sequence[Stream]) -> bool:
+    """Whether the C++ decoder can read these behind others, from left to right."""
+    return not _unfit(streams, True) and not any(segment.mutual for stream in streams for segment in stream.segments)
 
 
 def _is_ids_alone(batch: Batch) -> bool:

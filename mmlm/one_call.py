@@ -21,6 +21,7 @@ from mmlm.backbone.mamba1 import Mamba1
 from mmlm.backbone.mamba2 import Mamba2
 from mmlm.backbone.moe import MixtureOfExperts
 from mmlm.backbone.norms import LayerNorm
+from mmlm.heads.codebooks import CodebooksHead
 from mmlm.heads.language_model import LanguageModelHead
 from mmlm.kernels.decode.fast import Decoder
 from mmlm.kernels.decode.spec import (
@@ -54,13 +55,16 @@ class Packable(Protocol):
 
 @torch.no_grad()
 def one_call_form(model: Packable) -> tuple[DecoderSpec, Weights]:
-    """A model as the C++ decoder takes it. Raises Unsupported with the reason where it cannot."""
+    """A model as the C++ decoder takes it; heads of codebooks read what it leaves, its hidden states. Raises Unsupported with the reason
+    where it cannot."""
     backbone, head = model.backbone, model.heads["language_model"] if "language_model" in model.heads else None
-    if type(head) is not LanguageModelHead:
+    if head is None and not any(isinstance(each, CodebooksHead) for each in model.heads.values()):
+        raise Unsupported("no language-model head and none of codebooks")
+    if head is not None and type(head) is not LanguageModelHead:
         raise Unsupported("no plain language-model head")
-    if head.rows is not None:
+    if head is not None and head.rows is not None:
         raise Unsupported("a head that writes some ranges of the vocabulary alone")
-    if head.config.soft_cap is not None or backbone.config.norm_place != "before":
+    if (head is not None and head.config.soft_cap is not None) or backbone.config.norm_place != "before":
         raise Unsupported("a soft cap on its scores, or norms around its layers")
     for name, module in (*backbone.named_modules(), ("embedding", model.embedding)):
         if not type(module).__module__.startswith(("mmlm.", "torch.")):
@@ -68,7 +72,8 @@ def one_call_form(model: Packable) -> tuple[DecoderSpec, Weights]:
     if model.device.type != "cpu":
         raise Unsupported(f"the weights are on {model.device}")
     weights = _under("embedding", model.embedding) | _under("norm", backbone.norm)
-    if head.weight is not None:
+    own_rows = head is not None and head.weight is not None
+    if own_rows:
         weights["head.weight"] = head.weight
     if backbone.positions is not None:
         weights |= _under("positions", backbone.positions)
@@ -85,12 +90,12 @@ def one_call_form(model: Packable) -> tuple[DecoderSpec, Weights]:
             weights |= {at + short: tensor for short, tensor in (own | (_under("norm", norm) if norm is not None else {})).items()}
         layers.append(LayerSpec(**parts, parallel=layer.parallel))
     spec = DecoderSpec(
-        vocabulary=len(head.matrix),
+        vocabulary=len(model.embedding.weight) if head is None else len(head.matrix),
         width=backbone.config.width,
         layers=tuple(layers),
         norm="layer" if isinstance(backbone.norm, LayerNorm) else "rms",
         norm_eps=backbone.norm.eps,
-        tied=head.weight is None,
+        tied=not own_rows,
         positions=backbone.positions.num_embeddings if backbone.positions is not None else 0,
         embedding_scale=backbone.config.embedding_scale,
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmlm.base.errors import RecipeError
-from mmlm.decoding import Decodable, Decoding, OneCallDecoding, Precision, follows_plainly, open_decoding
+from mmlm.decoding import Decodable, Decoding, OneCallDecoding, Precision, open_decoding, reads_on
 from mmlm.stages import Choice
 from mmlm.stream import Segment, Stream, cut, next_position, pad
 from mmlm.tokenizers.patterns import Part
@@ -33,18 +33,18 @@ class Reader:
         given = zip(streams, self.streams, self.counts, strict=True)
         return self.decoding is not None and all(_begins_with(stream, old, count) for stream, old, count in given)
 
-    def catch_up(self, streams: Sequence[Stream], room: int, plain: bool, precision: Precision) -> None:
-        """Read what of these streams has not been read. plain: what is to follow can be fed to the C++ decoder."""
+    def catch_up(self, streams: Sequence[Stream], room: int, precision: Precision) -> None:
+        """Read what of these streams has not been read."""
         if self.holds(streams):
             rest = [_behind(stream, count) for stream, count in zip(streams, self.counts, strict=True)]
-            if isinstance(self.decoding, Decoding) or (plain and follows_plainly(rest)):
+            if isinstance(self.decoding, Decoding) or reads_on(rest):
                 self._go_on(streams, rest)
                 return
         self.close()
         for stream in streams:
             if len(stream) == 0:
                 raise RecipeError("a stage must begin behind at least one token, but its prompt is empty.")
-        self.decoding = open_decoding(self.model, streams, room, precision) if plain else Decoding(self.model, streams, room)
+        self.decoding = open_decoding(self.model, streams, room, precision, by_reading=True)
         self.streams, self.counts = list(streams), [len(stream) for stream in streams]
 
     def _go_on(self, streams: Sequence[Stream], rest: Sequence[Stream]) -> None:

@@ -79,7 +79,7 @@ def generate_staged(
                 reader = next((each for each in old if each.model is used and each.holds(streams)), None) or Reader(used)
                 old = [each for each in old if each is not reader]
                 readers.append(reader)
-                reader.catch_up(streams, max(row.steps for row in rows), stage.is_plain, precision)
+                reader.catch_up(streams, max(row.steps for row in rows), precision)
             for reader in old:
                 reader.close()
             weights = [branch.weight for branch in guides]

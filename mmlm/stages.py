@@ -143,11 +143,6 @@ class Stage:
     def _has_rules(self) -> bool:
         return callable(self.position) or any(callable(channel) for channel in self.channels.values())
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether its tokens stand at the positions that follow and see all before them."""
-        return self.position is None and self.mark is None and self.reach is None
-
     def begin(self, so_far: SoFar) -> Stream:
         """The stream that it goes on from, with the steps that known codes fill."""
         stream = so_far.stream if self.prompt is None else self.prompt(so_far)

@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,10 +11,11 @@ from mmlm.base.errors import NumericsError, RecipeError
 from mmlm.base.schema import check
 from mmlm.decoding import Decoding, OneCallDecoding, _told, guided, open_decoding
 from mmlm.generation import Guidance, RangeGrammar, Sampling, generate, stream
+from mmlm.kernels.decode.spec import Unsupported
 from mmlm.kernels.dispatch import forced
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
-from mmlm.stream import Segment, Stream
+from mmlm.stream import Segment, Stream, pad
 
 GQA = {"type": "attention", "num_heads": 4, "num_kv_heads": 2}
 MAMBA2 = {"type": "mamba2", "state_size": 8, "head_size": 16}
@@ -134,6 +136,70 @@ def test_a_prompt_that_sees_both_ways_is_read_by_the_layers_and_written_on_by_th
     want = by_layers(model, prompts, max_new_tokens=20)
     assert [one.ids for one in generate(model, prompts, max_new_tokens=20, precision="fp32")] == [one.ids for one in want]
     assert want[0].ids != by_layers(model, [torch.cat([ids(5), ids(2)])], max_new_tokens=20)[0].ids
+
+
+def parts(rng: np.random.Generator, sizes: list[int], marked: bool) -> list[Stream]:
+    """Streams with positions of their own, and with tokens that only some see."""
+    found = []
+    for size in sizes:
+        segments = []
+        for count in (size, 3):
+            fields = {"position": torch.from_numpy(rng.integers(0, 40, (count, 1)))}
+            if marked:
+                low = torch.from_numpy(rng.integers(0, 4, count))
+                fields |= {"mark": torch.from_numpy(rng.integers(-1, 5, count)), "reach": torch.stack([low, low + 1], dim=1)}
+            segments.append(Segment("text", torch.from_numpy(rng.integers(0, 40, count)), **fields))
+        found.append(Stream(segments))
+    return found
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@torch.no_grad()
+def test_positions_and_marks_of_their_own_are_read_as_the_layers_read_them(precision, marked):
+    model, rng = made(SHAPES["qwen3"]), np.random.default_rng(0)
+    prompts = parts(rng, [5, 1, 9], marked)
+    layers, native = Decoding(model, prompts, 300), open_decoding(model, prompts, 4, precision, by_reading=True)
+    assert isinstance(native, OneCallDecoding)
+    rows, tolerance = torch.arange(40), {"fp32": 1e-4, "bf16": 5e-2, "int8": 1e-1}[precision]
+
+    def alike() -> None:
+        want, got = layers.scores_among(rows), native.scores_among(rows)
+        assert float((want - got).norm() / want.norm()) < tolerance
+
+    alike()
+    for step in range(40):  # beyond the room that was asked for
+        if step == 20:
+            for decoding in (layers, native):
+                decoding.select(torch.tensor([2, 0, 2]))
+        batch = pad(parts(rng, [1, 0, 2] if step % 2 else [0, 4, 0], marked), model.vocabulary, starts=[0, 0, 0])
+        layers.read(batch)
+        native.read(batch)
+    alike()
+    if marked:  # a token that sees no marked token at all, itself included
+        blind = Segment("text", ids(1), mark=torch.tensor([3]), reach=torch.tensor([[7, 7]]))
+        for decoding in (layers, native):
+            decoding.read(pad([Stream([blind])] * 3, model.vocabulary, starts=[50] * 3))
+        assert torch.isfinite(native.scores_among(rows)).all()
+
+
+def test_a_model_of_codebooks_alone_is_decoded_in_one_call(tiny):
+    heads = {"books": {"type": "codebooks"}}
+    model = tiny([{"type": "attention", "num_heads": 2}], heads, {"text": 10, "codec.0": 7, "codec.1": 6}, width=32).float()
+    prompts = [Stream([Segment("text", torch.tensor([1, 2, 3]))]), Stream([Segment("text", torch.tensor([4]))])]
+    decoding = open_decoding(model, prompts, 40, "fp32", by_reading=True)
+    assert isinstance(decoding, OneCallDecoding)
+    for name in ("codec.0", "codec.1"):
+        with torch.no_grad():
+            torch.testing.assert_close(decoding.scores_of_book(name), Decoding(model, prompts, 40).scores_of_book(name), rtol=0, atol=1e-4)
+
+
+def test_a_recurrence_refuses_tokens_that_only_some_see():
+    model = made(SHAPES["mamba2"])
+    decoding = open_decoding(model, [ids(4)], 40, "fp32", by_reading=True)
+    hidden = Segment("text", ids(2), mark=torch.tensor([0, 1]), reach=torch.tensor([[0, 0], [0, 1]]))
+    with pytest.raises(Unsupported, match="only some see"):
+        decoding.read(pad([Stream([hidden])], model.vocabulary, starts=[4]))
 
 
 def test_streaming_gives_the_tokens_one_by_one():

@@ -1,4 +1,5 @@
-// Softmax attention over the cached tokens of a sequence, with grouped key heads. A position is the count of the tokens before.
+// Softmax attention over the cached tokens of a sequence, with grouped key heads. A position is the count of the tokens before; what a token
+// is turned by, and which marked tokens it sees, may be given.
 #pragma once
 #include "layer.h"
 
@@ -94,7 +95,10 @@ struct Attention : Part {
         const int64_t group = heads / kv_heads, at_head = g * group * head_size, n = group * head_size;
         const int64_t length = pass.rows[row].position + 1, start = window > 0 ? std::max<int64_t>(0, length - window) : 0;
         float* y = &pass.mixed.memory[result * out.from_stride + at_head];
-        cache->attend(sequence, g, projected(row) + at_head, static_cast<int>(group), start, length, scale, s, y);
+        const Row& query = pass.rows[row];
+        const auto& mark = pass.sequences.mark;
+        const Hidden hidden{mark.empty() ? nullptr : mark[sequence].data(), query.reach[0], query.reach[1]};
+        cache->attend(sequence, g, projected(row) + at_head, static_cast<int>(group), start, length, hidden, scale, s, y);
         if (!gated) return;
         const float* gate = projected(row) + (heads + 2 * kv_heads) * head_size + at_head;
         lanes(n, [&](int64_t i, auto part) { put(y + i, at(y + i, part) * sigmoid(at(gate + i, part)), part); });

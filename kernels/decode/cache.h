@@ -18,8 +18,8 @@ struct Block {
 template <class F>
 struct Cache;
 template <class F>
-void attend_block(const Cache<F>& c, const Block& block, Scratch& s, const float* q, int rows, int64_t start, int64_t length, float scale,
-                  float* y);
+void attend_block(const Cache<F>& c, const Block& block, Scratch& s, const float* q, int rows, int64_t start, int64_t length, Hidden hidden,
+                  float scale, float* y);
 
 template <class F>
 struct Cache : KeyValues {
@@ -97,9 +97,9 @@ struct Cache : KeyValues {
     }
 
     void approach(int64_t sequence, int64_t head) const override { fetch(at(sequence, head).keys, NEAR); }
-    void attend(int64_t sequence, int64_t head, const float* q, int rows, int64_t start, int64_t length, float scale, Scratch& s,
+    void attend(int64_t sequence, int64_t head, const float* q, int rows, int64_t start, int64_t length, Hidden hidden, float scale, Scratch& s,
                 float* y) const override {
-        attend_block(*this, at(sequence, head), s, q, rows, start, length, scale, y);
+        attend_block(*this, at(sequence, head), s, q, rows, start, length, hidden, scale, y);
     }
 
   private:
@@ -215,11 +215,11 @@ float softmax(const Block& block, float* score, int64_t first_token, int64_t spa
     }
 }
 
-// softmax(scale q K^T) V for the `rows` query heads that share a key head, over tokens [start, length).
+// softmax(scale q K^T) V for the `rows` query heads that share a key head, over tokens [start, length) that are not hidden; 0 without any.
 // q: [rows][head_size]; y: [rows][head_size].
 template <class F>
-void attend_block(const Cache<F>& c, const Block& block, Scratch& s, const float* q, int rows, int64_t start, int64_t length, float scale,
-                  float* y) {
+void attend_block(const Cache<F>& c, const Block& block, Scratch& s, const float* q, int rows, int64_t start, int64_t length, Hidden hidden,
+                  float scale, float* y) {
     constexpr int PLANES = F::GROUP == 4 ? 2 : 1;
     constexpr int64_t SEGMENT = F::GROUP == 4 ? 16384 : INT64_MAX;  // token groups until a sum in int32 could run over
     const int64_t first = start / LANES, last = (length + LANES - 1) / LANES, span = (last - first) * LANES, channels = c.channels;
@@ -248,6 +248,19 @@ void attend_block(const Cache<F>& c, const Block& block, Scratch& s, const float
         float* score = &s.scores[m * span];
         for (int64_t i = first * LANES; i < start; i++) score[i - first * LANES] = -INFINITY;
         for (int64_t i = length; i < last * LANES; i++) score[i - first * LANES] = -INFINITY;
+        if (hidden.mark) {
+            int64_t seen = 0;
+            for (int64_t i = start; i < length; i++) {
+                const bool sees = hidden.mark[i] < 0 || (hidden.first <= hidden.mark[i] && hidden.mark[i] <= hidden.last);
+                if (!sees) score[i - first * LANES] = -INFINITY;
+                seen += sees;
+            }
+            if (!seen) {
+                memset(s.weights.data + m * PLANES * stride, 0, PLANES * stride * 4);
+                for (int plane = 0; plane < PLANES; plane++) undo[m * PLANES + plane] = 0;
+                continue;
+            }
+        }
         const float factor = softmax<F>(block, score, first * LANES, span, s.weights.data + m * PLANES * stride);
         undo[m * PLANES] = PLANES == 2 ? 256 * factor : factor;
         if (PLANES == 2) undo[m * 2 + 1] = factor;

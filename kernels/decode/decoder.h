@@ -24,6 +24,9 @@ struct Sizes {  // in the order of fast.py
         : vocabulary(in.next()), width(in.next()), layers(in.next()), layer_norm(in.next()), positions(in.next()), tied(in.next()),
           threads(in.next()) {}
 };
+struct Given {  // what new tokens carry besides ids; null for what follows from their places
+    const int64_t *position, *mark, *reach;
+};
 struct Layer {
     bool parallel = false;
     std::unique_ptr<Part> mixer, feed_forward;
@@ -151,6 +154,12 @@ struct Decoder {
         now.batch = batch, now.tokens = tokens;
         now.length.assign(batch, 0);
         for (int64_t i = 0; from && i < batch; i++) now.length[i] = before[from[i]];
+        const auto marks = std::move(now.mark);
+        now.mark.clear();
+        for (int64_t i = 0; from && !marks.empty() && i < batch; i++) {
+            now.mark.push_back(marks[from[i]]);
+            now.mark.back().resize(tokens, -1);
+        }
     }
 
     void set_lengths(const int64_t* to) {
@@ -159,6 +168,7 @@ struct Decoder {
             for (Part* one : parts)
                 if (to[b] == 0) one->forget(b);
         }
+        if (std::all_of(to, to + pass.sequences.batch, [](int64_t length) { return length == 0; })) pass.sequences.mark.clear();
     }
 
     // One chunk of one stage.
@@ -183,7 +193,7 @@ struct Decoder {
             if (embedded) memcpy(to, embedded + row.at * z.width, z.width * 4);
             else embedding(row.token, to);
             if (!embedded) for (int64_t k = 0; k < z.width; k++) to[k] *= embedding_scale;
-            if (z.positions) for (int64_t k = 0; k < z.width; k++) to[k] += positions[row.position * z.width + k];
+            if (z.positions) for (int64_t k = 0; k < z.width; k++) to[k] += positions[row.turned * z.width + k];
             for (int64_t k = z.width; k < pass.x_stride; k++) to[k] = 0;
         }
         for (auto& rotation : pass.rotations) rotation->fill(pass.rows);
@@ -218,7 +228,8 @@ struct Decoder {
         pass.clear();
     }
 
-    int extend(const int64_t* counts, const int64_t* ids, const float* embedded, float* logits_, int64_t first, int64_t last,
+    // positions, marks: of the new tokens, null for those that follow and for none; reach: first and last mark that each sees, null for all.
+    int extend(const int64_t* counts, const int64_t* ids, const float* embedded, const Given& given, float* logits_, int64_t first, int64_t last,
                float* hidden_) {
         Sequences& now = pass.sequences;
         int64_t longest = 0, total = 0;
@@ -228,7 +239,9 @@ struct Decoder {
         }
         for (int64_t i = 0; !embedded && i < total; i++)
             if (ids[i] < 0 || ids[i] >= z.vocabulary) return BAD_ID;
-        if (z.positions && longest > z.positions) return BAD_POSITION;
+        if (z.positions && !given.position && longest > z.positions) return BAD_POSITION;
+        for (int64_t i = 0; given.position && z.positions && i < total; i++)
+            if (given.position[i] < 0 || given.position[i] >= z.positions) return BAD_POSITION;
         if (longest > now.tokens) {
             std::vector<int64_t> same(now.batch);
             for (int64_t b = 0; b < now.batch; b++) same[b] = b;
@@ -244,7 +257,11 @@ struct Decoder {
                 const int64_t row = static_cast<int64_t>(pass.rows.size());
                 if (pass.runs.empty() || pass.runs.back().sequence != b) pass.runs.push_back({b, row, row});
                 pass.runs.back().end++;
-                pass.rows.push_back({b, before[b] + i, embedded ? 0 : ids[at], at});
+                const int64_t place = before[b] + i, turned = given.position ? given.position[at] : place;
+                const bool sees_all = !given.reach;
+                pass.rows.push_back({b, place, embedded ? 0 : ids[at], at, turned,
+                                     {sees_all ? 0 : given.reach[2 * at], sees_all ? INT64_MAX : given.reach[2 * at + 1]}});
+                now.set_mark(b, place, given.mark ? given.mark[at] : -1);
                 if (i == counts[b] - 1) pass.out_rows.push_back(row), pass.out_sequences.push_back(b);
                 if (row + 1 == PASS_ROWS) go(embedded);
             }
@@ -289,7 +306,7 @@ struct Decoder {
             packed.clear();
             for (int64_t b = 0; b < pass.sequences.batch; b++)
                 if (counts[b]) packed.push_back(next[b]);
-            const int fault = extend(counts.data(), packed.data(), nullptr, logits_, 0, z.vocabulary, hidden_);
+            const int fault = extend(counts.data(), packed.data(), nullptr, {nullptr, nullptr, nullptr}, logits_, 0, z.vocabulary, hidden_);
             if (fault) return fault;
             for (int64_t b = 0; b < pass.sequences.batch; b++) {
                 int64_t& to = out[b * steps + step];

@@ -84,9 +84,10 @@ void decoder_put_state(void* d, int64_t layer, int64_t which, const float* from,
 void decoder_get_state(void* d, int64_t layer, int64_t which, float* to, int64_t tokens) {
     decoder(d).layers[layer].mixer->get_state(static_cast<int>(which), to, tokens);
 }
-int64_t decoder_extend(void* d, const int64_t* counts, const int64_t* ids, const float* embedded, float* logits, int64_t first, int64_t last,
-                       float* hidden) {
-    return guarded([&] { return static_cast<int64_t>(decoder(d).extend(counts, ids, embedded, logits, first, last, hidden)); });
+int64_t decoder_extend(void* d, const int64_t* counts, const int64_t* ids, const float* embedded, const int64_t* position, const int64_t* mark,
+                       const int64_t* reach, float* logits, int64_t first, int64_t last, float* hidden) {
+    const Given given{position, mark, reach};
+    return guarded([&] { return static_cast<int64_t>(decoder(d).extend(counts, ids, embedded, given, logits, first, last, hidden)); });
 }
 int64_t decoder_greedy(void* d, const int64_t* ids, int64_t steps, const int64_t* stops, int64_t num_stops, float* logits, float* hidden,
                        int64_t* out, float* scores) {

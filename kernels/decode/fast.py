@@ -56,7 +56,7 @@ _FUNCTIONS: dict[str, list[Any]] = {
     "decoder_set_lengths": [_P, _P],
     "decoder_put_state": [_P, _I, _I, _P, _I],
     "decoder_get_state": [_P, _I, _I, _P, _I],
-    "decoder_extend": [_P, _P, _P, _P, _P, _I, _I, _P],
+    "decoder_extend": [_P, _P, _P, _P, _P, _P, _P, _P, _I, _I, _P],
     "decoder_greedy": [_P, _P, _I, _P, _I, _P, _P, _P, _P],
 }
 _RETURNS = {
@@ -232,10 +232,15 @@ class Decoder:
         *,
         rows: tuple[int, int] | None = None,
         x_btd: Tensor | None = None,
+        position_bt: Tensor | None = None,
+        mark_bt: Tensor | None = None,
+        reach_bt2: Tensor | None = None,
     ) -> Tensor:
         """As `step` for the first lengths[i] of t new tokens of each sequence (default all): logits after the last of them.
 
-        A sequence of length 0 takes nothing in; its row of logits stays as it was.
+        A sequence of length 0 takes nothing in; its row of logits stays as it was. position_bt: what tokens are turned by, instead of
+        their places. mark_bt, reach_bt2: as in mmlm.layout; marks are kept with the tokens. Raises Unsupported for a reach or marks where
+        a layer is a recurrence.
         """
         given = ids_bt if x_btd is None else x_btd
         if given is None or given.dim() < 2:
@@ -246,9 +251,19 @@ class Decoder:
             raise DataError(f"{b} rows of {t} tokens and lengths {counts.tolist()} do not fit {self._batch} sequences.")
         real = torch.arange(t) < counts[:, None]
         ids, x = (None if part is None else part[real] for part in (ids_bt, x_btd))
-        return self._extend(counts, ids, x, rows)
+        given = [None if part is None else part[real].long().contiguous() for part in (position_bt, mark_bt, reach_bt2)]
+        if any(part is not None for part in given[1:]) and self.spec.has_recurrence:
+            raise Unsupported("a recurrence with tokens that only some see")
+        return self._extend(counts, ids, x, rows, given)
 
-    def _extend(self, counts: Tensor, ids: Tensor | None, x: Tensor | None, rows: tuple[int, int] | None) -> Tensor:
+    def _extend(
+        self,
+        counts: Tensor,
+        ids: Tensor | None,
+        x: Tensor | None,
+        rows: tuple[int, int] | None,
+        given: Sequence[Tensor | None] = (None, None, None),
+    ) -> Tensor:
         first, last = (0, self.spec.vocabulary) if rows is None else rows
         if not 0 <= first <= last <= self.spec.vocabulary:
             raise DataError(f"vocabulary rows {first} to {last} are not within 0 to {self.spec.vocabulary}.")
@@ -261,7 +276,10 @@ class Decoder:
             if tuple(x.shape) != (total, self.spec.width):
                 raise DataError(f"vectors {list(x.shape)} where [{total}, {self.spec.width}] is needed.")
             x = x.detach().float().contiguous()
-        places = (counts.data_ptr(), None if ids is None else ids.data_ptr(), None if x is None else x.data_ptr())
+        for name, part, size in zip(("positions", "marks", "reach"), given, ((total,), (total,), (total, 2)), strict=True):
+            if part is not None and tuple(part.shape) != size:
+                raise DataError(f"{name} {list(part.shape)} where {list(size)} is needed.")
+        places = (counts.data_ptr(), *(None if part is None else part.data_ptr() for part in (ids, x, *given)))
         self._answer(self._c.decoder_extend(self._handle, *places, self._logits.data_ptr(), first, last, self.hidden.data_ptr()))
         return self._logits[:, first:last]
 
@@ -296,8 +314,7 @@ class Decoder:
         counts, now = _longs(lengths), self.lengths
         if len(counts) != self._batch or any(not 0 <= new <= old for new, old in zip(counts.tolist(), now)):
             raise DataError(f"crop to {counts.tolist()}, where the sequences have {now} tokens.")
-        recurrent = any("state" in layer.mixer.states() for layer in self.spec.layers if layer.mixer is not None)
-        if recurrent and any(new not in (0, old) for new, old in zip(counts.tolist(), now)):
+        if self.spec.has_recurrence and any(new not in (0, old) for new, old in zip(counts.tolist(), now)):
             raise Unsupported("a recurrent state cannot be cropped; keep its states() instead")
         self._c.decoder_set_lengths(self._handle, counts.data_ptr())
 

@@ -17,6 +17,8 @@ constexpr int64_t ROWS_AT_ONCE = 16;       // of activations, for one thread at 
 
 struct Row {
     int64_t sequence, position, token, at;  // at: its place among the ids of the call
+    int64_t turned;                         // the position by which it is turned; `position` is the count of the tokens before
+    int64_t reach[2];                       // first and last mark that it sees
 };
 struct Run {  // rows of one sequence, in order
     int64_t sequence, begin, end;
@@ -25,6 +27,19 @@ struct Run {  // rows of one sequence, in order
 struct Sequences {
     int64_t batch = 0, tokens = 0;  // room
     std::vector<int64_t> length;    // tokens of each sequence
+    // Numbers of tokens for rows that do not see all, -1 for none: [batch][tokens], or nothing where no token has ever had one.
+    std::vector<std::vector<int64_t>> mark;
+
+    void set_mark(int64_t sequence, int64_t place, int64_t value) {
+        if (mark.empty() && value < 0) return;
+        if (mark.empty()) mark.assign(batch, std::vector<int64_t>(tokens, -1));
+        mark[sequence][place] = value;
+    }
+};
+
+struct Hidden {  // which of a sequence's tokens a row does not see; mark is null where it sees all
+    const int64_t* mark;
+    int64_t first, last;
 };
 
 struct Scratch {  // of one thread
@@ -76,7 +91,7 @@ struct Rotation {
         if (cosine.size() < rows.size() * n) cosine.resize(rows.size() * n), sine.resize(rows.size() * n);
         for (size_t i = 0; i < rows.size(); i++)
             for (size_t j = 0; j < n; j++) {
-                const float angle = static_cast<float>(rows[i].position) * frequencies[j];
+                const float angle = static_cast<float>(rows[i].turned) * frequencies[j];
                 cosine[i * n + j] = std::cos(angle) * scale;
                 sine[i * n + j] = std::sin(angle) * scale;
             }
@@ -122,8 +137,8 @@ struct KeyValues {
     virtual void put(int64_t sequence, int64_t head, int64_t token, const float* key, const float* value, Scratch& s) = 0;
     virtual void get(int64_t sequence, int64_t head, int64_t token, float* key, float* value) const = 0;
     virtual void approach(int64_t sequence, int64_t head) const = 0;  // brings the first keys near
-    virtual void attend(int64_t sequence, int64_t head, const float* q, int rows, int64_t start, int64_t length, float scale, Scratch& s,
-                        float* y) const = 0;
+    virtual void attend(int64_t sequence, int64_t head, const float* q, int rows, int64_t start, int64_t length, Hidden hidden, float scale,
+                        Scratch& s, float* y) const = 0;
     virtual ~KeyValues() {}
 };
 

@@ -363,6 +363,11 @@ class DecoderSpec:
             for name, part in layer.parts():
                 yield index, name, part
 
+    @property
+    def has_recurrence(self) -> bool:
+        """Whether a layer keeps a state instead of its tokens."""
+        return any("state" in layer.mixer.states() for layer in self.layers if layer.mixer is not None)
+
     def check(self) -> None:
         """Raises Unsupported for sizes and options that cannot be."""
         if found := _too_small(self, "vocabulary", "width"):
