@@ -44,7 +44,7 @@ class Recipe(Strict):
     adapt: AdaptConfig = Field(AdaptConfig(), description="which parts are trained, how fast, through which adapters")
     objective: OBJECTIVES.choice = Field(CausalConfig(), description="what is hidden, shifted or compared")
     train: TrainConfig = Field(TrainConfig(), description="how long, how fast and what is kept")
-    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="which tables the trained model is compared on")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="how the trained model is measured")
 
     @model_validator(mode="before")
     @classmethod
@@ -75,9 +75,15 @@ class Recipe(Strict):
         return self
 
     def without_effect(self) -> dict[str, str]:
-        """The section `evaluate` is about tables; a task with a network of its own has no decoder."""
-        other = [task.type for task in self.tasks if getattr(task, "reads", "tables") != "tables"]
-        found = {"evaluate": f"the task {other[0]!r} is measured on data.test"} if other else {}
+        """Of the section `evaluate`, what is not about what the task makes; a task with a network of its own has no decoder."""
+        found: dict[str, str] = {}
+        for task in self.tasks:
+            if getattr(task, "reads", "tables") == "tables":
+                found |= _keys_of_evaluate(EvaluateConfig.of_sounds, f"the task {task.type!r} makes no sound")
+            elif getattr(task, "makes_sound", False):
+                found |= _keys_of_evaluate(EvaluateConfig.of_tables, f"the task {task.type!r} is measured on data.test")
+            else:
+                found["evaluate"] = f"the task {task.type!r} is measured on data.test"
         own = [task.type for task in self.tasks if getattr(task, "has_own_network", False)]
         parts = ("encoders", "backbone", "heads", "adapt", "objective") if own else ()
         return found | dict.fromkeys(parts, f"the task {''.join(own)!r} trains a network of its own")
@@ -123,6 +129,10 @@ class Recipe(Strict):
     def dump(self) -> str:
         """Complete YAML text, every default written out; it reads back as an equal recipe."""
         return yaml.dump(self.model_dump(mode="json", by_alias=True))
+
+
+def _keys_of_evaluate(names: Iterable[str], why: str) -> dict[str, str]:
+    return {f"evaluate.{name}": why for name in names}
 
 
 def apply_override(raw: dict[str, Any], item: str) -> None:

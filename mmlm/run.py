@@ -23,6 +23,7 @@ from mmlm.data.episodes import OneTable
 from mmlm.data.real_tables import load_real_tables
 from mmlm.data.tables import Table
 from mmlm.evaluation.card import write_card
+from mmlm.evaluation.judges import Judges
 from mmlm.evaluation.measure import measure, measured_summary, records_of, source_names
 from mmlm.evaluation.measured_report import write_measured_report
 from mmlm.evaluation.protocol import compare, summary
@@ -34,7 +35,7 @@ from mmlm.model_config import ModelConfig
 from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
 from mmlm.stream import Batch, Stream
-from mmlm.tasks.base import MeetsSources, OwnNetwork, ReadsAhead, TabularLike, Task
+from mmlm.tasks.base import MakesSound, MeetsSources, OwnNetwork, ReadsAhead, TabularLike, Task, TestsApart
 from mmlm.training.config import AdaptConfig, LoraConfig, TrainConfig
 from mmlm.training.learner import Learner
 from mmlm.training.trainer import Result, Trainer
@@ -318,7 +319,9 @@ def evaluate(folder: Path | str, overrides: Sequence[str] = (), progress: Callab
         name: records_of(source, task.asks, count=recipe.data.test_samples, seed=recipe.seed, number=number)
         for number, (name, source) in enumerate(sources.items())
     }
-    found = measure(task, model, tests, progress)
+    if isinstance(task, TestsApart):
+        task.begin_tests()
+    found = measure(task, model, tests, progress, Judges(recipe.evaluate) if isinstance(task, MakesSound) else None)
     metrics = measured_summary(found, task.over)
     _write_metrics(Path(folder), metrics)
     write_measured_report(Path(folder), recipe, found, metrics, task.over, task.shown)

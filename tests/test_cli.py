@@ -28,6 +28,7 @@ FLAGS = {
     "encode": ["--batch-size", "--normalize", "--output", "--precision", "ENCODER|RUN", "FILE"],
     "evaluate": ["RUN", "key.path=value"],
     "generate": [
+        "--audio",
         "--max-new-tokens",
         "--output",
         "--pace",

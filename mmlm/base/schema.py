@@ -33,7 +33,8 @@ class Strict(BaseModel):
     def without_effect(self) -> dict[str, str]:
         """Keys that do nothing in this combination, each with the reason, such as "the schedule is constant".
 
-        Writing such a key is an error, and a dump leaves it out.
+        Writing such a key is an error, and a dump leaves it out. A key of a section within this one is written with a dot, as in
+        "section.key".
         """
         return {}
 
@@ -49,9 +50,9 @@ class Strict(BaseModel):
         else:
             idle = section.without_effect()
             faults += [
-                {"type": "no_effect", "loc": (key_of(cls, name),), "ctx": {"why": why}, "input": getattr(section, name)}
+                {"type": "no_effect", "loc": path, "ctx": {"why": why}, "input": value}
                 for name, why in idle.items()
-                if name in section.model_fields_set
+                for path, value in _if_set(section, name.split("."))
             ]
         if faults:
             context = {"errors": faults, "model": cls, "data": data}
@@ -61,8 +62,28 @@ class Strict(BaseModel):
 
     @model_serializer(mode="wrap")
     def _what_counts(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        idle = {key_of(type(self), name) for name in self.without_effect()} | set(self.without_effect())
-        return {key: value for key, value in handler(self).items() if key not in idle}
+        found = handler(self)
+        for name in self.without_effect():
+            _leave_out(self, name.split("."), found)
+        return found
+
+
+def _if_set(section: Strict, names: list[str]) -> Iterator[tuple[Path, Any]]:
+    """The path and value of a key of a section, or of one within it, where it was written."""
+    first, *rest = names
+    if first in section.model_fields_set:
+        here, value = (key_of(type(section), first),), getattr(section, first)
+        yield from (((*here, *path), found) for path, found in _if_set(value, rest)) if rest else [(here, value)]
+
+
+def _leave_out(section: Strict, names: list[str], dumped: dict[str, Any]) -> None:
+    """Take a key out of what a section was dumped as."""
+    first, *rest = names
+    for key in {first, key_of(type(section), first)} & dumped.keys():
+        if rest:
+            _leave_out(getattr(section, first), rest, dumped[key])
+        else:
+            del dumped[key]
 
 
 def key_of(model: type[BaseModel], name: str) -> str:

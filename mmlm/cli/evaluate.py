@@ -34,13 +34,18 @@ def run(arguments: argparse.Namespace) -> int:
     rows = {"model": found["metrics"], **found["baselines"]}
     if "records" in found["data"]:
         wide = max(map(len, found["metrics"]))
-        print(f"{'':<{wide}}" + "".join(f"{name:>20}" for name in rows))
+        print(f"{'':<{wide}}" + "".join(f"{name:>{_wide(name)}}" for name in rows))
         for key in found["metrics"]:
-            print(f"{key:<{wide}}" + "".join(f"{f'{row[key]:.4g}' if key in row else '':>20}" for row in rows.values()))
+            print(f"{key:<{wide}}" + "".join(f"{f'{row[key]:.4g}' if key in row else '':>{_wide(name)}}" for name, row in rows.items()))
     else:
         _tables(found, rows)
     print(f"{arguments.folder}: wrote metrics.json and report.html; open {arguments.folder}/report.html")
     return 0
+
+
+def _wide(name: str) -> int:
+    """Characters of a column."""
+    return max(20, len(name) + 2)
 
 
 def _tables(found: dict[str, Any], rows: dict[str, Any]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import Any
 
-from mmlm.base.errors import RecipeError
+from mmlm.base.errors import DataError, RecipeError
 
 TABLE = ("table", "target", "shots")
 
@@ -20,26 +22,29 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voice", metavar="FILE", help="recording of some seconds in whose voice a text is said")
     parser.add_argument("--voice-text", default="", metavar="TEXT", help="what is said in it")
     parser.add_argument("--pace", type=float, default=1.0, metavar="X", help="how fast a text is said; 2 is twice as fast; default 1")
+    parser.add_argument("--audio", help="sound to mend: a file, or a folder with files; any rate, channels and length")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="most tokens to write after a text; default 64")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default: always the likeliest token")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides the draws at a temperature above 0")
     parser.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32, or faster on a CPU: bf16, int8")
     parser.add_argument(
-        "--output", help="file to write; default: TABLE with .filled before its ending, the terminal for a text, spoken.wav for speech"
+        "--output",
+        help="file to write, or folder for a folder; default: what was given with .filled or .enhanced, the terminal for a text, "
+        "spoken.wav for speech",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fill a column of a table, or continue a text."""
-    given = {name: getattr(arguments, name) for name in TABLE}
-    if arguments.text is not None:
+    """Fill a column of a table, continue or say a text, or mend sounds."""
+    given = {name: getattr(arguments, name) for name in (*WAYS, *TABLE)}
+    for way, do in WAYS.items():
+        if given.pop(way) is None:
+            continue
         if named := [name for name, value in given.items() if value is not None]:
-            raise RecipeError(f"mmlm generate: --text and --{named[0]} exclude each other.")
-        from mmlm.speaking import speaks
-
-        return _speech(arguments) if speaks(arguments.folder) else _text(arguments)
+            raise RecipeError(f"mmlm generate: --{way} and --{named[0]} exclude each other.")
+        return do(arguments)
     if missing := [name for name, value in given.items() if value is None]:
-        raise RecipeError(f"mmlm generate: give --text, or --table, --target and --shots; --{missing[0]} is missing.")
+        raise RecipeError(f"mmlm generate: give --text, --audio, or --table, --target and --shots; --{missing[0]} is missing.")
     return _table(arguments)
 
 
@@ -59,6 +64,12 @@ def _speech(arguments: argparse.Namespace) -> int:
 
 
 def _text(arguments: argparse.Namespace) -> int:
+    from mmlm.speaking import speaks
+
+    return _speech(arguments) if speaks(arguments.folder) else _written(arguments)
+
+
+def _written(arguments: argparse.Namespace) -> int:
     from mmlm.interop.load import load
 
     sampling = {"temperature": arguments.temperature}
@@ -74,6 +85,33 @@ def _text(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _audio(arguments: argparse.Namespace) -> int:
+    """Mend sounds, with a bar on a terminal."""
+    from mmlm.enhancing import enhance
+
+    bar: Any = None
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        bar = tqdm(desc=arguments.audio, unit="s")
+
+    def progress(done: float, total: float) -> None:
+        if bar is not None:
+            bar.total = round(total, 1)
+            bar.update(round(done, 1) - bar.n)
+
+    output = Path(arguments.output) if arguments.output else None
+    written, failed = enhance(arguments.folder, Path(arguments.audio), output, progress)
+    if bar is not None:
+        bar.close()
+    for path in written:
+        print(f"{path}: written")
+    if failed:
+        lines = "\n".join(f"  {each.why}" for each in failed)
+        raise DataError(f"{arguments.audio}: {len(failed)} of {len(failed) + len(written)} files could not be mended:\n{lines}")
+    return 0
+
+
 def _table(arguments: argparse.Namespace) -> int:
     from mmlm.predictor import fill_column
 
@@ -83,3 +121,6 @@ def _table(arguments: argparse.Namespace) -> int:
     column = f"in column {arguments.target!r}"
     print(f"{output}: {count} rows filled {column}" if count else f"{output}: every row has a value {column} already")
     return 0
+
+
+WAYS = {"text": _text, "audio": _audio}

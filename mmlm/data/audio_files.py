@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from math import gcd
 from pathlib import Path
 
@@ -82,27 +83,43 @@ def write_sound(path: Path | str, sound: Sound, *, as_float: bool = False) -> No
 
     With 16 bits, samples beyond full scale are clipped with a warning. Raises DataError for another ending, no samples or NaN.
     """
+    if not len(sound.wave_n):
+        raise DataError(f"{path}: a sound without samples is not written.")
+    with writing(path, sound.rate_hz, 1, as_float=as_float) as write:
+        write(sound.wave_n[:, None])
+
+
+@contextmanager
+def writing(path: Path | str, rate_hz: int, channels: int, *, as_float: bool = False) -> Iterator[Callable[[np.ndarray], None]]:
+    """A file to be written block by block, float32 [n, c]: there, and whole, when the context ends without an error. See `write_sound`."""
     path, soundfile = Path(path), require("soundfile", "speech")
     kind = WRITES.get(path.suffix.lower())
     if kind is None or as_float and kind != "WAV":
         raise DataError(f"{path}: sound is written as {' or '.join(WRITES)}{', floats as .wav alone' if as_float else ''}.")
-    if not len(sound.wave_n) or not np.isfinite(sound.wave_n).all():
-        raise DataError(f"{path}: a sound {'that holds NaN or infinity' if len(sound.wave_n) else 'without samples'} is not written.")
-    wave_n, subtype = sound.wave_n, "FLOAT"
-    if not as_float:
-        if (peak := float(np.abs(wave_n).max())) > 1:
-            logger.warning("%s: samples beyond full scale are clipped; the largest is %.2f.", path, peak)
-        wave_n, subtype = np.clip(np.rint(wave_n * 32768.0), -32768, 32767).astype(np.int16), "PCM_16"
+    highest = 0.0
+
+    def write(block_nc: np.ndarray) -> None:
+        nonlocal highest
+        if not np.isfinite(block_nc).all():
+            raise DataError(f"{path}: a sound that holds NaN or infinity is not written.")
+        if not as_float:
+            highest = max(highest, float(np.abs(block_nc).max(initial=0)))
+            block_nc = np.clip(np.rint(block_nc * 32768.0), -32768, 32767).astype(np.int16)
+        file.write(block_nc)
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as made:
         try:
-            soundfile.write(made, wave_n, sound.rate_hz, subtype=subtype, format=kind)
+            with soundfile.SoundFile(made, "w", rate_hz, channels, "FLOAT" if as_float else "PCM_16", format=kind) as file:
+                yield write
             made.flush()
             os.chmod(made.name, 0o666 & ~_umask())
             os.replace(made.name, path)
         except BaseException:
             Path(made.name).unlink(missing_ok=True)
             raise
+    if highest > 1:
+        logger.warning("%s: samples beyond full scale are clipped; the largest is %.2f.", path, highest)
 
 
 def _umask() -> int:

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmlm.data.audio_augment import Degrade
+from mmlm.sound import Sound
+
 ENDLESS = 1 << 40  # samples that drawn sounds claim to be
 LOUDEST = 0.99
 
@@ -75,3 +78,47 @@ class Crops:
     def collate(self, items: list[np.ndarray]) -> Waves:
         """Pieces as one batch."""
         return Waves(torch.from_numpy(np.stack(items)), self.hop)
+
+
+@dataclass
+class WavePairs:
+    """A batch of sounds [b, n], degraded and clean. hop: samples that count as a token in the log."""
+
+    given_bn: Tensor
+    true_bn: Tensor
+    hop: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Frames of these sounds."""
+        return self.true_bn.numel() // self.hop
+
+    def to(self, device: torch.device | str) -> WavePairs:
+        """The same on another device."""
+        return WavePairs(self.given_bn.to(device), self.true_bn.to(device), self.hop)
+
+
+class Pairs:
+    """Pieces of speech and what a chain of degradations makes of them."""
+
+    def __init__(self, records: Draws, degrade: Degrade, *, rate_hz: int, size: int, hop: int) -> None:
+        self.crops, self.degrade, self.hop = Crops(records, rate_hz=rate_hz, size=size, hop=hop), degrade, hop
+        self.fingerprint = records.fingerprint
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def sample(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """(degraded, clean), float32 [size]."""
+        return self.draw(rng)[1]
+
+    def draw(self, rng: np.random.Generator) -> tuple[Any, tuple[np.ndarray, np.ndarray]]:
+        """The first utterance of a piece, and the pair."""
+        record, true_n = self.crops.draw(rng)
+        given, _ = self.degrade(Sound(true_n, self.crops.rate_hz), rng)
+        return record, (given.wave_n, true_n)
+
+    def collate(self, items: list[tuple[np.ndarray, np.ndarray]]) -> WavePairs:
+        """Pairs as one batch."""
+        given, true = (torch.from_numpy(np.stack(column)) for column in zip(*items, strict=True))
+        return WavePairs(given, true, self.hop)

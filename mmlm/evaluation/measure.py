@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mmlm.base.registry import Component
 from mmlm.data.base import Listed, Source
+from mmlm.evaluation.judges import MODEL, Judges, Verdict
 from mmlm.model import MultimodalLM
-from mmlm.tasks.base import Measured
+from mmlm.tasks.base import MakesSound, Measured
 from mmlm.training.order import evaluation_rng
 
 RECORDS_AT_ONCE = 64
@@ -21,7 +23,7 @@ RECORDS_AT_ONCE = 64
 @dataclass
 class Measurement:
     """By the name of a test source.   values: {metric: value}.   baselines: {name: {metric: value}}.   curves: see `Measured.curves`.
-    records: how many there were.   first: the first of them.   seconds: of CPU time, by who predicted."""
+    records: how many there were.   first: the first of them.   seconds: of CPU time, by who predicted.   verdicts: of what can be heard."""
 
     values: dict[str, dict[str, float]] = field(default_factory=dict)
     baselines: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
@@ -29,6 +31,7 @@ class Measurement:
     records: dict[str, int] = field(default_factory=dict)
     first: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
 
 
 def source_names(configs: Sequence[Component]) -> list[str]:
@@ -56,25 +59,62 @@ def measure(
     model: MultimodalLM,
     tests: dict[str, list[Any]],
     progress: Callable[[int, int], None] | None = None,
+    judges: Judges | None = None,
 ) -> Measurement:
-    """Every metric, baseline and curve on every test source. progress(records done, records in all) is called as they are."""
+    """Every metric, baseline and curve on every test source, and what judges say of a task that makes sound.
+
+    progress(records done, records in all) is called as they are; the records of each judge count again.
+    """
     found = Measurement()
-    total, done = sum(map(len, tests.values())), 0
+    passes = 1 + (judges.passes if judges is not None else 0)
+    total, done = passes * sum(map(len, tests.values())), 0
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
     for name, records in tests.items():
-        began = time.process_time()
+        began, wall = time.process_time(), time.perf_counter()
         outputs: list[Any] = []
         for start in range(0, len(records), RECORDS_AT_ONCE):
             some = records[start : start + RECORDS_AT_ONCE]
             outputs += task.predict(model, some)
-            done += len(some)
-            if progress is not None:
-                progress(done, total)
+            tick(len(some))
+        wall = time.perf_counter() - wall
         found.seconds["model"] = found.seconds.get("model", 0.0) + time.process_time() - began
         found.values[name] = task.score(outputs, records)
         found.baselines[name] = task.baselines(records)
         found.curves[name] = task.curves(outputs, records)
         found.records[name], found.first[name] = len(records), records[0]
+        if judges is not None and isinstance(task, MakesSound):
+            _judge(found, name, task, judges, outputs, records, wall, partial(tick, len(records)))
     return found
+
+
+def _judge(
+    found: Measurement,
+    name: str,
+    task: Any,
+    judges: Judges,
+    outputs: Sequence[Any],
+    records: Sequence[Any],
+    wall_seconds: float,
+    tick: Callable[[], None],
+) -> None:
+    """Add what judges say of the outputs on one source, and the real-time factor: seconds by the clock for a second of sound made."""
+    heard = task.heard(outputs, records)
+    most = judges.config.max_sounds
+    titles = [task.title(record) for record in records[:most]]
+    verdict = judges.judge(heard[:most], task.heard_baselines(records[:most]), titles, tick)
+    values = found.values[name]
+    values |= verdict.values.get(MODEL, {})
+    values["real_time_factor"] = wall_seconds / max(sum(one.made.seconds for one in heard), 1e-9)
+    for who, judged in verdict.values.items():
+        if who != MODEL:
+            found.baselines[name][who] = {**found.baselines[name].get(who, {}), **judged}
+    found.verdicts[name] = verdict
 
 
 def metric_names(found: Measurement) -> dict[tuple[str, str], str]:
@@ -91,7 +131,9 @@ def measured_summary(found: Measurement, over: str) -> dict[str, Any]:
     for name, rows in found.baselines.items():
         for baseline, values in rows.items():
             baselines.setdefault(baseline, {}).update({keys[name, metric]: value for metric, value in values.items()})
-    about = {"records": found.records}
+    about: dict[str, Any] = {"records": found.records}
+    if found.verdicts:
+        about["judged"] = {name: verdict.about for name, verdict in found.verdicts.items()}
     return {"metrics": metrics, "baselines": baselines, "curves": found.curves, "over": over, "data": about, "seconds": found.seconds}
 
 

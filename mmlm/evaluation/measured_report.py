@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from mmlm.data.audio_files import write_sound
 from mmlm.evaluation.charts import lines
 from mmlm.evaluation.history import run_log, sample_links, told, validation_charts
+from mmlm.evaluation.judges import Verdict
 from mmlm.evaluation.measure import Measurement, metric_names
 from mmlm.evaluation.report import training, write_page
+from mmlm.evaluation.spectrogram import spectrogram_image
 from mmlm.recipe import Recipe
+
+HEARD = "heard"
 
 
 def write_measured_report(
@@ -25,6 +32,7 @@ def write_measured_report(
         f'<p class="lead">{escape(type(recipe.tasks[0]).__doc__ or "")}</p>',
         f"<h2>Measured</h2><p>Test samples: {escape(told_records)}. None of them was trained or validated on.</p>",
         measured_table(found),
+        *(part for name, verdict in found.verdicts.items() for part in _verdict(folder, name, verdict)),
     ]
     names = list(dict.fromkeys(title for curves in found.curves.values() for title in curves))
     for title in names:
@@ -51,3 +59,30 @@ def measured_table(found: Measurement) -> str:
         own = ' class="own"' if who == "model" else ""
         rows.append(f"<tr{own}><td>{escape(who)}</td>{cells}</tr>")
     return f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _verdict(folder: Path, name: str, verdict: Verdict) -> list[str]:
+    """What was judged, and the first sounds with players and pictures; the sounds are files of the run folder."""
+    about = verdict.about
+    of = ", ".join(f"{judge} of {count}" for judge, count in about["measured"].items())
+    told = f"{name}: {about['sounds']} sounds were judged ({of or 'by nobody'})."
+    told += f" Words were counted by {about['recognizer']}." if "recognizer" in about else ""
+    parts = [f"<p>{escape(told)}</p>"]
+    if verdict.players:
+        parts.append(f"<h3>To be heard: {escape(name)}</h3>")
+    for number, (title, sounds) in enumerate(verdict.players, 1):
+        cells = []
+        for who, sound in sounds.items():
+            place = f"{HEARD}/{_as_name(name)}/{number}_{_as_name(who)}.wav"
+            write_sound(folder / place, sound)
+            player = f'<audio controls preload="none" src="{quote(place)}"></audio>'
+            cells.append(
+                f"<figure>{spectrogram_image(sound, escape(who, quote=True))}{player}<figcaption>{escape(who)}</figcaption></figure>"
+            )
+        parts.append(f'<p>{escape(title)}</p><div class="heard">{"".join(cells)}</div>')
+    return parts
+
+
+def _as_name(text: str) -> str:
+    """Letters and digits of a text, the rest as _."""
+    return re.sub(r"\W+", "_", text).strip("_")[:80]

@@ -27,6 +27,7 @@ th:first-child, td:first-child { text-align: left }
 tr.own { font-weight: 600; background: var(--soft) }
 svg { width: 100%; height: auto; font-size: 12px } svg text { fill: currentColor }
 svg text[fill] { fill: revert-layer } .grid { stroke: var(--line) }
+.heard { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 0 } figure img, figure audio { display: block; width: 270px }
 pre { background: var(--soft); padding: 1rem; overflow-x: auto; font-size: 13px }
 """
 

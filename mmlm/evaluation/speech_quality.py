@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from mmlm.base.errors import DataError, MissingExtra, require
+from mmlm.objectives.audio import si_sdr as scale_invariant_ratio
 from mmlm.sound import Sound
 
 WIDE_HZ, NARROW_HZ, STOI_HZ = 16_000, 8_000, 10_000
@@ -33,16 +35,11 @@ def _pair(sound: Sound, reference: Sound, rate_hz: int) -> tuple[np.ndarray, np.
 
 
 def si_sdr(sound: Sound, reference: Sound) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB. Raises DataError for a silent reference. Source: Le Roux et al. 2019."""
+    """Scale-invariant signal-to-distortion ratio in dB. Raises DataError for a silent reference."""
     found_n, wanted_n = _pair(sound, reference, reference.rate_hz)
-    found_n, wanted_n = found_n - found_n.mean(), wanted_n - wanted_n.mean()
-    power = wanted_n @ wanted_n
-    if power == 0:
+    if not np.any(wanted_n - wanted_n.mean()):
         raise DataError("SI-SDR needs a reference that is not silent.")
-    wanted_n = (found_n @ wanted_n / power) * wanted_n
-    wrong_n = found_n - wanted_n
-    with np.errstate(divide="ignore"):
-        return float(10 * (np.log10(wanted_n @ wanted_n) - np.log10(wrong_n @ wrong_n)))
+    return float(scale_invariant_ratio(torch.from_numpy(found_n), torch.from_numpy(wanted_n)))
 
 
 def pesq(sound: Sound, reference: Sound, *, is_wide: bool = True) -> float | None:

@@ -49,7 +49,7 @@ def normalized(text: str, language: str = "en") -> str:
 class Errors:
     """Errors of many texts together. wer, cer: share of the words and characters of the references; may exceed 1.
 
-    words: of the references. substituted, left_out, put_in: words. clips: texts.
+    words, characters: of the references. substituted, left_out, put_in: words. clips: texts.
     """
 
     wer: float
@@ -59,6 +59,7 @@ class Errors:
     left_out: int
     put_in: int
     clips: int
+    characters: int
 
 
 def text_errors(references: Sequence[str], found: Sequence[str], language: str = "en") -> Errors:
@@ -74,8 +75,9 @@ def text_errors(references: Sequence[str], found: Sequence[str], language: str =
     ours, theirs = [one for one, _ in pairs], [other for _, other in pairs]
     words = package.process_words(ours, theirs)
     total = words.hits + words.substitutions + words.deletions
-    characters = package.process_characters(ours, theirs).cer
-    return Errors(words.wer, characters, total, words.substitutions, words.deletions, words.insertions, len(pairs))
+    characters = package.process_characters(ours, theirs)
+    letters = characters.hits + characters.substitutions + characters.deletions
+    return Errors(words.wer, characters.cer, total, words.substitutions, words.deletions, words.insertions, len(pairs), letters)
 
 
 @dataclass(frozen=True)

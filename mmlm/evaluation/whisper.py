@@ -30,7 +30,8 @@ BATCH = 8
 class Whisper:
     """Sounds to texts. folder: of transformers or CTranslate2; None for the tiny English model of the installed package.
 
-    language: of multilingual models, such as "fr". Raises MissingExtra or CheckpointError for what is not there or does not fit.
+    language: of multilingual models, such as "fr", where `transcribe` is told none. Raises MissingExtra or CheckpointError for what is not
+    there or does not fit.
     """
 
     def __init__(self, folder: Path | str | None = None, *, language: str = "en") -> None:
@@ -40,19 +41,30 @@ class Whisper:
         self.name = f"whisper {path.parent.name if path.name == 'model' else path.name}, {self.model.config.encoder_layers} layers"
         self.tokens = require("tokenizers", "hf").Tokenizer.from_file(str(path / "tokenizer.json"))
         self.features = package.WhisperFeatureExtractor(feature_size=self.model.config.num_mel_bins)
-        self.begin = self._begin(language)
+        self.first_time = self._id("<|notimestamps|>") + 1
+        self.language = language
         self.end = self._id("<|endoftext|>")
         self.never = sorted({*_suppressed(path), *(self._id(mark) for mark in ("<|startoftranscript|>", "<|notimestamps|>"))} - {self.end})
         self.not_first = [self.end, *self.tokens.encode(" ", add_special_tokens=False).ids]
 
-    def transcribe(self, sounds: Sequence[Sound]) -> list[str]:
-        """What is said in each sound; of sounds above 30 s the windows one after the other."""
+    @property
+    def is_multilingual(self) -> bool:
+        """Whether it has tokens for languages; the English models have none to speak of."""
+        return int(self.model.config.vocab_size) > 51_864
+
+    def knows(self, language: str) -> bool:
+        """Whether it understands a language."""
+        return self.tokens.token_to_id(f"<|{language}|>") is not None if self.is_multilingual else language == "en"
+
+    def transcribe(self, sounds: Sequence[Sound], language: str | None = None) -> list[str]:
+        """What is said in each sound, in one language; of sounds above 30 s the windows one after the other."""
+        begin = self._begin(language or self.language)
         windows = [(at, window) for at, sound in enumerate(sounds) for window in _windows(sound)]
         order = sorted(range(len(windows)), key=lambda at: len(windows[at][1]))  # alike in length, so alike in the number of words
         said = [""] * len(windows)
         for start in range(0, len(order), BATCH):
             some = order[start : start + BATCH]
-            for at, text in zip(some, self._heard([windows[place][1] for place in some]), strict=True):
+            for at, text in zip(some, self._heard([windows[place][1] for place in some], begin), strict=True):
                 said[at] = text
         found: list[list[str]] = [[] for _ in sounds]
         for (at, _), text in zip(windows, said, strict=True):
@@ -60,11 +72,11 @@ class Whisper:
         return [" ".join(parts).strip() for parts in found]
 
     @torch.inference_mode()
-    def _heard(self, waves: list[np.ndarray]) -> list[str]:
+    def _heard(self, waves: list[np.ndarray], begin: list[int]) -> list[str]:
         features = self.features(waves, sampling_rate=RATE_HZ, return_tensors="pt").input_features
         with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16_faster(torch.device("cpu"))):  # most of the work by far
             encoded = self.model.model.encoder(features).last_hidden_state.float()
-        ids_bt = torch.tensor([self.begin] * len(waves))
+        ids_bt = torch.tensor([begin] * len(waves))
         decoder, past = self.model.model.decoder, None
         memory = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"  # transformers before 5.24
         done_b = torch.zeros(len(waves), dtype=torch.bool)
@@ -82,13 +94,12 @@ class Whisper:
             done_b |= new_bt[:, 0] == self.end
             if done_b.all():
                 break
-        rows = ids_bt[:, len(self.begin) :].tolist()
+        rows = ids_bt[:, len(begin) :].tolist()
         return [self.tokens.decode([each for each in row if each != self.end], skip_special_tokens=True).strip() for row in rows]
 
     def _begin(self, language: str) -> list[int]:
-        self.first_time = self._id("<|notimestamps|>") + 1
         marks = ["<|startoftranscript|>"]
-        if self.model.config.vocab_size > 51_864:  # the English models have no token for languages to speak of
+        if self.is_multilingual:
             marks += [f"<|{language}|>", "<|transcribe|>"]
         return [self._id(mark) for mark in [*marks, "<|notimestamps|>"]]
 

@@ -69,6 +69,17 @@ def mel_distance(decoded_bn: Tensor, true_bn: Tensor, rate_hz: int, window: int 
     return _mel_distance(magnitudes(decoded_bn, window), magnitudes(true_bn, window), rate_hz, window)
 
 
+def si_sdr(found_n: Tensor, wanted_n: Tensor) -> Tensor:
+    """Scale-invariant signal-to-distortion ratio in dB over the last axis; not finite where one is silent or both are alike.
+
+    Source: Le Roux et al. 2019, arXiv:1811.02508.
+    """
+    found_n, wanted_n = found_n - found_n.mean(-1, keepdim=True), wanted_n - wanted_n.mean(-1, keepdim=True)
+    share = (found_n * wanted_n).sum(-1, keepdim=True) / wanted_n.square().sum(-1, keepdim=True)
+    part_n = share * wanted_n
+    return 10 * (part_n.square().sum(-1) / (found_n - part_n).square().sum(-1)).log10()
+
+
 def _mel_distance(decoded_bmf: Tensor, true_bmf: Tensor, rate_hz: int, window: int) -> Tensor:
     filters = mel_filters(rate_hz, window, MEL_BANDS).to(decoded_bmf)
     return ((decoded_bmf @ filters).log() - (true_bmf @ filters).log()).abs().mean((1, 2)).sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from mmlm.data.episodes import Episode
 from mmlm.model import MultimodalLM
+from mmlm.sound import Sound
 from mmlm.stream import Stream
 from mmlm.training.loader import Samples
 
@@ -74,6 +76,58 @@ class Measured(Task, Protocol):
 
     def curves(self, outputs: Sequence[Any], records: Sequence[Any]) -> dict[str, list[tuple[float, float]]]:
         """How good outputs are over a quantity, by what is drawn: (quantity, value) of each bin."""
+
+
+GIVEN = "what was given"  # the baseline that leaves everything as it is
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What there is to hear of one record. made: by the model.   true: how it should sound, None where nobody knows.   given: what the
+    model was asked to mend, None where nothing was.   text, language: what is said, empty where unknown.   is_aligned: sample i of `made`
+    should be sample i of `true`."""
+
+    made: Sound
+    true: Sound | None = None
+    given: Sound | None = None
+    text: str = ""
+    language: str = ""
+    is_aligned: bool = True
+
+
+@runtime_checkable
+class MakesSound(Protocol):
+    """A task whose outputs can be heard, so that independent judges measure them. Its config says `makes_sound`."""
+
+    def heard(self, outputs: Sequence[Any], records: Sequence[Any]) -> list[Heard]:
+        """What there is to hear of each output."""
+
+    def heard_baselines(self, records: Sequence[Any]) -> dict[str, list[Sound]]:
+        """What has to be beaten: by name, the sound that it makes of each record. What was given is judged without being named here."""
+
+
+@runtime_checkable
+class Enhances(Protocol):
+    """A task whose finished model mends sounds."""
+
+    @property
+    def rate_hz(self) -> int:
+        """Samples a second that `enhance` reads and writes."""
+
+    @property
+    def window_seconds(self) -> float:
+        """Longest sound that `enhance` is to be given."""
+
+    def enhance(self, model: Any, sounds: Sequence[Sound]) -> list[Sound]:
+        """Each sound, at `rate_hz`, as it should be, with as many samples."""
+
+
+@runtime_checkable
+class TestsApart(Protocol):
+    """A task that makes something else of test records than of training records."""
+
+    def begin_tests(self) -> None:
+        """Called before the first test record."""
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from mmlm.data.speech import Utterance
 from mmlm.objectives.audio import Adversary, Reconstruction, mel_distance
 from mmlm.objectives.base import Losses
 from mmlm.sound import Sound
+from mmlm.tasks.base import Heard
 from mmlm.tasks.config import AdversaryConfig, CodecTaskConfig
 from mmlm.tokenizers.codec.base import Codec, CodecModel
 from mmlm.tokenizers.codec.griffin_lim import mel_griffin_lim
@@ -167,6 +168,15 @@ class CodecTask:
         true = [record.sound(self.codec.rate_hz) for record in records]
         distances = [_mel_distance(mel_griffin_lim(sound, self.codec.hop), sound) for sound in true]
         return {GRIFFIN_LIM: {"mel_distance": float(np.mean(distances))}}
+
+    def heard(self, outputs: Sequence[Coded], records: Sequence[Utterance]) -> list[Heard]:
+        """Each sound as it was and decoded."""
+        pairs = zip(outputs, records, strict=True)
+        return [Heard(one.decoded, one.true, text=record.text, language=record.language) for one, record in pairs]
+
+    def heard_baselines(self, records: Sequence[Utterance]) -> dict[str, list[Sound]]:
+        """The sounds of `baselines`."""
+        return {GRIFFIN_LIM: [mel_griffin_lim(record.sound(self.codec.rate_hz), self.codec.hop) for record in records]}
 
     def curves(self, outputs: Sequence[Coded], records: Sequence[Utterance]) -> dict[str, list[tuple[float, float]]]:
         """The mel distance over the number of books that are decoded."""

@@ -1,7 +1,8 @@
 """Configs of the tasks. Imports no torch.
 
 Each says what records it `reads`: tables (where it says nothing), labels or texts; the sources of data say what they give. `headline` names
-the metrics by which runs are compared, the first one alone, and whether more (max) or less (min) of them is better.
+the metrics by which runs are compared, the first one alone, and whether more (max) or less (min) of them is better. `makes_sound`: what
+it makes can be heard, and is judged so (`MakesSound` in mmlm/tasks/base.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from pydantic import Field, model_validator
 from mmlm.base.registry import Component, Registry
 from mmlm.base.schema import Strict
 from mmlm.data.config import EpisodeConfig
-from mmlm.data.config.augment import AUGMENTATIONS, AddNoiseConfig, GeneratedNoiseConfig, PitchShiftConfig, RoomConfig, TimeStretchConfig
+from mmlm.data.config.augment import (
+    AUGMENTATIONS,
+    AddNoiseConfig,
+    ClipConfig,
+    GeneratedNoiseConfig,
+    PitchShiftConfig,
+    RoomConfig,
+    TimeStretchConfig,
+)
 from mmlm.tokenizers.config import CellTokens, RowText
 
 TASKS = Registry("task", "mmlm.tasks")
@@ -89,6 +98,7 @@ class CodecTaskConfig(Component):
 
     reads: ClassVar[str] = "speech"
     has_own_network: ClassVar[bool] = True
+    makes_sound: ClassVar[bool] = True
     headline: ClassVar[dict[str, str]] = {"mel_distance": "min"}
     type: Literal["codec"] = "codec"
     tokenizer: str = Field("codec", description="which of the recipe's tokenizers is trained")
@@ -155,3 +165,45 @@ class TextToSpeechConfig(Component):
     def without_effect(self) -> dict[str, str]:
         """Without prosody there is no alignment to look along."""
         return {} if self.prosody is not None else {"window": "prosody is null: there are no durations"}
+
+
+class MaskNetworkConfig(Strict):
+    """A network that predicts a mask of the short-time spectrum."""
+
+    mask: Literal["complex", "magnitude"] = Field("complex", description="complex within a circle of radius 1 | real from 0 to 1")
+    window: int = Field(480, ge=16, description="samples of a frame, a multiple of hop")
+    hop: int = Field(160, ge=4, description="samples from one frame to the next")
+    width: int = Field(128, ge=8, description="channels")
+    num_blocks: int = Field(4, ge=0, description="ConvNeXt blocks, each of which sees 3 frames to both sides")
+    memory: int = Field(64, ge=4, description="channels of the recurrent layer in each direction")
+
+    @model_validator(mode="after")
+    def _frames_overlap(self) -> MaskNetworkConfig:
+        if self.window % self.hop or self.window < 2 * self.hop:
+            raise ValueError(f"window ({self.window}) must be a multiple of hop ({self.hop}), at least twice as large")
+        return self
+
+
+def _degradations() -> list[Component]:
+    """A room in half of the samples, noise in nearly all, sometimes peaks that are cut."""
+    return [RoomConfig(chance=0.5), AddNoiseConfig(chance=0.95, snr_db=[-5.0, 20.0]), ClipConfig(chance=0.1, level=[0.3, 0.9])]
+
+
+@TASKS.register("mmlm.tasks.enhancement:EnhancementTask", source="complex ratio mask, Williamson et al. 2016; DCCRN, arXiv:2008.00264")
+class EnhancementTaskConfig(Component):
+    """Clean speech: a mask takes noise and rooms out of degraded sound. Degradations are made on the fly from clean speech."""
+
+    reads: ClassVar[str] = "speech"
+    has_own_network: ClassVar[bool] = True
+    makes_sound: ClassVar[bool] = True
+    headline: ClassVar[dict[str, str]] = {"si_sdr": "max"}
+    type: Literal["enhancement"] = "enhancement"
+    sample_rate_hz: int = Field(16_000, ge=4000, le=96_000, description="rate that the network works at; other sound is brought to it")
+    seconds: float = Field(2.0, gt=0, le=60, description="length of a training sample")
+    degrade: list[AUGMENTATIONS.choice] = Field(
+        default_factory=_degradations, min_length=1, description="what is done to clean speech, in this order; nothing may change its time"
+    )
+    degrade_test: list[AUGMENTATIONS.choice] | None = Field(
+        None, min_length=1, description="what is done to the speech that a finished run is measured on; default: as in training"
+    )
+    network: MaskNetworkConfig = Field(MaskNetworkConfig(), description="the network")

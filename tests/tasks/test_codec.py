@@ -121,14 +121,20 @@ def test_stage_two_begins_at_its_step_and_goes_on_after_a_resume(folder, tmp_pat
 
 
 def test_evaluation_measures_what_was_held_out(run):
-    found = evaluate(run)
+    found = evaluate(run, ["evaluate.judges=[si_sdr]", "evaluate.num_players=1"])
     assert found["data"]["records"] == {"held out of speech_folder": 2}
-    assert found["metrics"].keys() == {"mel_distance", "perplexity"} and np.isfinite(list(found["metrics"].values())).all()
-    assert "Griffin-Lim" in next(iter(found["baselines"]))
+    assert found["metrics"].keys() == {"mel_distance", "perplexity", "si_sdr", "real_time_factor"}
+    assert np.isfinite(list(found["metrics"].values())).all() and 0 < found["metrics"]["real_time_factor"] < 100
+    ((classical, figures),) = found["baselines"].items()
+    assert "Griffin-Lim" in classical and figures.keys() == {"mel_distance", "si_sdr"}
+    assert found["data"]["judged"] == {"held out of speech_folder": {"sounds": 2, "measured": {"si_sdr": 2}}}
     ((name, curves),) = found["curves"].items()
     assert [books for books, _ in curves["mel distance"]] == [1, 2]
     page = (run / "report.html").read_text()
     assert 'controls preload="none" src="samples/step_000006/1_decoded.wav"' in page and "Train a codec" in page
+    played = sorted(path.relative_to(run).as_posix() for path in (run / "heard").rglob("*.wav"))
+    assert len(played) == 3 and all(f'src="{place}"' in page for place in played) and page.count("data:image/png;base64,") == 3
+    assert "2 sounds were judged (si_sdr of 2)" in page
 
 
 def test_the_run_is_a_tokenizer_of_other_recipes(run, folder, tmp_path):

@@ -1,0 +1,49 @@
+"""A sound as a picture: its short-time spectrum as a PNG that a page holds within itself.
+
+Axes: n samples   m frames   f frequencies
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
+from mmlm.sound import Sound
+
+WIDTH, HEIGHT, RANGE_DB = 420, 120, 80.0
+SHADES = 64
+ANCHORS = np.array([[0, 0, 8], [58, 12, 104], [150, 38, 96], [226, 88, 50], [248, 172, 30], [252, 252, 190]], dtype=np.float64)
+
+
+def levels(sound: Sound, window_seconds: float = 0.032, hop_seconds: float = 0.008) -> np.ndarray:
+    """float64 [f, m]: level in dB below the loudest cell, from -RANGE_DB to 0; the highest frequency first. All -RANGE_DB for silence."""
+    window, hop = max(8, round(window_seconds * sound.rate_hz)), max(1, round(hop_seconds * sound.rate_hz))
+    wave_n = np.pad(sound.wave_n.astype(np.float64), (window // 2, window))
+    frames_mw = np.lib.stride_tricks.sliding_window_view(wave_n, window)[::hop]
+    power_fm = np.abs(np.fft.rfft(frames_mw * np.hanning(window), axis=1)).T[::-1] ** 2
+    loudest = power_fm.max(initial=0)
+    if not loudest > 0:
+        return np.full(power_fm.shape, -RANGE_DB)
+    return np.maximum(10 * np.log10(np.maximum(power_fm / loudest, 1e-30)), -RANGE_DB)
+
+
+def spectrogram_png(sound: Sound) -> bytes:
+    """A PNG of WIDTH times HEIGHT points: time to the right, 0 Hz to half the rate upwards, louder is brighter."""
+    shades_fm = np.rint((levels(sound) / RANGE_DB + 1) * (SHADES - 1)).astype(np.uint8)
+    picture = Image.fromarray(shades_fm, mode="L").resize((WIDTH, HEIGHT), Image.Resampling.BOX)
+    places = np.linspace(0, len(ANCHORS) - 1, SHADES)
+    colours = np.stack([np.interp(places, np.arange(len(ANCHORS)), ANCHORS[:, channel]) for channel in range(3)], axis=1)
+    shown = Image.fromarray(np.asarray(picture), mode="P")
+    shown.putpalette(np.rint(colours).astype(np.uint8).tobytes())
+    file = io.BytesIO()
+    shown.save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def spectrogram_image(sound: Sound, title: str) -> str:
+    """The picture as an element of HTML. title: already escaped."""
+    data = base64.b64encode(spectrogram_png(sound)).decode()
+    return f'<img alt="spectrogram of {title}" width="{WIDTH}" height="{HEIGHT}" src="data:image/png;base64,{data}">'
