@@ -9,12 +9,12 @@ import dataclasses
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmlm.backbone.cache import Cache, State
 from mmlm.backbone.config import BackboneConfig, LayerConfig
+from mmlm.backbone.dropout import dropout
 from mmlm.backbone.norms import norm
 from mmlm.base.errors import RecipeError
 from mmlm.base.registry import Component
@@ -62,7 +62,7 @@ class Layer(nn.Module):
         return x_btd if y_btd is None else x_btd + y_btd, state, aux
 
     def _drop(self, y_btd: Tensor) -> Tensor:
-        return F.dropout(y_btd, self.dropout, self.training) if self.dropout else y_btd
+        return dropout(y_btd, self.dropout, self.training)
 
 
 class Backbone(nn.Module):
@@ -95,7 +95,7 @@ class Backbone(nn.Module):
         if self.positions is not None:
             x_btd = x_btd + self.positions(self._places(layout))
         if self.config.dropout:
-            x_btd = F.dropout(x_btd, self.config.dropout, self.training)
+            x_btd = dropout(x_btd, self.config.dropout, self.training)
         total: Aux = {}
         for index, layer in enumerate(self.layers):
             if cache is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlm.backbone.dropout import dropout
 from mmlm.parameters import linear
 
 
@@ -19,4 +20,4 @@ class GatedOutput(nn.Module):
 
     def forward(self, y_btd: Tensor) -> Tensor:
         """[b, t, d] -> [b, t, d]."""
-        return F.glu(self.out(F.dropout(F.gelu(y_btd), self.dropout, self.training)), dim=-1)
+        return F.glu(self.out(dropout(F.gelu(y_btd), self.dropout, self.training)), dim=-1)

@@ -139,6 +139,7 @@ class TextToSpeechConfig(Component):
     """Speak texts: phonemes are read, then a codec's tokens are written, with pitch and duration of each phoneme before them if wished."""
 
     reads: ClassVar[str] = "speech"
+    makes_sound: ClassVar[bool] = True
     headline: ClassVar[dict[str, str]] = {"wer": "min", "length_error": "min"}
     type: Literal["tts"] = "tts"
     phonemes: str = Field("phonemes", description="which of the recipe's tokenizers reads the texts")

@@ -26,6 +26,7 @@ from mmlm.sound import Sound
 from mmlm.staged import generate_staged
 from mmlm.stages import SoFar
 from mmlm.stream import Stream
+from mmlm.tasks.base import Heard
 from mmlm.tasks.config import TextToSpeechConfig
 from mmlm.tasks.tts_plan import Said, SpeechPlan
 from mmlm.tasks.tts_stages import Writing
@@ -251,6 +252,15 @@ class TextToSpeechTask:
     def baselines(self, records: Sequence[Utterance]) -> dict[str, dict[str, float]]:
         """What no speech of this codec can be better than."""
         return {RESYNTHESIS: {"length_error": 0.0}}
+
+    def heard(self, outputs: Sequence[Spoken], records: Sequence[Utterance]) -> list[Heard]:
+        """What was spoken, and the recordings, which say the same at a pace of their own."""
+        pairs = zip(outputs, records, strict=True)
+        return [Heard(one.sound, one.true, text=one.text, language=record.language, is_aligned=False) for one, record in pairs]
+
+    def heard_baselines(self, records: Sequence[Utterance]) -> dict[str, list[Sound]]:
+        """The recordings through the codec: no speech of this codec can be understood better."""
+        return {RESYNTHESIS: self.codec.decode_many(self.codec.encode_many([record.sound() for record in records]))}
 
     def curves(self, outputs: Sequence[Spoken], records: Sequence[Utterance]) -> dict[str, list[tuple[float, float]]]:
         """How long each text takes, beside its recording."""
