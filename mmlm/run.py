@@ -35,7 +35,7 @@ from mmlm.model_config import ModelConfig
 from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
 from mmlm.stream import Batch, Stream
-from mmlm.tasks.base import MakesSound, MeetsSources, OwnNetwork, ReadsAhead, TabularLike, Task, TestsApart
+from mmlm.tasks.base import MeetsSources, OwnNetwork, ReadsAhead, TabularLike, Task, TestsApart
 from mmlm.training.config import AdaptConfig, LoraConfig, TrainConfig
 from mmlm.training.learner import Learner
 from mmlm.training.trainer import Result, Trainer
@@ -321,7 +321,8 @@ def evaluate(folder: Path | str, overrides: Sequence[str] = (), progress: Callab
     }
     if isinstance(task, TestsApart):
         task.begin_tests()
-    found = measure(task, model, tests, progress, Judges(recipe.evaluate) if isinstance(task, MakesSound) else None)
+    is_heard = getattr(recipe.tasks[0], "makes_sound", False)
+    found = measure(task, model, tests, progress, Judges(recipe.evaluate) if is_heard else None)
     metrics = measured_summary(found, task.over)
     _write_metrics(Path(folder), metrics)
     write_measured_report(Path(folder), recipe, found, metrics, task.over, task.shown)

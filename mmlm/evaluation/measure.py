@@ -88,7 +88,8 @@ def measure(
         found.baselines[name] = task.baselines(records)
         found.curves[name] = task.curves(outputs, records)
         found.records[name], found.first[name] = len(records), records[0]
-        if judges is not None and isinstance(task, MakesSound):
+        if judges is not None:
+            assert isinstance(task, MakesSound)
             _judge(found, name, task, judges, outputs, records, wall, partial(tick, len(records)))
     return found
 

@@ -175,8 +175,7 @@ class MaskNetworkConfig(Strict):
     window: int = Field(480, ge=16, description="samples of a frame, a multiple of hop")
     hop: int = Field(160, ge=4, description="samples from one frame to the next")
     width: int = Field(128, ge=8, description="channels")
-    num_blocks: int = Field(4, ge=0, description="ConvNeXt blocks, each of which sees 3 frames to both sides")
-    memory: int = Field(64, ge=4, description="channels of the recurrent layer in each direction")
+    num_blocks: int = Field(5, ge=0, description="ConvNeXt blocks, each of which sees 3 frames to both sides")
 
     @model_validator(mode="after")
     def _frames_overlap(self) -> MaskNetworkConfig:
@@ -208,3 +207,42 @@ class EnhancementTaskConfig(Component):
         None, min_length=1, description="what is done to the speech that a finished run is measured on; default: as in training"
     )
     network: MaskNetworkConfig = Field(MaskNetworkConfig(), description="the network")
+
+
+class GenseConfig(Component):
+    """What both steps of GenSE have."""
+
+    reads: ClassVar[str] = "speech"
+    units: str = Field("units", description="which of the recipe's tokenizers gives the units")
+    seconds: float = Field(
+        4.0, gt=0.1, le=30, description="longest part of a recording that is a sample; files are mended in windows of it"
+    )
+    temperature: float = Field(0.0, ge=0, description="of what is written; 0: always the likeliest token")
+    degrade: list[AUGMENTATIONS.choice] = Field(
+        default_factory=_degradations, min_length=1, description="what is done to clean speech, in this order; nothing may change its time"
+    )
+    degrade_test: list[AUGMENTATIONS.choice] | None = Field(
+        None, min_length=1, description="what is done to the speech that a finished run is measured on; default: as in training"
+    )
+
+
+@TASKS.register("mmlm.tasks.gense:GenseUnitsTask", source="noise to semantic tokens, GenSE, arXiv:2502.02942")
+class GenseUnitsConfig(GenseConfig):
+    """Write the units of clean speech behind those of the same speech degraded: the first step of GenSE."""
+
+    headline: ClassVar[dict[str, str]] = {"unit_edit_distance": "min"}
+    type: Literal["gense_units"] = "gense_units"
+
+
+@TASKS.register("mmlm.tasks.gense:GenseCodesTask", source="semantic to speech tokens, GenSE, arXiv:2502.02942")
+class GenseCodesConfig(GenseConfig):
+    """Write the codes of clean speech from units and codes of the same speech degraded: the second step of GenSE, which mends files."""
+
+    makes_sound: ClassVar[bool] = True
+    headline: ClassVar[dict[str, str]] = {"mel_distance": "min"}
+    type: Literal["gense_codes"] = "gense_codes"
+    codec: str = Field("codec", description="which of the recipe's tokenizers gives the codes; a codec with one book")
+    units_run: str = Field(description="the finished run of the first step, whose units these are")
+    written_units: float = Field(0.1, ge=0, le=1, description="share of the training samples that read units which the first step wrote")
+    base: int = Field(1000, ge=1, description="position at which everything clean begins; noisy tokens begin at 0")
+    reads_codes: bool = Field(True, description="the codes of what was given are read too; without them the voice is lost")

@@ -1,6 +1,7 @@
 """A mask for the short-time spectrum of a degraded sound: what is multiplied with it leaves the speech.
 
-    log magnitudes, less their mean -> ConvNeXt blocks (nearby frames) -> GRU in both directions (the noise of the whole sound) -> mask
+    log magnitudes, less their mean -> mean and spread over the sound added to each frame (its noise) -> ConvNeXt blocks (nearby frames)
+    -> mask
 
 A complex mask may turn phases and lies within a circle of radius 1; a magnitude mask lies from 0 to 1. Frames are 10 ms apart.
 Sources: complex ratio mask, Williamson et al. 2016; bounded by a tanh, DCCRN, arXiv:2008.00264. The loss compares compressed spectra of
@@ -32,8 +33,7 @@ class MaskNetwork(nn.Module):
         self.config, bins = config, config.window // 2 + 1
         self.embed = nn.Linear(bins, config.width)
         self.blocks = Blocks(config.num_blocks, config.width, causal=False)
-        self.memory = nn.GRU(config.width, config.memory, batch_first=True, bidirectional=True)
-        self.join = nn.Linear(2 * config.memory, config.width)
+        self.whole = nn.Linear(2 * bins, config.width)
         self.norm = nn.LayerNorm(config.width)
         self.out = nn.Linear(config.width, bins * (2 if config.mask == "complex" else 1))
 
@@ -52,9 +52,9 @@ class MaskNetwork(nn.Module):
             return overlap_add(given_bmf * mask_bmf, window, hop)[:, :count]
 
     def _mask(self, x_bmf: Tensor) -> Tensor:
-        x_bmd = self.blocks(self.embed(x_bmf))
-        remembered_bmd, _ = self.memory(x_bmd)
-        out = self.out(self.norm(x_bmd + self.join(remembered_bmd)))
+        spread_b1f = (x_bmf.var(1, correction=0, keepdim=True) + FLOOR).sqrt()
+        whole_b1d = self.whole(torch.cat([x_bmf.mean(1, keepdim=True), spread_b1f], dim=-1))
+        out = self.out(self.norm(self.blocks(self.embed(x_bmf) + whole_b1d)))
         if self.config.mask == "magnitude":
             return torch.sigmoid(out + BEGIN)
         real_bmf, imaginary_bmf = out.chunk(2, dim=-1)

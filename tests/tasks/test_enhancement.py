@@ -36,7 +36,7 @@ task:
   seconds: 0.2
   degrade: [{type: add_noise, snr_db: [0, 0], noises: [{type: generated, kinds: [white]}]}]
   degrade_test: [{type: add_noise, snr_db: [10, 10], noises: [{type: generated, kinds: [pink]}]}]
-  network: {width: 8, num_blocks: 1, memory: 4}
+  network: {width: 8, num_blocks: 1}
 data:
   train: [{type: speech_folder, path: FOLDER, hold_out: 0.2, validate_share: 0.2, split_by: utterance}]
   validate_samples: 3
@@ -134,7 +134,7 @@ def test_what_changes_time_is_no_degradation(folder, tmp_path):
 @pytest.mark.parametrize("mask", ["complex", "magnitude"])
 def test_a_network_keeps_length_level_and_begins_near_what_was_given(mask):
     torch.manual_seed(0)
-    model = MaskNetwork(MaskNetworkConfig(mask=mask, width=8, num_blocks=1, memory=4)).eval()
+    model = MaskNetwork(MaskNetworkConfig(mask=mask, width=8, num_blocks=1)).eval()
     wave_bn = 0.1 * torch.randn(2, 4001, generator=torch.Generator().manual_seed(1))
     made_bn = model(wave_bn)
     assert made_bn.shape == wave_bn.shape
@@ -148,7 +148,7 @@ def test_a_network_keeps_length_level_and_begins_near_what_was_given(mask):
 @pytest.mark.parametrize("mask", ["complex", "magnitude"])
 def test_a_network_learns_to_leave_the_tone(mask):
     torch.manual_seed(0)
-    learner = MaskLearner(MaskNetwork(MaskNetworkConfig(mask=mask, width=16, num_blocks=1, memory=4)))
+    learner = MaskLearner(MaskNetwork(MaskNetworkConfig(mask=mask, width=16, num_blocks=1)))
     optimizer = torch.optim.Adam(learner.parameters(), lr=5e-3)
     g = torch.Generator().manual_seed(0)
     time = torch.arange(3200) / 16000

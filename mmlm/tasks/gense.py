@@ -1,0 +1,305 @@
+"""GenSE: clean speech is written anew, in two steps, by two models that never see each other's losses.
+
+    units   [units of what was given] begin -> [units of clean speech]
+    codes   [units of what was given][units of clean speech] begin [codes of what was given] -> [codes of clean speech]
+
+Both write exactly as many tokens as there are. In the first step a clean unit stands where the noisy one stands. In the second, everything
+stands at its time, counted in codes: what was given from 0 on, what is clean from a fixed base on. So a clean code finds the units and the
+noisy code of its time always equally far away, which short training needs; the paper counts the units of the second step on from 0.
+
+Source: GenSE, arXiv:2502.02942, and its published inference code.
+Axes: t tokens
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmlm.base.errors import CheckpointError, RecipeError, unknown_name
+from mmlm.data.speech import Utterance
+from mmlm.generation import Sampling
+from mmlm.model import MultimodalLM
+from mmlm.objectives.audio import mel_distance
+from mmlm.sound import Sound
+from mmlm.staged import generate_staged
+from mmlm.stages import Length, Stage
+from mmlm.stream import NO_LABEL, Segment, Stream, pack, unpack
+from mmlm.tasks.base import GIVEN
+from mmlm.tasks.config import GenseCodesConfig, GenseUnitsConfig
+from mmlm.tasks.degraded import GATE, DegradedSpeech, Enhanced
+from mmlm.tasks.spectral_gate import spectral_gate
+from mmlm.tokenizers.codec.base import Codec
+from mmlm.tokenizers.unit_measures import unit_edit_distance
+from mmlm.tokenizers.units import ABOUT, UnitTokenizer
+
+UNIT, CODE, SPECIAL = "unit", "codec.0", "special"
+RATE_HZ = 16_000
+CODEC_ALONE = "the codec alone"
+
+
+def units_stream(noisy_t: Tensor, clean_t: Tensor | None = None) -> Stream:
+    """What the first step reads, and the clean units with their loss where they are given."""
+    segments = [Segment(UNIT, noisy_t, position=_at(torch.arange(len(noisy_t)))), Segment(SPECIAL, torch.zeros(1, dtype=torch.long))]
+    if clean_t is not None:
+        segments.append(Segment(UNIT, clean_t, weight=1.0, position=_at(torch.arange(len(clean_t)))))
+    return Stream(segments)
+
+
+def write_units(model: MultimodalLM, noisy: Sequence[Tensor], temperature: float) -> list[Tensor]:
+    """Clean units [t] for noisy ones [t], as many."""
+    stage = Stage("units", UNIT, Length.exactly(lambda so_far: len(noisy[so_far.number])), position=0, sampling=_sampling(temperature))
+    return [found.written["units"] for found in generate_staged(model, [units_stream(each) for each in noisy], [stage])]
+
+
+@torch.no_grad()
+def read_units(model: MultimodalLM, noisy_t: Tensor, clean_t: Tensor) -> Tensor:
+    """The likeliest clean units [t], each behind the true ones before it: in one pass, unlike `write_units`."""
+    batch = pack([units_stream(noisy_t, clean_t)], model.vocabulary).to(model.device)
+    h_btd, _ = model.hidden(batch)
+    (h_td,), (labels_t,) = unpack(h_btd, batch.layout), unpack(batch.labels, batch.layout)
+    scores_tv = model.heads["language_model"].predict(h_td[labels_t != NO_LABEL], model.vocabulary.span(UNIT))
+    return scores_tv.argmax(-1).cpu()
+
+
+@dataclass(frozen=True)
+class CleanUnits:
+    """Units [t] of a record: of the clean sound, of the degraded one, and those that were written."""
+
+    true_t: Tensor
+    given_t: Tensor
+    made_t: Tensor
+
+
+class GenseUnitsTask(DegradedSpeech):
+    """The first step."""
+
+    over = "nothing"
+    metrics = ("unit_edit_distance", "accuracy")
+
+    def __init__(self, config: GenseUnitsConfig, tokenizers: Mapping[str, Any]) -> None:
+        super().__init__(config.degrade, config.degrade_test, RATE_HZ)
+        self.config, self.tokenizers = config, tokenizers
+        self.units = _named(tokenizers, config.units, UnitTokenizer, "task.units", "units")
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """A token to begin with, and the units."""
+        return {SPECIAL: 1, **self.units.sizes}
+
+    @property
+    def asks(self) -> float:
+        """Seconds of a drawn part of an utterance."""
+        return self.config.seconds
+
+    def example(self, record: Utterance, rng: np.random.Generator) -> Stream:
+        """Units of a sound degraded and clean."""
+        clean = record.sound(self.rate_hz)
+        given, _ = self.chain(clean, rng)
+        return units_stream(*_units(self.units, [given, clean]))
+
+    def predict(self, model: MultimodalLM, records: Sequence[Utterance]) -> list[CleanUnits]:
+        """Units of each record, degraded as its id decides."""
+        pairs = [self.pair(record) for record in records]
+        true, given = (_units(self.units, sounds) for sounds in zip(*pairs, strict=True))
+        made = write_units(model, given, self.config.temperature)
+        return [CleanUnits(*each) for each in zip(true, given, made, strict=True)]
+
+    def score(self, outputs: Sequence[CleanUnits], records: Sequence[Utterance]) -> dict[str, float]:
+        """unit_edit_distance: edits in 100 clean units.   accuracy: share of the units that are the clean ones, place by place."""
+        return _unit_score(outputs, [one.made_t for one in outputs])
+
+    def baselines(self, records: Sequence[Utterance]) -> dict[str, dict[str, float]]:
+        """The units of what was given."""
+        outputs = [CleanUnits(*_units(self.units, pair), torch.zeros(0)) for pair in map(self.pair, records)]
+        return {GIVEN: _unit_score(outputs, [one.given_t for one in outputs])}
+
+    def curves(self, outputs: Sequence[CleanUnits], records: Sequence[Utterance]) -> dict[str, list[tuple[float, float]]]:
+        """None."""
+        return {}
+
+    def write_samples(self, model: MultimodalLM, records: Sequence[Utterance], folder: Path) -> None:
+        """units.txt: units of each record, clean, degraded and written."""
+        lines = []
+        for record, one in zip(records, self.predict(model, records), strict=True):
+            lines.append(self.title(record))
+            lines += [f"  {name:<8} {' '.join(map(str, ids.tolist()))}" for name, ids in vars(one).items()]
+        (folder / "units.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class EnhancedCodes(Enhanced):
+    """Also the codes [t] of the clean sound, of what was given, and those that were written."""
+
+    true_t: Tensor
+    given_t: Tensor
+    made_t: Tensor
+
+
+class GenseCodesTask(DegradedSpeech):
+    """The second step, with the first as a model that is not trained."""
+
+    over = "nothing"
+    metrics = ("mel_distance", "accuracy")
+
+    def __init__(self, config: GenseCodesConfig, tokenizers: Mapping[str, Any]) -> None:
+        self.units = _named(tokenizers, config.units, UnitTokenizer, "task.units", "units")
+        self.codec = _named(tokenizers, config.codec, Codec, "task.codec", "small_codec or single_codec")
+        super().__init__(config.degrade, config.degrade_test, self.codec.rate_hz)
+        self.config, self.tokenizers = config, tokenizers
+        if len(self.codec.book_sizes) != 1:
+            raise RecipeError(f"task.codec: {config.codec!r} has {len(self.codec.book_sizes)} books, but GenSE writes a codec of one.")
+        if config.seconds * self.codec.token_rate > config.base:
+            raise RecipeError(f"task.base: {config.base} codes are less than task.seconds ({config.seconds:g} s) hold.")
+        self._first: MultimodalLM | None = None
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """A token to begin with, the units and the codes."""
+        return {SPECIAL: 1, **self.units.sizes, CODE: self.codec.book_sizes[0]}
+
+    @property
+    def asks(self) -> float:
+        """Seconds of a drawn part of an utterance."""
+        return self.config.seconds
+
+    @property
+    def window_seconds(self) -> float:
+        """As long as training samples."""
+        return self.config.seconds
+
+    @property
+    def first(self) -> MultimodalLM:
+        """The model of the first step. Raises CheckpointError where its run is gone or was trained on other units."""
+        if self._first is None:
+            run = Path(self.config.units_run)
+            known = [json.loads(path.read_text(encoding="utf-8"))["fingerprint"] for path in run.glob(f"tokenizers/*/{ABOUT}")]
+            if not known:
+                raise CheckpointError(f"task.units_run: {run}: holds no finished run with units.")
+            if self.units.fingerprint not in known:
+                raise CheckpointError(f"task.units_run: {run}: was trained on other units; write tokenizers.units.path: {run}.")
+            self._first = MultimodalLM.from_pretrained(run).eval()
+        return self._first
+
+    def example(self, record: Utterance, rng: np.random.Generator) -> Stream:
+        """Units and codes of a sound degraded and clean; in some samples the clean units are those that the first step predicts."""
+        clean = record.sound(self.rate_hz)
+        given, _ = self.chain(clean, rng)
+        noisy_t, clean_t = _units(self.units, [given, clean])
+        if rng.random() < self.config.written_units:
+            clean_t = read_units(self.first, noisy_t, clean_t)
+        codes = [segment.ids[:, 0] for segment in self.codec.encode_many([given, clean])]
+        return self.stream(noisy_t, clean_t, *codes)
+
+    def stream(self, noisy_t: Tensor, clean_t: Tensor, given_t: Tensor, codes_t: Tensor | None = None) -> Stream:
+        """What the second step reads, and the clean codes with their loss where they are given."""
+        rate = self.codec.token_rate / Fraction(*self.units.rate_hz)
+        times_t = torch.arange(len(noisy_t)) * rate.numerator // rate.denominator
+        base, frames_t = self.config.base, torch.arange(len(given_t))
+        segments = [Segment(UNIT, noisy_t, position=_at(times_t)), Segment(UNIT, clean_t, position=_at(base + times_t))]
+        segments.append(Segment(SPECIAL, torch.zeros(1, dtype=torch.long)))
+        if self.config.reads_codes:
+            segments.append(Segment(CODE, given_t, position=_at(frames_t)))
+        if codes_t is not None:
+            segments.append(Segment(CODE, codes_t, weight=1.0, position=_at(base + frames_t)))
+        return Stream(segments)
+
+    def write_codes(self, model: MultimodalLM, noisy: Sequence[Tensor], clean: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+        """Clean codes [t], as many as `given` holds, for units noisy and clean and codes of what was given."""
+        prompts = [self.stream(*each) for each in zip(noisy, clean, given, strict=True)]
+        length = Length.exactly(lambda so_far: len(given[so_far.number]))
+        stage = Stage("codes", CODE, length, position=self.config.base, sampling=_sampling(self.config.temperature))
+        return [found.written["codes"] for found in generate_staged(model, prompts, [stage])]
+
+    def enhance(self, model: MultimodalLM, sounds: Sequence[Sound]) -> list[Sound]:
+        """Each sound, at `rate_hz`, written anew, with as many samples."""
+        return [made for made, _ in self._written(model, sounds, [segment.ids[:, 0] for segment in self.codec.encode_many(sounds)])]
+
+    def _written(self, model: MultimodalLM, sounds: Sequence[Sound], given: Sequence[Tensor]) -> list[tuple[Sound, Tensor]]:
+        noisy = _units(self.units, sounds)
+        codes = self.write_codes(model, noisy, write_units(self.first, noisy, self.config.temperature), given)
+        return [(self._sound(codes_t, len(sound.wave_n)), codes_t) for codes_t, sound in zip(codes, sounds, strict=True)]
+
+    def _sound(self, codes_t: Tensor, num_samples: int) -> Sound:
+        decoded = self.codec.decode(codes_t[:, None])
+        return Sound(decoded.wave_n[:num_samples], decoded.rate_hz)
+
+    def predict(self, model: MultimodalLM, records: Sequence[Utterance]) -> list[EnhancedCodes]:
+        """Each record degraded and written anew."""
+        pairs = [self.pair(record) for record in records]
+        true, given = ([segment.ids[:, 0] for segment in self.codec.encode_many(sounds)] for sounds in zip(*pairs, strict=True))
+        written = self._written(model, [sound for _, sound in pairs], given)
+        return [
+            EnhancedCodes(*pair, made, true_t, given_t, made_t)
+            for pair, true_t, given_t, (made, made_t) in zip(pairs, true, given, written, strict=True)
+        ]
+
+    def score(self, outputs: Sequence[EnhancedCodes], records: Sequence[Utterance]) -> dict[str, float]:
+        """mel_distance: mean absolute difference of natural log-mel magnitudes.   accuracy: share of the codes that are the clean ones."""
+        return {"mel_distance": _mel(outputs, [one.made for one in outputs]), "accuracy": _alike(outputs, [one.made_t for one in outputs])}
+
+    def baselines(self, records: Sequence[Utterance]) -> dict[str, dict[str, float]]:
+        """What was given, the spectral gate, and the clean sound through the codec, which no writing of codes can be better than."""
+        pairs = [self.pair(record) for record in records]
+        outputs = [Enhanced(true, given, given) for true, given in pairs]
+        sounds = {GIVEN: [given for _, given in pairs], **self.heard_baselines(records)}
+        return {name: {"mel_distance": _mel(outputs, some)} for name, some in sounds.items()}
+
+    def heard_baselines(self, records: Sequence[Utterance]) -> dict[str, list[Sound]]:
+        """The spectral gate, and the clean sound through the codec."""
+        pairs = [self.pair(record) for record in records]
+        through = self.codec.decode_many(self.codec.encode_many([true for true, _ in pairs]))
+        return {GATE: [spectral_gate(given) for _, given in pairs], CODEC_ALONE: through}
+
+    def curves(self, outputs: Sequence[EnhancedCodes], records: Sequence[Utterance]) -> dict[str, list[tuple[float, float]]]:
+        """None."""
+        return {}
+
+
+def _named(tokenizers: Mapping[str, Any], name: str, kind: type, where: str, wanted: str) -> Any:
+    if name not in tokenizers:
+        raise RecipeError(f"tokenizers: {unknown_name('tokenizer', name, tokenizers)}")
+    if not isinstance(tokenizers[name], kind):
+        raise RecipeError(f"{where}: tokenizers.{name} must be of the type {wanted}.")
+    return tokenizers[name]
+
+
+def _at(place_t: Tensor) -> Tensor:
+    """Positions [t, 1]."""
+    return place_t[:, None]
+
+
+def _sampling(temperature: float) -> Sampling:
+    return Sampling(temperature=temperature)
+
+
+def _units(units: UnitTokenizer, sounds: Sequence[Sound]) -> list[Tensor]:
+    return [segment.ids for segment in units.encode_many(sounds)]  # type: ignore[misc]
+
+
+def _unit_score(outputs: Sequence[CleanUnits], found: Sequence[Tensor]) -> dict[str, float]:
+    clean = [one.true_t.numpy() for one in outputs]
+    return {"unit_edit_distance": unit_edit_distance(clean, [each.numpy() for each in found]), "accuracy": _alike(outputs, found)}
+
+
+def _alike(outputs: Sequence[Any], found: Sequence[Tensor]) -> float:
+    """Share of the tokens that are the true ones, place by place."""
+    same = torch.cat([one.true_t == each for one, each in zip(outputs, found, strict=True)])
+    return float(same.double().mean())
+
+
+def _mel(outputs: Sequence[Enhanced], sounds: Sequence[Sound]) -> float:
+    """Mean distance of log-mel magnitudes from the true sounds."""
+    found = []
+    for one, sound in zip(outputs, sounds, strict=True):
+        pair = [torch.from_numpy(each.wave_n)[None] for each in (sound, one.true)]
+        found.append(float(mel_distance(pair[0], pair[1], sound.rate_hz)))
+    return float(np.mean(found))

@@ -1,0 +1,167 @@
+"""GenSE as two runs: what each step reads and writes, where it stands, that lengths hold, files through both, and what does not fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mmlm.base.errors import CheckpointError, RecipeError
+from mmlm.data.audio_files import read_sound, write_sound
+from mmlm.enhancing import enhance
+from mmlm.model import MultimodalLM
+from mmlm.recipe import Recipe
+from mmlm.run import build_task, evaluate, load_run, train
+from mmlm.sound import Sound
+from mmlm.stream import positions
+from mmlm.tasks import gense
+from mmlm.tasks.gense import CODE, SPECIAL, UNIT, read_units, units_stream, write_units
+
+for package in ("soundfile", "soxr", "rapidfuzz"):
+    pytest.importorskip(package)
+
+SIZES = "width: 16, encoder_blocks: 1, decoder_blocks: 1, fine_blocks: 1, latent_size: 8, hop: 160, window: 320, mel_bands: 20"
+CODEC = f"{{type: single_codec, group_size: 8, kept: [4, 4], {SIZES}}}"
+SHARED = """
+schema: 1
+name: NAME
+output: OUTPUT/NAME
+seed: 3
+task: TASK
+data:
+  train: [{type: speech_folder, path: FOLDER, hold_out: 0.2, validate_share: 0.2, split_by: utterance}]
+  validate_samples: 3
+tokenizers: TOKENIZERS
+train: {steps: 4, batch_size: 2, lr: 2e-3, log_every: 2, checkpoint_every: 4, validate_every: 4, sample_every: 4}
+"""
+DECODER = """
+backbone: {width: 16, num_layers: 2, pattern: [{type: attention, num_heads: 2}]}
+heads: {language_model: {type: language_model, ranges: [RANGE]}}
+"""
+NOISY = "degrade: [{type: add_noise, snr_db: [0, 0], noises: [{type: generated, kinds: [white]}]}], seconds: 0.4"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    path, rng = tmp_path_factory.mktemp("gense"), np.random.default_rng(0)
+    for number in range(12):
+        time = np.arange(8000 + 37 * number) / 16000
+        wave = 0.3 * np.sin(2 * np.pi * (200 + 40 * number) * time) * (1 + np.sin(30 * time)) / 2 + 0.01 * rng.normal(size=len(time))
+        write_sound(path / "sounds" / f"{number:02}.wav", Sound(wave.astype(np.float32), 16000))
+    return path
+
+
+def recipe(place, name, task, tokenizers, *overrides, decoder=""):
+    text = SHARED.replace("TASK", task).replace("TOKENIZERS", tokenizers).replace("FOLDER", str(place / "sounds"))
+    text = (text + DECODER.replace("RANGE", decoder) if decoder else text).replace("NAME", name).replace("OUTPUT", str(place))
+    return Recipe.read(text, overrides)
+
+
+def units_recipe(place, name="units", *overrides):
+    return recipe(place, name, f"{{type: gense_units, {NOISY}}}", "{units: {type: units, num_units: 8}}", *overrides, decoder=UNIT)
+
+
+def codes_recipe(place, name="codes", *overrides):
+    units = f"units: {{type: units, path: {place}/units}}"
+    codec = f"codec: {{type: single_codec, path: {place}/codec}}"
+    task = f"{{type: gense_codes, units_run: {place}/units, base: 64, {NOISY}}}"
+    return recipe(place, name, task, f"{{{units}, {codec}}}", *overrides, decoder=CODE)
+
+
+@pytest.fixture(scope="module")
+def runs(place):
+    """Three runs: codec, units, codes."""
+    train(recipe(place, "codec", "{type: codec, seconds: 0.2, windows: [128, 256]}", f"{{codec: {CODEC}}}"))
+    train(units_recipe(place))
+    train(codes_recipe(place))
+    return place
+
+
+def records(run):
+    return load_run(run)[0].data.train[0].build().held_out_records().everything()
+
+
+def test_the_first_step_puts_clean_units_where_the_noisy_ones_stand_and_writes_as_many(runs):
+    _, task, model = load_run(runs / "units")
+    stream = task.example(records(runs / "units")[0], np.random.default_rng(0))
+    noisy, begin, clean = stream.segments
+    assert [segment.modality for segment in stream.segments] == [UNIT, SPECIAL, UNIT]
+    assert len(noisy) == len(clean) > 20 and len(begin) == 1
+    place = positions(stream)
+    assert torch.equal(place[0], place[2]) and place[0][:, 0].tolist() == list(range(len(noisy)))
+    assert (noisy.weight, begin.weight, clean.weight) == (0.0, 0.0, 1.0)
+    prompts = [torch.randint(0, 8, (count,), generator=torch.Generator().manual_seed(count)) for count in (5, 1, 17)]
+    assert [len(each) for each in write_units(model, prompts, 1.0)] == [5, 1, 17]
+
+
+def test_units_that_are_read_in_one_pass_are_those_that_would_be_written_next(runs):
+    _, _, model = load_run(runs / "units")
+    noisy_t = torch.randint(0, 8, (12,), generator=torch.Generator().manual_seed(0))
+    written_t = write_units(model, [noisy_t], 0.0)[0]
+    assert torch.equal(read_units(model, noisy_t, written_t), written_t)
+    other_t = (written_t + 1) % 8
+    other_t[:6] = written_t[:6]
+    assert torch.equal(read_units(model, noisy_t, other_t)[:7], written_t[:7])
+
+
+def test_the_second_step_puts_everything_at_its_time_and_the_clean_behind_the_base(runs):
+    _, task, _ = load_run(runs / "codes")
+    stream = task.example(records(runs / "codes")[0], np.random.default_rng(0))
+    assert [segment.modality for segment in stream.segments] == [UNIT, UNIT, SPECIAL, CODE, CODE]
+    place = [each[:, 0] for each in positions(stream)]
+    count = len(place[0])
+    assert place[0].tolist() == [2 * at for at in range(count)]  # 50 units, 100 codes a second
+    assert torch.equal(place[1], place[0] + 64) and torch.equal(place[4], place[3] + 64)
+    assert place[3].tolist() == list(range(len(place[3]))) and abs(len(place[3]) - 2 * count) <= 1
+    assert [segment.weight for segment in stream.segments] == [0.0, 0.0, 0.0, 0.0, 1.0]
+    without = codes_recipe(runs, "without", "task.reads_codes=false")
+    stream = build_task(without).example(records(runs / "codes")[0], np.random.default_rng(0))
+    assert [segment.modality for segment in stream.segments] == [UNIT, UNIT, SPECIAL, CODE]
+
+
+def test_a_share_of_the_samples_reads_units_of_the_first_step(runs, monkeypatch):
+    record, told = records(runs / "codes")[0], []
+    monkeypatch.setattr(gense, "read_units", lambda model, noisy_t, clean_t: told.append(1) or torch.full_like(clean_t, 7))
+    for share, wanted in ((0.0, 0), (1.0, 40), (0.25, 10)):
+        task, told[:] = build_task(codes_recipe(runs, "share", f"task.written_units={share}")), []
+        streams = [task.example(record, np.random.default_rng(seed)) for seed in range(40)]
+        assert abs(len(told) - wanted) <= 5 * (0 < share < 1)
+        assert sum(bool((stream.segments[1].ids == 7).all()) for stream in streams) == len(told)
+
+
+def test_both_steps_are_measured_and_the_second_mends_files(runs, tmp_path):
+    found = evaluate(runs / "units")
+    assert found["metrics"].keys() == {"unit_edit_distance", "accuracy"} and found["baselines"]["what was given"]["unit_edit_distance"] > 0
+    assert "given_t" in (runs / "units" / "samples" / "step_000004" / "units.txt").read_text()
+    found = evaluate(runs / "codes", ["evaluate.judges=[si_sdr]"])
+    assert found["metrics"].keys() == {"mel_distance", "accuracy", "si_sdr", "real_time_factor"}
+    assert found["baselines"].keys() == {"what was given", "spectral gate", "the codec alone", "the true sound"} - {"the true sound"}
+    assert found["baselines"]["the codec alone"]["mel_distance"] > 0
+    time = np.arange(20_011) / 22_050
+    write_sound(tmp_path / "a.wav", Sound((0.2 * np.sin(2000 * time)).astype(np.float32), 22_050))
+    (target,), failed = enhance(runs / "codes", tmp_path / "a.wav")
+    made = read_sound(target)
+    assert not failed and (made.rate_hz, len(made.wave_n)) == (22_050, 20_011)
+
+
+def test_what_does_not_fit_is_told(runs, place, tmp_path):
+    with pytest.raises(RecipeError, match=r"task.base: 20 codes are less than task.seconds \(0.4 s\) hold"):
+        build_task(codes_recipe(runs, "x", "task.base=20"))
+    with pytest.raises(RecipeError, match="tokenizers.units must be of the type small_codec or single_codec"):
+        build_task(codes_recipe(runs, "x", "task.codec=units"))
+    two = f"tokenizers.codec={{type: small_codec, num_books: 2, book_size: 8, {SIZES}}}"
+    with pytest.raises(RecipeError, match="'codec' has 2 books, but GenSE writes a codec of one"):
+        build_task(codes_recipe(runs, "x", two))
+    record = records(runs / "codes")[0]
+    with pytest.raises(CheckpointError, match="holds no finished run with units"):
+        task = build_task(codes_recipe(runs, "x", f"task.units_run={tmp_path}", "task.written_units=1.0"))
+        task.example(record, np.random.default_rng(0))
+    with pytest.raises(CheckpointError, match="was trained on other units"):
+        task = build_task(codes_recipe(runs, "x", "tokenizers.units={type: units, num_units: 7}", "task.written_units=1.0"))
+        task.example(record, np.random.default_rng(0))
+
+
+def test_the_first_model_is_not_trained(runs):
+    _, task, model = load_run(runs / "codes")
+    assert isinstance(task.first, MultimodalLM) and task.first is task.first
+    assert model.vocabulary.sizes == {SPECIAL: 1, UNIT: 8, CODE: 16} and len(units_stream(torch.zeros(3, dtype=torch.long))) == 4
