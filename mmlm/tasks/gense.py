@@ -119,7 +119,8 @@ class GenseUnitsTask(DegradedSpeech):
 
     def baselines(self, records: Sequence[Utterance]) -> dict[str, dict[str, float]]:
         """The units of what was given."""
-        outputs = [CleanUnits(*_units(self.units, pair), torch.zeros(0)) for pair in map(self.pair, records)]
+        true, given = (_units(self.units, sounds) for sounds in zip(*map(self.pair, records), strict=True))
+        outputs = [CleanUnits(one, other, other) for one, other in zip(true, given, strict=True)]
         return {GIVEN: _unit_score(outputs, [one.given_t for one in outputs])}
 
     def curves(self, outputs: Sequence[CleanUnits], records: Sequence[Utterance]) -> dict[str, list[tuple[float, float]]]:
