@@ -12,7 +12,7 @@ from urllib.parse import quote
 from mmlm.data.audio_files import write_sound
 from mmlm.evaluation.charts import lines
 from mmlm.evaluation.history import run_log, sample_links, told, validation_charts
-from mmlm.evaluation.judges import Verdict
+from mmlm.evaluation.judges import MODEL, Verdict
 from mmlm.evaluation.measure import Measurement, metric_names
 from mmlm.evaluation.report import training, write_page
 from mmlm.evaluation.spectrogram import spectrogram_image
@@ -70,14 +70,15 @@ def _verdict(folder: Path, name: str, verdict: Verdict) -> list[str]:
     parts = [f"<p>{escape(told)}</p>"]
     if verdict.players:
         parts.append(f"<h3>To be heard: {escape(name)}</h3>")
-    for number, (title, sounds) in enumerate(verdict.players, 1):
+    for number, (title, sounds, marks) in enumerate(verdict.players, 1):
         cells = []
         for who, sound in sounds.items():
             place = f"{HEARD}/{_as_name(name)}/{number}_{_as_name(who)}.wav"
             write_sound(folder / place, sound)
             player = f'<audio controls preload="none" src="{quote(place)}"></audio>'
             cells.append(
-                f"<figure>{spectrogram_image(sound, escape(who, quote=True))}{player}<figcaption>{escape(who)}</figcaption></figure>"
+                f"<figure>{spectrogram_image(sound, escape(who, quote=True), marks if who == MODEL else ())}{player}"
+                f"<figcaption>{escape(who)}</figcaption></figure>"
             )
         parts.append(f'<p>{escape(title)}</p><div class="heard">{"".join(cells)}</div>')
     return parts

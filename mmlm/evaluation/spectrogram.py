@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
+from html import escape
 
 import numpy as np
 from PIL import Image
@@ -43,7 +45,23 @@ def spectrogram_png(sound: Sound) -> bytes:
     return file.getvalue()
 
 
-def spectrogram_image(sound: Sound, title: str) -> str:
-    """The picture as an element of HTML. title: already escaped."""
+def spectrogram_image(sound: Sound, title: str, marks: Sequence[tuple[str, float]] = ()) -> str:
+    """The picture as an element of HTML. title: already escaped. marks: what is said until how many seconds, written below and parted by
+    lines."""
     data = base64.b64encode(spectrogram_png(sound)).decode()
-    return f'<img alt="spectrogram of {title}" width="{WIDTH}" height="{HEIGHT}" src="data:image/png;base64,{data}">'
+    if not marks:
+        return f'<img alt="spectrogram of {title}" width="{WIDTH}" height="{HEIGHT}" src="data:image/png;base64,{data}">'
+    parts, start = [], 0.0
+    for number, (name, end) in enumerate(marks):
+        left, right = (WIDTH * time / max(sound.seconds, 1e-9) for time in (start, end))
+        row = HEIGHT + 9 + 9 * (number % 2)  # two rows, so that neighbours do not run into each other
+        parts.append(
+            f'<line x1="{right:.1f}" x2="{right:.1f}" y1="0" y2="{HEIGHT}" stroke="#fff" stroke-opacity="0.5" stroke-width="0.6"/>'
+        )
+        parts.append(f'<text x="{(left + right) / 2:.1f}" y="{row}" font-size="8" text-anchor="middle">{escape(name)}</text>')
+        start = end
+    height = HEIGHT + 20
+    return (
+        f'<svg role="img" aria-label="spectrogram of {title}" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">'
+        f'<image width="{WIDTH}" height="{HEIGHT}" href="data:image/png;base64,{data}"/>{"".join(parts)}</svg>'
+    )

@@ -85,7 +85,7 @@ GIVEN = "what was given"  # the baseline that leaves everything as it is
 class Heard:
     """What there is to hear of one record. made: by the model.   true: how it should sound, None where nobody knows.   given: what the
     model was asked to mend, None where nothing was.   text, language: what is said, empty where unknown.   is_aligned: sample i of `made`
-    should be sample i of `true`."""
+    should be sample i of `true`.   marks: what is said in `made` until how many seconds, such as its phonemes, where the model tells."""
 
     made: Sound
     true: Sound | None = None
@@ -93,6 +93,7 @@ class Heard:
     text: str = ""
     language: str = ""
     is_aligned: bool = True
+    marks: Sequence[tuple[str, float]] = ()
 
 
 @runtime_checkable

@@ -154,6 +154,9 @@ class TextToSpeechConfig(Component):
     max_seconds: float = Field(15.0, gt=0, description="longer samples are left out, and speech of open length ends there")
     further_share: float = Field(0.5, gt=0, lt=1, description="share of the samples that teach the codebooks after the first one")
     passes: int = Field(1, ge=1, le=64, description="passes in which each of these is written; above 1 the most certain cells come first")
+    code_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the codes that a training sample hides where they are read, so that text decides, not memory"
+    )
     temperature: float = Field(1.0, ge=0, description="of the draws of prosody and of the first codebook; 0: the likeliest")
     top_p: float = Field(0.9, gt=0, le=1, description="these are drawn among the fewest choices that hold this probability")
 

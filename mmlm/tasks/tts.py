@@ -6,7 +6,7 @@ Axes: e entries   t frames   u codebooks
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from mmlm.model import MultimodalLM
 from mmlm.model_config import ChannelConfig
 from mmlm.sound import Sound
 from mmlm.staged import generate_staged
-from mmlm.stages import SoFar
 from mmlm.stream import Stream
 from mmlm.tasks.base import Heard
 from mmlm.tasks.config import TextToSpeechConfig
@@ -40,12 +39,14 @@ RESYNTHESIS = "the recordings through the codec"
 
 @dataclass(frozen=True)
 class Spoken:
-    """A text as it was spoken. true: the recording of it, if there is one."""
+    """A text as it was spoken. true: the recording of it, if there is one.   marks: its phonemes and the seconds at which they end, where
+    the model writes durations."""
 
     text: str
     sound: Sound
     codes_tu: Tensor
     true: Sound | None = None
+    marks: Sequence[tuple[str, float]] = ()
 
 
 class TextToSpeechTask:
@@ -182,7 +183,7 @@ class TextToSpeechTask:
         """The text of each recording, spoken anew."""
         made = self.speak(model, [record.text for record in records])
         true = [record.sound(self.codec.rate_hz) for record in records]
-        return [Spoken(one.text, one.sound, one.codes_tu, sound) for one, sound in zip(made, true, strict=True)]
+        return [replace(one, true=sound) for one, sound in zip(made, true, strict=True)]
 
     def speak(
         self,
@@ -210,15 +211,19 @@ class TextToSpeechTask:
             some = phones[start : start + TEXTS_AT_ONCE]
             writing = Writing(self.plan, some, [said] * len(some), model.vocabulary, pace, self.most_frames)
             written = generate_staged(model, writing.prompts(), writing.stages(), seed=seed + start)
-            codes = [self._codes(so_far) for so_far in written]
+            codes = [so_far.codes["codec"] for so_far in written]
             for number, (each, sound) in enumerate(zip(codes, self._decoded(codes), strict=True), start):
-                found.append(Spoken(texts[number], sound, each))
+                found.append(Spoken(texts[number], sound, each, marks=self._marks(writing.spoken(written[number - start]))))
                 if listen is not None:
                     listen(number, sound)
         return found
 
-    def _codes(self, so_far: SoFar) -> Tensor:
-        return so_far.codes["codec"]
+    def _marks(self, spoken: tuple[Tensor, Tensor] | None) -> list[tuple[str, float]]:
+        if spoken is None:
+            return []
+        ends = (spoken[1].cumsum(0) / float(self.codec.token_rate)).tolist()
+        rows = zip(spoken[0].tolist(), spoken[1].tolist(), ends, strict=True)
+        return [(self.phonemes.symbols[phone], end) for phone, frames, end in rows if frames]
 
     def _decoded(self, codes: Sequence[Tensor]) -> list[Sound]:
         """Sounds of codes; where a model ended before its first frame, one frame of silence."""
@@ -256,7 +261,9 @@ class TextToSpeechTask:
     def heard(self, outputs: Sequence[Spoken], records: Sequence[Utterance]) -> list[Heard]:
         """What was spoken, and the recordings, which say the same at a pace of their own."""
         pairs = zip(outputs, records, strict=True)
-        return [Heard(one.sound, one.true, text=one.text, language=record.language, is_aligned=False) for one, record in pairs]
+        return [
+            Heard(one.sound, one.true, text=one.text, language=record.language, is_aligned=False, marks=one.marks) for one, record in pairs
+        ]
 
     def heard_baselines(self, records: Sequence[Utterance]) -> dict[str, list[Sound]]:
         """The recordings through the codec: no speech of this codec can be understood better."""

@@ -78,14 +78,22 @@ class SpeechPlan:
         """The first codebook with what comes before it, or one of the others."""
         if self.num_books > 1 and rng.random() < self.config.further_share:
             return self.further(said, int(rng.integers(1, self.num_books)), rng)
-        return self.first(said)
+        return self.first(said, rng)
 
-    def first(self, said: Said) -> Stream:
-        """The stream in which the first codebook is learned, from left to right."""
+    def first(self, said: Said, rng: np.random.Generator | None = None) -> Stream:
+        """The stream in which the first codebook is learned, from left to right; rng: some codes are hidden where they are read."""
         rows = self.rows(said.frames)
         codes = self.parts[0].forward(said.codes, self.end)
-        speech = Segment("codec", codes, weight=1.0, position=counted(len(codes)), reach=None if rows is None else rows[1:])
+        hidden = None if rng is None else self._dropped(codes, rng)
+        reach = None if rows is None else rows[1:]
+        speech = Segment("codec", codes, weight=1.0, position=counted(len(codes)), reach=reach, hidden=hidden)
         return Stream([*self.before(said, weight=1.0), self.begin_speech(rows), speech])
+
+    def _dropped(self, codes_tu: Tensor, rng: np.random.Generator) -> Tensor | None:
+        """bool [t, u]: filled cells that are hidden."""
+        if not self.config.code_dropout:
+            return None
+        return torch.from_numpy(rng.random(codes_tu.shape) < self.config.code_dropout) & (codes_tu != EMPTY)
 
     def further(self, said: Said, book: int, rng: np.random.Generator) -> Stream:
         """The stream in which a further codebook is learned, for all frames of what follows a drawn voice, in both directions."""
@@ -96,6 +104,9 @@ class SpeechPlan:
         weight = (torch.arange(len(said.codes)) >= voice).float()
         speech = replace(self.known(said.codes, self.rows(said.frames)), weight=weight)
         speech = hide_book(speech, weight > 0, book, torch.from_numpy(hidden))
+        if speech.ids is not None and (dropped := self._dropped(speech.ids, rng)) is not None and speech.hidden is not None:
+            dropped[:, book:] = False  # what is above is empty, what is known of the book itself is its own task
+            speech = replace(speech, hidden=speech.hidden | dropped)
         segments = [*self.before(said), self.begin_speech(None), speech]
         return Stream([replace(with_book(segment, book, BOOK), mutual=1) for segment in segments])
 

@@ -57,6 +57,12 @@ class Writing:
         ]  # fmt: skip
         return [*([self._prosody()] if plan.has_prosody else []), first, *further]
 
+    def spoken(self, so_far: SoFar) -> tuple[Tensor, Tensor] | None:
+        """Phonemes and frames [e] of the text as they were spoken; None without prosody."""
+        if not self.plan.has_prosody:
+            return None
+        return self.phones[so_far.number], self._frames(so_far)[len(self._voice(so_far).frames) :]
+
     def _prosody(self) -> Stage:
         def entry(so_far: SoFar, tokens: int) -> Tensor:
             return len(self._voice(so_far).phone) + torch.arange(tokens)

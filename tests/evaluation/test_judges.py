@@ -71,7 +71,7 @@ def test_all_voices_are_measured_against_the_truth_and_it_is_not_compared_with_i
     for who, wanted in ((MODEL, 20), (GIVEN, 0), ("classical", 10.5)):
         assert abs(found.values[who]["si_sdr"] - wanted) < 0.3
     assert found.about == {"sounds": 3, "measured": {"si_sdr": 3}}
-    assert [title for title, _ in found.players] == ["sound 0", "sound 1"]
+    assert [title for title, *_ in found.players] == ["sound 0", "sound 1"]
     assert list(found.players[0][1]) == [MODEL, GIVEN, "classical", TRUE]
     with pytest.raises(DataError, match="'classical' made 1 sounds of 3 records"):
         judged(heard, {"classical": true[:1]}, judges=["si_sdr"])

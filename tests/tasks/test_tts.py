@@ -126,6 +126,7 @@ def test_samples_report_and_metrics(finished) -> None:
     assert samples == ["1_codec.wav", "1_spoken.wav", "1_text.txt", "1_true.wav"]
     metrics = evaluate(finished, ["evaluate.judges=[stoi, voice]", "evaluate.num_players=1"])
     assert metrics["metrics"]["length_error"] >= 0 and (finished / "report.html").read_text().count("<audio") >= 3
+    assert ">SIL</text>" in (finished / "report.html").read_text()  # durations beneath the spectrogram of what was spoken
 
 
 def test_without_prosody_speech_ends_by_itself_and_keeps_no_pace(home) -> None:
