@@ -105,7 +105,6 @@ class SpeechPlan:
         speech = replace(self.known(said.codes, self.rows(said.frames)), weight=weight)
         speech = hide_book(speech, weight > 0, book, torch.from_numpy(hidden))
         if speech.ids is not None and (dropped := self._dropped(speech.ids, rng)) is not None and speech.hidden is not None:
-            dropped[:, book:] = False  # what is above is empty, what is known of the book itself is its own task
             speech = replace(speech, hidden=speech.hidden | dropped)
         segments = [*self.before(said), self.begin_speech(None), speech]
         return Stream([replace(with_book(segment, book, BOOK), mutual=1) for segment in segments])

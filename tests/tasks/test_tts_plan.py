@@ -152,3 +152,20 @@ def test_all_that_is_learned_has_labels_and_fits_a_batch() -> None:
         losses = model.losses(batch)
         total, weight = losses["codebooks"]
         assert float(weight) == sum(model.loss_weights(batch).values()) > 0 and torch.isfinite(total)
+
+
+def test_hidden_codes_are_still_learned() -> None:
+    """A share of what is read is hidden, in both kinds of samples, and no label is lost."""
+    rng, whole = np.random.default_rng(1), said(3, 6)
+    plan = planned(True, code_dropout=0.5)
+    model = model_of(plan)
+    kept, hiding = (plan.first(whole, rng=each) for each in (None, rng))
+    assert hiding.segments[-1].hidden is not None and not bool(hiding.segments[-1].hidden[:, 1:].any())
+    batches = [pack([stream], model.vocabulary) for stream in (kept, hiding)]
+    assert batches[0].code_labels is not None and torch.equal(batches[0].code_labels, batches[1].code_labels)
+    shown = [int((batch.codes[..., 0] == model.vocabulary.span("mask").start).sum()) for batch in batches]
+    assert shown[0] == 0 and 0 < shown[1] == int(hiding.segments[-1].hidden.sum()) < len(whole.codes)
+    further = plan.further(whole, 2, rng).segments[-1]
+    target = further.weight > 0
+    assert bool(further.hidden[target, 2].all()) and 0 < int(further.hidden[:, :2].sum()) < 2 * len(whole.codes)
+    assert torch.equal(further.labels[target, 2], whole.codes[target, 2]) and not bool((further.labels[:, :2] >= 0).any())
