@@ -142,20 +142,19 @@ class OneCallDecoding:
     `close` gives its weights back to the model's next decoding.
     """
 
-    def __init__(self, model: Decodable, packed: Packed, prompts: Sequence[Prompt], room: int) -> None:
+    def __init__(self, model: Decodable, packed: Packed, prompts: Sequence[Prompt], room: int, with_logits: bool) -> None:
         self.model, self.packed, self.decoder = model, packed, packed.decoder
         decoder = packed.decoder
-        self.says_words = "language_model" in model.heads  # else hidden states alone are wanted
         if any(segment.mutual for prompt in prompts if isinstance(prompt, Stream) for segment in prompt.segments):
             read = Decoding(model, prompts, 0)
             decoder.reset(len(prompts), int(read.cache.length.max()) + room)
             self.cache = read.cache
-            self.scores_bv = read.scores() if self.says_words else torch.zeros(len(prompts), 0)
+            self.scores_bv = read.scores() if with_logits else torch.zeros(len(prompts), 0)
             decoder.hidden.copy_(read.h_bd)
             return
         batch = pad([_stream(prompt, model.vocabulary) for prompt in prompts], model.vocabulary)
         decoder.reset(len(prompts), batch.ids.shape[1] + room)
-        self.scores_bv = self._extend(batch, None if self.says_words else (0, 0))
+        self.scores_bv = self._extend(batch, None if with_logits else (0, 0))
 
     @property
     def cache(self) -> Cache:
@@ -224,7 +223,7 @@ def open_decoding(
     """Read the prompts, with room for so many new tokens a sequence.
 
     by_reading: what follows is given to `read`, which tells the positions and the reach of all tokens, so that those of the prompts may be
-    their own; else it is fed at the positions that follow.
+    their own, and scores are asked for by `scores_among` and `scores_of_book`; else it is fed at the positions that follow.
 
     precision: of the C++ decoder. auto: that of the weights, so that nothing changes beyond the rounding of float32; the decoder is then
     packed where it pays and memory allows. Where it cannot serve, the model's layers do; for a precision that was asked for, a warning
@@ -233,7 +232,7 @@ def open_decoding(
     if precision not in PRECISIONS:
         raise RecipeError(f"precision must be one of {', '.join(PRECISIONS)}, but is {precision!r}.")
     packed = _packed(model, prompts, room, precision, by_reading)
-    return Decoding(model, prompts, room) if packed is None else OneCallDecoding(model, packed, prompts, room)
+    return Decoding(model, prompts, room) if packed is None else OneCallDecoding(model, packed, prompts, room, not by_reading)
 
 
 def _packed(model: Decodable, prompts: Sequence[Prompt], room: int, precision: Precision, by_reading: bool) -> Packed | None:
@@ -249,13 +248,13 @@ def _packed(model: Decodable, prompts: Sequence[Prompt], room: int, precision: P
             raise Unsupported(f"weights of {weight.dtype}")
         if reason := _unfit(prompts, by_reading):
             raise Unsupported(reason)
-        state = _state(model, wanted)
+        state = (_state(model, wanted), by_reading)
         if kept is not None and kept.state == state:
             return kept
         if precision == "auto" and (room < WORTH_PACKING or not _fits_memory(model)):
             return None
         kept = None
-        spec, weights = one_call_form(model)
+        spec, weights = one_call_form(model, with_logits=not by_reading)
         return Packed(state, Decoder(spec, weights, wanted))
     except (Unsupported, Unavailable) as error:
         if precision != "auto" and (told := f"precision {precision!r} has no effect: {error}") not in _told:

@@ -21,7 +21,6 @@ from mmlm.backbone.mamba1 import Mamba1
 from mmlm.backbone.mamba2 import Mamba2
 from mmlm.backbone.moe import MixtureOfExperts
 from mmlm.backbone.norms import LayerNorm
-from mmlm.heads.codebooks import CodebooksHead
 from mmlm.heads.language_model import LanguageModelHead
 from mmlm.kernels.decode.fast import Decoder
 from mmlm.kernels.decode.spec import (
@@ -54,18 +53,21 @@ class Packable(Protocol):
 
 
 @torch.no_grad()
-def one_call_form(model: Packable) -> tuple[DecoderSpec, Weights]:
-    """A model as the C++ decoder takes it; heads of codebooks read what it leaves, its hidden states. Raises Unsupported with the reason
-    where it cannot."""
-    backbone, head = model.backbone, model.heads["language_model"] if "language_model" in model.heads else None
-    if head is None and not any(isinstance(each, CodebooksHead) for each in model.heads.values()):
-        raise Unsupported("no language-model head and none of codebooks")
-    if head is not None and type(head) is not LanguageModelHead:
-        raise Unsupported("no plain language-model head")
-    if head is not None and head.rows is not None:
-        raise Unsupported("a head that writes some ranges of the vocabulary alone")
-    if (head is not None and head.config.soft_cap is not None) or backbone.config.norm_place != "before":
-        raise Unsupported("a soft cap on its scores, or norms around its layers")
+def one_call_form(model: Packable, *, with_logits: bool = True) -> tuple[DecoderSpec, Weights]:
+    """A model as the C++ decoder takes it, with its language-model head or, where heads read its hidden states themselves, without any.
+
+    Raises Unsupported with the reason where it cannot.
+    """
+    backbone, head = model.backbone, model.heads["language_model"] if with_logits and "language_model" in model.heads else None
+    if with_logits:
+        if type(head) is not LanguageModelHead:
+            raise Unsupported("no plain language-model head")
+        if head.rows is not None:
+            raise Unsupported("a head that writes some ranges of the vocabulary alone")
+        if head.config.soft_cap is not None:
+            raise Unsupported("a soft cap on its scores")
+    if backbone.config.norm_place != "before":
+        raise Unsupported("norms around its layers")
     for name, module in (*backbone.named_modules(), ("embedding", model.embedding)):
         if not type(module).__module__.startswith(("mmlm.", "torch.")):
             raise Unsupported(f"{name} is a {type(module).__name__}; adapters have to be merged into the weights first")

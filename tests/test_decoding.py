@@ -194,6 +194,16 @@ def test_a_model_of_codebooks_alone_is_decoded_in_one_call(tiny):
             torch.testing.assert_close(decoding.scores_of_book(name), Decoding(model, prompts, 40).scores_of_book(name), rtol=0, atol=1e-4)
 
 
+def test_a_head_of_some_ranges_reads_what_one_call_leaves(tiny):
+    heads = {"language_model": {"type": "language_model", "ranges": ["label"], "soft_cap": 3.0}}
+    model = tiny([{"type": "attention", "num_heads": 2}], heads, {"text": 10, "label": 7}, width=32).float()
+    prompts, rows = [Stream([Segment("text", torch.tensor([1, 2, 3]))]), Stream([Segment("text", torch.tensor([4]))])], torch.arange(10, 17)
+    decoding = open_decoding(model, prompts, 40, "fp32", by_reading=True)
+    assert isinstance(decoding, OneCallDecoding) and isinstance(open_decoding(model, prompts, 40, "fp32"), Decoding)
+    with torch.no_grad():
+        torch.testing.assert_close(decoding.scores_among(rows), Decoding(model, prompts, 40).scores_among(rows), rtol=0, atol=1e-4)
+
+
 def test_a_recurrence_refuses_tokens_that_only_some_see():
     model = made(SHAPES["mamba2"])
     decoding = open_decoding(model, [ids(4)], 40, "fp32", by_reading=True)
