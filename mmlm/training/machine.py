@@ -15,18 +15,27 @@ import numpy as np
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_KEPT_TRIM, _USUAL_TRIM, _USUAL_MMAPS = (1 << 31) - 1, 128 << 10, 65536
 
 
-def keep_memory() -> bool:
-    """Let the C library keep freed blocks instead of giving them back to the system at every use.
+@contextlib.contextmanager
+def kept_memory() -> Iterator[bool]:
+    """Let the C library keep freed blocks instead of giving them back to the system at every use; afterwards they are given back.
 
-    A training step frees and asks for the same large blocks over and over. Returns whether it took effect (glibc only).
+    A training step frees and asks for the same large blocks over and over. Yields whether it took effect (glibc only).
     """
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        mallopt, trim = library.mallopt, library.malloc_trim
     except (AttributeError, OSError):
-        return False
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
+        yield False
+        return
+    try:
+        yield bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _KEPT_TRIM))
+    finally:
+        mallopt(_M_MMAP_MAX, _USUAL_MMAPS)
+        mallopt(_M_TRIM_THRESHOLD, _USUAL_TRIM)
+        trim(0)
 
 
 def multiplies_bf16_faster(device: torch.device) -> bool:

@@ -29,7 +29,7 @@ from mmlm.training.interrupts import Interrupted, Interrupts
 from mmlm.training.loader import Feed, Plan, Samples
 from mmlm.training.lock import RunLock
 from mmlm.training.log import RunLog
-from mmlm.training.machine import keep_memory, multiplies_bf16_faster, peak_gib, process_settings
+from mmlm.training.machine import kept_memory, multiplies_bf16_faster, peak_gib, process_settings
 from mmlm.training.optimizers import build_optimizers, trained_parameters
 from mmlm.training.ranks import Ranks
 from mmlm.training.schedules import learning_rate
@@ -111,6 +111,7 @@ class Trainer:
         """
         last = self.config.steps if until is None else min(until, self.config.steps)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(kept_memory())
             self._set_up()
             if self.ranks.is_main:
                 try:
@@ -147,7 +148,6 @@ class Trainer:
     def _set_up(self) -> None:
         from accelerate import Accelerator
 
-        keep_memory()
         for name in self.config.trackers:
             require_tracker(name)
         cpu = not torch.accelerator.is_available()  # told to accelerate, or it would take several processes for as many lone ones

@@ -19,7 +19,7 @@ from mmlm.training import checkpoint
 from mmlm.training.config import TrainConfig
 from mmlm.training.interrupts import Interrupts
 from mmlm.training.log import RunLog, read_log
-from mmlm.training.machine import keep_memory, peak_gib
+from mmlm.training.machine import kept_memory, peak_gib
 from mmlm.training.trainer import Trainer
 
 PLAIN = {"steps": 6, "batch_size": 8, "lr": 1e-2, "log_every": 1, "checkpoint_every": 100}
@@ -439,8 +439,18 @@ def test_one_model_can_be_trained_again_elsewhere(toy, tmp_path):
     assert not torch.equal(before, model.inner.weight)
 
 
-def test_memory_is_kept_and_measured():
-    assert keep_memory() is True and 0.01 < peak_gib() < 100
+def test_memory_is_kept_while_training_and_given_back_after_it():
+    def held_mib() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+    before = held_mib()
+    with pytest.raises(ZeroDivisionError), kept_memory() as works:
+        assert works
+        blocks = [torch.zeros(1 << 20) for _ in range(64)]  # 256 MiB
+        blocks.clear()
+        assert held_mib() > before + 200
+        raise ZeroDivisionError
+    assert held_mib() < before + 100 and 0.01 < peak_gib() < 100
 
 
 def test_the_log_is_json_without_nan(tmp_path):
