@@ -179,7 +179,7 @@ class SmallCodecConfig(SpectralConfig):
     type: Literal["small_codec"] = "small_codec"
     num_books: int = Field(8, ge=1, le=64, description="books of the residual quantizer; any first ones of them decode")
     book_size: int = Field(256, ge=2, le=1 << 16, description="entries of a book")
-    memory: float = Field(0.99, ge=0, lt=1, description="memory of the running means that the entries are")
+    memory: float = Field(0.9, ge=0, lt=1, description="memory of the running means that the entries are; longer for longer runs")
     dropout: float = Field(1 / 3, ge=0, le=1, description="share of the training sounds that get a random number of books instead of all")
 
 

@@ -22,6 +22,7 @@ from mmlm.tokenizers.codec.spectra import FLOOR, magnitude, mel_filters
 
 WINDOWS = (256, 512, 1024, 2048)
 MEL_BANDS = 80
+AUDIBLE = 0.02  # added to magnitudes before their logarithm is taken: speech is 1 to 100, so what is weaker by far hardly counts
 
 
 class Reconstruction(nn.Module):
@@ -47,7 +48,7 @@ class Reconstruction(nn.Module):
             sums = {"stft": zero, "mel": zero, "complex": zero}
             for window in self.windows:
                 mine, theirs = magnitudes(decoded_bn, window), magnitudes(true_bn, window)
-                log = (mine.log() - theirs.log()).abs().mean((1, 2))
+                log = (_loudness(mine) - _loudness(theirs)).abs().mean((1, 2))
                 convergence = _norm(mine - theirs) / _norm(theirs)
                 sums["stft"] = sums["stft"] + (log + convergence).sum() / len(self.windows)
                 if window == self.mel_window:
@@ -82,7 +83,11 @@ def si_sdr(found_n: Tensor, wanted_n: Tensor) -> Tensor:
 
 def _mel_distance(decoded_bmf: Tensor, true_bmf: Tensor, rate_hz: int, window: int) -> Tensor:
     filters = mel_filters(rate_hz, window, MEL_BANDS).to(decoded_bmf)
-    return ((decoded_bmf @ filters).log() - (true_bmf @ filters).log()).abs().mean((1, 2)).sum()
+    return (_loudness(decoded_bmf @ filters) - _loudness(true_bmf @ filters)).abs().mean((1, 2)).sum()
+
+
+def _loudness(x_bmf: Tensor) -> Tensor:
+    return (x_bmf + AUDIBLE).log()
 
 
 def _norm(x_bmf: Tensor) -> Tensor:

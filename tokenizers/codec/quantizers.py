@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DEAD, REBORN = 0.02, 0.1  # shares of the mean count: below it an entry is begun anew, with so much to begin with
+DEAD, REBORN = 0.2, 1.0  # shares of the mean count: below it an entry is begun anew, with so much to begin with
 SHARPNESS = 3.0  # of the scores in the diversity loss, as SimCodec has it
 Parts = dict[str, tuple[Tensor, Tensor]]
 
