@@ -1,7 +1,8 @@
 """Optimizers by name, their parameter groups, and their state as named tensors and numbers.
 
 Groups follow what a parameter is: matrices decay, vectors and whatever carries `no_weight_decay` do not; `lr_scale` on a parameter
-multiplies its rate. Muon takes the matrices inside the network; embeddings and layers with a `vocab` axis stay with AdamW.
+multiplies its rate. Muon takes the matrices inside the network; embeddings, layers with a `vocab` or `sound` axis, which are its two ends,
+and the taps of depthwise convolutions, whose rows have nothing to do with each other, stay with AdamW.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from mmlm.base.errors import CheckpointError, RecipeError
 from mmlm.training.config import AdafactorConfig, AdamWConfig, LionConfig, MuonConfig, TrainConfig
 
 Group = dict[str, Any]
+NOT_INSIDE = {"vocab", "sound", "taps"}  # axes of matrices that are not Muon's
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -48,8 +50,8 @@ def muon(config: MuonConfig, groups: list[Group], model: nn.Module) -> list[Opti
     looked_up = {id(p) for part in model.modules() if isinstance(part, nn.Embedding) for p in part.parameters(recurse=False)}
 
     def inside(parameter: nn.Parameter) -> bool:
-        is_output = "vocab" in getattr(parameter, "axes", ())
-        return min(parameter.shape, default=0) > 1 and parameter.ndim == 2 and id(parameter) not in looked_up and not is_output
+        is_inside = id(parameter) not in looked_up and NOT_INSIDE.isdisjoint(getattr(parameter, "axes", ()))
+        return min(parameter.shape, default=0) > 1 and parameter.ndim == 2 and is_inside
 
     parts: list[list[Group]] = [
         [{**group, "params": kept} for group in groups if (kept := [p for p in group["params"] if inside(p) == is_matrix])]

@@ -18,6 +18,8 @@ from mmlm.run import evaluate, load_run, preview, train
 from mmlm.sound import Sound
 from mmlm.tasks.codec import CodecLearner
 from mmlm.tokenizers.config import SmallCodecConfig
+from mmlm.training.config import TrainConfig
+from mmlm.training.optimizers import build_optimizers
 from tests.training.toy import assert_same
 
 pytest.importorskip("soundfile")
@@ -118,6 +120,16 @@ def test_stage_two_begins_at_its_step_and_goes_on_after_a_resume(folder, tmp_pat
     assert_same(tmp_path / "a", tmp_path / "b", 6)
     _, task, model = load_run(tmp_path / "a")
     assert task.codec.sizes == {"codec.0": 16} and float(model.quantizer.is_single) == 1
+
+
+def test_muon_takes_the_layers_between_the_two_ends():
+    config = SmallCodecConfig(num_books=1, book_size=8, width=16, encoder_blocks=1, decoder_blocks=1, fine_blocks=1, latent_size=8)
+    model = config.build().begin()
+    muon, _ = build_optimizers(TrainConfig(optimizer="muon"), model)
+    own = {parameter: name for name, parameter in model.named_parameters()}
+    found = sorted(own[parameter] for group in muon.param_groups for parameter in group["params"])
+    blocks = [f"{part}.0.{layer}.weight" for part in ("encoder.blocks", "decoder.blocks", "decoder.fine") for layer in ("up", "down")]
+    assert found == sorted([*blocks, "encoder.outer.weight", "decoder.inner.weight", "decoder.split.weight"])
 
 
 def test_evaluation_measures_what_was_held_out(run):

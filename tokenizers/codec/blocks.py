@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.kernels.conv1d.fast import causal_conv1d
+from mmlm.parameters import name_axes
 
 TAPS, EXPANSION, BEGIN = 7, 3, 0.1
 
@@ -24,6 +25,7 @@ class ConvNeXt(nn.Module):
         super().__init__()
         self.causal = causal
         self.weight = nn.Parameter(torch.empty(width, TAPS))
+        name_axes(self.weight, "channels", "taps")
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.uniform_(self.weight, -(TAPS**-0.5), TAPS**-0.5)
         self.norm = nn.LayerNorm(width)

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlm.parameters import name_axes
+
 DEAD, REBORN = 0.2, 1.0  # shares of the mean count: below it an entry is begun anew, with so much to begin with
 SHARPNESS = 3.0  # of the scores in the diversity loss, as SimCodec has it
 Parts = dict[str, tuple[Tensor, Tensor]]
@@ -34,6 +36,7 @@ class Book(nn.Module):
         if learned == "gradient":
             self.vectors_sd = nn.Parameter(torch.empty(size, dim).uniform_(-1 / size, 1 / size))
             self.vectors_sd.no_weight_decay = True  # type: ignore[attr-defined]
+            name_axes(self.vectors_sd, "vocab", "channels")
         else:
             self.register_buffer("vectors_sd", torch.zeros(size, dim))
             self.register_buffer("sum_sd", torch.zeros(size, dim))

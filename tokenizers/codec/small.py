@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mmlm.parameters import linear
 from mmlm.tokenizers.codec.base import Codec, CodecModel
 from mmlm.tokenizers.codec.blocks import Blocks
 from mmlm.tokenizers.codec.quantizers import ResidualVQ
@@ -32,7 +33,7 @@ class SpectralEncoder(nn.Module):
     def __init__(self, config: SpectralConfig) -> None:
         super().__init__()
         self.config = config
-        self.inner = nn.Linear(2 * config.mel_bands, config.width)
+        self.inner = linear(2 * config.mel_bands, config.width, "sound", "channels", bias=True)
         self.blocks = Blocks(config.encoder_blocks, config.width, causal=config.causal)
         self.norm = nn.LayerNorm(config.width)
         self.outer = nn.Linear(config.width, config.latent_size)
@@ -66,7 +67,7 @@ class SpectralDecoder(nn.Module):
         self.split = nn.Linear(width, 2 * width)
         self.fine = Blocks(config.fine_blocks, width, causal=config.causal)
         self.norm = nn.LayerNorm(width)
-        self.outer = nn.Linear(width, config.window + 2)
+        self.outer = linear(width, config.window + 2, "channels", "sound", bias=True)
         nn.init.normal_(self.outer.weight, std=OUTPUT_SCALE)
 
     @property
