@@ -53,6 +53,12 @@ def test_silence_on_both_sides_has_a_finite_loss_and_gradient():
     assert torch.isfinite(decoded.grad).all()
 
 
+def test_what_cannot_be_heard_hardly_counts():
+    loss = Reconstruction(16000)
+    whisper, hiss = (means(loss(size * sounds(), 0 * sounds())) for size in (1e-2, 1e-4))  # of 0.1: 60 and 100 dB below full scale
+    assert whisper["mel"] > 0.3 and hiss["mel"] < 0.05
+
+
 def test_each_side_of_the_adversary_is_moved_by_its_own_losses():
     pytest.importorskip("encodec")
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
 """What a codec keeps of speech after minutes of training: words, every book counts, the codes decide, a large book in use.
 
-English prompts of Asterisk, one real voice; one in twelve is held out and measured. Words are those that Whisper hears in the prompts of 2 to
-12 s, beside those it hears in the recordings themselves; STOI and PESQ are of all prompts of at least a second.
+English prompts of Asterisk, one real voice; one in twelve is held out and measured. Words are those that Whisper hears in the prompts of 2
+to 12 s, beside those it hears in the recordings themselves; STOI and PESQ are of all prompts of at least a second.
 """
 
 from __future__ import annotations

@@ -23,19 +23,30 @@ from torch import Tensor, nn
 from mmlm.parameters import name_axes
 
 DEAD, REBORN = 0.2, 1.0  # shares of the mean count: below it an entry is begun anew, with so much to begin with
+RATE = 10.0  # of entries that are learned by gradients, beside other weights: they must keep up with the vectors
 SHARPNESS = 3.0  # of the scores in the diversity loss, as SimCodec has it
 Parts = dict[str, tuple[Tensor, Tensor]]
 
 
 class Book(nn.Module):
-    """`size` vectors. learned: by running means of memory `decay` (ema), or by gradients from small uniform values (gradient)."""
+    """`size` vectors. learned: by running means of memory `decay` (ema), or by gradients. begins: as vectors drawn from the first batch, or
+    as small uniform values, which is for gradients alone."""
 
-    def __init__(self, size: int, dim: int, *, learned: Literal["ema", "gradient"] = "ema", decay: float = 0.99) -> None:
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        *,
+        learned: Literal["ema", "gradient"] = "ema",
+        decay: float = 0.99,
+        begins: Literal["drawn", "small"] = "drawn",
+    ) -> None:
         super().__init__()
-        self.size, self.dim, self.learned, self.decay = size, dim, learned, decay
+        self.size, self.dim, self.learned, self.decay, self.begins = size, dim, learned, decay, begins
         if learned == "gradient":
             self.vectors_sd = nn.Parameter(torch.empty(size, dim).uniform_(-1 / size, 1 / size))
             self.vectors_sd.no_weight_decay = True  # type: ignore[attr-defined]
+            self.vectors_sd.lr_scale = RATE  # type: ignore[attr-defined]
             name_axes(self.vectors_sd, "vocab", "channels")
         else:
             self.register_buffer("vectors_sd", torch.zeros(size, dim))
@@ -50,7 +61,7 @@ class Book(nn.Module):
     def forward(self, x_nd: Tensor) -> tuple[Tensor, Tensor]:
         """(entries [n, d], numbers [n]); learns in training mode. Of a book learned by gradients the entries carry them."""
         is_learning = self.training and torch.is_grad_enabled()
-        if is_learning and self.learned == "ema" and not bool(self.count_s.any()):
+        if is_learning and self.begins == "drawn" and not bool(self.count_s.any()):
             self._begin(x_nd.detach())
         ids_n = self.nearest(x_nd)
         found_nd = F.embedding(ids_n, self.vectors_sd)
@@ -66,7 +77,8 @@ class Book(nn.Module):
             picked = torch.cat([picked, torch.randint(len(x_nd), (self.size - len(picked),), device=x_nd.device)])
         self.vectors_sd.copy_(_of_first_process(x_nd[picked]))
         self.count_s.fill_(max(len(x_nd) / self.size, 1e-3))
-        self.sum_sd.copy_(self.vectors_sd * self.count_s[:, None])
+        if self.learned == "ema":
+            self.sum_sd.copy_(self.vectors_sd * self.count_s[:, None])
 
     @torch.no_grad()
     def _follow(self, x_nd: Tensor, ids_n: Tensor) -> None:
@@ -93,7 +105,8 @@ class ResidualVQ(nn.Module):
 
     def __init__(self, num_books: int, size: int, dim: int, *, learned: Literal["ema", "gradient"], decay: float, dropout: float) -> None:
         super().__init__()
-        self.books = nn.ModuleList(Book(size, dim, learned=learned, decay=decay) for _ in range(num_books))
+        begins: Literal["drawn", "small"] = "drawn" if learned == "ema" else "small"
+        self.books = nn.ModuleList(Book(size, dim, learned=learned, decay=decay, begins=begins) for _ in range(num_books))
         self.dropout = dropout
 
     @property

@@ -56,11 +56,13 @@ def test_entries_find_the_places_where_vectors_lie_and_unused_ones_are_begun_ane
     book(x_nd)
     book.vectors_sd[:12] = 100.0  # far from every vector
     book.sum_sd[:12] = 100.0 * book.count_s[:12, None]
-    for _ in range(80):
+    for _ in range(25):
+        book(x_nd)
+    assert int((book.vectors_sd.abs() > 50).any(1).sum()) == 0
+    for _ in range(55):
         book(x_nd)
     found = torch.cdist(centres, book.vectors_sd).min(1).values
     assert float((found < 0.2).double().mean()) > 0.7
-    assert int((book.vectors_sd.abs() > 50).any(1).sum()) == 0
     book.eval()
     before = book.vectors_sd.clone()
     book(x_nd + 5)
@@ -108,6 +110,17 @@ def test_a_book_learned_by_gradients_gets_them_from_the_codebook_loss_alone():
     grads = torch.autograd.grad(parts["codebook"][0], [*quantizer.parameters(), x_btd], allow_unused=True, retain_graph=True)
     assert all(float(grad.abs().max()) > 0 for grad in grads[:2]) and grads[2] is None
     assert torch.autograd.grad(parts["commitment"][0], list(quantizer.parameters()), allow_unused=True) == (None, None)
+
+
+def test_entries_of_groups_begin_as_vectors_and_those_of_a_book_learned_at_once_as_small_ones():
+    z_btd = clouds()[0].view(4, 128, 8)
+    groups, at_once = GroupedVQ(2, 16, 8).train(), residual(num_books=1, learned="gradient").train()
+    groups(z_btd)
+    at_once(z_btd)
+    for book, part in zip(groups.books, z_btd.flatten(0, 1).chunk(2, -1), strict=True):
+        assert float(torch.cdist(book.vectors_sd.detach(), part).min(1).values.max()) < 0.01
+        assert book.vectors_sd.lr_scale == 10
+    assert float(at_once.books[0].vectors_sd.detach().abs().max()) <= 1 / at_once.books[0].size
 
 
 def test_groups_are_independent():
