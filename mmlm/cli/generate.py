@@ -66,7 +66,12 @@ def _speech(arguments: argparse.Namespace) -> int:
 def _text(arguments: argparse.Namespace) -> int:
     from mmlm.speaking import speaks
 
-    return _speech(arguments) if speaks(arguments.folder) else _written(arguments)
+    is_speech = speaks(arguments.folder)
+    idle = WRITING if is_speech else SPEAKING
+    if named := [name for name, usual in idle.items() if getattr(arguments, name) != usual]:
+        what = "says its text" if is_speech else "writes on and says nothing"
+        raise RecipeError(f"mmlm generate: --{named[0].replace('_', '-')} has no effect: {arguments.folder} {what}.")
+    return _speech(arguments) if is_speech else _written(arguments)
 
 
 def _written(arguments: argparse.Namespace) -> int:
@@ -124,3 +129,5 @@ def _table(arguments: argparse.Namespace) -> int:
 
 
 WAYS = {"text": _text, "audio": _audio}
+SPEAKING: dict[str, Any] = {"voice": None, "voice_text": "", "pace": 1.0}
+WRITING: dict[str, Any] = {"max_new_tokens": 64, "temperature": 0.0, "precision": "auto"}

@@ -97,6 +97,10 @@ def test_a_run_speaks(finished, capsys) -> None:
 def test_the_command_writes_a_file(finished, tmp_path, capsys) -> None:
     assert main(["generate", str(finished), "--text", "two people", "--output", str(tmp_path / "out")]) == 0
     assert "spoken.wav" in capsys.readouterr().out and read_sound(tmp_path / "out" / "spoken.wav").rate_hz == 16000
+    assert main(["generate", str(finished), "--text", "two people", "--temperature", "0.5"]) == 2
+    assert "--temperature has no effect" in capsys.readouterr().err
+    assert main(["generate", str(tmp_path), "--text", "two people", "--voice-text", "hello"]) == 2
+    assert "--voice-text has no effect" in capsys.readouterr().err
 
 
 def test_a_voice_comes_first_and_is_not_part_of_what_is_said(finished, tmp_path) -> None:
