@@ -84,7 +84,7 @@ def test_what_cannot_be_compared_is_left_out_and_counted():
         Heard(mixed(one, noise(1), 0.1), one),
         Heard(one, None),
         Heard(noise(2, size=RATE + 900), one),
-        Heard(one, one, is_aligned=False),
+        Heard(mixed(one, noise(3), 1.0), one, is_aligned=False),
         Heard(silent, one),
     ]
     found = judged(heard, judges=["si_sdr"])
