@@ -221,6 +221,12 @@ class GenseConfig(Component):
         4.0, gt=0.1, le=30, description="longest part of a recording that is a sample; files are mended in windows of it"
     )
     temperature: float = Field(0.0, ge=0, description="of what is written; 0: always the likeliest token")
+    code_dropout: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of the clean tokens that a training sample hides where they are read, so that it looks at the noisy",
+    )
     degrade: list[AUGMENTATIONS.choice] = Field(
         default_factory=_degradations, min_length=1, description="what is done to clean speech, in this order; nothing may change its time"
     )

@@ -5,7 +5,9 @@
 
 Both write exactly as many tokens as there are. In the first step a clean unit stands where the noisy one stands. In the second, everything
 stands at its time, counted in codes: what was given from 0 on, what is clean from a fixed base on. So a clean code finds the units and the
-noisy code of its time always equally far away, which short training needs; the paper counts the units of the second step on from 0.
+noisy code of its time always equally far away, which short training needs; the paper counts the units of the second step on from 0. Also
+beyond the paper, training hides a share of the clean tokens where they are read: most tokens are those before them once more, and a model
+that has learned to repeat, and little else, writes one token for ever.
 
 Source: GenSE, arXiv:2502.02942, and its published inference code.
 Axes: t tokens
@@ -41,16 +43,16 @@ from mmlm.tokenizers.codec.base import Codec
 from mmlm.tokenizers.unit_measures import unit_edit_distance
 from mmlm.tokenizers.units import ABOUT, UnitTokenizer
 
-UNIT, CODE, SPECIAL = "unit", "codec.0", "special"
+UNIT, CODE, SPECIAL, MASK = "unit", "codec.0", "special", "mask"
 RATE_HZ = 16_000
 CODEC_ALONE = "the codec alone"
 
 
-def units_stream(noisy_t: Tensor, clean_t: Tensor | None = None) -> Stream:
-    """What the first step reads, and the clean units with their loss where they are given."""
+def units_stream(noisy_t: Tensor, clean_t: Tensor | None = None, hidden_t: Tensor | None = None) -> Stream:
+    """What the first step reads, and the clean units with their loss where they are given. hidden: bool [t], of the clean ones."""
     segments = [Segment(UNIT, noisy_t, position=_at(torch.arange(len(noisy_t)))), Segment(SPECIAL, torch.zeros(1, dtype=torch.long))]
     if clean_t is not None:
-        segments.append(Segment(UNIT, clean_t, weight=1.0, position=_at(torch.arange(len(clean_t)))))
+        segments.append(Segment(UNIT, clean_t, weight=1.0, position=_at(torch.arange(len(clean_t))), hidden=hidden_t))
     return Stream(segments)
 
 
@@ -92,8 +94,8 @@ class GenseUnitsTask(DegradedSpeech):
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
-        """A token to begin with, and the units."""
-        return {SPECIAL: 1, **self.units.sizes}
+        """A token to begin with, one for what is hidden, and the units."""
+        return {SPECIAL: 1, MASK: 1, **self.units.sizes}
 
     @property
     def asks(self) -> float:
@@ -104,7 +106,8 @@ class GenseUnitsTask(DegradedSpeech):
         """Units of a sound degraded and clean."""
         clean = record.sound(self.rate_hz)
         given, _ = self.chain(clean, rng)
-        return units_stream(*_units(self.units, [given, clean]))
+        noisy_t, clean_t = _units(self.units, [given, clean])
+        return units_stream(noisy_t, clean_t, _dropped(len(clean_t), self.config.code_dropout, rng))
 
     def predict(self, model: MultimodalLM, records: Sequence[Utterance]) -> list[CleanUnits]:
         """Units of each record, degraded as its id decides."""
@@ -157,15 +160,16 @@ class GenseCodesTask(DegradedSpeech):
         super().__init__(config.degrade, config.degrade_test, self.codec.rate_hz)
         self.config, self.tokenizers = config, tokenizers
         if len(self.codec.book_sizes) != 1:
-            raise RecipeError(f"task.codec: {config.codec!r} has {len(self.codec.book_sizes)} books, but GenSE writes a codec of one.")
+            found = f"{config.codec!r} has {len(self.codec.book_sizes)} books, but GenSE writes one"
+            raise RecipeError(f"task.codec: {found}; tokenizers.{config.codec}.encode_books: 1 keeps the first.")
         if config.seconds * self.codec.token_rate > config.base:
             raise RecipeError(f"task.base: {config.base} codes are less than task.seconds ({config.seconds:g} s) hold.")
         self._first: MultimodalLM | None = None
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
-        """A token to begin with, the units and the codes."""
-        return {SPECIAL: 1, **self.units.sizes, CODE: self.codec.book_sizes[0]}
+        """A token to begin with, one for what is hidden, the units and the codes."""
+        return {SPECIAL: 1, MASK: 1, **self.units.sizes, CODE: self.codec.book_sizes[0]}
 
     @property
     def asks(self) -> float:
@@ -197,11 +201,13 @@ class GenseCodesTask(DegradedSpeech):
         noisy_t, clean_t = _units(self.units, [given, clean])
         if rng.random() < self.config.written_units:
             clean_t = read_units(self.first, noisy_t, clean_t)
-        codes = [segment.ids[:, 0] for segment in self.codec.encode_many([given, clean])]
-        return self.stream(noisy_t, clean_t, *codes)
+        given_t, codes_t = (segment.ids[:, 0] for segment in self.codec.encode_many([given, clean]))
+        return self.stream(noisy_t, clean_t, given_t, codes_t, _dropped(len(codes_t), self.config.code_dropout, rng))
 
-    def stream(self, noisy_t: Tensor, clean_t: Tensor, given_t: Tensor, codes_t: Tensor | None = None) -> Stream:
-        """What the second step reads, and the clean codes with their loss where they are given."""
+    def stream(
+        self, noisy_t: Tensor, clean_t: Tensor, given_t: Tensor, codes_t: Tensor | None = None, hidden_t: Tensor | None = None
+    ) -> Stream:
+        """What the second step reads, and the clean codes with their loss where they are given. hidden: bool [t], of these."""
         rate = self.codec.token_rate / Fraction(*self.units.rate_hz)
         times_t = torch.arange(len(noisy_t)) * rate.numerator // rate.denominator
         base, frames_t = self.config.base, torch.arange(len(given_t))
@@ -210,7 +216,7 @@ class GenseCodesTask(DegradedSpeech):
         if self.config.reads_codes:
             segments.append(Segment(CODE, given_t, position=_at(frames_t)))
         if codes_t is not None:
-            segments.append(Segment(CODE, codes_t, weight=1.0, position=_at(base + frames_t)))
+            segments.append(Segment(CODE, codes_t, weight=1.0, position=_at(base + frames_t), hidden=hidden_t))
         return Stream(segments)
 
     def write_codes(self, model: MultimodalLM, noisy: Sequence[Tensor], clean: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
@@ -276,6 +282,11 @@ def _named(tokenizers: Mapping[str, Any], name: str, kind: type, where: str, wan
 def _at(place_t: Tensor) -> Tensor:
     """Positions [t, 1]."""
     return place_t[:, None]
+
+
+def _dropped(count: int, share: float, rng: np.random.Generator) -> Tensor:
+    """bool [t]: tokens that are hidden where they are read."""
+    return torch.from_numpy(rng.random(count) < share)
 
 
 def _sampling(temperature: float) -> Sampling:

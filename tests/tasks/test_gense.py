@@ -15,7 +15,7 @@ from mmlm.run import build_task, evaluate, load_run, train
 from mmlm.sound import Sound
 from mmlm.stream import positions
 from mmlm.tasks import gense
-from mmlm.tasks.gense import CODE, SPECIAL, UNIT, read_units, units_stream, write_units
+from mmlm.tasks.gense import CODE, MASK, SPECIAL, UNIT, read_units, units_stream, write_units
 
 for package in ("soundfile", "soxr", "rapidfuzz"):
     pytest.importorskip(package)
@@ -90,6 +90,7 @@ def test_the_first_step_puts_clean_units_where_the_noisy_ones_stand_and_writes_a
     place = positions(stream)
     assert torch.equal(place[0], place[2]) and place[0][:, 0].tolist() == list(range(len(noisy)))
     assert (noisy.weight, begin.weight, clean.weight) == (0.0, 0.0, 1.0)
+    assert noisy.hidden is None and 0.2 < clean.hidden.float().mean() < 0.8  # code_dropout is 0.5
     prompts = [torch.randint(0, 8, (count,), generator=torch.Generator().manual_seed(count)) for count in (5, 1, 17)]
     assert [len(each) for each in write_units(model, prompts, 1.0)] == [5, 1, 17]
 
@@ -114,6 +115,7 @@ def test_the_second_step_puts_everything_at_its_time_and_the_clean_behind_the_ba
     assert torch.equal(place[1], place[0] + 64) and torch.equal(place[4], place[3] + 64)
     assert place[3].tolist() == list(range(len(place[3]))) and abs(len(place[3]) - 2 * count) <= 1
     assert [segment.weight for segment in stream.segments] == [0.0, 0.0, 0.0, 0.0, 1.0]
+    assert 0.2 < stream.segments[-1].hidden.float().mean() < 0.8 and all(each.hidden is None for each in stream.segments[:-1])
     without = codes_recipe(runs, "without", "task.reads_codes=false")
     stream = build_task(without).example(records(runs / "codes")[0], np.random.default_rng(0))
     assert [segment.modality for segment in stream.segments] == [UNIT, UNIT, SPECIAL, CODE]
@@ -150,8 +152,10 @@ def test_what_does_not_fit_is_told(runs, place, tmp_path):
     with pytest.raises(RecipeError, match="tokenizers.units must be of the type small_codec or single_codec"):
         build_task(codes_recipe(runs, "x", "task.codec=units"))
     two = f"tokenizers.codec={{type: small_codec, num_books: 2, book_size: 8, {SIZES}}}"
-    with pytest.raises(RecipeError, match="'codec' has 2 books, but GenSE writes a codec of one"):
+    with pytest.raises(RecipeError, match="'codec' has 2 books, but GenSE writes one; tokenizers.codec.encode_books: 1 keeps the first"):
         build_task(codes_recipe(runs, "x", two))
+    first = codes_recipe(runs, "x", f"{two[:-1]}, encode_books: 1}}")
+    assert first.tasks[0].build({name: config.build() for name, config in first.tokenizers.items()}).vocabulary[CODE] == 8
     record = records(runs / "codes")[0]
     with pytest.raises(CheckpointError, match="holds no finished run with units"):
         task = build_task(codes_recipe(runs, "x", f"task.units_run={tmp_path}", "task.written_units=1.0"))
@@ -164,4 +168,4 @@ def test_what_does_not_fit_is_told(runs, place, tmp_path):
 def test_the_first_model_is_not_trained(runs):
     _, task, model = load_run(runs / "codes")
     assert isinstance(task.first, MultimodalLM) and task.first is task.first
-    assert model.vocabulary.sizes == {SPECIAL: 1, UNIT: 8, CODE: 16} and len(units_stream(torch.zeros(3, dtype=torch.long))) == 4
+    assert model.vocabulary.sizes == {SPECIAL: 1, MASK: 1, UNIT: 8, CODE: 16} and len(units_stream(torch.zeros(3, dtype=torch.long))) == 4
