@@ -35,7 +35,7 @@ from mmlm.model_config import ModelConfig
 from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
 from mmlm.stream import Batch, Stream
-from mmlm.tasks.base import MeetsSources, OwnNetwork, ReadsAhead, TabularLike, Task, TestsApart
+from mmlm.tasks.base import GivesSounds, MeetsSources, OwnNetwork, ReadsAhead, TabularLike, Task, TestsApart
 from mmlm.training.config import AdaptConfig, LoraConfig, TrainConfig
 from mmlm.training.learner import Learner
 from mmlm.training.trainer import Result, Trainer
@@ -121,7 +121,7 @@ class Records:
 
 
 def build_task(recipe: Recipe, folder: Path | None = None) -> Any:
-    """The task of a recipe with its tokenizers: those that a run keeps in its folder, else read or fitted on training texts."""
+    """The task of a recipe with its tokenizers: those that a run keeps in its folder, else read or fitted on training texts or sounds."""
     tokenizers = {name: config.build() for name, config in recipe.tokenizers.items()}
     task: Task = recipe.tasks[0].build(tokenizers)
     if isinstance(task, MeetsSources):
@@ -137,7 +137,12 @@ def build_task(recipe: Recipe, folder: Path | None = None) -> Any:
                 raise RecipeError(f"tokenizers.{name}: {kind!r} is trained by a run of its own; give that run as its `path`.")
             records = Records.of_training(recipe, task)
             draws = [np.random.default_rng([recipe.seed, number]) for number in range(FITTED_ON)]
-            tokenizer.fit([text for rng in draws for text in task.texts(records.draw(rng), rng)])
+            if getattr(tokenizer, "is_fitted_on_sounds", False):
+                if not isinstance(task, GivesSounds):
+                    raise RecipeError(f"tokenizers.{name}: is fitted on sounds, but the task {recipe.tasks[0].type!r} has none.")
+                tokenizer.fit(sound for rng in draws for sound in task.sounds(records.draw(rng)))
+            else:
+                tokenizer.fit([text for rng in draws for text in task.texts(records.draw(rng), rng)])
     return task
 
 

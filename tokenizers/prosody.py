@@ -87,6 +87,8 @@ class PhoneProsody:
 class Prosody:
     """Sounds to ids of the range `pitch` and back to Hz; with durations also to `energy` and `duration`, for each phone."""
 
+    is_fitted_on_sounds = True
+
     def __init__(self, config: ProsodyConfig) -> None:
         self.config = config
         low, high = (-OCTAVES, OCTAVES) if config.is_relative else (config.lowest_hz, config.highest_hz)

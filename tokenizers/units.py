@@ -39,6 +39,7 @@ class UnitTokenizer:
     """
 
     modality = "unit"
+    is_fitted_on_sounds = True
 
     def __init__(self, config: UnitsConfig) -> None:
         self.config = config

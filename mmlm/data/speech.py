@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,13 +17,24 @@ from mmlm.data.audio_files import read_sound, sound_facts
 from mmlm.sound import Sound
 
 
+class Change(Protocol):
+    """What is done to a recording whenever it is read. Its repr tells all of it."""
+
+    @property
+    def rate(self) -> float:
+        """How many times as fast it becomes."""
+
+    def __call__(self, sound: Sound) -> Sound:
+        """The changed sound."""
+
+
 @dataclass(frozen=True, eq=False)
 class Utterance:
     """A recording of somebody, or a part of one.
 
     id: its own within its source. where: file and line that tell of it, for messages. path: the file of the sound, and start_seconds and
     end_seconds its part, None for the end of the file; or held: the sound itself. text, speaker, language: empty where unknown. labels:
-    whatever else is known. is_made: spoken by a synthesizer.
+    whatever else is known. is_made: spoken by a synthesizer. change: what is done to its sound; times are those before it.
     """
 
     id: str
@@ -38,18 +49,33 @@ class Utterance:
     labels: Mapping[str, Any] = field(default_factory=dict)
     is_made: bool = False
     held: Sound | None = None
+    change: Change | None = None
 
     @property
     def seconds(self) -> float:
         """How long it lasts."""
+        return self._unchanged_seconds / self._rate
+
+    @property
+    def _rate(self) -> float:
+        return 1.0 if self.change is None else self.change.rate
+
+    @property
+    def _unchanged_seconds(self) -> float:
         if self.end_seconds is not None:
             return self.end_seconds - self.start_seconds
         if self.held is None and self.path is not None:
             return sound_facts(self.path).seconds - self.start_seconds
-        return self.sound().seconds
+        return self._unchanged(None).seconds
 
     def sound(self, rate_hz: int | None = None) -> Sound:
         """Its sound, at its own rate or another. Raises DataError that names `where`."""
+        if self.change is None:
+            return self._unchanged(rate_hz)
+        sound = self.change(self._unchanged(None))
+        return sound if rate_hz is None else sound.at(rate_hz)
+
+    def _unchanged(self, rate_hz: int | None) -> Sound:
         length = None if self.end_seconds is None else self.end_seconds - self.start_seconds
         if self.held is not None:
             part = self.held.cut(self.start_seconds, length)
@@ -63,8 +89,9 @@ class Utterance:
 
     def part(self, start_seconds: float, seconds: float) -> Utterance:
         """A part of it, counted from its own start. Of its text nothing is known."""
-        start, end = self.start_seconds + start_seconds, self.start_seconds + start_seconds + seconds
-        last = self.end_seconds if self.end_seconds is not None else self.start_seconds + self.seconds
+        start = self.start_seconds + start_seconds * self._rate
+        end = start + seconds * self._rate
+        last = self.end_seconds if self.end_seconds is not None else self.start_seconds + self._unchanged_seconds
         return replace(self, start_seconds=start, end_seconds=min(end, last), text="")
 
 

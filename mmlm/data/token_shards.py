@@ -45,6 +45,8 @@ def identity(utterance: Utterance, *, with_text: bool = False) -> bytes:
     part: list[Any] = [utterance.start_seconds, utterance.end_seconds, utterance.channel]
     if with_text:
         part.append(utterance.text)
+    if utterance.change is not None:
+        part.append(repr(utterance.change))
     if utterance.held is not None:
         made_of = json.dumps([utterance.held.rate_hz, *part]).encode() + utterance.held.wave_n.tobytes()
     else:

@@ -148,6 +148,14 @@ class ReadsAhead(Protocol):
 
 
 @runtime_checkable
+class GivesSounds(Protocol):
+    """A task whose records have sounds, which some tokenizers are fitted on (`is_fitted_on_sounds`)."""
+
+    def sounds(self, record: Any) -> list[Sound]:
+        """The sounds of a record."""
+
+
+@runtime_checkable
 class OwnNetwork(Protocol):
     """A task that trains a network of its own instead of a decoder, such as a tokenizer. Its config says `has_own_network`."""
 

@@ -134,41 +134,76 @@ class RobustUnitsConfig(Component):
     augment: list[AUGMENTATIONS.choice] = Field(default_factory=_changes, min_length=1, description="what is done to the sounds")
 
 
-@TASKS.register("mmlm.tasks.tts:TextToSpeechTask", source="VALL-E, arXiv:2301.02111; prosody before speech: RALL-E, arXiv:2404.03204")
+class GuidanceConfig(Strict):
+    """How far scores move away from those without something, scores <- without + weight (scores - without); 1: not at all."""
+
+    units_over_text: float = Field(1.0, ge=0, le=20, description="while units are written: from those without the text")
+    speech_over_text: float = Field(1.0, ge=0, le=20, description="while the first codebook is written: from those without the text")
+    speech_over_units: float = Field(1.0, ge=0, le=20, description="after that: from those without the units")
+
+
+@TASKS.register(
+    "mmlm.tasks.tts:TextToSpeechTask",
+    source="VALL-E, arXiv:2301.02111; prosody before speech: RALL-E, arXiv:2404.03204; instructions: VoxInstruct, arXiv:2408.15676",
+)
 class TextToSpeechConfig(Component):
-    """Speak texts: phonemes are read, then a codec's tokens are written, with pitch and duration of each phoneme before them if wished."""
+    """Speak texts: phonemes or an instruction are read, then a codec's tokens are written, with pitch and duration of each phoneme or
+    with units before them if wished."""
 
     reads: ClassVar[str] = "speech"
     makes_sound: ClassVar[bool] = True
     headline: ClassVar[dict[str, str]] = {"wer": "min", "length_error": "min"}
     type: Literal["tts"] = "tts"
     phonemes: str = Field("phonemes", description="which of the recipe's tokenizers reads the texts")
+    instruction: str | None = Field(
+        None, description="which of them reads instructions, that quote what is to be said, in place of phonemes; null: phonemes are read"
+    )
     codec: str = Field("codec", description="which of them turns sound into tokens and back")
     prosody: str | None = Field(
         None, description="which of them gives pitch and duration, written before the speech, which they steer; null: speech alone"
     )
+    units: str | None = Field(None, description="which of them gives units, written before the speech without repetitions; null: none are")
     window: int | None = Field(
         1, ge=0, description="phonemes to each side of the one being said that a frame of speech looks at, with prosody; null: all"
     )
     join: list[int] = Field([1, 1], min_length=2, max_length=2, description="least and most recordings of a speaker that are read as one")
     max_seconds: float = Field(15.0, gt=0, description="longer samples are left out, and speech of open length ends there")
     further_share: float = Field(0.5, gt=0, lt=1, description="share of the samples that teach the codebooks after the first one")
+    hide_text: float = Field(0.0, ge=0, lt=1, description="share of the samples whose text is hidden, which guidance needs")
+    hide_units: float = Field(0.0, ge=0, lt=1, description="share of the samples whose units are hidden, which guidance needs")
+    bare_text: float = Field(0.0, ge=0, lt=1, description="share of the samples whose instruction is the quoted text alone")
     passes: int = Field(1, ge=1, le=64, description="passes in which each of these is written; above 1 the most certain cells come first")
     code_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of the codes that a training sample hides where they are read, so that text decides, not memory"
     )
-    temperature: float = Field(1.0, ge=0, description="of the draws of prosody and of the first codebook; 0: the likeliest")
+    temperature: float = Field(1.0, ge=0, description="of the draws of prosody, units and the first codebook; 0: the likeliest")
     top_p: float = Field(0.9, gt=0, le=1, description="these are drawn among the fewest choices that hold this probability")
+    top_k: int | None = Field(None, ge=1, description="and among the best so many; null: all")
+    units_top_k: int | None = Field(None, ge=1, description="units among the best so many; null: all")
+    guidance: GuidanceConfig = Field(
+        GuidanceConfig(), description="how strongly the first codebook and the units follow what is before them"
+    )
 
     @model_validator(mode="after")
-    def _rising(self) -> TextToSpeechConfig:
+    def _fits_together(self) -> TextToSpeechConfig:
         if not 1 <= self.join[0] <= self.join[1]:
             raise ValueError(f"join must be two rising numbers from 1 on, but is {self.join}")
+        if self.prosody is not None and (self.instruction is not None or self.units is not None):
+            raise ValueError(f"prosody is of phonemes alone: leave out {'instruction' if self.instruction is not None else 'units'}")
+        for share, keys in (("hide_text", ("units_over_text", "speech_over_text")), ("hide_units", ("speech_over_units",))):
+            for key in keys:
+                if getattr(self.guidance, key) != 1 and not getattr(self, share):
+                    raise ValueError(f"guidance.{key} needs {share} above 0: nothing else teaches what is said without it")
         return self
 
     def without_effect(self) -> dict[str, str]:
-        """Without prosody there is no alignment to look along."""
-        return {} if self.prosody is not None else {"window": "prosody is null: there are no durations"}
+        """Without prosody there is no alignment to look along; what is about units or instructions needs them."""
+        found = {} if self.prosody is not None else {"window": "prosody is null: there are no durations"}
+        if self.units is None:
+            found |= dict.fromkeys(
+                ("hide_units", "units_top_k", "guidance.units_over_text", "guidance.speech_over_units"), "units is null: none are written"
+            )
+        return found | ({"bare_text": "instruction is null"} if self.instruction is None else {"phonemes": "instruction is read instead"})
 
 
 class MaskNetworkConfig(Strict):

@@ -82,7 +82,11 @@ class DegradedSpeech:
         clean, _, done = self._degraded(record)
         return "\n".join([self.title(record), f"{clean.seconds:.2f} s", *map(_told, done)])
 
-    def texts(self, record: Utterance, rng: np.random.Generator) -> list[Any]:
+    def texts(self, record: Utterance, rng: np.random.Generator) -> list[str]:
+        """The text, if there is one."""
+        return [record.text] if record.text else []
+
+    def sounds(self, record: Utterance) -> list[Sound]:
         """Its sound, clean: what units are fitted on."""
         return [record.sound(self.rate_hz)]
 

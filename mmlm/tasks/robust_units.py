@@ -215,7 +215,11 @@ class RobustUnitsTask:
             raise RecipeError(f"{folder}: its units have no classifier; the run did not end.")
         return RobustModel(self.units, [self.units.classifier])
 
-    def texts(self, record: Utterance, rng: np.random.Generator) -> list[Any]:
+    def texts(self, record: Utterance, rng: np.random.Generator) -> list[str]:
+        """The text, if there is one."""
+        return [record.text] if record.text else []
+
+    def sounds(self, record: Utterance) -> list[Sound]:
         """Its sound: what k-means is fitted on."""
         return [record.sound(SAMPLE_RATE_HZ)]
 

@@ -1,6 +1,6 @@
 """Text to speech: what is learned of recordings with their texts, and texts as sound.
 
-Axes: e entries   t frames   u codebooks
+Axes: e entries   n units   t frames   u codebooks
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ from torch import Tensor
 from mmlm.base.errors import DataError, RecipeError, unknown_name
 from mmlm.data.audio_files import write_sound
 from mmlm.data.speech import Utterance
-from mmlm.data.spoken_entries import Entries, EntryTokens, entries_of_text
+from mmlm.data.spoken_entries import Entries, EntryTokens
 from mmlm.data.token_shards import Progress, TokenShards, tokens_of
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ChannelConfig
 from mmlm.sound import Sound
 from mmlm.staged import generate_staged
-from mmlm.stream import Stream
+from mmlm.stream import Segment, Stream
 from mmlm.tasks.base import Heard
 from mmlm.tasks.config import TextToSpeechConfig
 from mmlm.tasks.tts_plan import Said, SpeechPlan
 from mmlm.tasks.tts_stages import Writing
+from mmlm.tasks.tts_text import STYLE, InstructionReader, PhonemeReader, TextReader
 from mmlm.tokenizers.codec.base import Codec
 from mmlm.tokenizers.phonemes import PhonemeTokenizer
 from mmlm.tokenizers.prosody import Prosody
+from mmlm.tokenizers.text import TextTokenizer
+from mmlm.tokenizers.units import UnitTokenizer, dedup
 
 TEXTS_AT_ONCE = 16
 RESYNTHESIS = "the recordings through the codec"
@@ -59,11 +62,17 @@ class TextToSpeechTask:
 
     def __init__(self, config: TextToSpeechConfig, tokenizers: Mapping[str, Any]) -> None:
         self.config, self.tokenizers = config, tokenizers
-        self.phonemes: PhonemeTokenizer = self._tokenizer("phonemes", PhonemeTokenizer)
+        self.reader: TextReader
+        if config.instruction is None:
+            self.reader = PhonemeReader(self._tokenizer("phonemes", PhonemeTokenizer))
+        else:
+            self.reader = InstructionReader(self._tokenizer("instruction", TextTokenizer), config.bare_text)
         self.codec: Codec = self._tokenizer("codec", Codec)
         self.prosody: Prosody | None = None if config.prosody is None else self._tokenizer("prosody", Prosody)
+        self.units: UnitTokenizer | None = None if config.units is None else self._tokenizer("units", UnitTokenizer)
         self.codes: TokenShards | None = None
         self.aligned: TokenShards | None = None
+        self.unit_ids: TokenShards | None = None
         self.beside: dict[tuple[str, str], list[Utterance]] = {}
 
     def _tokenizer(self, key: str, kind: type) -> Any:
@@ -77,14 +86,15 @@ class TextToSpeechTask:
     @cached_property
     def plan(self) -> SpeechPlan:
         """Where everything stands."""
-        return SpeechPlan(self.config, self.codec.book_sizes)
+        return SpeechPlan(self.config, self.codec.book_sizes, 0 if self.units is None else self.units.config.num_units)
 
     @cached_property
     def entry_tokens(self) -> EntryTokens | None:
         """What gives phonemes with their durations; None without prosody."""
         if self.prosody is None:
             return None
-        return EntryTokens(self.phonemes, self.prosody, self.codec.rate_hz, self.codec.token_rate)
+        assert isinstance(self.reader, PhonemeReader)
+        return EntryTokens(self.reader.phonemes, self.prosody, self.codec.rate_hz, self.codec.token_rate)
 
     @property
     def longest(self) -> int:
@@ -93,9 +103,9 @@ class TextToSpeechTask:
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
-        """Phonemes, marks, prosody and codes."""
+        """What is read, marks, prosody or units, and codes."""
         pitches = self.prosody.config.pitch_buckets if self.prosody is not None else 0
-        return self.plan.vocabulary(self.phonemes.sizes["phone"], pitches, self.longest)
+        return self.plan.vocabulary(self.reader.size, pitches, self.longest)
 
     @property
     def channels(self) -> Mapping[str, ChannelConfig]:
@@ -103,27 +113,38 @@ class TextToSpeechTask:
         return self.plan.channels
 
     def texts(self, record: Utterance, rng: np.random.Generator) -> list[str]:
-        """The text, if there is one."""
-        return [record.text] if record.text else []
+        """An instruction as samples have it, or the text, if there is one."""
+        if not record.text:
+            return []
+        return [self.reader.drawn([record], rng)] if isinstance(self.reader, InstructionReader) else [record.text]
+
+    def sounds(self, record: Utterance) -> list[Sound]:
+        """The recording."""
+        return [record.sound()]
 
     def read_ahead(self, records: Sequence[Utterance], progress: Progress | None = None) -> None:
-        """Make the tokens of all recordings that samples will be drawn from. Raises DataError for one without a text."""
+        """Make the tokens of all recordings that samples will be drawn from. Raises DataError for one without a text, or with an
+        instruction that asks for something else."""
         if (silent := next((each for each in records if not each.text), None)) is not None:
             raise DataError(f"{silent.where}: has no text, which speech is learned by; needs_text: true leaves such recordings out.")
+        for each in records:
+            self.reader.check(each)
         self.codes = tokens_of(records, self.codec, progress=progress)
+        if self.units is not None:
+            self.unit_ids = tokens_of(records, self.units, progress=progress)
         if self.entry_tokens is not None:
             self.aligned = tokens_of(records, self.entry_tokens, progress=progress)
         groups: dict[str, list[Utterance]] = {}
         for each in records:
-            groups.setdefault(each.speaker, []).append(each)
-        self.beside |= {(each.where, each.id): groups[each.speaker] for each in records}
+            groups.setdefault(_manner(each), []).append(each)
+        self.beside |= {(each.where, each.id): groups[_manner(each)] for each in records}
 
     def example(self, record: Utterance, rng: np.random.Generator) -> Stream | None:
         """A training sample of a recording, or of several of its speaker; None where it is too long or could not be aligned."""
         low, high = self.config.join
         others = self.beside.get((record.where, record.id), [record])
         more = [others[int(rng.integers(len(others)))] for _ in range(int(rng.integers(low, high + 1)) - 1)]
-        said = self._said([record, *more])
+        said = self._said([record, *more], rng)
         if said is None or len(said.codes) > self.most_frames:
             return None
         return self.plan.sample(said, rng)
@@ -133,14 +154,14 @@ class TextToSpeechTask:
         """Frames of the longest sample."""
         return int(self.config.max_seconds * self.codec.token_rate)
 
-    def _said(self, records: Sequence[Utterance]) -> Said | None:
-        """Phonemes, prosody and codes of recordings in a row; None where one could not be aligned."""
+    def _said(self, records: Sequence[Utterance], rng: np.random.Generator) -> Said | None:
+        """Text, prosody or units, and codes of recordings in a row; None where one could not be aligned."""
         if self.codes is None:
             raise DataError("the recordings have no tokens yet: read_ahead makes them.")
-        codes = torch.cat([torch.from_numpy(self.codes.ids(record).astype(np.int64)) for record in records])
+        codes = _joined(self.codes, records)
         if self.entry_tokens is None:
-            none = torch.zeros(0, dtype=torch.long)
-            return Said(self._phones(" ".join(record.text for record in records)), codes, none, none)
+            units = Said.nothing(0).units if self.unit_ids is None else torch.unique_consecutive(_joined(self.unit_ids, records))
+            return Said(self.reader.of(records, rng), codes, units=units)
         assert self.aligned is not None
         joined: Entries | None = None
         for record in records:
@@ -152,9 +173,6 @@ class TextToSpeechTask:
         whole = joined.split(self.longest)
         return Said(whole.phone, codes, whole.pitch, whole.frames)
 
-    def _phones(self, text: str) -> Tensor:
-        return torch.tensor(self.phonemes.ids(entries_of_text(self.phonemes.transcribe(text))))
-
     def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
         """As they are."""
         return list(streams)
@@ -164,15 +182,23 @@ class TextToSpeechTask:
         return f"{record.text} ({record.seconds:.2f} s, {record.speaker or 'somebody'})"
 
     def shown(self, record: Utterance) -> str:
-        """Text, phonemes, and with prosody the pitch and the frames of each."""
+        """What is read of it, and the prosody or units and frames that are written."""
         if self.codes is None:
             self.read_ahead([record])
-        said = self._said([record])
+        said = self._said([record], np.random.default_rng(0))
         if said is None:
             return f"{record.text}\n(its text could not be laid along its sound)"
-        names = [self.phonemes.symbols[number] for number in said.phone.tolist()]
+        frames = f"{len(said.codes)} frames of {self.codec.num_books} codebooks"
+        if isinstance(self.reader, InstructionReader):
+            head = self.reader.text.decode(said.text.tolist())
+        else:
+            assert isinstance(self.reader, PhonemeReader)
+            names = [self.reader.phonemes.symbols[number] for number in said.text.tolist()]
+            head = f"{record.text}\n{' '.join(names)}"
+        if self.units is not None:
+            return f"{head}\n{len(said.units)} units: {' '.join(map(str, said.units.tolist()))}\n{frames}"
         if self.prosody is None:
-            return f"{record.text}\n{' '.join(names)}\n{len(said.codes)} frames of {self.codec.num_books} codebooks"
+            return f"{head}\n{frames}"
         pitch_hz = self.prosody.decode(said.pitch) if not self.prosody.config.is_relative else said.pitch.numpy()
         rows = [
             f"{name:>4} {frames:3d} frames {hertz:6.1f}" for name, frames, hertz in zip(names, said.frames.tolist(), pitch_hz, strict=True)
@@ -180,8 +206,8 @@ class TextToSpeechTask:
         return "\n".join([record.text, *rows])
 
     def predict(self, model: MultimodalLM, records: Sequence[Utterance]) -> list[Spoken]:
-        """The text of each recording, spoken anew."""
-        made = self.speak(model, [record.text for record in records])
+        """The text of each recording, or what its first instruction asks for, spoken anew."""
+        made = self.speak(model, [self.reader.asked(record) for record in records])
         true = [record.sound(self.codec.rate_hz) for record in records]
         return [replace(one, true=sound) for one, sound in zip(made, true, strict=True)]
 
@@ -195,8 +221,8 @@ class TextToSpeechTask:
         seed: int = 0,
         listen: Callable[[int, Sound], None] | None = None,
     ) -> list[Spoken]:
-        """Texts as speech. voice: a recording with its text, in whose voice they are spoken. pace: how fast, 1 as learned; other than 1 it
-        needs prosody. listen: told (number of the text, its sound) as soon as it is there.
+        """Texts, or what instructions ask for, as speech. voice: a recording with its text, in whose voice they are spoken. pace: how fast,
+        1 as learned; other than 1 it needs prosody. listen: told (number of the text, its sound) as soon as it is there.
 
         Raises DataError for a text that cannot be spoken and a voice that cannot be used, RecipeError for a pace that cannot be kept.
         """
@@ -205,10 +231,10 @@ class TextToSpeechTask:
         if not 0.25 <= pace <= 4:
             raise RecipeError(f"pace must be from 0.25 to 4, but is {pace:g}.")
         said = self._voice(voice)
-        phones = [self._phones(text) for text in texts]
+        tokens = [self.reader.ids(text, "" if voice is None else voice.text) for text in texts]
         found: list[Spoken] = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
-            some = phones[start : start + TEXTS_AT_ONCE]
+            some = tokens[start : start + TEXTS_AT_ONCE]
             writing = Writing(self.plan, some, [said] * len(some), model.vocabulary, pace, self.most_frames)
             written = generate_staged(model, writing.prompts(), writing.stages(), seed=seed + start)
             codes = [so_far.codes["codec"] for so_far in written]
@@ -223,7 +249,8 @@ class TextToSpeechTask:
             return []
         ends = (spoken[1].cumsum(0) / float(self.codec.token_rate)).tolist()
         rows = zip(spoken[0].tolist(), spoken[1].tolist(), ends, strict=True)
-        return [(self.phonemes.symbols[phone], end) for phone, frames, end in rows if frames]
+        assert isinstance(self.reader, PhonemeReader)
+        return [(self.reader.phonemes.symbols[phone], end) for phone, frames, end in rows if frames]
 
     def _decoded(self, codes: Sequence[Tensor]) -> list[Sound]:
         """Sounds of codes; where a model ended before its first frame, one frame of silence."""
@@ -236,11 +263,14 @@ class TextToSpeechTask:
             return Said.nothing(self.codec.num_books)
         if not voice.text:
             raise DataError(f"{voice.where}: a voice needs the text that is said in it.")
-        codes = self.codec.encode(voice.sound(self.codec.rate_hz)).ids
-        assert codes is not None
+        sound = voice.sound(self.codec.rate_hz)
+        codes = _ids(self.codec.encode(sound))
+        nothing = Said.nothing(self.codec.num_books)
+        units = nothing.units if self.units is None else dedup(_ids(self.units.encode(sound)))[0]
+        if isinstance(self.reader, InstructionReader):  # which quotes what is heard in the voice
+            return Said(nothing.text, codes, units=units)
         if self.entry_tokens is None:
-            none = torch.zeros(0, dtype=torch.long)
-            return Said(self._phones(voice.text), codes, none, none)
+            return Said(self.reader.ids(voice.text), codes, units=units)
         (segment,) = self.entry_tokens.encode_utterances([voice])
         assert segment.ids is not None
         entries = self.entry_tokens.entries(segment.ids)
@@ -262,7 +292,8 @@ class TextToSpeechTask:
         """What was spoken, and the recordings, which say the same at a pace of their own."""
         pairs = zip(outputs, records, strict=True)
         return [
-            Heard(one.sound, one.true, text=one.text, language=record.language, is_aligned=False, marks=one.marks) for one, record in pairs
+            Heard(one.sound, one.true, text=record.text, language=record.language, is_aligned=False, marks=one.marks)
+            for one, record in pairs
         ]
 
     def heard_baselines(self, records: Sequence[Utterance]) -> dict[str, list[Sound]]:
@@ -277,7 +308,21 @@ class TextToSpeechTask:
         """Of each record its text, the recording, the recording through the codec, and the text spoken."""
         for number, (one, record) in enumerate(zip(self.predict(model, records), records, strict=True), 1):
             assert one.true is not None
-            (folder / f"{number}_text.txt").write_text(f"{record.text}\n", encoding="utf-8")
+            (folder / f"{number}_text.txt").write_text(f"{self.reader.asked(record)}\n", encoding="utf-8")
             write_sound(folder / f"{number}_true.wav", one.true)
             write_sound(folder / f"{number}_codec.wav", self.codec.decode(self.codec.encode(one.true)))
             write_sound(folder / f"{number}_spoken.wav", one.sound)
+
+
+def _manner(record: Utterance) -> str:
+    """What recordings that may be joined have in common: who speaks, and how."""
+    return f"{record.speaker} {record.labels.get(STYLE, '')}"
+
+
+def _joined(shards: TokenShards, records: Sequence[Utterance]) -> Tensor:
+    return torch.cat([torch.from_numpy(shards.ids(record).astype(np.int64)) for record in records])
+
+
+def _ids(segment: Segment) -> Tensor:
+    assert segment.ids is not None
+    return segment.ids

@@ -1,19 +1,22 @@
 """How speech stands in a stream: samples to train on, here; the stages that write it, in tts_stages.
 
-    plain     phonemes, a mark, the first codebook of each frame and an end                                     VALL-E, arXiv:2301.02111
-    prosody   phonemes, a mark, pitch and duration of each, a mark, the first codebook of as many frames        RALL-E, arXiv:2404.03204
+    plain     phonemes, a mark, the first codebook of each frame and an end                                   VALL-E, arXiv:2301.02111
+    prosody   phonemes, a mark, pitch and duration of each, a mark, the first codebook of as many frames      RALL-E, arXiv:2404.03204
+    units     a text, a mark, units without repetitions and an end, a mark, the first codebook and an end     VoxInstruct, arXiv:2408.15676
 
-Positions begin anew in each part. With prosody, a query that predicts a frame sees the phonemes around the one that is said then. Further
-codebooks are predicted for all frames at once from the same stream, read in both directions, with the number of the codebook at every
-token; one model does both. A voice is a recording whose phonemes, prosody and codes come first in each part.
+Positions begin anew in each part. With prosody, a query that predicts a frame sees the phonemes around the one that is said then. The
+tokens of an instruction see one another in both directions, phonemes only those before. What guidance leaves out, a text or units, is
+hidden in place, in some samples as in the branches of stages. Further codebooks are predicted for all frames at once from the same stream,
+read in both directions, with the number of the codebook at every token; one model does both. A voice is a recording whose text, prosody or
+units, and codes come first in each part.
 
-Axes: e entries   t frames   u codebooks
+Axes: e entries   n units   t frames   u codebooks
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,46 +26,56 @@ from mmlm.alignment import window_by_alignment
 from mmlm.model_config import ChannelConfig
 from mmlm.objectives.books import hide_book, with_book
 from mmlm.objectives.masked import cosine_share
+from mmlm.stages import hidden_in
 from mmlm.stream import Segment, Stream
 from mmlm.tasks.config import TextToSpeechConfig
 from mmlm.tokenizers.config import CodebookOrder
 from mmlm.tokenizers.patterns import EMPTY, CodebookPattern
 
-BEGIN_PROSODY, BEGIN_SPEECH = 0, 1
+BEGIN_PLAN, BEGIN_SPEECH = 0, 1  # of what is written before speech, prosody or units, and of speech
+UNIT = "unit"
 BOOK = "book"
 VOICE_CHANCE, VOICE_SHARE = 0.7, 0.5  # of the samples of further codebooks: how many have a voice, and the most of the frames it takes
 
 
+def _none() -> Tensor:
+    return torch.zeros(0, dtype=torch.long)
+
+
 @dataclass(frozen=True)
 class Said:
-    """Phonemes [e] and codes [t, u] of what is said; with prosody also buckets of the pitch and frames of each phoneme [e]."""
+    """What is said. text: [e] phonemes, or tokens of an instruction.   codes: [t, u].   pitch, frames: [e] with prosody, buckets of the
+    pitch and frames of each phoneme.   units: [n] with units, those written: without repetitions."""
 
-    phone: Tensor
+    text: Tensor
     codes: Tensor
-    pitch: Tensor
-    frames: Tensor
+    pitch: Tensor = field(default_factory=_none)
+    frames: Tensor = field(default_factory=_none)
+    units: Tensor = field(default_factory=_none)
 
     @classmethod
     def nothing(cls, num_books: int) -> Said:
         """The voice where there is none."""
-        none = torch.zeros(0, dtype=torch.long)
-        return cls(none, torch.zeros(0, num_books, dtype=torch.long), none, none)
+        return cls(_none(), torch.zeros(0, num_books, dtype=torch.long))
 
 
 class SpeechPlan:
-    """Which ranges there are, and where each token of a sample stands. book_sizes: of the codec."""
+    """Which ranges there are, and where each token of a sample stands. book_sizes: of the codec. num_units: different units."""
 
-    def __init__(self, config: TextToSpeechConfig, book_sizes: Sequence[int]) -> None:
-        self.config, self.book_sizes, self.num_books = config, list(book_sizes), len(book_sizes)
-        self.has_prosody = config.prosody is not None
+    def __init__(self, config: TextToSpeechConfig, book_sizes: Sequence[int], num_units: int = 0) -> None:
+        self.config, self.book_sizes, self.num_books, self.num_units = config, list(book_sizes), len(book_sizes), num_units
+        self.has_prosody, self.has_units = config.prosody is not None, config.units is not None
+        self.text = "phone" if config.instruction is None else "text"
         self.parts = CodebookPattern(CodebookOrder(order="ar_nar"), self.num_books).parts
         self.pair = CodebookPattern(CodebookOrder(order="parallel"), 2).parts[0]
+        self.single = CodebookPattern(CodebookOrder(order="parallel"), 1).parts[0]
 
-    def vocabulary(self, phones: int, pitches: int, longest: int) -> dict[str, int]:
-        """Ranges and their sizes. Without prosody the last id of codec.0 is the end."""
+    def vocabulary(self, texts: int, pitches: int, longest: int) -> dict[str, int]:
+        """Ranges and their sizes. Without prosody the last id of codec.0 is the end, and that of unit.0 the end of units."""
         prosody = {"prosody.0": pitches, "prosody.1": longest + 1} if self.has_prosody else {}
+        units = {f"{UNIT}.0": self.num_units + 1} if self.has_units else {}
         codes = {f"codec.{book}": size + (book == 0 and not self.has_prosody) for book, size in enumerate(self.book_sizes)}
-        return {"phone": phones, "special": 2, "mask": 1, **prosody, **codes}
+        return {self.text: texts, "special": 2, "mask": 1, **prosody, **units, **codes}
 
     @property
     def channels(self) -> dict[str, ChannelConfig]:
@@ -75,10 +88,25 @@ class SpeechPlan:
         return None if self.has_prosody else self.book_sizes[0]
 
     def sample(self, said: Said, rng: np.random.Generator) -> Stream:
-        """The first codebook with what comes before it, or one of the others."""
+        """The first codebook with what comes before it, or one of the others; in some samples the text or the units are hidden."""
         if self.num_books > 1 and rng.random() < self.config.further_share:
-            return self.further(said, int(rng.integers(1, self.num_books)), rng)
-        return self.first(said, rng)
+            stream = self.further(said, int(rng.integers(1, self.num_books)), rng)
+        else:
+            stream = self.first(said, rng)
+        for share, hide in ((self.config.hide_text, self.without_text), (self.config.hide_units, self.without_units)):
+            if share and rng.random() < share:
+                stream = hide(stream)
+        return stream
+
+    def without_text(self, stream: Stream) -> Stream:
+        """The stream with the text hidden in place."""
+        return hidden_in(stream, self.text)
+
+    @staticmethod
+    def without_units(stream: Stream) -> Stream:
+        """The stream with the units hidden in place, and not asked for."""
+        hidden = hidden_in(stream, UNIT)
+        return replace(hidden, segments=[replace(each, weight=0.0) if each.modality == UNIT else each for each in hidden.segments])
 
     def first(self, said: Said, rng: np.random.Generator | None = None) -> Stream:
         """The stream in which the first codebook is learned, from left to right; rng: some codes are hidden where they are read."""
@@ -111,13 +139,22 @@ class SpeechPlan:
 
     def before(self, said: Said, weight: float = 0.0) -> list[Segment]:
         """What comes before the mark of speech. Where there are fewer pairs of prosody than phonemes, the others are not written yet."""
-        count = len(said.phone)
+        if self.has_units:
+            units = self.single.forward(said.units[:, None], self.num_units)
+            return [*self.before_units(said.text), Segment(UNIT, units, weight=weight, position=counted(len(units)))]
+        count = len(said.text)
         if not self.has_prosody:
-            return [Segment("phone", said.phone, position=counted(count))]
+            return [self._read(said.text)]
         pairs = torch.stack([said.pitch, said.frames], dim=1)
-        phones = Segment("phone", said.phone, position=counted(count), mark=torch.arange(count))
-        begin = Segment("special", torch.tensor([BEGIN_PROSODY]))
-        return [phones, begin, Segment("prosody", pairs, weight=weight, position=counted(len(pairs)), mark=torch.arange(len(pairs)))]
+        phones = replace(self._read(said.text), mark=torch.arange(count))
+        return [phones, begin_plan(), Segment("prosody", pairs, weight=weight, position=counted(len(pairs)), mark=torch.arange(len(pairs)))]
+
+    def before_units(self, text: Tensor) -> list[Segment]:
+        """What comes before the first unit."""
+        return [self._read(text), begin_plan()]
+
+    def _read(self, text: Tensor) -> Segment:
+        return Segment(self.text, text, position=counted(len(text)), mutual=int(self.config.instruction is not None))
 
     @staticmethod
     def begin_speech(rows: Tensor | None) -> Segment:
@@ -138,6 +175,11 @@ class SpeechPlan:
     def rows(self, frames_e: Tensor) -> Tensor | None:
         """The reach [t + 1, 2] of the queries that predict the frames; None where everything is seen."""
         return window_by_alignment(frames_e, self.config.window) if self.has_prosody else None
+
+
+def begin_plan() -> Segment:
+    """The mark that begins what is written before speech, and predicts the first of it."""
+    return Segment("special", torch.tensor([BEGIN_PLAN]))
 
 
 def counted(count: int) -> Tensor:

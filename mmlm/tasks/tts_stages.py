@@ -1,6 +1,7 @@
-"""The stages that write speech behind a text: prosody where there is any, the first codebook step by step, the others frame-parallel.
+"""The stages that write speech behind a text: prosody or units where there are any, the first codebook step by step, the others
+frame-parallel.
 
-Axes: e entries   t frames   u codebooks
+Axes: e entries   n units   t frames   u codebooks
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ import torch
 from torch import Tensor
 
 from mmlm.generation import Sampling
-from mmlm.stages import Length, PerToken, SoFar, Stage
+from mmlm.stages import Branch, Length, PerToken, SoFar, Stage
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.tts_plan import BOOK, Said, SpeechPlan
+from mmlm.tasks.tts_plan import BOOK, UNIT, Said, SpeechPlan, counted
 from mmlm.vocabulary import Vocabulary
+
+VOICE_UNITS = 0.8  # share of a voice's units that those of a text follow: after all of them the end would be near (VoxInstruct's code)
 
 
 @dataclass(frozen=True)
 class Writing:
-    """What is to be said. phones: [e] of each text.   voices: one a text, recordings that come before it.   pace: divides durations.
+    """What is to be said. texts: tokens [e] of each.   voices: one a text, recordings that come before it.   pace: divides durations.
     most: frames after which speech without prosody ends."""
 
     plan: SpeechPlan
-    phones: Sequence[Tensor]
+    texts: Sequence[Tensor]
     voices: Sequence[Said]
     vocabulary: Vocabulary
     pace: float
@@ -32,7 +35,9 @@ class Writing:
 
     def prompts(self) -> list[Stream]:
         """What the first stage goes on from."""
-        return [Stream(self.plan.before(self._said(number, None))) for number in range(len(self.phones))]
+        if self.plan.has_units:
+            return [Stream(self._before_units(number)) for number in range(len(self.texts))]
+        return [Stream(self.plan.before(self._said(number))) for number in range(len(self.texts))]
 
     def stages(self) -> list[Stage]:
         """All stages, in their order."""
@@ -44,8 +49,8 @@ class Writing:
             else Length(self.most)
         )
         first = Stage(
-            "speech", "codec", length, plan.parts[0], prompt=self._before_first, stop=end, sampling=self._sampling, position=self._frame,
-            reach=self._reach(1),
+            "speech", "codec", length, plan.parts[0], prompt=self._before_first, stop=end, sampling=self._sampling(plan.config.top_k),
+            position=self._frame, reach=self._reach(1), branches=self._branches(),
         )  # fmt: skip
         frames = Length.exactly(lambda so_far: len(so_far.codes["codec"]))
         further = [
@@ -55,35 +60,63 @@ class Writing:
             )
             for book in range(1, plan.num_books)
         ]  # fmt: skip
-        return [*([self._prosody()] if plan.has_prosody else []), first, *further]
+        planned = [self._prosody()] if plan.has_prosody else [self._units()] if plan.has_units else []
+        return [*planned, first, *further]
 
     def spoken(self, so_far: SoFar) -> tuple[Tensor, Tensor] | None:
         """Phonemes and frames [e] of the text as they were spoken; None without prosody."""
         if not self.plan.has_prosody:
             return None
-        return self.phones[so_far.number], self._frames(so_far)[len(self._voice(so_far).frames) :]
+        return self.texts[so_far.number], self._frames(so_far)[len(self._voice(so_far).frames) :]
 
     def _prosody(self) -> Stage:
         def entry(so_far: SoFar, tokens: int) -> Tensor:
-            return len(self._voice(so_far).phone) + torch.arange(tokens)
+            return len(self._voice(so_far).text) + torch.arange(tokens)
 
-        count = Length.exactly(lambda so_far: len(self.phones[so_far.number]))
-        return Stage("prosody", "prosody", count, self.plan.pair, sampling=self._sampling, position=entry, mark=entry)
+        count = Length.exactly(lambda so_far: len(self.texts[so_far.number]))
+        return Stage("prosody", "prosody", count, self.plan.pair, sampling=self._sampling(None), position=entry, mark=entry)
 
-    @property
-    def _sampling(self) -> Sampling:
+    def _units(self) -> Stage:
+        plan = self.plan
+        end = self.vocabulary.span(f"{UNIT}.0").start + plan.num_units
+        branches = [Branch(plan.without_text, plan.config.guidance.units_over_text)]
+        # as many as there can be frames, and one at least: without units there is nothing to say
+        return Stage(
+            "units", UNIT, Length(self.most, 1), plan.single, stop=[end], sampling=self._sampling(plan.config.units_top_k),
+            position=lambda so_far, tokens: len(self._voice_units(so_far.number)) + torch.arange(tokens), branches=branches,
+        )  # fmt: skip
+
+    def _branches(self) -> list[Branch]:
+        """Away from speech without the text, then from speech without the units."""
+        weights, plan = self.plan.config.guidance, self.plan
+        over_units = [Branch(plan.without_units, weights.speech_over_units)] if plan.has_units else []
+        return [Branch(plan.without_text, weights.speech_over_text), *over_units]
+
+    def _sampling(self, top_k: int | None) -> Sampling:
         config = self.plan.config
-        return Sampling(temperature=config.temperature, top_p=config.top_p)
+        return Sampling(temperature=config.temperature, top_p=config.top_p, top_k=top_k)
 
     def _voice(self, so_far: SoFar) -> Said:
         return self.voices[so_far.number]
 
-    def _said(self, number: int, pairs_e2: Tensor | None) -> Said:
-        """The voice and the text behind it, with the prosody that has been written."""
+    def _voice_units(self, number: int) -> Tensor:
+        """The units of a voice that those of its text follow."""
+        units = self.voices[number].units
+        return units[: int(len(units) * VOICE_UNITS)]
+
+    def _before_units(self, number: int) -> list[Segment]:
+        begun, text = self._voice_units(number), torch.cat([self.voices[number].text, self.texts[number]])
+        before = self.plan.before_units(text)
+        return [*before, Segment(UNIT, begun[:, None], position=counted(len(begun)))] if len(begun) else before
+
+    def _said(self, number: int, planned: Tensor | None = None) -> Said:
+        """The voice and the text behind it, with the prosody [e, 2] or units [n, 1] that have been written."""
         voice = self.voices[number]
-        pairs = torch.zeros(0, 2, dtype=torch.long) if pairs_e2 is None else pairs_e2
-        pitch, frames = torch.cat([voice.pitch, pairs[:, 0]]), torch.cat([voice.frames, pairs[:, 1]])
-        return Said(torch.cat([voice.phone, self.phones[number]]), voice.codes, pitch, frames)
+        text = torch.cat([voice.text, self.texts[number]])
+        if self.plan.has_units and planned is not None:
+            return Said(text, voice.codes, units=torch.cat([self._voice_units(number), planned[:, 0]]))
+        pairs = torch.zeros(0, 2, dtype=torch.long) if planned is None else planned
+        return Said(text, voice.codes, torch.cat([voice.pitch, pairs[:, 0]]), torch.cat([voice.frames, pairs[:, 1]]))
 
     def _frames(self, so_far: SoFar) -> Tensor:
         """Frames [e] of all entries at the pace that is asked for; of the text they are one at least."""
@@ -108,7 +141,7 @@ class Writing:
         return Stream([*self._before(so_far), self.plan.begin_speech(None), *known])
 
     def _before(self, so_far: SoFar) -> list[Segment]:
-        return self.plan.before(self._said(so_far.number, so_far.written.get("prosody")))
+        return self.plan.before(self._said(so_far.number, so_far.written.get("units" if self.plan.has_units else "prosody")))
 
     def _frame(self, so_far: SoFar, tokens: int) -> Tensor:
         return len(self._voice(so_far).codes) + torch.arange(tokens)

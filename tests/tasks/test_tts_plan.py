@@ -17,12 +17,18 @@ from mmlm.tasks.config import TextToSpeechConfig
 from mmlm.tasks.tts_plan import Said, SpeechPlan
 from mmlm.tasks.tts_stages import Writing
 
-BOOKS, PITCHES, LONGEST, PHONES = [9, 7, 5], 6, 4, 11
+BOOKS, PITCHES, LONGEST, PHONES, UNITS = [9, 7, 5], 6, 4, 11, 13
+PLANS = {
+    "plain": {},
+    "prosody": {"prosody": "prosody"},
+    "units": {"units": "units"},
+    "instruction": {"instruction": "text", "units": "units"},
+    "instruction alone": {"instruction": "text"},
+}
 
 
-def planned(prosody: bool, **config) -> SpeechPlan:
-    given = {"temperature": 0.0, **({"prosody": "prosody"} if prosody else {}), **config}
-    return SpeechPlan(TextToSpeechConfig(**given), BOOKS)
+def planned(kind: str, **config) -> SpeechPlan:
+    return SpeechPlan(TextToSpeechConfig(**{"temperature": 0.0, **PLANS[kind], **config}), BOOKS, UNITS)
 
 
 def model_of(plan: SpeechPlan, num_layers: int = 2) -> MultimodalLM:
@@ -47,7 +53,8 @@ def said(seed: int, entries: int) -> Said:
     frames[-1] = 2
     codes = torch.stack([torch.randint(0, size, (int(frames.sum()),), generator=g) for size in BOOKS], dim=1)
     pitch = torch.randint(0, PITCHES, (entries,), generator=g)
-    return Said(torch.randint(0, PHONES, (entries,), generator=g), codes, pitch, frames)
+    units = torch.unique_consecutive(torch.randint(0, UNITS, (entries + 3,), generator=g))
+    return Said(torch.randint(0, PHONES, (entries,), generator=g), codes, pitch, frames, units)
 
 
 def scores(model: MultimodalLM, stream, name: str, shift: bool = True) -> torch.Tensor:
@@ -57,38 +64,125 @@ def scores(model: MultimodalLM, stream, name: str, shift: bool = True) -> torch.
 
 
 @pytest.mark.parametrize("voiced", [False, True])
-@pytest.mark.parametrize("prosody", [False, True])
+@pytest.mark.parametrize("kind", PLANS)
 @torch.no_grad()
-def test_stages_write_what_the_training_stream_predicts(prosody, voiced) -> None:
-    plan = planned(prosody)
+def test_stages_write_what_the_training_stream_predicts(kind, voiced) -> None:
+    plan = planned(kind)
     model = model_of(plan)
     voice = said(5, 3) if voiced else Said.nothing(len(BOOKS))
-    texts = [said(number, 4 + number).phone for number in range(2)]
+    texts = [said(number, 4 + number).text for number in range(2)]
     writing = Writing(plan, texts, [voice] * 2, model.vocabulary, 1.0, 12)
     for text, so_far in zip(texts, generate_staged(model, writing.prompts(), writing.stages()), strict=True):
-        codes = torch.cat([voice.codes, so_far.codes["codec"]])
-        pairs = so_far.written.get("prosody", torch.zeros(0, 2, dtype=torch.long))
-        if prosody:
-            assert len(so_far.codes["codec"]) == max(1, int(pairs[:, 1].sum())) and len(pairs) == len(text)
-        whole = Said(torch.cat([voice.phone, text]), codes, torch.cat([voice.pitch, pairs[:, 0]]), torch.cat([voice.frames, pairs[:, 1]]))
-        if prosody and int(pairs[:, 1].sum()) == 0:
-            whole.frames[-1] = 1  # the one frame that is always written
+        whole = together(plan, voice, text, so_far)
+        codes, written = whole.codes, whole.codes[len(voice.codes) :, 0].tolist()
+        if plan.has_prosody:
+            assert len(written) == max(1, int(so_far.written["prosody"][:, 1].sum()))
         stream = plan.first(whole)
         found = scores(model, stream, "codec.0").argmax(-1)
         start = len(stream) - len(stream.segments[-1])
-        written = codes[len(voice.codes) :, 0].tolist()
         assert found[start - 1 + len(voice.codes) :][: len(written)].tolist() == written
-        if prosody:
-            begin = len(whole.phone) + len(voice.phone)
+        begin = len(whole.text)
+        if plan.has_prosody:
             for book in range(2):
                 best = scores(model, stream, f"prosody.{book}").argmax(-1)
-                assert best[begin : begin + len(text)].tolist() == pairs[:, book].tolist()
+                assert best[begin + len(voice.text) : begin + len(whole.text)].tolist() == so_far.written["prosody"][:, book].tolist()
+        if plan.has_units:
+            units = so_far.written["units"][:, 0].tolist()
+            best = scores(model, stream, "unit.0").argmax(-1)[begin + len(whole.units) - len(units) :]
+            assert units and best[: len(units)].tolist() == units
+            assert so_far.finished["units"] == (int(best[len(units)]) == UNITS) or len(units) == 12
         for book in range(1, len(BOOKS)):
             rng = np.random.default_rng(0)
-            chance = dataclasses.replace(whole)
-            stream = fixed_voice(plan, chance, book, len(voice.codes), rng)
+            stream = fixed_voice(plan, whole, book, len(voice.codes), rng)
             best = scores(model, stream, f"codec.{book}", shift=False).argmax(-1)[len(stream) - len(codes) :]
             assert best[len(voice.codes) :].tolist() == codes[len(voice.codes) :, book].tolist()
+
+
+def together(plan: SpeechPlan, voice: Said, text: torch.Tensor, so_far) -> Said:
+    """The voice and what was written behind it, as a sample of training has them."""
+    codes = torch.cat([voice.codes, so_far.codes["codec"]])
+    pairs = so_far.written.get("prosody", torch.zeros(0, 2, dtype=torch.long))
+    frames = torch.cat([voice.frames, pairs[:, 1]])
+    if plan.has_prosody and int(pairs[:, 1].sum()) == 0:
+        frames[-1] = 1  # the one frame that is always written
+    units = so_far.written.get("units", torch.zeros(0, 1, dtype=torch.long))[:, 0]
+    units = torch.cat([voice.units[: int(0.8 * len(voice.units))], units])
+    return Said(torch.cat([voice.text, text]), codes, torch.cat([voice.pitch, pairs[:, 0]]), frames, units)
+
+
+GUIDED = {"hide_text": 0.1, "hide_units": 0.1, "guidance": {"units_over_text": 1.5, "speech_over_text": 3.0, "speech_over_units": 1.5}}
+
+
+@torch.no_grad()
+def test_guided_stages_write_the_best_of_scores_that_are_recomputed_and_moved_in_two_steps() -> None:
+    plan = planned("instruction", **GUIDED)
+    model = model_of(plan)
+    texts = [said(number, 5).text for number in range(3)]
+    writing = Writing(plan, texts, [Said.nothing(len(BOOKS))] * 3, model.vocabulary, 1.0, 12)
+    plain = Writing(planned("instruction"), texts, writing.voices, model.vocabulary, 1.0, 12)
+    unguided = generate_staged(model, plain.prompts(), plain.stages())
+    differ = 0
+    for text, so_far, other in zip(texts, generate_staged(model, writing.prompts(), writing.stages()), unguided, strict=True):
+        whole = together(plan, writing.voices[0], text, so_far)
+        stream = plan.first(whole)
+        full, no_text, no_units = (
+            {name: scores(model, each, name) for name in ("unit.0", "codec.0")}
+            for each in (stream, plan.without_text(stream), plan.without_units(stream))
+        )
+        units = no_text["unit.0"] + 1.5 * (full["unit.0"] - no_text["unit.0"])
+        codes = no_text["codec.0"] + 3.0 * (full["codec.0"] - no_text["codec.0"])
+        codes = no_units["codec.0"] + 1.5 * (codes - no_units["codec.0"])
+        expanded = 4.5 * full["codec.0"] - 3.0 * no_text["codec.0"] - 0.5 * no_units["codec.0"]
+        assert torch.allclose(codes, expanded)
+        begin, found = len(text), whole.units.tolist()
+        units[begin, UNITS] = -torch.inf  # one unit is always written
+        assert units[begin : begin + len(found)].argmax(-1).tolist() == found
+        start = len(stream) - len(stream.segments[-1])
+        written = whole.codes[:, 0].tolist()
+        assert codes[start - 1 :][: len(written)].argmax(-1).tolist() == written
+        differ += found != other.written["units"][:, 0].tolist()
+    assert differ
+
+
+@torch.no_grad()
+def test_weights_of_one_change_nothing() -> None:
+    plan = planned("instruction", hide_text=0.1, hide_units=0.1)
+    ones = planned("instruction")
+    model, texts = model_of(plan), [said(1, 6).text]
+    found = []
+    for each in (plan, ones):
+        writing = Writing(each, texts, [Said.nothing(len(BOOKS))], model.vocabulary, 1.0, 12)
+        (so_far,) = generate_staged(model, writing.prompts(), writing.stages(), seed=3)
+        found.append(so_far)
+    assert torch.equal(found[0].codes["codec"], found[1].codes["codec"])
+    assert all(branch.weight == 1 for stage in writing.stages() for branch in stage.branches)
+
+
+def test_what_is_hidden_stays_in_its_place_and_hidden_units_are_not_asked_for() -> None:
+    rng, whole = np.random.default_rng(0), said(1, 6)
+    plan = planned("instruction", hide_text=0.3, hide_units=0.3)
+    kinds = {"text": 0, "unit": 0, "none": 0}
+    for _ in range(200):
+        stream = plan.sample(whole, rng)
+        hidden = {each.modality for each in stream.segments[:-1] if each.hidden is not None and bool(each.hidden.all())}
+        end = "book" not in stream.segments[0].channels
+        assert len(stream) == len(whole.text) + 1 + len(whole.units) + 1 + 1 + len(whole.codes) + end
+        assert "unit" not in hidden or stream.segments[2].weight == 0
+        for name in hidden or {"none"}:
+            kinds[name] += 1
+    assert all(40 < kinds[name] < 85 for name in ("text", "unit")) and kinds["none"] > 60
+    never = planned("instruction")
+    assert not any(each.modality != "codec" and each.hidden is not None for _ in range(30) for each in never.sample(whole, rng).segments)
+
+
+@torch.no_grad()
+def test_an_instruction_is_read_in_both_directions_and_phonemes_in_one() -> None:
+    for kind, sees in (("instruction", True), ("units", False)):
+        plan, whole = planned(kind), said(2, 6)
+        other = dataclasses.replace(whole, text=whole.text.clone())
+        other.text[5] = (other.text[5] + 1) % PHONES
+        first, second = (scores(model_of(plan, 1), plan.first(each), "unit.0")[:5] for each in (whole, other))
+        assert torch.equal(first, second) != sees
 
 
 def fixed_voice(plan: SpeechPlan, whole: Said, book: int, frames: int, rng: np.random.Generator):
@@ -110,10 +204,10 @@ def fixed_voice(plan: SpeechPlan, whole: Said, book: int, frames: int, rng: np.r
 @torch.no_grad()
 def test_a_phoneme_outside_the_window_changes_nothing_of_a_frame() -> None:
     """In one layer; in more of them a frame hears of it through the prosody of its own phoneme, which sees all phonemes."""
-    plan, whole = planned(True), said(3, 6)
+    plan, whole = planned("prosody"), said(3, 6)
     model = model_of(plan, num_layers=1)
-    other = dataclasses.replace(whole, phone=whole.phone.clone())
-    other.phone[5] = (other.phone[5] + 1) % PHONES
+    other = dataclasses.replace(whole, text=whole.text.clone())
+    other.text[5] = (other.text[5] + 1) % PHONES
     frame_of = torch.repeat_interleave(torch.arange(6), whole.frames)
     far, near = (frame_of < 4).nonzero()[:, 0], (frame_of >= 4).nonzero()[:, 0]
 
@@ -123,16 +217,16 @@ def test_a_phoneme_outside_the_window_changes_nothing_of_a_frame() -> None:
         return scores(model, stream, "codec.0")[start - 1 : -1]
 
     assert torch.equal(of(plan, whole)[far], of(plan, other)[far]) and not torch.equal(of(plan, whole)[near], of(plan, other)[near])
-    wide = planned(True, window=None)
+    wide = planned("prosody", window=None)
     assert not torch.allclose(of(wide, whole)[far], of(wide, other)[far])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("pace", [0.5, 1 / 1.3, 2.0])
 def test_the_pace_gives_exactly_as_many_frames(pace) -> None:
-    plan = planned(True)
+    plan = planned("prosody")
     model = model_of(plan)
-    texts = [said(8, 9).phone]
+    texts = [said(8, 9).text]
     writing = Writing(plan, texts, [Said.nothing(len(BOOKS))], model.vocabulary, pace, 12)
     (so_far,) = generate_staged(model, writing.prompts(), writing.stages())
     total = int(so_far.written["prosody"][:, 1].sum())
@@ -141,8 +235,8 @@ def test_the_pace_gives_exactly_as_many_frames(pace) -> None:
 
 def test_all_that_is_learned_has_labels_and_fits_a_batch() -> None:
     rng = np.random.default_rng(0)
-    for prosody in (False, True):
-        plan = planned(prosody, further_share=0.5)
+    for kind in PLANS:
+        plan = planned(kind, further_share=0.5)
         model = model_of(plan).float()
         objective = OBJECTIVES.parse("causal").build()
         streams = [plan.sample(said(number, 5), rng) for number in range(12)]
@@ -157,7 +251,7 @@ def test_all_that_is_learned_has_labels_and_fits_a_batch() -> None:
 def test_hidden_codes_are_still_learned() -> None:
     """A share of what is read is hidden, in both kinds of samples, and no label is lost."""
     rng, whole = np.random.default_rng(1), said(3, 6)
-    plan = planned(True, code_dropout=0.5)
+    plan = planned("prosody", code_dropout=0.5)
     model = model_of(plan)
     kept, hiding = (plan.first(whole, rng=each) for each in (None, rng))
     assert hiding.segments[-1].hidden is not None and not bool(hiding.segments[-1].hidden[:, 1:].any())

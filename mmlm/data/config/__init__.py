@@ -19,6 +19,7 @@ from mmlm.data.config.speech import SpeechConfig as SpeechConfig
 from mmlm.data.config.speech import SpeechFolderConfig as SpeechFolderConfig
 from mmlm.data.config.speech import SpeechManifestConfig as SpeechManifestConfig
 from mmlm.data.config.speech import SynthesizedConfig as SynthesizedConfig
+from mmlm.data.config.styled import StyledSpeechConfig as StyledSpeechConfig
 
 
 class TableCleaning(Strict):
