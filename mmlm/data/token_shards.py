@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +29,8 @@ from mmlm.data.real_tables import user_cache_folder
 from mmlm.data.speech import Utterance
 from mmlm.sound import Sound
 from mmlm.stream import Segment
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 Found = tuple[np.ndarray, Mapping[str, np.ndarray]]
@@ -104,6 +108,20 @@ class SoundShards:
     def sound(self, utterance: Utterance) -> Sound:
         """The sound of an utterance. Raises DataError where it has not been kept."""
         return Sound(np.multiply(_kept(self.arrays, utterance).ids, np.float32(1 / 32768), dtype=np.float32), self.rate_hz)
+
+
+def logged(what: str, every_seconds: float = 10.0) -> Progress:
+    """A progress that tells in the log how far the making has come, where there is anything to make."""
+    last = time.monotonic() - every_seconds
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last < every_seconds:
+            return
+        last = time.monotonic()
+        logger.info("%s: %d of %d recordings are ready.", what, done, total)
+
+    return progress
 
 
 def _kept(arrays: ArrayShards, utterance: Utterance, with_text: bool = False) -> Array:

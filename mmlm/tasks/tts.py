@@ -19,7 +19,7 @@ from mmlm.base.errors import DataError, RecipeError, unknown_name
 from mmlm.data.audio_files import write_sound
 from mmlm.data.speech import Utterance
 from mmlm.data.spoken_entries import Entries, EntryTokens
-from mmlm.data.token_shards import Progress, TokenShards, tokens_of
+from mmlm.data.token_shards import Progress, TokenShards, logged, tokens_of
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ChannelConfig
 from mmlm.sound import Sound
@@ -129,11 +129,11 @@ class TextToSpeechTask:
             raise DataError(f"{silent.where}: has no text, which speech is learned by; needs_text: true leaves such recordings out.")
         for each in records:
             self.reader.check(each)
-        self.codes = tokens_of(records, self.codec, progress=progress)
+        self.codes = tokens_of(records, self.codec, progress=progress or logged("codes"))
         if self.units is not None:
             self.unit_ids = tokens_of(records, self.units, progress=progress)
         if self.entry_tokens is not None:
-            self.aligned = tokens_of(records, self.entry_tokens, progress=progress)
+            self.aligned = tokens_of(records, self.entry_tokens, progress=progress or logged("phonemes along the sound"))
         groups: dict[str, list[Utterance]] = {}
         for each in records:
             groups.setdefault(_manner(each), []).append(each)

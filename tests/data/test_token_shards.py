@@ -214,3 +214,11 @@ def test_kept_sound_is_the_sound_in_16_bits_at_the_rate(corpus, tmp_path, monkey
         assert found.rate_hz == 16_000 and np.abs(found.wave_n - np.clip(wanted.wave_n, -1, 32767 / 32768)).max() <= 0.5 / 32768 + 1e-9
     assert (tmp_path / "cache" / "mmlm" / "sounds" / "16000_hz" / INDEX).is_file()
     assert token_shards.SHARD_SECONDS >= 60
+
+
+def test_progress_is_told_in_the_log_now_and_then(caplog):
+    with caplog.at_level("INFO"):
+        tell = token_shards.logged("codes", every_seconds=3600)
+        for done in range(5):
+            tell(done, 4)
+    assert [record.getMessage() for record in caplog.records] == ["codes: 0 of 4 recordings are ready."]
