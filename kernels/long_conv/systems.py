@@ -109,6 +109,8 @@ class DiagonalPlusLowRank:
         self.rate, self.p, self.b, self.c = (x.to(torch.complex128) for x in (rate_cn, p_cn, b_cn, c_cn))
         self.speed = 2 / step_c.double()[:, None]
         self._found: tuple[Tensor, Tensor, Tensor] | None = None
+        self._rows: tuple[Tensor, Tensor] | None = None  # of a block of tokens, found once as well
+        self._columns: tuple[Tensor, list[Tensor]] | None = None
 
     def kernel(self, length: int) -> Tensor:
         """C A^l B with l = r + R q as the product of rows C A^{R q} and columns A^r B.
@@ -140,18 +142,22 @@ class DiagonalPlusLowRank:
     def carried(self, state_scmz: Tensor, length: int) -> Tensor:
         """C A^{l+1} h, a block of tokens at a time."""
         a, _, c = self.matrices()
-        rows, through = _rows(a, (c[:, None] @ a)[:, 0], BLOCK)
+        if self._rows is None:
+            self._rows = _rows(a, (c[:, None] @ a)[:, 0], BLOCK)
+        rows, through = self._rows
         h, found = state_scmz.to(a.dtype), []
         for _ in range(-(-length // BLOCK)):
-            found.append(h @ rows.transpose(1, 2))
-            h = h @ through.transpose(1, 2)
+            found.append(_by_channel(h, rows.transpose(1, 2)))
+            h = _by_channel(h, through.transpose(1, 2))
         y = torch.cat(found, dim=-1) if found else h[..., :0]
         return y[..., :length].to(state_scmz.dtype)
 
     def absorbed(self, u_scml: Tensor, state_scmz: Tensor, length_s: Tensor) -> Tensor:
         """A^length h + sum_l A^{length-1-l} B u_l, a block of tokens at a time; the state enters where the inputs begin."""
         a, b, _ = self.matrices()
-        columns, squares = _columns(a, b, BLOCK)
+        if self._columns is None:
+            self._columns = _columns(a, b, BLOCK)
+        columns, squares = self._columns
         through = squares[-1]
         length = u_scml.shape[-1]
         table = columns.flip(2).transpose(1, 2)  # [c, r, z]
@@ -160,12 +166,12 @@ class DiagonalPlusLowRank:
         left = length_s[:, None, None, None]
         for index in range(blocks.shape[3]):
             ahead = (blocks.shape[3] - index) * BLOCK  # tokens from the beginning of this block to the end
-            h = h @ through.transpose(1, 2) + blocks[..., index, :] @ table
+            h = _by_channel(h, through.transpose(1, 2)) + _by_channel(blocks[..., index, :], table)
             enters = (left <= ahead) & (left > ahead - BLOCK)
             if bool(enters.any()):
                 rest, moved = (length_s - (ahead - BLOCK)).clamp(0, BLOCK), state
                 for bit, power in enumerate(squares):
-                    moved = torch.where((rest >> bit & 1).bool()[:, None, None, None], moved @ power.transpose(1, 2), moved)
+                    moved = torch.where((rest >> bit & 1).bool()[:, None, None, None], _by_channel(moved, power.transpose(1, 2)), moved)
                 h = h + torch.where(enters, moved, 0)
         return (h + torch.where(left == 0, state, 0)).to(state_scmz.dtype)
 
@@ -185,6 +191,12 @@ class DiagonalPlusLowRank:
         h = inverse * h_scmn
         bend = 1 + 2 * (p.conj() * p * inverse).real.sum(-1, keepdim=True)
         return h - inverse * p * (2 * (p.conj() * h).real.sum(-1, keepdim=True) / bend)
+
+
+def _by_channel(x_scmi: Tensor, matrix_cio: Tensor) -> Tensor:
+    """x [s, c, m, i] times the matrix of its channel: [s, c, m, o]. As a product with s as batch, each s would copy all matrices."""
+    s, c, m, _ = x_scmi.shape
+    return (x_scmi.transpose(0, 1).reshape(c, s * m, -1) @ matrix_cio).view(c, s, m, -1).transpose(0, 1)
 
 
 def _columns(a: Tensor, b: Tensor, count: int) -> tuple[Tensor, list[Tensor]]:

@@ -252,6 +252,25 @@ def test_a_system_with_slow_modes_is_exact_in_one_step_and_in_thousands(form):
     assert relative_error(system.kernel(length)[0], wanted) < 1e-10 and math.isfinite(float(wanted.sum()))
 
 
+def test_sequences_beside_each_other_copy_no_matrices():
+    """Bytes that are asked for grow with the sequences by their states and sounds, not by the matrices of each channel."""
+    g = torch.Generator().manual_seed(0)
+    rate = torch.complex(-torch.rand(8, 16, generator=g).double() - 0.1, torch.randn(8, 16, generator=g).double())
+    low_rank, given, output = (torch.randn(8, 16, 2, generator=g, dtype=torch.float64) * 0.1 for _ in range(3))
+    system = DiagonalPlusLowRank(rate, *(torch.view_as_complex(each) for each in (low_rank, given, output)), torch.full((8,), 0.05))
+
+    def asked(sequences: int) -> int:
+        u, state = torch.randn(sequences, 8, 1, 130, generator=g), torch.randn(sequences, 8, 1, 32, generator=g)
+        system.absorbed(u, state, torch.full((sequences,), 130))
+        with torch.profiler.profile(profile_memory=True) as found, torch.no_grad():
+            system.absorbed(u, state, torch.full((sequences,), 130))
+            system.carried(state, 130)
+        return sum(max(event.self_cpu_memory_usage, 0) for event in found.events())
+
+    matrices = 8 * 32 * 32 * 8  # bytes of one power of the system
+    assert asked(33) - asked(1) < 3 * 32 * matrices  # copied for each product it would be 27 times 32
+
+
 def test_a_back_end_that_cannot_serve_says_why():
     for taps in (3, 300):
         with pytest.raises(RecipeError, match="'native' cannot serve long_conv: .*float64"):
