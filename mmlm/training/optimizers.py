@@ -141,4 +141,7 @@ def load_optimizer_state(
         in_order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         numbered = [number for group in content["param_groups"] for number in group["params"]]
         state = {number: fields[names[p]] for number, p in zip(numbered, in_order, strict=True) if names[p] in fields}
-        optimizer.load_state_dict({"state": state, "param_groups": content["param_groups"]})
+        try:
+            optimizer.load_state_dict({"state": state, "param_groups": content["param_groups"]})
+        except KeyError as error:
+            raise CheckpointError(f"{where}: holds states of another optimizer for some parameters: {error} is missing.") from None

@@ -176,3 +176,11 @@ def test_a_state_of_an_unknown_parameter_is_refused():
     with pytest.raises(CheckpointError, match=r"opt.safetensors: .*not trained: inner.more, other"):
         tensors = {"other/exp_avg": torch.zeros(1), "inner.more/exp_avg": torch.zeros(1)}
         load_optimizer_state(optimizers, names(model), tensors, {}, "opt.safetensors")
+
+
+def test_a_state_of_another_optimizer_is_refused():
+    model = Net()
+    optimizers = build_optimizers(TrainConfig(), model)
+    tensors = {f"{name}/momentum_buffer": torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    with pytest.raises(CheckpointError, match=r"opt.safetensors: holds states of another optimizer .*'step' is missing"):
+        load_optimizer_state(optimizers, names(model), tensors, {}, "opt.safetensors")
