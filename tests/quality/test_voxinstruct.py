@@ -83,6 +83,13 @@ def model_of(folder: Path, name: str, *overrides: str) -> Path:
     return folder / name
 
 
+def without_units() -> str:
+    """The recipe's task, but for all that is about units."""
+    task = Recipe.read("tts/voxinstruct").tasks[0].model_dump(exclude={"units", "units_top_k", "hide_units", "phonemes", "window"})
+    task["guidance"] = {"speech_over_text": task["guidance"]["speech_over_text"]}
+    return f"task={json.dumps(task)}"
+
+
 @dataclass
 class Judged:
     """Share of sounds in the style that was asked for, by attribute, and word errors."""
@@ -130,8 +137,7 @@ def found(home) -> dict[str, Judged]:
     judged["unguided"] = listener.spoken("with units, unguided", run, *UNGUIDED)
     judged["text 1"] = listener.spoken("with units, text guidance 1", run, *UNGUIDED[:2])
     judged["bare"] = listener.spoken("with units, guided, no style words", run, is_bare=True)
-    without = ["task.units=null", "task.units_top_k=null", "task.hide_units=0", "task.guidance={speech_over_text: 3.0}"]
-    alone = model_of(home, "alone", *without)
+    alone = model_of(home, "alone", without_units())
     judged["alone"] = listener.spoken("without units, guided", alone)
     judged["alone unguided"] = listener.spoken("without units, unguided", alone, UNGUIDED[1])
     return judged
