@@ -71,6 +71,8 @@ def _use(recipe: Recipe) -> list[str]:
         name, codec = next(iter(recipe.tokenizers.items()))
         use = ["As a tokenizer of another recipe:", "", f"    tokenizers: {{{name}: {{type: {codec.type}, path: {recipe.output}}}}}"]
         return ["## Use", "", *use, ""]
+    if getattr(recipe.tasks[0], "mends_sound", False):
+        return ["## Use", "", f"    mmlm generate {recipe.output} --audio noisy.wav --output clean.wav", ""]
     found = examples.get(getattr(recipe.tasks[0], "reads", "tables"))
     return ["## Use", "", *found, ""] if found else []
 

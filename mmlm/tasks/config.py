@@ -2,7 +2,7 @@
 
 Each says what records it `reads`: tables (where it says nothing), labels or texts; the sources of data say what they give. `headline` names
 the metrics by which runs are compared, the first one alone, and whether more (max) or less (min) of them is better. `makes_sound`: what
-it makes can be heard, and is judged so (`MakesSound` in mmlm/tasks/base.py).
+it makes can be heard, and is judged so (`MakesSound` in mmlm/tasks/base.py); `mends_sound`: its run mends files (`Enhances` there).
 """
 
 from __future__ import annotations
@@ -234,6 +234,7 @@ class EnhancementTaskConfig(Component):
     reads: ClassVar[str] = "speech"
     has_own_network: ClassVar[bool] = True
     makes_sound: ClassVar[bool] = True
+    mends_sound: ClassVar[bool] = True
     headline: ClassVar[dict[str, str]] = {"si_sdr": "max"}
     type: Literal["enhancement"] = "enhancement"
     sample_rate_hz: int = Field(16_000, ge=4000, le=96_000, description="rate that the network works at; other sound is brought to it")
@@ -283,6 +284,7 @@ class GenseCodesConfig(GenseConfig):
     """Write the codes of clean speech from units and codes of the same speech degraded: the second step of GenSE, which mends files."""
 
     makes_sound: ClassVar[bool] = True
+    mends_sound: ClassVar[bool] = True
     headline: ClassVar[dict[str, str]] = {"mel_distance": "min"}
     type: Literal["gense_codes"] = "gense_codes"
     codec: str = Field("codec", description="which of the recipe's tokenizers gives the codes; a codec with one book")

@@ -105,6 +105,7 @@ def test_a_finished_run_is_measured_under_its_own_degradations_beside_what_was_g
     first = next(line for line in lines if "validation.si_sdr" in line)
     assert abs(first["validation.si_sdr"] - first["validation.si_sdr_gain"]) < 1  # while training: 0 dB, as in task.degrade
     assert (run / "heard").is_dir() and "To be heard" in (run / "report.html").read_text()
+    assert f"mmlm generate {run} --audio noisy.wav" in (run / "README.md").read_text()
 
 
 def test_what_is_done_to_a_record_depends_on_its_id_alone(run):
