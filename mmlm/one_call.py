@@ -74,8 +74,7 @@ def one_call_form(model: Packable, *, with_logits: bool = True) -> tuple[Decoder
     if model.device.type != "cpu":
         raise Unsupported(f"the weights are on {model.device}")
     weights = _under("embedding", model.embedding) | _under("norm", backbone.norm)
-    own_rows = head is not None and head.weight is not None
-    if own_rows:
+    if head is not None and head.weight is not None:
         weights["head.weight"] = head.weight
     if backbone.positions is not None:
         weights |= _under("positions", backbone.positions)
@@ -97,7 +96,7 @@ def one_call_form(model: Packable, *, with_logits: bool = True) -> tuple[Decoder
         layers=tuple(layers),
         norm="layer" if isinstance(backbone.norm, LayerNorm) else "rms",
         norm_eps=backbone.norm.eps,
-        tied=not own_rows,
+        tied="head.weight" not in weights,
         positions=backbone.positions.num_embeddings if backbone.positions is not None else 0,
         embedding_scale=backbone.config.embedding_scale,
     )

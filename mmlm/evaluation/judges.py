@@ -185,8 +185,8 @@ class Judges:
         if isinstance(words := self.judges.get("words"), Words):
             found.about["recognizer"] = words.whisper.name
         for at, title in enumerate(titles[: self.config.num_players]):
-            sounds = {who: sound for who, voice in voices.items() if (sound := voice[at]) is not None}
-            found.players.append((title, sounds, heard[at].marks))
+            played = {who: sound for who, voice in voices.items() if (sound := voice[at]) is not None}
+            found.players.append((title, played, heard[at].marks))
         return found
 
 
