@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
 from mmlm.cli import main
@@ -19,13 +18,12 @@ from mmlm.recipe import Recipe
 from mmlm.run import build_task, evaluate, load_run, preview, train
 from mmlm.sound import Sound
 from mmlm.speaking import Speaker
-from mmlm.tokenizers.config import SmallCodecConfig
+from tests.tasks.untrained import save_codec
 
 for package in ("soundfile", "soxr", "librosa"):
     pytest.importorskip(package)
 pocketsphinx = pytest.importorskip("pocketsphinx")
 pytestmark = pytest.mark.skipif(shutil.which("flite") is None, reason="needs: apt-get install flite")
-SIZES = {"width": 16, "encoder_blocks": 1, "decoder_blocks": 1, "fine_blocks": 1, "latent_size": 8, "mel_bands": 20}
 SENTENCES = ["please leave a message", "the number is busy", "two people are waiting", "thank you for calling", "enter the number, please"]
 RECIPE = """
 schema: 1
@@ -53,10 +51,7 @@ def home(tmp_path_factory):
     said = {word for sentence in SENTENCES for word in sentence.replace(",", "").split()}
     kept = [line for at, line in enumerate(lines) if line.split()[0] in said or at % 1000 == 0]
     (folder / "words.txt").write_text("\n".join(kept) + "\n")
-    torch.manual_seed(0)
-    codec = SmallCodecConfig(num_books=2, book_size=8, **SIZES).build()
-    codec.begin().eval()
-    codec.save(folder / "codec")
+    save_codec(folder / "codec")
     return folder
 
 

@@ -16,12 +16,11 @@ from mmlm.data.speech import Utterance
 from mmlm.recipe import Recipe
 from mmlm.run import build_task, evaluate, load_run, preview, train
 from mmlm.speaking import Speaker
-from mmlm.tokenizers.config import SmallCodecConfig
+from tests.tasks.untrained import save_codec
 
 for package in ("soundfile", "soxr", "librosa"):
     pytest.importorskip(package)
 pytestmark = pytest.mark.skipif(shutil.which("flite") is None, reason="needs: apt-get install flite")
-SIZES = {"width": 16, "encoder_blocks": 1, "decoder_blocks": 1, "fine_blocks": 1, "latent_size": 8, "mel_bands": 20}
 SENTENCES = ["please leave a message", "the number is busy", "two people are waiting", "thank you for calling", "enter the number, please"]
 RECIPE = """
 schema: 1
@@ -50,10 +49,7 @@ train: {steps: 2, batch_size: 2, log_every: 1, validate_every: 2, sample_every: 
 def home(tmp_path_factory):
     """A folder with a codec that has been saved, untrained."""
     folder = tmp_path_factory.mktemp("instructed")
-    torch.manual_seed(0)
-    codec = SmallCodecConfig(num_books=2, book_size=8, **SIZES).build()
-    codec.begin().eval()
-    codec.save(folder / "codec")
+    save_codec(folder / "codec")
     return folder
 
 

@@ -10,7 +10,6 @@ import subprocess
 
 import numpy as np
 import pytest
-import torch
 
 from mmlm.base.errors import DataError
 from mmlm.cli import main
@@ -18,7 +17,7 @@ from mmlm.data import token_shards
 from mmlm.data.audio_files import read_sound
 from mmlm.recipe import Recipe
 from mmlm.run import evaluate, train
-from mmlm.tokenizers.config import SmallCodecConfig
+from tests.tasks.untrained import save_codec
 from tests.training.toy import assert_same
 
 soundfile = pytest.importorskip("soundfile")
@@ -60,10 +59,7 @@ def folder(tmp_path_factory):
     (folder / "cut.wav").write_bytes((folder / "es-0.wav").read_bytes()[:500])
     lines += [{"audio": "cut.wav", "text": "pulse uno"}, {"audio": "gone.wav", "text": "pulse dos"}]
     (folder / "list.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
-    torch.manual_seed(0)
-    codec = SmallCodecConfig(num_books=2, book_size=8, width=16, encoder_blocks=1, decoder_blocks=1, fine_blocks=1, latent_size=8).build()
-    codec.begin().eval()
-    codec.save(folder / "codec")
+    save_codec(folder / "codec")
     return folder
 
 
