@@ -131,7 +131,7 @@ class TextToSpeechTask:
             self.reader.check(each)
         self.codes = tokens_of(records, self.codec, progress=progress or logged("codes"))
         if self.units is not None:
-            self.unit_ids = tokens_of(records, self.units, progress=progress)
+            self.unit_ids = tokens_of(records, self.units, progress=progress or logged("units"))
         if self.entry_tokens is not None:
             self.aligned = tokens_of(records, self.entry_tokens, progress=progress or logged("phonemes along the sound"))
         groups: dict[str, list[Utterance]] = {}
