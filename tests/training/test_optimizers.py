@@ -184,3 +184,14 @@ def test_a_state_of_another_optimizer_is_refused():
     tensors = {f"{name}/momentum_buffer": torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     with pytest.raises(CheckpointError, match=r"opt.safetensors: holds states of another optimizer .*'step' is missing"):
         load_optimizer_state(optimizers, names(model), tensors, {}, "opt.safetensors")
+
+
+@pytest.mark.parametrize("axes", [("vocab", "residual"), ("channels", "sound"), ("channels", "taps")])
+def test_muon_leaves_the_ends_of_a_network_and_taps_to_adamw(axes):
+    model = torch.nn.Module()
+    model.inner, model.end = torch.nn.Parameter(torch.randn(4, 4)), torch.nn.Parameter(torch.randn(4, 4))
+    model.end.axes = axes
+    matrices, others = (
+        {id(p) for g in each.param_groups for p in g["params"]} for each in build_optimizers(TrainConfig(optimizer="muon"), model)
+    )
+    assert (matrices, others) == ({id(model.inner)}, {id(model.end)})
