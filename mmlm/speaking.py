@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Thread
 from typing import Any
 
 from mmlm.base.errors import CheckpointError, DataError
@@ -47,6 +49,43 @@ class Speaker:
         given = [texts] if isinstance(texts, str) else list(texts)
         spoken = self.task.speak(self.model, given, voice=_voice(voice, voice_text), pace=pace, seed=seed, listen=listen)
         return [one.sound for one in spoken]
+
+    def stream(
+        self, text: str, *, voice: str | Path | Sound | None = None, voice_text: str = "", pace: float = 1.0, seed: int = 0
+    ) -> Iterator[Sound]:
+        """The sound of a text piece by piece, while the rest is being written: together what `say` gives. Needs task.order: delay.
+
+        Raises what `say` does, and RecipeError for another model, when the first piece is asked for. Whoever asks for no more ends it.
+        """
+        given: SimpleQueue[Sound | Exception | None] = SimpleQueue()
+        unwanted = Event()
+
+        def hear(number: int, sound: Sound) -> None:
+            if unwanted.is_set():
+                raise _Unwanted
+            given.put(sound)
+
+        def work() -> None:
+            try:
+                self.task.speak(self.model, [text], voice=_voice(voice, voice_text), pace=pace, seed=seed, hear=hear)
+                given.put(None)
+            except Exception as error:  # raised where the pieces are asked for
+                given.put(error)
+
+        worker = Thread(target=work, daemon=True)
+        worker.start()
+        try:
+            while (piece := given.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+        finally:
+            unwanted.set()
+            worker.join()
+
+
+class _Unwanted(Exception):
+    """Ends speech that nobody listens to any more."""
 
 
 def speaks(folder: str | Path) -> bool:

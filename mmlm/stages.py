@@ -81,7 +81,8 @@ class Stage:
     certain cells first (mask-predict), which reads what is hidden as the range `mask` and looks in both directions.
 
     prompt: the stream to go on from, default the stream so far; what it shares with this one is not read again.
-    known: codes [t, u] of frames that the new ones go on from, as of a voice; they are read behind the prompt, in the order of the part.
+    known: codes [t, u] of frames that the new ones go on from, as of a voice; they are read behind the prompt, in the order of the part,
+    and rules count from their first step on.
     length: tokens or frames.   stop: ids of the whole vocabulary that end it; with codebooks of the range of the first one. A stop id ends
     what is written and is no part of it, but with codebooks it stands in the cell after the last frame, as in training.
     allowed: local ids that may be written, for each codebook; default all.
@@ -120,8 +121,8 @@ class Stage:
             problem = "what is written at once takes at least one pass, one codebook, no stop ids and no chunks"
         elif self.passes is not None and self.prompt is None:
             problem = "what is written at once needs a prompt, the stream without it"
-        elif self.known is not None and (self.part is None or at_once or self.mark or self.reach or self._has_rules):
-            problem = "known codes need a part that is written step by step, without rules for positions, channels, marks or a reach"
+        elif self.known is not None and (self.part is None or at_once):
+            problem = "known codes need a part that is written step by step"
         elif self.book_channel is not None and not at_once:
             problem = "book_channel is for a codebook that is written at once"
         elif self.allowed is not None and (len(self.allowed) != books or not all(len(ids) for ids in self.allowed)):
@@ -139,23 +140,16 @@ class Stage:
         books = len(self.part.books) if self.part is not None else 1
         return [self.sampling] * books if isinstance(self.sampling, Sampling) else list(self.sampling)
 
-    @property
-    def _has_rules(self) -> bool:
-        return callable(self.position) or any(callable(channel) for channel in self.channels.values())
-
     def begin(self, so_far: SoFar) -> Stream:
         """The stream that it goes on from, with the steps that known codes fill."""
         stream = so_far.stream if self.prompt is None else self.prompt(so_far)
         if self.known is None or self.part is None:
             return stream
-        codes = self.known(so_far)
-        steps = self.part.forward(codes)[: self.steps_before(so_far)]
-        channels = {name: torch.full((len(steps),), channel) for name, channel in self.channels.items() if isinstance(channel, int)}
-        position = None
-        if isinstance(self.position, int):
-            position = (self.position + torch.arange(len(steps)))[:, None].expand(-1, len(stream.axes))
-        segment = Segment(self.modality, steps, position=position, channels=channels)
-        return dataclasses.replace(stream, segments=[*stream.segments, segment]) if len(steps) else stream
+        steps = self.part.forward(self.known(so_far))[: self.steps_before(so_far)]
+        if not len(steps):
+            return stream
+        segment = Segment(self.modality, steps, **self._carried(dataclasses.replace(so_far, stream=stream), len(steps)))
+        return dataclasses.replace(stream, segments=[*stream.segments, segment])
 
     def steps_before(self, so_far: SoFar) -> int:
         """Steps that known codes fill whole, before the first that writes."""
@@ -163,12 +157,16 @@ class Stage:
 
     def given(self, so_far: SoFar, tokens: int) -> dict[str, Any]:
         """What its tokens carry besides ids, as fields of a Segment of so many tokens. Raises RecipeError for rules of other sizes."""
+        before = self.steps_before(so_far)
+        found = self._carried(so_far, before + tokens)
+        channels = {name: value[before:] for name, value in found.pop("channels").items()}
+        return {name: value[before:] for name, value in found.items()} | {"channels": channels}
+
+    def _carried(self, so_far: SoFar, tokens: int) -> dict[str, Any]:
+        """The same of all its steps, those of known codes first."""
         axes, found = len(so_far.stream.axes), {}
         if self.position is not None:
-            if isinstance(self.position, int):
-                place = self.position + self.steps_before(so_far) + torch.arange(tokens)
-            else:
-                place = self.position(so_far, tokens)
+            place = self.position + torch.arange(tokens) if isinstance(self.position, int) else self.position(so_far, tokens)
             found["position"] = self._sized("position", place[:, None].expand(-1, axes) if place.ndim == 1 else place, tokens)
         for name, rule in (("mark", self.mark), ("reach", self.reach)):
             if rule is not None:

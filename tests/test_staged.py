@@ -208,10 +208,13 @@ def test_delayed_scores_do_not_see_their_own_step_or_later_ones(model):
     ]
 
 
+@pytest.mark.parametrize("ruled", [False, True])
 @pytest.mark.parametrize("order", ["flatten", "parallel", "delay"])
-def test_known_codes_are_gone_on_from_as_if_they_had_been_written(model, order):
+def test_known_codes_are_gone_on_from_as_if_they_had_been_written(model, order, ruled):
     part, told = part_of(order), []
-    stage = Stage("codec", "codec", Length.exactly(7), part, channels={"speaker": 1}, position=3)
+    channel = {"speaker": (lambda so_far, tokens: torch.arange(tokens) % 2) if ruled else 1}
+    position = (lambda so_far, tokens: 3 + 2 * torch.arange(tokens)) if ruled else 3
+    stage = Stage("codec", "codec", Length.exactly(7), part, channels=channel, position=position)
     whole = generate_staged(model, given := prompts(), [stage])
     sizes = (2, 0, 5)
     voice = dataclasses.replace(

@@ -168,7 +168,14 @@ class TextToSpeechConfig(Component):
     )
     join: list[int] = Field([1, 1], min_length=2, max_length=2, description="least and most recordings of a speaker that are read as one")
     max_seconds: float = Field(15.0, gt=0, description="longer samples are left out, and speech of open length ends there")
-    further_share: float = Field(0.5, gt=0, lt=1, description="share of the samples that teach the codebooks after the first one")
+    order: Literal["ar_nar", "delay"] = Field(
+        "ar_nar",
+        description="codebooks after the first one: ar_nar, each for all frames at once behind the one before | delay, with the first one, "
+        "each a step later, so that speech is heard while it is written",
+    )
+    further_share: float = Field(
+        0.5, gt=0, lt=1, description="share of the samples that teach the codebooks after the first one, with order ar_nar"
+    )
     hide_text: float = Field(0.0, ge=0, lt=1, description="share of the samples whose text is hidden, which guidance needs")
     hide_units: float = Field(0.0, ge=0, lt=1, description="share of the samples whose units are hidden, which guidance needs")
     bare_text: float = Field(0.0, ge=0, lt=1, description="share of the samples whose instruction is the quoted text alone")
@@ -199,6 +206,8 @@ class TextToSpeechConfig(Component):
     def without_effect(self) -> dict[str, str]:
         """Without prosody there is no alignment to look along; what is about units or instructions needs them."""
         found = {} if self.prosody is not None else {"window": "prosody is null: there are no durations"}
+        if self.order == "delay":
+            found |= dict.fromkeys(("further_share", "passes"), "order is delay: no codebook is written for all frames at once")
         if self.units is None:
             found |= dict.fromkeys(
                 ("hide_units", "units_top_k", "guidance.units_over_text", "guidance.speech_over_units"), "units is null: none are written"

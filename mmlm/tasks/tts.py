@@ -23,14 +23,15 @@ from mmlm.data.token_shards import Progress, TokenShards, logged, tokens_of
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ChannelConfig
 from mmlm.sound import Sound
-from mmlm.staged import generate_staged
+from mmlm.staged import Chunk, generate_staged
 from mmlm.stream import Segment, Stream
 from mmlm.tasks.base import Heard
 from mmlm.tasks.config import TextToSpeechConfig
 from mmlm.tasks.tts_plan import Said, SpeechPlan
-from mmlm.tasks.tts_stages import Writing
+from mmlm.tasks.tts_stages import SPEECH, Writing
 from mmlm.tasks.tts_text import STYLE, InstructionReader, PhonemeReader, TextReader
 from mmlm.tokenizers.codec.base import Codec
+from mmlm.tokenizers.codec.streaming import StreamingDecoder
 from mmlm.tokenizers.phonemes import PhonemeTokenizer
 from mmlm.tokenizers.prosody import Prosody
 from mmlm.tokenizers.text import TextTokenizer
@@ -220,12 +221,19 @@ class TextToSpeechTask:
         pace: float = 1.0,
         seed: int = 0,
         listen: Callable[[int, Sound], None] | None = None,
+        hear: Callable[[int, Sound], None] | None = None,
     ) -> list[Spoken]:
         """Texts, or what instructions ask for, as speech. voice: a recording with its text, in whose voice they are spoken. pace: how fast,
-        1 as learned; other than 1 it needs prosody. listen: told (number of the text, its sound) as soon as it is there.
+        1 as learned; other than 1 it needs prosody. listen: told (number of the text, its sound) as soon as it is there. hear: told of
+        each piece of a sound while the rest of it is being written.
 
-        Raises DataError for a text that cannot be spoken and a voice that cannot be used, RecipeError for a pace that cannot be kept.
+        Raises DataError for a text that cannot be spoken and a voice that cannot be used, RecipeError for a pace that cannot be kept and
+        for pieces of a model that writes codebooks one after the other.
         """
+        if hear is not None and len(self.plan.parts) > 1:
+            raise RecipeError(
+                "this model writes further codebooks behind the first one, whole: train with task.order=delay to hear pieces."
+            )
         if pace != 1 and not self.plan.has_prosody:
             raise RecipeError("a pace needs durations, which this model does not write: train with task.prosody.")
         if not 0.25 <= pace <= 4:
@@ -236,7 +244,8 @@ class TextToSpeechTask:
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             some = tokens[start : start + TEXTS_AT_ONCE]
             writing = Writing(self.plan, some, [said] * len(some), model.vocabulary, pace, self.most_frames)
-            written = generate_staged(model, writing.prompts(), writing.stages(), seed=seed + start)
+            pieces = None if hear is None else _Pieces(self.codec, start, hear)
+            written = generate_staged(model, writing.prompts(), writing.stages(), seed=seed + start, listen=pieces)
             codes = [so_far.codes["codec"] for so_far in written]
             for number, (each, sound) in enumerate(zip(codes, self._decoded(codes), strict=True), start):
                 found.append(Spoken(texts[number], sound, each, marks=self._marks(writing.spoken(written[number - start]))))
@@ -312,6 +321,23 @@ class TextToSpeechTask:
             write_sound(folder / f"{number}_true.wav", one.true)
             write_sound(folder / f"{number}_codec.wav", self.codec.decode(self.codec.encode(one.true)))
             write_sound(folder / f"{number}_spoken.wav", one.sound)
+
+
+class _Pieces:
+    """Tells of sound while it is written. start: number of the first text."""
+
+    def __init__(self, codec: Codec, start: int, hear: Callable[[int, Sound], None]) -> None:
+        self.codec, self.start, self.hear = codec, start, hear
+        self.decoders: dict[int, StreamingDecoder] = {}
+
+    def __call__(self, chunk: Chunk) -> None:
+        if chunk.stage != SPEECH:
+            return
+        decoder = self.decoders.setdefault(chunk.number, StreamingDecoder(self.codec))
+        parts = [decoder.push(chunk.ids)] if len(chunk.ids) else []
+        parts += [decoder.flush()] if chunk.is_last else []
+        if parts and len(wave_n := np.concatenate(parts)):
+            self.hear(self.start + chunk.number, Sound(wave_n, self.codec.rate_hz))
 
 
 def _manner(record: Utterance) -> str:

@@ -6,9 +6,12 @@
 
 Positions begin anew in each part. With prosody, a query that predicts a frame sees the phonemes around the one that is said then. The
 tokens of an instruction see one another in both directions, phonemes only those before. What guidance leaves out, a text or units, is
-hidden in place, in some samples as in the branches of stages. Further codebooks are predicted for all frames at once from the same stream,
-read in both directions, with the number of the codebook at every token; one model does both. A voice is a recording whose text, prosody or
-units, and codes come first in each part.
+hidden in place, in some samples as in the branches of stages. A voice is a recording whose text, prosody or units, and codes come first in
+each part. Further codebooks come in one of two orders:
+
+    ar_nar    for all frames at once from the same stream, read in both directions, with the number of the codebook at every token; one
+              model does this and what is above
+    delay     with the first one, each a step later than the one before it, so that sound is heard while it is written  arXiv:2306.05284
 
 Axes: e entries   n units   t frames   u codebooks
 """
@@ -66,7 +69,7 @@ class SpeechPlan:
         self.config, self.book_sizes, self.num_books, self.num_units = config, list(book_sizes), len(book_sizes), num_units
         self.has_prosody, self.has_units = config.prosody is not None, config.units is not None
         self.text = "phone" if config.instruction is None else "text"
-        self.parts = CodebookPattern(CodebookOrder(order="ar_nar"), self.num_books).parts
+        self.parts = CodebookPattern(CodebookOrder(order=config.order), self.num_books).parts
         self.pair = CodebookPattern(CodebookOrder(order="parallel"), 2).parts[0]
         self.single = CodebookPattern(CodebookOrder(order="parallel"), 1).parts[0]
 
@@ -80,7 +83,7 @@ class SpeechPlan:
     @property
     def channels(self) -> dict[str, ChannelConfig]:
         """The number of the codebook that is predicted for all frames at once."""
-        return {BOOK: ChannelConfig(kind="ids", size=self.num_books)} if self.num_books > 1 else {}
+        return {BOOK: ChannelConfig(kind="ids", size=self.num_books)} if len(self.parts) > 1 else {}
 
     @property
     def end(self) -> int | None:
@@ -89,7 +92,7 @@ class SpeechPlan:
 
     def sample(self, said: Said, rng: np.random.Generator) -> Stream:
         """The first codebook with what comes before it, or one of the others; in some samples the text or the units are hidden."""
-        if self.num_books > 1 and rng.random() < self.config.further_share:
+        if len(self.parts) > 1 and rng.random() < self.config.further_share:
             stream = self.further(said, int(rng.integers(1, self.num_books)), rng)
         else:
             stream = self.first(said, rng)
@@ -109,7 +112,7 @@ class SpeechPlan:
         return replace(hidden, segments=[replace(each, weight=0.0) if each.modality == UNIT else each for each in hidden.segments])
 
     def first(self, said: Said, rng: np.random.Generator | None = None) -> Stream:
-        """The stream in which the first codebook is learned, from left to right; rng: some codes are hidden where they are read."""
+        """The stream in which what is written from left to right is learned; rng: some codes are hidden where they are read."""
         rows = self.rows(said.frames)
         codes = self.parts[0].forward(said.codes, self.end)
         hidden = None if rng is None else self._dropped(codes, rng)
@@ -166,15 +169,14 @@ class SpeechPlan:
         """Frames that are read, or predicted at their own place: each sees what is said in it."""
         return Segment("codec", codes_tu, position=counted(len(codes_tu)), reach=None if rows is None else rows[: len(codes_tu)])
 
-    def first_known(self, codes_tu: Tensor, rows: Tensor | None) -> Segment:
-        """The first codebook of frames that the next ones go on from: each sees what is said after it."""
-        cells = codes_tu.clone()
-        cells[:, 1:] = EMPTY
-        return self.known(cells, None if rows is None else rows[1:])
-
     def rows(self, frames_e: Tensor) -> Tensor | None:
-        """The reach [t + 1, 2] of the queries that predict the frames; None where everything is seen."""
-        return window_by_alignment(frames_e, self.config.window) if self.has_prosody else None
+        """The reach [s + 1, 2] of the queries that predict the steps of so many frames; None where everything is seen. Steps behind the
+        last frame, in which delayed codebooks end, see what it does."""
+        if not self.has_prosody:
+            return None
+        rows = window_by_alignment(frames_e, self.config.window)
+        behind = self.parts[0].num_steps(len(rows) - 1) - (len(rows) - 1)
+        return torch.cat([rows, rows[-1:].expand(behind, 2)])
 
 
 def begin_plan() -> Segment:

@@ -1,5 +1,5 @@
-"""The stages that write speech behind a text: prosody or units where there are any, the first codebook step by step, the others
-frame-parallel.
+"""The stages that write speech behind a text: prosody or units where there are any, the first codebook step by step, the others with it or
+for all frames at once.
 
 Axes: e entries   n units   t frames   u codebooks
 """
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from mmlm.generation import Sampling
-from mmlm.stages import Branch, Length, PerToken, SoFar, Stage
+from mmlm.stages import Branch, Length, SoFar, Stage
 from mmlm.stream import Segment, Stream
 from mmlm.tasks.tts_plan import BOOK, UNIT, Said, SpeechPlan, counted
 from mmlm.vocabulary import Vocabulary
 
+SPEECH = "speech"  # the stage that writes the first codebook
+CHUNK = 12  # frames after which a listener is told
 VOICE_UNITS = 0.8  # share of a voice's units that those of a text follow: after all of them the end would be near (VoxInstruct's code)
 
 
@@ -49,16 +51,17 @@ class Writing:
             else Length(self.most)
         )
         first = Stage(
-            "speech", "codec", length, plan.parts[0], prompt=self._before_first, stop=end, sampling=self._sampling(plan.config.top_k),
-            position=self._frame, reach=self._reach(1), branches=self._branches(),
+            SPEECH, "codec", length, plan.parts[0], prompt=self._before_speech, known=lambda so_far: self._voice(so_far).codes, stop=end,
+            sampling=self._sampling(plan.config.top_k), position=lambda so_far, tokens: torch.arange(tokens),
+            reach=self._reach if plan.has_prosody else None, branches=self._branches(), chunk=CHUNK,
         )  # fmt: skip
         frames = Length.exactly(lambda so_far: len(so_far.codes["codec"]))
         further = [
             Stage(
                 f"book {book}", "codec", frames, plan.parts[book], plan.config.passes, prompt=self._before_further, position=self._frame,
-                reach=self._reach(0), book_channel=BOOK,
+                reach=self._reach_at_once if plan.has_prosody else None, book_channel=BOOK,
             )
-            for book in range(1, plan.num_books)
+            for book in range(1, len(plan.parts))
         ]  # fmt: skip
         planned = [self._prosody()] if plan.has_prosody else [self._units()] if plan.has_units else []
         return [*planned, first, *further]
@@ -130,10 +133,8 @@ class Writing:
     def _rows(self, so_far: SoFar) -> Tensor | None:
         return self.plan.rows(self._frames(so_far)) if self.plan.has_prosody else None
 
-    def _before_first(self, so_far: SoFar) -> Stream:
-        rows, voice = self._rows(so_far), self._voice(so_far)
-        known = [self.plan.first_known(voice.codes, rows)] if len(voice.codes) else []
-        return Stream([*self._before(so_far), self.plan.begin_speech(rows), *known])
+    def _before_speech(self, so_far: SoFar) -> Stream:
+        return Stream([*self._before(so_far), self.plan.begin_speech(self._rows(so_far))])
 
     def _before_further(self, so_far: SoFar) -> Stream:
         voice = self._voice(so_far)
@@ -146,12 +147,16 @@ class Writing:
     def _frame(self, so_far: SoFar, tokens: int) -> Tensor:
         return len(self._voice(so_far).codes) + torch.arange(tokens)
 
-    def _reach(self, behind: int) -> PerToken | None:
-        """The rule for the tokens of frames: the row of the frame itself, or of the one behind it."""
+    def _reach(self, so_far: SoFar, tokens: int) -> Tensor:
+        """Of each step, those of the voice first, the row of the one behind it, which it predicts."""
+        return self._known_rows(so_far)[1 : 1 + tokens]
 
-        def rule(so_far: SoFar, tokens: int) -> Tensor:
-            rows, start = self._rows(so_far), len(self._voice(so_far).codes) + behind
-            assert rows is not None
-            return rows[start : start + tokens]
+    def _reach_at_once(self, so_far: SoFar, tokens: int) -> Tensor:
+        """Of each frame behind the voice the row of the frame itself."""
+        start = len(self._voice(so_far).codes)
+        return self._known_rows(so_far)[start : start + tokens]
 
-        return rule if self.plan.has_prosody else None
+    def _known_rows(self, so_far: SoFar) -> Tensor:
+        rows = self._rows(so_far)
+        assert rows is not None
+        return rows

@@ -138,6 +138,28 @@ def test_without_prosody_speech_ends_by_itself_and_keeps_no_pace(home) -> None:
         task.speak(model, ["two people"], pace=2)
 
 
+@pytest.mark.parametrize("prosody", [True, False])
+def test_delayed_codebooks_are_heard_while_they_are_written(home, finished, prosody) -> None:
+    made = recipe(home, f"output={home / f'delay{prosody}'}", "task.order=delay", prosody=prosody)
+    train(made)
+    speaker = Speaker(home / f"delay{prosody}")
+    (whole,) = speaker.say("two people are waiting", seed=2)
+    pieces = list(speaker.stream("two people are waiting", seed=2))
+    assert len(pieces) > 1 and 0 < pieces[0].seconds < whole.seconds
+    assert np.allclose(np.concatenate([piece.wave_n for piece in pieces]), whole.wave_n, atol=1e-5)
+    sound = made.data.train[0].build().everything()[0]
+    voiced = {"voice": sound.sound(), "voice_text": sound.text, "seed": 1}
+    (whole,) = speaker.say("busy", **voiced)
+    assert np.allclose(np.concatenate([piece.wave_n for piece in speaker.stream("busy", **voiced)]), whole.wave_n, atol=1e-5)
+    unheard = speaker.stream("two people are waiting", seed=2)
+    next(unheard)
+    unheard.close()  # what nobody listens to ends
+    with pytest.raises(DataError):
+        next(speaker.stream("..."))
+    with pytest.raises(RecipeError, match="task.order=delay to hear pieces"):
+        next(Speaker(finished).stream("busy"))
+
+
 def test_preview_shows_what_is_learned(home) -> None:
     text = preview(recipe(home))
     assert "SIL" in text and "frames" in text and "prosody.0 256" in text
