@@ -45,7 +45,8 @@ class Styled:
 
 
 class StyledSpeech(Speech):
-    """Recordings in styles. Labels: `style`, {attribute: level}; `instructions`, a list; `plain_seconds`, of the recording it was made of.
+    """Recordings in styles. Labels: `style`, {attribute: level}; `style_steps`, {attribute: how far apart levels are}; `instructions`, a
+    list.
 
     What the plain source holds out and keeps back is so in all styles. Raises DataError for a recording without a text.
     """
@@ -73,6 +74,11 @@ def change_of(style: Mapping[str, str], config: StyledSpeechConfig) -> Styled:
     return Styled(config.semitones * pitch, config.rate**tempo, config.level_db + config.gain_db * loudness)
 
 
+def asked_style(record: Utterance) -> dict[str, tuple[str, float]]:
+    """{attribute: (level, how far apart its levels are)} of a record; empty where it is in no style that can be heard."""
+    return {name: (record.labels["style"][name], step) for name, step in record.labels.get("style_steps", {}).items()}
+
+
 def _styled(plain: Sequence[Utterance], config: StyledSpeechConfig) -> Iterator[Utterance]:
     """Each recording in styles that depend on its id and the seed alone."""
     styles = [dict(zip(config.levels, levels, strict=True)) for levels in itertools.product(*config.levels.values())]
@@ -83,6 +89,6 @@ def _styled(plain: Sequence[Utterance], config: StyledSpeechConfig) -> Iterator[
         for place in rng.permutation(len(styles))[: config.copies]:
             style = styles[place]
             wordings = [instruction_of(each.text, style, rng) for _ in range(config.wordings)]
-            labels = {**each.labels, "style": style, "instructions": wordings, "plain_seconds": each.seconds}
+            labels = {**each.labels, "style": style, "style_steps": config.steps, "instructions": wordings}
             name = " ".join(style.values())
             yield replace(each, id=f"{each.id} ({name})", labels=labels, change=change_of(style, config))

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mmlm.base.schema import Strict
 
-JudgeName = Literal["words", "voice", "pesq", "stoi", "si_sdr", "dnsmos"]
+JudgeName = Literal["words", "voice", "style", "pesq", "stoi", "si_sdr", "dnsmos"]
 
 
 class EvaluateConfig(Strict):
@@ -25,8 +25,8 @@ class EvaluateConfig(Strict):
     xgboost: Literal["default", "search"] = Field("default", description="default settings, or the best of a random search in each draw")
     judges: list[JudgeName] | None = Field(
         None,
-        description="of sounds: word errors of a recognizer | likeness of the voice | PESQ | STOI | SI-SDR | DNSMOS; "
-        "default: all whose packages are installed",
+        description="of sounds: word errors of a recognizer | likeness of the voice | the style that was asked for | PESQ | STOI | "
+        "SI-SDR | DNSMOS; default: all whose packages are installed",
     )
     whisper: str | None = Field(
         None, description="folder of the Whisper that counts words; default: the English one of an installed package"

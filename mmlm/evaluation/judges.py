@@ -17,6 +17,7 @@ from mmlm.base.errors import DataError, MissingExtra, require
 from mmlm.evaluation.config import EvaluateConfig
 from mmlm.evaluation.speaker import SpeakerEncoder, speaker_similarity
 from mmlm.evaluation.speech_quality import DNSMOS_INSTALL, dnsmos, pesq, si_sdr, stoi
+from mmlm.evaluation.speech_style import has_style
 from mmlm.evaluation.speech_text import normalized, text_errors
 from mmlm.evaluation.whisper import Whisper
 from mmlm.sound import Sound
@@ -83,6 +84,28 @@ class Voice:
         return {"speaker_similarity": float(speaker_similarity(self.encoder, *zip(*pairs, strict=True)).mean())}, len(pairs)
 
 
+class Style:
+    """style_pitch, style_tempo, style_loudness: of records that ask for a style, how many have the level; style: the mean of these. Chance
+    is a third."""
+
+    needs_true = True
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        require("librosa", "speech")
+
+    def __call__(self, sounds: Sequence[Sound], heard: Sequence[Heard]) -> Found:
+        """See `Judge`."""
+        hits: dict[str, list[bool]] = {}
+        count = 0
+        for sound, one in zip(sounds, heard, strict=True):
+            if one.style and one.true is not None and len(sound.wave_n):
+                count += 1
+                for name, hit in has_style(sound, one.true, one.style).items():
+                    hits.setdefault(f"style_{name}", []).append(hit)
+        found = {name: float(np.mean(values)) for name, values in hits.items()}
+        return ({"style": float(np.mean(list(found.values()))), **found} if found else {}), count
+
+
 class Paired:
     """A measure that compares sample by sample, of records whose sound is aligned with the true one."""
 
@@ -124,6 +147,7 @@ class Dnsmos:
 BUILDERS: dict[str, Callable[[EvaluateConfig], Judge]] = {
     "words": Words,
     "voice": Voice,
+    "style": Style,
     "pesq": lambda config: Paired("pesq", pesq, "pesq"),
     "stoi": lambda config: Paired("stoi", stoi, "pystoi"),
     "si_sdr": lambda config: Paired("si_sdr", _si_sdr, None),

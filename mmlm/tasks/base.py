@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -85,7 +85,8 @@ GIVEN = "what was given"  # the baseline that leaves everything as it is
 class Heard:
     """What there is to hear of one record. made: by the model.   true: how it should sound, None where nobody knows.   given: what the
     model was asked to mend, None where nothing was.   text, language: what is said, empty where unknown.   is_aligned: sample i of `made`
-    should be sample i of `true`.   marks: what is said in `made` until how many seconds, such as its phonemes, where the model tells."""
+    should be sample i of `true`.   marks: what is said in `made` until how many seconds, such as its phonemes, where the model tells.
+    style: {attribute: (level that was asked for, how far apart its levels are)}, see `mmlm.data.styled`."""
 
     made: Sound
     true: Sound | None = None
@@ -94,6 +95,7 @@ class Heard:
     language: str = ""
     is_aligned: bool = True
     marks: Sequence[tuple[str, float]] = ()
+    style: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ from mmlm.base.errors import DataError, RecipeError, unknown_name
 from mmlm.data.audio_files import write_sound
 from mmlm.data.speech import Utterance
 from mmlm.data.spoken_entries import Entries, EntryTokens
+from mmlm.data.styled import asked_style
 from mmlm.data.token_shards import Progress, TokenShards, logged, tokens_of
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ChannelConfig
@@ -299,10 +300,9 @@ class TextToSpeechTask:
 
     def heard(self, outputs: Sequence[Spoken], records: Sequence[Utterance]) -> list[Heard]:
         """What was spoken, and the recordings, which say the same at a pace of their own."""
-        pairs = zip(outputs, records, strict=True)
         return [
-            Heard(one.sound, one.true, text=record.text, language=record.language, is_aligned=False, marks=one.marks)
-            for one, record in pairs
+            Heard(one.sound, one.true, None, record.text, record.language, is_aligned=False, marks=one.marks, style=asked_style(record))
+            for one, record in zip(outputs, records, strict=True)
         ]
 
     def heard_baselines(self, records: Sequence[Utterance]) -> dict[str, list[Sound]]:

@@ -23,10 +23,7 @@ INSTRUCTIONS, STYLE = "instructions", "style"
 
 
 class TextReader(Protocol):
-    """Texts as tokens. modality: the range of the tokens.   sees_ahead: tokens of a text see one another in both directions."""
-
-    modality: str
-    sees_ahead: bool
+    """Texts as tokens."""
 
     @property
     def size(self) -> int:
@@ -47,9 +44,6 @@ class TextReader(Protocol):
 
 class PhonemeReader:
     """Phonemes. What is heard in a voice is read by itself."""
-
-    modality = "phone"
-    sees_ahead = False
 
     def __init__(self, phonemes: PhonemeTokenizer) -> None:
         self.phonemes = phonemes
@@ -80,9 +74,6 @@ class InstructionReader:
 
     bare_share: of the samples, how many read the quoted text alone.
     """
-
-    modality = "text"
-    sees_ahead = True
 
     def __init__(self, text: TextTokenizer, bare_share: float) -> None:
         self.text, self.bare_share = text, bare_share

@@ -74,7 +74,8 @@ def test_records_say_their_style_ask_for_it_and_last_as_long_as_they_say(listed)
         by_plain.setdefault(each.id.partition(" (")[0], []).append(each)
         assert each.seconds == pytest.approx(each.sound().seconds, abs=1e-3) and each.labels["mood"] == "glad"
         rate = {"slow": 1 / 1.3, "plain": 1, "fast": 1.3}[each.labels["style"]["tempo"]]
-        assert each.labels["plain_seconds"] / each.seconds == pytest.approx(rate)
+        assert each.change.rate == pytest.approx(rate)
+        assert each.labels["style_steps"] == pytest.approx({"pitch": 1 / 3, "tempo": np.log2(1.3), "loudness": 8})
         assert len(each.labels["instructions"]) == 3
         for instruction in each.labels["instructions"]:
             assert content(instruction) == each.text

@@ -18,12 +18,15 @@ from mmlm.data import token_shards
 from mmlm.data.audio_files import write_sound
 from mmlm.data.config import AsteriskConfig
 from mmlm.data.instructions import bare
-from mmlm.evaluation.speech_style import StyleScale, style_accuracy
+from mmlm.data.styled import asked_style
+from mmlm.evaluation.config import EvaluateConfig
+from mmlm.evaluation.judges import Style
 from mmlm.evaluation.speech_text import text_errors
 from mmlm.evaluation.whisper import Whisper
 from mmlm.recipe import Recipe
 from mmlm.run import load_run, train
 from mmlm.sound import Sound
+from mmlm.tasks.base import Heard
 from mmlm.tokenizers.spoken_numbers import ONES
 
 pytestmark = pytest.mark.quality
@@ -106,13 +109,13 @@ class Listener:
         held = source.held_out_records().everything()
         rng = np.random.default_rng(0)
         self.records = [held[at] for at in rng.permutation(len(held))[:ASKED]]
-        self.scale = StyleScale.of([source.everything()[at] for at in rng.permutation(len(source.everything()))[:400]])
         self.whisper = Whisper(None)
 
     def judged(self, who: str, sounds: list[Sound]) -> Judged:
         """What is heard, which is printed as well."""
         errors = text_errors([each.text for each in self.records], self.whisper.transcribe(sounds, "en"))
-        found = Judged(style_accuracy(sounds, self.records, self.scale), errors.wer)
+        heard = [Heard(sound, each.sound(), style=asked_style(each)) for sound, each in zip(sounds, self.records, strict=True)]
+        found = Judged(Style(EvaluateConfig())(sounds, heard)[0], errors.wer)
         print(f"{who}: {', '.join(f'{name} {value:.3f}' for name, value in found.style.items())}; word errors {found.wer:.3f}")
         return found
 

@@ -98,8 +98,8 @@ def test_a_voice_comes_first_in_all_parts_and_its_text_is_quoted(finished) -> No
 def test_samples_measures_and_preview(finished, home) -> None:
     texts = [path.read_text() for path in (finished / "samples").rglob("1_text.txt")]
     assert len(texts) == 1 and "«" in texts[0]
-    metrics = evaluate(finished, ["evaluate.judges=[stoi]", "evaluate.num_players=1"])
-    assert metrics["metrics"]["length_error"] >= 0
+    metrics = evaluate(finished, ["evaluate.judges=[style]", "evaluate.num_players=1"])
+    assert metrics["metrics"]["length_error"] >= 0 and 0 <= metrics["metrics"]["style"] <= 1 and metrics["baselines"]
     shown = preview(recipe(home, f"tokenizers.units.path={finished}"), count=1)
     assert "«" in shown and " units: " in shown and "unit.0 9" in shown
 

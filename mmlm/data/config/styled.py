@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -51,6 +52,12 @@ class StyledSpeechConfig(SourceConfig):
         """The levels of each attribute that occur."""
         changes = {"pitch": self.semitones > 0, "tempo": self.rate > 1, "loudness": self.gain_db > 0}
         return {name: levels if changes[name] else (PLAIN,) for name, levels in LEVELS.items()}
+
+    @property
+    def steps(self) -> dict[str, float]:
+        """How far neighbouring levels of each attribute that changes are apart: octaves of pitch and pace, decibels."""
+        found = {"pitch": self.semitones / 12, "tempo": math.log2(self.rate), "loudness": self.gain_db}
+        return {name: step for name, step in found.items() if step}
 
     @property
     def hold_out(self) -> float:
