@@ -169,6 +169,17 @@ class Attention(nn.Module):
         p = torch.where(seen, scores, -torch.inf).softmax(-1)
         return (torch.where(seen.any(-1, keepdim=True), p, 0) @ v).to(q_bhtk.dtype)
 
+    def looks(self, x_btd: Tensor, layout: Layout) -> Tensor:
+        """How much each token looks at each other, [b, h, t, t], of rows without padding: to be shown, not to be fast."""
+        b, t, _ = x_btd.shape
+        q, k, _ = self._project(x_btd, *self._angles(layout))
+        place = torch.arange(t, device=x_btd.device)
+        visible = layout.dense(causal=self.config.causal)
+        if self.config.window is not None:
+            visible = visible & ((place[:, None] - place < self.config.window) | (place < self.config.sinks))
+        each = torch.eye(t, device=q.device, dtype=q.dtype).expand(b, self.num_kv_heads, t, t)
+        return self._over_cache(q.transpose(1, 2), k.transpose(1, 2), each, visible, place.expand(b, t))
+
     def _bias(self, place_bt: Tensor, index_l: Tensor, like: Tensor) -> Tensor | None:
         """What ALiBi adds to the scores [b, h, t, l]."""
         if (slopes := self._slopes(like.device)) is None:

@@ -158,11 +158,11 @@ BUILDERS: dict[str, Callable[[EvaluateConfig], Judge]] = {
 @dataclass
 class Verdict:
     """values: {who: {metric: value}}, the model first.   about: how many sounds, of how many each judge could say something of the model,
-    and which recognizer counted words.   players: the first sounds, each as what is said, {who: sound}, and the marks of the model's."""
+    and which recognizer counted words.   players: the first sounds, each as what is said, {who: sound}, and what the task tells of it."""
 
     values: dict[str, dict[str, float]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
-    players: list[tuple[str, dict[str, Sound], Sequence[tuple[str, float]]]] = field(default_factory=list)
+    players: list[tuple[str, dict[str, Sound], Heard]] = field(default_factory=list)
 
 
 class Judges:
@@ -210,7 +210,7 @@ class Judges:
             found.about["recognizer"] = words.whisper.name
         for at, title in enumerate(titles[: self.config.num_players]):
             played = {who: sound for who, voice in voices.items() if (sound := voice[at]) is not None}
-            found.players.append((title, played, heard[at].marks))
+            found.players.append((title, played, heard[at]))
         return found
 
 

@@ -15,7 +15,7 @@ from mmlm.evaluation.history import run_log, sample_links, told, validation_char
 from mmlm.evaluation.judges import MODEL, Verdict
 from mmlm.evaluation.measure import Measurement, metric_names
 from mmlm.evaluation.report import training, write_page
-from mmlm.evaluation.spectrogram import spectrogram_image
+from mmlm.evaluation.spectrogram import attention_image, spectrogram_image
 from mmlm.recipe import Recipe
 
 HEARD = "heard"
@@ -70,16 +70,16 @@ def _verdict(folder: Path, name: str, verdict: Verdict) -> list[str]:
     parts = [f"<p>{escape(told)}</p>"]
     if verdict.players:
         parts.append(f"<h3>To be heard: {escape(name)}</h3>")
-    for number, (title, sounds, marks) in enumerate(verdict.players, 1):
+    for number, (title, sounds, heard) in enumerate(verdict.players, 1):
         cells = []
         for who, sound in sounds.items():
             place = f"{HEARD}/{_as_name(name)}/{number}_{_as_name(who)}.wav"
             write_sound(folder / place, sound)
             player = f'<audio controls preload="none" src="{quote(place)}"></audio>'
-            cells.append(
-                f"<figure>{spectrogram_image(sound, escape(who, quote=True), marks if who == MODEL else ())}{player}"
-                f"<figcaption>{escape(who)}</figcaption></figure>"
-            )
+            pictures = spectrogram_image(sound, escape(who, quote=True), heard.marks if who == MODEL else ())
+            if who == MODEL and heard.attention is not None:
+                pictures += attention_image(*heard.attention)
+            cells.append(f"<figure>{pictures}{player}<figcaption>{escape(who)}</figcaption></figure>")
         parts.append(f'<p>{escape(title)}</p><div class="heard">{"".join(cells)}</div>')
     return parts
 

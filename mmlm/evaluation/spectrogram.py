@@ -1,6 +1,6 @@
-"""A sound as a picture: its short-time spectrum as a PNG that a page holds within itself.
+"""A sound as a picture: its short-time spectrum as a PNG that a page holds within itself, and beneath it what was looked at in its time.
 
-Axes: n samples   m frames   f frequencies
+Axes: n samples   m frames   f frequencies   e entries that are looked at   t steps
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from html import escape
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from mmlm.sound import Sound
 
 WIDTH, HEIGHT, RANGE_DB = 420, 120, 80.0
+ROW = 8  # points of what is looked at
 SHADES = 64
 ANCHORS = np.array([[0, 0, 8], [58, 12, 104], [150, 38, 96], [226, 88, 50], [248, 172, 30], [252, 252, 190]], dtype=np.float64)
 
@@ -34,8 +36,13 @@ def levels(sound: Sound, window_seconds: float = 0.032, hop_seconds: float = 0.0
 
 def spectrogram_png(sound: Sound) -> bytes:
     """A PNG of WIDTH times HEIGHT points: time to the right, 0 Hz to half the rate upwards, louder is brighter."""
-    shades_fm = np.rint((levels(sound) / RANGE_DB + 1) * (SHADES - 1)).astype(np.uint8)
-    picture = Image.fromarray(shades_fm, mode="L").resize((WIDTH, HEIGHT), Image.Resampling.BOX)
+    return _png(levels(sound) / RANGE_DB + 1, HEIGHT, Image.Resampling.BOX)
+
+
+def _png(brightness: np.ndarray, height: int, resampling: Image.Resampling) -> bytes:
+    """Values from 0 to 1 as a PNG of WIDTH times so many points."""
+    shades = np.rint(brightness * (SHADES - 1)).astype(np.uint8)
+    picture = Image.fromarray(shades, mode="L").resize((WIDTH, height), resampling)
     places = np.linspace(0, len(ANCHORS) - 1, SHADES)
     colours = np.stack([np.interp(places, np.arange(len(ANCHORS)), ANCHORS[:, channel]) for channel in range(3)], axis=1)
     shown = Image.fromarray(np.asarray(picture), mode="P")
@@ -64,4 +71,18 @@ def spectrogram_image(sound: Sound, title: str, marks: Sequence[tuple[str, float
     return (
         f'<svg role="img" aria-label="spectrogram of {title}" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">'
         f'<image width="{WIDTH}" height="{HEIGHT}" href="data:image/png;base64,{data}"/>{"".join(parts)}</svg>'
+    )
+
+
+def attention_image(names: Sequence[str], weights_et: Tensor) -> str:
+    """What is looked at, one row each, over the time of a sound, as an element of HTML; brighter is more. Names stand at the right."""
+    height = ROW * len(names)
+    data = base64.b64encode(_png(weights_et.clamp(0, 1).numpy(), height, Image.Resampling.NEAREST)).decode()
+    size = ROW - 2
+    rows = [
+        f'<text x="{WIDTH + 3}" y="{ROW * number + size}" font-size="{size}">{escape(name)}</text>' for number, name in enumerate(names)
+    ]
+    return (
+        f'<svg role="img" aria-label="what the model looked at" width="{WIDTH + 40}" height="{height}" viewBox="0 0 {WIDTH + 40} {height}">'
+        f'<image width="{WIDTH}" height="{height}" href="data:image/png;base64,{data}"/>{"".join(rows)}</svg>'
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from torch import Tensor
 
 from mmlm.data.episodes import Episode
 from mmlm.model import MultimodalLM
@@ -86,7 +87,8 @@ class Heard:
     """What there is to hear of one record. made: by the model.   true: how it should sound, None where nobody knows.   given: what the
     model was asked to mend, None where nothing was.   text, language: what is said, empty where unknown.   is_aligned: sample i of `made`
     should be sample i of `true`.   marks: what is said in `made` until how many seconds, such as its phonemes, where the model tells.
-    style: {attribute: (level that was asked for, how far apart its levels are)}, see `mmlm.data.styled`."""
+    style: {attribute: (level that was asked for, how far apart its levels are)}, see `mmlm.data.styled`.   attention: what the model looked
+    at while it wrote `made`, such as phonemes, and how much, [e, t] over its time; None where it does not tell."""
 
     made: Sound
     true: Sound | None = None
@@ -96,6 +98,7 @@ class Heard:
     is_aligned: bool = True
     marks: Sequence[tuple[str, float]] = ()
     style: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    attention: tuple[Sequence[str], Tensor] | None = None
 
 
 @runtime_checkable

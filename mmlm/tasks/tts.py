@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmlm.analysis.attention import attention_maps, most_focused
 from mmlm.base.errors import DataError, RecipeError, unknown_name
 from mmlm.data.audio_files import write_sound
 from mmlm.data.speech import Utterance
@@ -44,14 +45,13 @@ RESYNTHESIS = "the recordings through the codec"
 
 @dataclass(frozen=True)
 class Spoken:
-    """A text as it was spoken. true: the recording of it, if there is one.   marks: its phonemes and the seconds at which they end, where
-    the model writes durations."""
+    """A text as it was spoken. true: the recording of it, if there is one.   attention: see `Heard`."""
 
     text: str
     sound: Sound
-    codes_tu: Tensor
+    said: Said
     true: Sound | None = None
-    marks: Sequence[tuple[str, float]] = ()
+    attention: tuple[Sequence[str], Tensor] | None = None
 
 
 class TextToSpeechTask:
@@ -210,8 +210,28 @@ class TextToSpeechTask:
     def predict(self, model: MultimodalLM, records: Sequence[Utterance]) -> list[Spoken]:
         """The text of each recording, or what its first instruction asks for, spoken anew."""
         made = self.speak(model, [self.reader.asked(record) for record in records])
-        true = [record.sound(self.codec.rate_hz) for record in records]
-        return [replace(one, true=sound) for one, sound in zip(made, true, strict=True)]
+        return [
+            replace(one, true=record.sound(self.codec.rate_hz), attention=self._attention(model, one.said))
+            for one, record in zip(made, records, strict=True)
+        ]
+
+    def _attention(self, model: MultimodalLM, said: Said) -> tuple[Sequence[str], Tensor] | None:
+        """What the frames looked at, in the head that looks most at one thing at a time."""
+        stream = self.plan.first(said)
+        places, start = self.plan.looked_at(said), len(stream) - len(stream.segments[-1])
+        frames = slice(start - 1, start - 1 + len(said.codes))
+        maps_nte = sum(attention_maps(model, stream)[:, frames, place] for place in places)
+        weights_te = most_focused(maps_nte)
+        return None if weights_te is None else (self._names(said), weights_te.T)
+
+    def _names(self, said: Said) -> list[str]:
+        """What the frames look at."""
+        if self.plan.has_units:
+            return [str(unit) for unit in said.units.tolist()]
+        if isinstance(self.reader, InstructionReader):
+            return [self.reader.text.decode([token]) for token in said.text.tolist()]
+        assert isinstance(self.reader, PhonemeReader)
+        return [self.reader.phonemes.symbols[phone] for phone in said.text.tolist()]
 
     def speak(
         self,
@@ -247,20 +267,19 @@ class TextToSpeechTask:
             writing = Writing(self.plan, some, [said] * len(some), model.vocabulary, pace, self.most_frames)
             pieces = None if hear is None else _Pieces(self.codec, start, hear)
             written = generate_staged(model, writing.prompts(), writing.stages(), seed=seed + start, listen=pieces)
-            codes = [so_far.codes["codec"] for so_far in written]
-            for number, (each, sound) in enumerate(zip(codes, self._decoded(codes), strict=True), start):
-                found.append(Spoken(texts[number], sound, each, marks=self._marks(writing.spoken(written[number - start]))))
+            said_now = [writing.spoken(so_far) for so_far in written]
+            sounds = self._decoded([each.codes for each in said_now])
+            for number, (each, sound) in enumerate(zip(said_now, sounds, strict=True), start):
+                found.append(Spoken(texts[number], sound, each))
                 if listen is not None:
                     listen(number, sound)
         return found
 
-    def _marks(self, spoken: tuple[Tensor, Tensor] | None) -> list[tuple[str, float]]:
-        if spoken is None:
-            return []
-        ends = (spoken[1].cumsum(0) / float(self.codec.token_rate)).tolist()
-        rows = zip(spoken[0].tolist(), spoken[1].tolist(), ends, strict=True)
-        assert isinstance(self.reader, PhonemeReader)
-        return [(self.reader.phonemes.symbols[phone], end) for phone, frames, end in rows if frames]
+    def _marks(self, said: Said) -> list[tuple[str, float]]:
+        """What is said until when, where the model wrote durations."""
+        ends = (said.frames.cumsum(0) / float(self.codec.token_rate)).tolist()
+        rows = zip(self._names(said), said.frames.tolist(), ends, strict=True) if self.plan.has_prosody else ()
+        return [(name, end) for name, frames, end in rows if frames]
 
     def _decoded(self, codes: Sequence[Tensor]) -> list[Sound]:
         """Sounds of codes; where a model ended before its first frame, one frame of silence."""
@@ -301,9 +320,12 @@ class TextToSpeechTask:
     def heard(self, outputs: Sequence[Spoken], records: Sequence[Utterance]) -> list[Heard]:
         """What was spoken, and the recordings, which say the same at a pace of their own."""
         return [
-            Heard(one.sound, one.true, None, record.text, record.language, is_aligned=False, marks=one.marks, style=asked_style(record))
+            Heard(
+                one.sound, one.true, None, record.text, record.language, is_aligned=False, marks=self._marks(one.said),
+                style=asked_style(record), attention=one.attention,
+            )
             for one, record in zip(outputs, records, strict=True)
-        ]
+        ]  # fmt: skip
 
     def heard_baselines(self, records: Sequence[Utterance]) -> dict[str, list[Sound]]:
         """The recordings through the codec: no speech of this codec can be understood better."""

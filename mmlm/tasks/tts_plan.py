@@ -152,6 +152,13 @@ class SpeechPlan:
         phones = replace(self._read(said.text), mark=torch.arange(count))
         return [phones, begin_plan(), Segment("prosody", pairs, weight=weight, position=counted(len(pairs)), mark=torch.arange(len(pairs)))]
 
+    def looked_at(self, said: Said) -> list[slice]:
+        """Where in the stream of the first codebook stands what its frames look at: units, or each phoneme and its prosody, or the text."""
+        count = len(said.text)
+        if self.has_units:
+            return [slice(count + 1, count + 1 + len(said.units))]
+        return [slice(0, count), *([slice(count + 1, 2 * count + 1)] if self.has_prosody else [])]
+
     def before_units(self, text: Tensor) -> list[Segment]:
         """What comes before the first unit."""
         return [self._read(text), begin_plan()]

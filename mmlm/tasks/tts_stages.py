@@ -66,11 +66,14 @@ class Writing:
         planned = [self._prosody()] if plan.has_prosody else [self._units()] if plan.has_units else []
         return [*planned, first, *further]
 
-    def spoken(self, so_far: SoFar) -> tuple[Tensor, Tensor] | None:
-        """Phonemes and frames [e] of the text as they were spoken; None without prosody."""
+    def spoken(self, so_far: SoFar) -> Said:
+        """The text as it was spoken, without the voice; prosody at the pace that was asked for."""
+        text, codes = self.texts[so_far.number], so_far.codes["codec"]
+        if self.plan.has_units:
+            return Said(text, codes, units=so_far.written["units"][:, 0])
         if not self.plan.has_prosody:
-            return None
-        return self.texts[so_far.number], self._frames(so_far)[len(self._voice(so_far).frames) :]
+            return Said(text, codes)
+        return Said(text, codes, so_far.written["prosody"][:, 0], self._frames(so_far)[len(self._voice(so_far).frames) :])
 
     def _prosody(self) -> Stage:
         def entry(so_far: SoFar, tokens: int) -> Tensor:

@@ -125,6 +125,7 @@ def test_samples_report_and_metrics(finished) -> None:
     assert samples == ["1_codec.wav", "1_spoken.wav", "1_text.txt", "1_true.wav"]
     metrics = evaluate(finished, ["evaluate.judges=[stoi, voice]", "evaluate.num_players=1"])
     assert metrics["metrics"]["length_error"] >= 0 and (finished / "report.html").read_text().count("<audio") >= 3
+    assert "what the model looked at" in (finished / "report.html").read_text()
     assert ">SIL</text>" in (finished / "report.html").read_text()  # durations beneath the spectrogram of what was spoken
 
 
@@ -133,7 +134,7 @@ def test_without_prosody_speech_ends_by_itself_and_keeps_no_pace(home) -> None:
     train(made)
     _, task, model = load_run(home / "plain")
     (one,) = task.speak(model, ["two people"])
-    assert 0 < one.sound.seconds <= 6 and one.codes_tu.shape[1] == 2
+    assert 0 < one.sound.seconds <= 6 and one.said.codes.shape[1] == 2
     with pytest.raises(RecipeError, match="pace needs durations"):
         task.speak(model, ["two people"], pace=2)
 

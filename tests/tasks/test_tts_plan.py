@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmlm.analysis.attention import attention_maps
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
 from mmlm.objectives.config import OBJECTIVES
@@ -223,6 +224,20 @@ def test_a_phoneme_outside_the_window_changes_nothing_of_a_frame() -> None:
     assert torch.equal(of(plan, whole)[far], of(plan, other)[far]) and not torch.equal(of(plan, whole)[near], of(plan, other)[near])
     wide = planned("prosody", window=None)
     assert not torch.allclose(of(wide, whole)[far], of(wide, other)[far])
+
+
+@pytest.mark.parametrize("kind", ["prosody", "delayed prosody"])
+def test_what_frames_look_at_is_the_phoneme_of_their_time_and_its_prosody(kind) -> None:
+    plan, whole = planned(kind, window=0), said(3, 6)
+    stream = plan.first(whole)
+    maps, start = attention_maps(model_of(plan, num_layers=1).float(), stream), len(stream) - len(stream.segments[-1])
+    text, prosody = (maps[:, start - 1 : start - 1 + len(whole.codes), place] for place in plan.looked_at(whole))
+    of_frame = torch.repeat_interleave(torch.arange(6), whole.frames)[:, None] == torch.arange(6)
+    for part in (text, prosody):
+        assert bool((part.sum(0)[of_frame] > 0).all()) and not part[:, ~of_frame].any()
+    units = planned("units")
+    (place,) = units.looked_at(whole)
+    assert torch.equal(torch.cat([each.ids.flatten() for each in units.first(whole).segments[:3]])[place], whole.units)
 
 
 @torch.no_grad()
