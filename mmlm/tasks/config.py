@@ -267,10 +267,11 @@ class GenseConfig(Component):
     )
     temperature: float = Field(0.0, ge=0, description="of what is written; 0: always the likeliest token")
     code_dropout: float = Field(
-        0.5,
+        1.0,
         ge=0,
-        lt=1,
-        description="share of the clean tokens that a training sample hides where they are read, so that it looks at the noisy",
+        le=1,
+        description="most of the clean tokens that a training sample hides where they are read, so that it looks at the noisy; each draws "
+        "its share up to this",
     )
     degrade: list[AUGMENTATIONS.choice] = Field(
         default_factory=_degradations, min_length=1, description="what is done to clean speech, in this order; nothing may change its time"
@@ -296,7 +297,7 @@ class GenseCodesConfig(GenseConfig):
     mends_sound: ClassVar[bool] = True
     headline: ClassVar[dict[str, str]] = {"mel_distance": "min"}
     type: Literal["gense_codes"] = "gense_codes"
-    codec: str = Field("codec", description="which of the recipe's tokenizers gives the codes; a codec with one book")
+    codec: str = Field("codec", description="which of the recipe's tokenizers gives the codes")
     units_run: str = Field(description="the finished run of the first step, whose units these are")
     written_units: float = Field(0.1, ge=0, le=1, description="share of the training samples that read units which the first step wrote")
     base: int = Field(1000, ge=1, description="position at which everything clean begins; noisy tokens begin at 0")

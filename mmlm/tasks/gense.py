@@ -6,11 +6,12 @@
 Both write exactly as many tokens as there are. In the first step a clean unit stands where the noisy one stands. In the second, everything
 stands at its time, counted in codes: what was given from 0 on, what is clean from a fixed base on. So a clean code finds the units and the
 noisy code of its time always equally far away, which short training needs; the paper counts the units of the second step on from 0. Also
-beyond the paper, training hides a share of the clean tokens where they are read: most tokens are those before them once more, and a model
-that has learned to repeat, and little else, writes one token for ever.
+beyond the paper, training hides clean tokens where they are read, of each sample another share: most tokens are those before them once
+more, and a model that has learned to repeat, and little else, writes one token for ever. The paper's codec has one book; of one with
+several, each is written a step later than the one before it (arXiv:2306.05284).
 
 Source: GenSE, arXiv:2502.02942, and its published inference code.
-Axes: t tokens
+Axes: t tokens   u books
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ from mmlm.tasks.config import GenseCodesConfig, GenseUnitsConfig
 from mmlm.tasks.degraded import GATE, DegradedSpeech, Enhanced
 from mmlm.tasks.spectral_gate import spectral_gate
 from mmlm.tokenizers.codec.base import Codec
+from mmlm.tokenizers.config import CodebookOrder
+from mmlm.tokenizers.patterns import EMPTY, CodebookPattern
 from mmlm.tokenizers.unit_measures import unit_edit_distance
 from mmlm.tokenizers.units import ABOUT, UnitTokenizer
 
-UNIT, CODE, SPECIAL, MASK = "unit", "codec.0", "special", "mask"
+UNIT, CODEC, SPECIAL, MASK = "unit", "codec", "special", "mask"
 RATE_HZ = 16_000
 CODEC_ALONE = "the codec alone"
 
@@ -107,7 +110,7 @@ class GenseUnitsTask(DegradedSpeech):
         clean = record.sound(self.rate_hz)
         given, _ = self.chain(clean, rng)
         noisy_t, clean_t = _units(self.units, [given, clean])
-        return units_stream(noisy_t, clean_t, _dropped(len(clean_t), self.config.code_dropout, rng))
+        return units_stream(noisy_t, clean_t, _dropped(clean_t.shape, self.config.code_dropout, rng))
 
     def predict(self, model: MultimodalLM, records: Sequence[Utterance]) -> list[CleanUnits]:
         """Units of each record, degraded as its id decides."""
@@ -141,11 +144,11 @@ class GenseUnitsTask(DegradedSpeech):
 
 @dataclass(frozen=True)
 class EnhancedCodes(Enhanced):
-    """Also the codes [t] of the clean sound, of what was given, and those that were written."""
+    """Also the codes [t, u] of the clean sound, of what was given, and those that were written."""
 
-    true_t: Tensor
-    given_t: Tensor
-    made_t: Tensor
+    true_tu: Tensor
+    given_tu: Tensor
+    made_tu: Tensor
 
 
 class GenseCodesTask(DegradedSpeech):
@@ -159,17 +162,15 @@ class GenseCodesTask(DegradedSpeech):
         self.codec = _named(tokenizers, config.codec, Codec, "task.codec", "small_codec or single_codec")
         super().__init__(config.degrade, config.degrade_test, self.codec.rate_hz)
         self.config, self.tokenizers = config, tokenizers
-        if len(self.codec.book_sizes) != 1:
-            found = f"{config.codec!r} has {len(self.codec.book_sizes)} books, but GenSE writes one"
-            raise RecipeError(f"task.codec: {found}; tokenizers.{config.codec}.encode_books: 1 keeps the first.")
-        if config.seconds * self.codec.token_rate > config.base:
+        (self.part,) = CodebookPattern(CodebookOrder(order="delay"), self.codec.num_books).parts
+        if self.part.num_steps(int(config.seconds * self.codec.token_rate)) > config.base:
             raise RecipeError(f"task.base: {config.base} codes are less than task.seconds ({config.seconds:g} s) hold.")
         self._first: MultimodalLM | None = None
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
         """A token to begin with, one for what is hidden, the units and the codes."""
-        return {SPECIAL: 1, MASK: 1, **self.units.sizes, CODE: self.codec.book_sizes[0]}
+        return {SPECIAL: 1, MASK: 1, **self.units.sizes, **self.codec.sizes}
 
     @property
     def asks(self) -> float:
@@ -201,57 +202,60 @@ class GenseCodesTask(DegradedSpeech):
         noisy_t, clean_t = _units(self.units, [given, clean])
         if rng.random() < self.config.written_units:
             clean_t = read_units(self.first, noisy_t, clean_t)
-        given_t, codes_t = (segment.ids[:, 0] for segment in self.codec.encode_many([given, clean]))
-        return self.stream(noisy_t, clean_t, given_t, codes_t, _dropped(len(codes_t), self.config.code_dropout, rng))
+        given_tu, codes_tu = _codes(self.codec, [given, clean])
+        steps_su = self.part.forward(codes_tu)
+        hidden_su = _dropped(steps_su.shape, self.config.code_dropout, rng) & (steps_su != EMPTY)
+        return self.stream(noisy_t, clean_t, given_tu, steps_su, hidden_su)
 
     def stream(
-        self, noisy_t: Tensor, clean_t: Tensor, given_t: Tensor, codes_t: Tensor | None = None, hidden_t: Tensor | None = None
+        self, noisy_t: Tensor, clean_t: Tensor, given_tu: Tensor, steps_su: Tensor | None = None, hidden_su: Tensor | None = None
     ) -> Stream:
-        """What the second step reads, and the clean codes with their loss where they are given. hidden: bool [t], of these."""
+        """What the second step reads, and the steps of clean codes with their loss where they are given. hidden: bool [s, u], of these."""
         rate = self.codec.token_rate / Fraction(*self.units.rate_hz)
         times_t = torch.arange(len(noisy_t)) * rate.numerator // rate.denominator
-        base, frames_t = self.config.base, torch.arange(len(given_t))
+        base = self.config.base
         segments = [Segment(UNIT, noisy_t, position=_at(times_t)), Segment(UNIT, clean_t, position=_at(base + times_t))]
         segments.append(Segment(SPECIAL, torch.zeros(1, dtype=torch.long)))
         if self.config.reads_codes:
-            segments.append(Segment(CODE, given_t, position=_at(frames_t)))
-        if codes_t is not None:
-            segments.append(Segment(CODE, codes_t, weight=1.0, position=_at(base + frames_t), hidden=hidden_t))
+            segments.append(Segment(CODEC, given_tu, position=_at(torch.arange(len(given_tu)))))
+        if steps_su is not None:
+            segments.append(Segment(CODEC, steps_su, weight=1.0, position=_at(base + torch.arange(len(steps_su))), hidden=hidden_su))
         return Stream(segments)
 
     def write_codes(self, model: MultimodalLM, noisy: Sequence[Tensor], clean: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
-        """Clean codes [t], as many as `given` holds, for units noisy and clean and codes of what was given."""
+        """Clean codes [t, u], as many as `given` holds, for units noisy and clean and codes of what was given."""
         prompts = [self.stream(*each) for each in zip(noisy, clean, given, strict=True)]
         length = Length.exactly(lambda so_far: len(given[so_far.number]))
-        stage = Stage("codes", CODE, length, position=self.config.base, sampling=_sampling(self.config.temperature))
+        stage = Stage("codes", CODEC, length, self.part, position=self.config.base, sampling=_sampling(self.config.temperature))
         return [found.written["codes"] for found in generate_staged(model, prompts, [stage])]
 
     def enhance(self, model: MultimodalLM, sounds: Sequence[Sound]) -> list[Sound]:
         """Each sound, at `rate_hz`, written anew, with as many samples."""
-        return [made for made, _ in self._written(model, sounds, [segment.ids[:, 0] for segment in self.codec.encode_many(sounds)])]
+        return [made for made, _ in self._written(model, sounds, _codes(self.codec, sounds))]
 
     def _written(self, model: MultimodalLM, sounds: Sequence[Sound], given: Sequence[Tensor]) -> list[tuple[Sound, Tensor]]:
         noisy = _units(self.units, sounds)
         codes = self.write_codes(model, noisy, write_units(self.first, noisy, self.config.temperature), given)
-        return [(self._sound(codes_t, len(sound.wave_n)), codes_t) for codes_t, sound in zip(codes, sounds, strict=True)]
+        return [(self._sound(codes_tu, len(sound.wave_n)), codes_tu) for codes_tu, sound in zip(codes, sounds, strict=True)]
 
-    def _sound(self, codes_t: Tensor, num_samples: int) -> Sound:
-        decoded = self.codec.decode(codes_t[:, None])
+    def _sound(self, codes_tu: Tensor, num_samples: int) -> Sound:
+        decoded = self.codec.decode(codes_tu)
         return Sound(decoded.wave_n[:num_samples], decoded.rate_hz)
 
     def predict(self, model: MultimodalLM, records: Sequence[Utterance]) -> list[EnhancedCodes]:
         """Each record degraded and written anew."""
         pairs = [self.pair(record) for record in records]
-        true, given = ([segment.ids[:, 0] for segment in self.codec.encode_many(sounds)] for sounds in zip(*pairs, strict=True))
+        true, given = (_codes(self.codec, sounds) for sounds in zip(*pairs, strict=True))
         written = self._written(model, [sound for _, sound in pairs], given)
         return [
-            EnhancedCodes(*pair, made, true_t, given_t, made_t)
-            for pair, true_t, given_t, (made, made_t) in zip(pairs, true, given, written, strict=True)
+            EnhancedCodes(*pair, made, true_tu, given_tu, made_tu)
+            for pair, true_tu, given_tu, (made, made_tu) in zip(pairs, true, given, written, strict=True)
         ]
 
     def score(self, outputs: Sequence[EnhancedCodes], records: Sequence[Utterance]) -> dict[str, float]:
         """mel_distance: mean absolute difference of natural log-mel magnitudes.   accuracy: share of the codes that are the clean ones."""
-        return {"mel_distance": _mel(outputs, [one.made for one in outputs]), "accuracy": _alike(outputs, [one.made_t for one in outputs])}
+        accuracy = _alike([one.true_tu for one in outputs], [one.made_tu for one in outputs])
+        return {"mel_distance": _mel(outputs, [one.made for one in outputs]), "accuracy": accuracy}
 
     def baselines(self, records: Sequence[Utterance]) -> dict[str, dict[str, float]]:
         """What was given, the spectral gate, and the clean sound through the codec, which no writing of codes can be better than."""
@@ -284,9 +288,14 @@ def _at(place_t: Tensor) -> Tensor:
     return place_t[:, None]
 
 
-def _dropped(count: int, share: float, rng: np.random.Generator) -> Tensor:
-    """bool [t]: tokens that are hidden where they are read."""
-    return torch.from_numpy(rng.random(count) < share)
+def _dropped(shape: Sequence[int], most: float, rng: np.random.Generator) -> Tensor:
+    """bool: tokens that are hidden where they are read, a share of them that is drawn evenly from 0 up to the most."""
+    return torch.from_numpy(rng.random(tuple(shape)) < rng.uniform(0, most))
+
+
+def _codes(codec: Codec, sounds: Sequence[Sound]) -> list[Tensor]:
+    """Codes [t, u]."""
+    return [segment.ids for segment in codec.encode_many(sounds)]  # type: ignore[misc]
 
 
 def _sampling(temperature: float) -> Sampling:
@@ -299,12 +308,13 @@ def _units(units: UnitTokenizer, sounds: Sequence[Sound]) -> list[Tensor]:
 
 def _unit_score(outputs: Sequence[CleanUnits], found: Sequence[Tensor]) -> dict[str, float]:
     clean = [one.true_t.numpy() for one in outputs]
-    return {"unit_edit_distance": unit_edit_distance(clean, [each.numpy() for each in found]), "accuracy": _alike(outputs, found)}
+    distance = unit_edit_distance(clean, [each.numpy() for each in found])
+    return {"unit_edit_distance": distance, "accuracy": _alike([one.true_t for one in outputs], found)}
 
 
-def _alike(outputs: Sequence[Any], found: Sequence[Tensor]) -> float:
+def _alike(true: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     """Share of the tokens that are the true ones, place by place."""
-    same = torch.cat([one.true_t == each for one, each in zip(outputs, found, strict=True)])
+    same = torch.cat([(one == each).flatten() for one, each in zip(true, found, strict=True)])
     return float(same.double().mean())
 
 

@@ -39,7 +39,7 @@ def mask_run(folder: Path) -> Path:
 
 
 def codec_run(folder: Path) -> Path:
-    train(Recipe.read("codec/single", [*DATA, *QUICK, "train.steps=700", f"output={folder / 'codec'}"]))
+    train(Recipe.read("codec/small", [*DATA, *QUICK, "train.steps=700", f"output={folder / 'codec'}"]))
     return folder / "codec"
 
 
