@@ -1,4 +1,4 @@
-"""Speech as it is written: how soon the first sound of a sentence is there, and how fast the rest; a model of the recipe's size, untrained."""
+"""Speech while it is written: how soon the first sound of a sentence is there, and how fast the rest; the recipe's model, untrained."""
 
 from __future__ import annotations
 
@@ -28,13 +28,17 @@ def test_the_first_sound_comes_soon_and_the_rest_faster_than_real_time(tmp_path)
     recipe = Recipe.read("tts/ralle", [f"tokenizers.codec.path={tmp_path / 'codec'}", "task.order=delay"])
     task = build_task(recipe)
     model = build_model(recipe, task).eval()
-    pieces, first, factors = [], [], []
+    first, factors = [], []
     for seed in range(4):  # the first one compiles
-        pieces.clear()
-        begin = time.process_time()
-        task.speak(model, [TEXT], seed=seed, hear=lambda number, sound: pieces.append((time.process_time() - begin, sound.seconds)))
-        first.append(pieces[0][0])
-        factors.append((time.process_time() - begin) / sum(seconds for _, seconds in pieces))
+        times, seconds, begin = [], [], time.process_time()
+
+        def hear(number, sound, times=times, seconds=seconds):
+            times.append(time.process_time())
+            seconds.append(sound.seconds)
+
+        task.speak(model, [TEXT], seed=seed, hear=hear)
+        first.append(times[0] - begin)
+        factors.append((time.process_time() - begin) / sum(seconds))
     first_sound, factor = sorted(first[1:])[1], sorted(factors[1:])[1]
-    print(f"first sound after {first_sound:.2f} s, real-time factor {factor:.3f}, of {sum(seconds for _, seconds in pieces):.1f} s")
+    print(f"first sound after {first_sound:.2f} s, real-time factor {factor:.3f}, of {sum(seconds):.1f} s")
     assert first_sound < FIRST_SOUND * MARGIN and factor < REAL_TIME * MARGIN
