@@ -179,3 +179,11 @@ def test_perplexity_of_known_shares():
     assert perplexity(torch.arange(8).repeat(3), 8) == pytest.approx(8)
     assert perplexity(torch.zeros(5, dtype=torch.long), 8) == pytest.approx(1)
     assert perplexity(torch.tensor([0, 0, 1, 2]), 4) == pytest.approx(math.exp(0.5 * math.log(2) + 0.5 * math.log(4)))
+
+
+def test_entries_that_a_first_batch_does_not_use_stay_where_they_began() -> None:
+    """Running means begin as if each entry had stood for its share of the batch; 64 vectors that are alike leave most entries unused."""
+    vector = torch.tensor([1.0, -2.0, 3.0])
+    book = Book(8, 3).train()
+    book(vector.expand(64, 3))
+    assert torch.allclose(book.vectors_sd, vector.expand(8, 3), atol=1e-5)
