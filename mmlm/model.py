@@ -194,6 +194,11 @@ class MultimodalLM(nn.Module):
             head.vocabulary = wider
         self.config = self.config.model_copy(update={"vocabulary": wider.sizes})
 
+    def set_dropout(self, share: float) -> None:
+        """Drop so much of the backbone's hidden states in training from now on; a model that is saved says so."""
+        self.backbone.set_dropout(share)
+        self.config = self.config.model_copy(update={"backbone": self.backbone.config})
+
     def save_pretrained(self, folder: Path | str) -> None:
         """Write config.json and model.safetensors."""
         folder = Path(folder)

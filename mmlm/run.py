@@ -152,6 +152,8 @@ def build_model(recipe: Recipe, task: Task) -> MultimodalLM:
         return _pretrained(recipe, task)
     if recipe.adapt.replace is not None:
         raise RecipeError("adapt.replace: there is nothing to replace: backbone.pretrained names no decoder.")
+    if recipe.adapt.dropout is not None:
+        raise RecipeError("adapt.dropout: is of a pretrained decoder; of a new one backbone.dropout says it.")
     missing = task.features.keys() - recipe.encoders.keys()
     if missing:
         raise RecipeError(f"encoders: the task {recipe.tasks[0].type!r} needs an encoder named {', '.join(sorted(missing))}.")
@@ -186,7 +188,11 @@ def _pretrained(recipe: Recipe, task: Task) -> MultimodalLM:
         raise RecipeError(f"backbone.pretrained: {name} has the vocabulary {held}, but the task needs {wanted}.")
     model.extend_vocabulary({key: max(size, held.get(key, 0)) for key, size in wanted.items()})
     torch.manual_seed(recipe.seed)
-    return model if recipe.adapt.replace is None else replace_as(model, recipe.adapt.replace)
+    if recipe.adapt.replace is not None:
+        model = replace_as(model, recipe.adapt.replace)
+    if recipe.adapt.dropout is not None:
+        model.set_dropout(recipe.adapt.dropout)
+    return model
 
 
 def preview(recipe: Recipe, count: int = 2) -> str:

@@ -77,6 +77,12 @@ class Backbone(nn.Module):
         if self.positions is not None:
             name_axes(self.positions.weight, "positions", "residual")
 
+    def set_dropout(self, share: float) -> None:
+        """Drop so much from now on, whatever the config said."""
+        self.config = self.config.model_copy(update={"dropout": share})
+        for layer in self.layers:
+            layer.dropout = share
+
     def init_cache(self, batch: int, max_length: int = 0, *, dtype: torch.dtype | None = None) -> Cache:
         """An empty cache with room for max_length tokens a row (it grows when more come)."""
         example = next(self.parameters())

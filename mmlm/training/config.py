@@ -181,7 +181,7 @@ class AdaptConfig(Strict):
     """Which parts of a model are trained, how fast, and through which adapters."""
 
     replace: ReplaceConfig | None = Field(None, description="mixers of a pretrained decoder that are replaced by others")
-
+    dropout: float | None = Field(None, ge=0, lt=1, description="dropout of a pretrained decoder; null: as it says itself")
     freeze: list[str] = Field([], description="towers (backbone, encoders.image, heads.box) or name patterns that stay as they are")
     lr_scale: dict[str, float] = Field({}, description="factor of the learning rate by tower or name pattern; the last that fits counts")
     lora: LoraConfig | None = Field(None, description="adapters; the other weights of the towers that get them are frozen")
@@ -195,4 +195,4 @@ class AdaptConfig(Strict):
         return value
 
     def __bool__(self) -> bool:
-        return bool(self.freeze or self.lr_scale or self.lora or self.replace)
+        return bool(self.freeze or self.lr_scale or self.lora or self.replace or self.dropout is not None)

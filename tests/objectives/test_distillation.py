@@ -111,6 +111,21 @@ def test_a_recipe_turns_a_quarter_of_a_run_into_mamba2_and_teaches_it(tmp_path):
         train(Recipe.read(TEXT, [f"output={tmp_path / 'no'}", "adapt={replace: {share: 0.5}}"]))
 
 
+def test_a_pretrained_decoder_gets_another_dropout_and_keeps_it(tmp_path):
+    with pytest.raises(RecipeError, match="adapt.dropout: is of a pretrained decoder"):
+        train(Recipe.read(TEXT, [f"output={tmp_path / 'no'}", "adapt.dropout=0.5"]))
+    train(Recipe.read(TEXT, [f"output={tmp_path / 'first'}"]))
+    tokenizer = f"tokenizers.text={{type: text, path: {tmp_path / 'first' / 'tokenizers' / 'text'}}}"
+    more = [f"output={tmp_path / 'second'}", f"backbone={{pretrained: {tmp_path / 'first'}}}", tokenizer]
+    train(Recipe.read(TEXT, [*more, "adapt.dropout=0.5"]))
+    _, _, model = load_run(tmp_path / "second")
+    assert model.config.backbone.dropout == 0.5 and all(layer.dropout == 0.5 for layer in model.backbone.layers)
+    x, layout = torch.ones(1, 3, 32), Layout.plain(1, 3)
+    assert torch.equal(model.backbone(x, layout)[0], model.backbone(x, layout)[0])
+    model.train()
+    assert not torch.equal(model.backbone(x, layout)[0], model.backbone(x, layout)[0])
+
+
 def test_several_codebooks_at_a_token_have_no_teacher():
     objective, model = Distillation(DistillationConfig(teacher="t")), teacher()
     objective.set_teacher(teacher())
