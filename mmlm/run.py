@@ -176,8 +176,8 @@ def _pretrained(recipe: Recipe, task: Task) -> MultimodalLM:
     assert name is not None
     model = load(name)
     for part in ("encoders", "heads"):
-        if getattr(recipe, part) != Recipe.model_fields[part].default:
-            raise RecipeError(f"{part}: backbone.pretrained decides them; leave them out.")
+        if getattr(recipe, part) not in (Recipe.model_fields[part].default, getattr(model.config, part)):
+            raise RecipeError(f"{part}: those of backbone.pretrained, {name}, are others; leave them out.")
     if dict(task.features) != model.config.features:
         raise RecipeError(
             f"backbone.pretrained: {name} reads the features {model.config.features or 'none'}, but the task "

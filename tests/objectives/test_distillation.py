@@ -117,7 +117,9 @@ def test_a_pretrained_decoder_gets_another_dropout_and_keeps_it(tmp_path):
     train(Recipe.read(TEXT, [f"output={tmp_path / 'first'}"]))
     tokenizer = f"tokenizers.text={{type: text, path: {tmp_path / 'first' / 'tokenizers' / 'text'}}}"
     more = [f"output={tmp_path / 'second'}", f"backbone={{pretrained: {tmp_path / 'first'}}}", tokenizer]
-    train(Recipe.read(TEXT, [*more, "adapt.dropout=0.5"]))
+    with pytest.raises(RecipeError, match="heads: those of backbone.pretrained, .*first, are others"):
+        train(Recipe.read(TEXT, [*more, "heads={other: {type: language_model}}"]))
+    train(Recipe.read(TEXT, [*more, "adapt.dropout=0.5", "heads={language_model: {type: language_model}}"]))
     _, _, model = load_run(tmp_path / "second")
     assert model.config.backbone.dropout == 0.5 and all(layer.dropout == 0.5 for layer in model.backbone.layers)
     x, layout = torch.ones(1, 3, 32), Layout.plain(1, 3)
