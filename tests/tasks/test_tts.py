@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -152,13 +153,29 @@ def test_delayed_codebooks_are_heard_while_they_are_written(home, finished, pros
     voiced = {"voice": sound.sound(), "voice_text": sound.text, "seed": 1}
     (whole,) = speaker.say("busy", **voiced)
     assert np.allclose(np.concatenate([piece.wave_n for piece in speaker.stream("busy", **voiced)]), whole.wave_n, atol=1e-5)
-    unheard = speaker.stream("two people are waiting", seed=2)
-    next(unheard)
-    unheard.close()  # what nobody listens to ends
     with pytest.raises(DataError):
         next(speaker.stream("..."))
     with pytest.raises(RecipeError, match="task.order=delay to hear pieces"):
         next(Speaker(finished).stream("busy"))
+
+
+def test_speech_that_nobody_listens_to_any_more_is_given_up(finished, monkeypatch) -> None:
+    speaker, ended = Speaker(finished), []
+
+    def endless(model, texts, *, hear, **options):
+        for _ in range(500):
+            try:
+                hear(0, Sound(np.zeros(320, dtype=np.float32), 16000))
+            except Exception as error:
+                ended.append(error)
+                raise
+            time.sleep(0.01)
+
+    monkeypatch.setattr(speaker.task, "speak", endless)
+    pieces = speaker.stream("two people")
+    assert next(pieces).seconds == 0.02
+    pieces.close()
+    assert len(ended) == 1
 
 
 def test_preview_shows_what_is_learned(home) -> None:

@@ -240,6 +240,13 @@ def test_what_frames_look_at_is_the_phoneme_of_their_time_and_its_prosody(kind) 
     assert torch.equal(torch.cat([each.ids.flatten() for each in units.first(whole).segments[:3]])[place], whole.units)
 
 
+def test_delayed_steps_behind_the_last_frame_see_what_it_does() -> None:
+    frames = torch.tensor([2, 3])
+    rows, plain = planned("delayed prosody").rows(frames), planned("prosody").rows(frames)
+    assert torch.equal(rows[:6], plain) and len(rows) == 6 + len(BOOKS) - 1
+    assert rows[5:].tolist() == [plain[4].tolist()] * len(BOOKS)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("pace", [0.5, 1 / 1.3, 2.0])
 def test_the_pace_gives_exactly_as_many_frames(pace) -> None:
