@@ -185,8 +185,7 @@ class TextToSpeechTask:
 
     def shown(self, record: Utterance) -> str:
         """What is read of it, and the prosody or units and frames that are written."""
-        if self.codes is None:
-            self.read_ahead([record])
+        self.read_ahead([record])
         said = self._said([record], np.random.default_rng(0))
         if said is None:
             return f"{record.text}\n(its text could not be laid along its sound)"

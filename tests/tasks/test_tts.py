@@ -183,6 +183,14 @@ def test_preview_shows_what_is_learned(home) -> None:
     assert "SIL" in text and "frames" in text and "prosody.0 256" in text
 
 
+def test_a_record_of_any_source_is_shown(home) -> None:
+    task = build_task(recipe(home))
+    first, *_, last = recipe(home).data.train[0].build().everything()
+    assert first.text in task.shown(first) and last.text in task.shown(last)
+    other = Utterance("other", "another list, line 1", held=first.sound().cut(0, first.seconds - 0.01), text=first.text)
+    assert first.text in task.shown(other)
+
+
 def test_recordings_that_cannot_be_used_are_told(home, tmp_path, caplog) -> None:
     task = build_task(recipe(home))
     sound = recipe(home).data.train[0].build().everything()[0].sound()
