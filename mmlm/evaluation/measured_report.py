@@ -77,8 +77,8 @@ def _verdict(folder: Path, name: str, verdict: Verdict) -> list[str]:
             write_sound(folder / place, sound)
             player = f'<audio controls preload="none" src="{quote(place)}"></audio>'
             pictures = spectrogram_image(sound, escape(who, quote=True), heard.marks if who == MODEL else ())
-            if who == MODEL and heard.attention is not None:
-                pictures += attention_image(*heard.attention)
+            if who == MODEL and heard.attention is not None and (looked := heard.attention()) is not None:
+                pictures += attention_image(*looked)
             cells.append(f"<figure>{pictures}{player}<figcaption>{escape(who)}</figcaption></figure>")
         parts.append(f'<p>{escape(title)}</p><div class="heard">{"".join(cells)}</div>')
     return parts

@@ -87,8 +87,8 @@ class Heard:
     """What there is to hear of one record. made: by the model.   true: how it should sound, None where nobody knows.   given: what the
     model was asked to mend, None where nothing was.   text, language: what is said, empty where unknown.   is_aligned: sample i of `made`
     should be sample i of `true`.   marks: what is said in `made` until how many seconds, such as its phonemes, where the model tells.
-    style: {attribute: (level that was asked for, how far apart its levels are)}, see `mmlm.data.styled`.   attention: what the model looked
-    at while it wrote `made`, such as phonemes, and how much, [e, t] over its time; None where it does not tell."""
+    style: {attribute: (level that was asked for, how far apart its levels are)}, see `mmlm.data.styled`.   attention: finds
+    what the model looked at while it wrote `made`, such as phonemes, and how much, [e, t] over its time; called for what is drawn alone."""
 
     made: Sound
     true: Sound | None = None
@@ -98,7 +98,7 @@ class Heard:
     is_aligned: bool = True
     marks: Sequence[tuple[str, float]] = ()
     style: Mapping[str, tuple[str, float]] = field(default_factory=dict)
-    attention: tuple[Sequence[str], Tensor] | None = None
+    attention: Callable[[], tuple[Sequence[str], Tensor] | None] | None = None
 
 
 @runtime_checkable

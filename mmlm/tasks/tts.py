@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Spoken:
     sound: Sound
     said: Said
     true: Sound | None = None
-    attention: tuple[Sequence[str], Tensor] | None = None
+    attention: Callable[[], tuple[Sequence[str], Tensor] | None] | None = None
 
 
 class TextToSpeechTask:
@@ -210,7 +210,7 @@ class TextToSpeechTask:
         """The text of each recording, or what its first instruction asks for, spoken anew."""
         made = self.speak(model, [self.reader.asked(record) for record in records])
         return [
-            replace(one, true=record.sound(self.codec.rate_hz), attention=self._attention(model, one.said))
+            replace(one, true=record.sound(self.codec.rate_hz), attention=partial(self._attention, model, one.said))
             for one, record in zip(made, records, strict=True)
         ]
 
