@@ -28,13 +28,28 @@ class Change(Protocol):
         """The changed sound."""
 
 
+class Kept(Protocol):
+    """The sound of an utterance, decoded before, at one rate."""
+
+    @property
+    def rate_hz(self) -> int:
+        """Samples a second."""
+
+    def sound(self) -> Sound:
+        """All of it."""
+
+    def part(self, start_seconds: float, seconds: float) -> Kept:
+        """A part of it, at most up to its end."""
+
+
 @dataclass(frozen=True, eq=False)
 class Utterance:
     """A recording of somebody, or a part of one.
 
     id: its own within its source. where: file and line that tell of it, for messages. path: the file of the sound, and start_seconds and
     end_seconds its part, None for the end of the file; or held: the sound itself. text, speaker, language: empty where unknown. labels:
-    whatever else is known. is_made: spoken by a synthesizer. change: what is done to its sound; times are those before it.
+    whatever else is known. is_made: spoken by a synthesizer. change: what is done to its sound; times are those before it. kept: the sound
+    that need not be decoded where it is asked for at that rate.
     """
 
     id: str
@@ -50,6 +65,7 @@ class Utterance:
     is_made: bool = False
     held: Sound | None = None
     change: Change | None = None
+    kept: Kept | None = None
 
     @property
     def seconds(self) -> float:
@@ -70,6 +86,8 @@ class Utterance:
 
     def sound(self, rate_hz: int | None = None) -> Sound:
         """Its sound, at its own rate or another. Raises DataError that names `where`."""
+        if self.kept is not None and rate_hz == self.kept.rate_hz:
+            return self.kept.sound()
         if self.change is None:
             return self._unchanged(rate_hz)
         sound = self.change(self._unchanged(None))
@@ -92,7 +110,8 @@ class Utterance:
         start = self.start_seconds + start_seconds * self._rate
         end = start + seconds * self._rate
         last = self.end_seconds if self.end_seconds is not None else self.start_seconds + self._unchanged_seconds
-        return replace(self, start_seconds=start, end_seconds=min(end, last), text="")
+        kept = None if self.kept is None else self.kept.part(start_seconds, seconds)
+        return replace(self, start_seconds=start, end_seconds=min(end, last), text="", kept=kept)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from mmlm.base.errors import DataError, unknown_name
 from mmlm.data.config import SpeechConfig
 from mmlm.data.speech import Bad, Speech, Utterance
 from mmlm.data.speech_check import checked
+from mmlm.data.token_shards import logged, sounds_of
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class SpeechSource(Speech):
         if not good:
             told = "; ".join(part for part in (left and f"left out: {left}", self.bad and f"{len(self.bad)} cannot be used") if part)
             raise DataError(f"{where}: no recording to use{f' ({told})' if told else ''}.")
+        if config.keep_hz is not None:
+            good = sounds_of(good, config.keep_hz, progress=logged(where))
         *self.groups, trained = dealt(good, config, where)
         super().__init__(trained, where)
 

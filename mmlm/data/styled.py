@@ -91,4 +91,4 @@ def _styled(plain: Sequence[Utterance], config: StyledSpeechConfig) -> Iterator[
             wordings = [instruction_of(each.text, style, rng) for _ in range(config.wordings)]
             labels = {**each.labels, "style": style, "style_steps": config.steps, "instructions": wordings}
             name = " ".join(style.values())
-            yield replace(each, id=f"{each.id} ({name})", labels=labels, change=change_of(style, config))
+            yield replace(each, id=f"{each.id} ({name})", labels=labels, change=change_of(style, config), kept=None)

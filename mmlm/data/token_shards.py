@@ -15,6 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -99,15 +100,28 @@ class TokenShards:
         return Segment(self.modality, torch.from_numpy(found.ids.astype(np.int64)), weight=self.weight, tags=tags, rate_hz=self.rate_hz)
 
 
-class SoundShards:
-    """The sound of utterances at one rate, in 16 bits."""
+@dataclass(frozen=True)
+class KeptSound:
+    """The sound of an utterance, or the part of it from start_seconds on, in 16 bits. See `speech.Kept`."""
 
-    def __init__(self, arrays: ArrayShards, rate_hz: int) -> None:
-        self.arrays, self.rate_hz = arrays, rate_hz
+    arrays: ArrayShards
+    digest: bytes
+    rate_hz: int
+    start_seconds: float = 0.0
+    seconds: float | None = None
 
-    def sound(self, utterance: Utterance) -> Sound:
-        """The sound of an utterance. Raises DataError where it has not been kept."""
-        return Sound(np.multiply(_kept(self.arrays, utterance).ids, np.float32(1 / 32768), dtype=np.float32), self.rate_hz)
+    def sound(self) -> Sound:
+        """All of it."""
+        start = round(self.start_seconds * self.rate_hz)
+        end = None if self.seconds is None else start + round(self.seconds * self.rate_hz)
+        wave_n = self.arrays.get(self.digest).ids[start:end]
+        return Sound(np.multiply(wave_n, np.float32(1 / 32768), dtype=np.float32), self.rate_hz)
+
+    def part(self, start_seconds: float, seconds: float) -> KeptSound:
+        """A part of it, at most up to its end."""
+        if self.seconds is not None:
+            seconds = min(seconds, self.seconds - start_seconds)
+        return replace(self, start_seconds=self.start_seconds + start_seconds, seconds=seconds)
 
 
 def logged(what: str, every_seconds: float = 10.0) -> Progress:
@@ -158,10 +172,11 @@ def sounds_of(
     *,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> SoundShards:
-    """The sound of all utterances at one rate, in 16 bits; what is not kept yet is decoded. See `tokens_of`."""
+) -> list[Utterance]:
+    """The utterances with their sounds kept at one rate, in 16 bits; what is not kept yet is decoded. See `tokens_of`."""
     place = (folder or user_cache_folder() / "sounds") / f"{rate_hz}_hz"
-    return SoundShards(_filled(ArrayShards(place), utterances, _Samples(rate_hz), workers, progress), rate_hz)
+    arrays = _filled(ArrayShards(place), utterances, _Samples(rate_hz), workers, progress)
+    return [replace(each, kept=KeptSound(arrays, identity(each), rate_hz)) for each in utterances]
 
 
 class _Tokens:

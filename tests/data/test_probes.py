@@ -30,7 +30,6 @@ def source(name: str, **settings):
     return SOURCES.entries[name].model_validate({"type": name, **settings}).build()
 
 
-
 def slow(name: str, config, tokens: list[int]) -> dict[int, int]:
     """The label at each place that has one, found from the tokens alone."""
     last = len(tokens) - 1

@@ -81,6 +81,21 @@ def test_lines_of_a_list_become_utterances_that_read_their_part_alone(tmp_path):
     assert np.array_equal(inside.sound().wave_n, wave_n[RATE * 3 // 2 : RATE * 7 // 4]) and part.part(1.0, 9).seconds == 0.5
 
 
+def test_sounds_are_decoded_once_and_kept_if_asked(tmp_path, monkeypatch):
+    wave_n = noise(3)
+    wav(tmp_path / "a.wav", wave_n)
+    path = manifest(tmp_path / "list.jsonl", {"audio": "a.wav"}, {"audio": "a.wav", "start": 1.0, "end": 2.5})
+    of_list(path, keep_hz=RATE)
+    monkeypatch.setattr("mmlm.data.speech.read_sound", lambda *_, **__: pytest.fail("decoded"))
+    whole, part = of_list(path, keep_hz=RATE).everything()
+    for each, wanted_n in (
+        (whole, wave_n),
+        (part, wave_n[RATE : RATE * 5 // 2]),
+        (part.part(0.5, 0.25), wave_n[RATE * 3 // 2 : RATE * 7 // 4]),
+    ):
+        assert np.abs(each.sound(RATE).wave_n - wanted_n).max() <= 1 / 32768
+
+
 def test_a_list_may_use_other_names_and_be_packed(tmp_path):
     wav(tmp_path / "a.wav", noise(1))
     with gzip.open(tmp_path / "list.jsonl.gz", "wt") as file:

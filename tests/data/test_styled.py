@@ -50,6 +50,12 @@ def source(folder, **options):
     return check(StyledSpeechConfig, given, "source").build()
 
 
+def test_a_style_is_heard_although_the_plain_sound_is_kept(listed, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept, plain = (source(listed, speech=speech).everything()[1] for speech in ({"keep_hz": RATE}, {}))
+    assert kept.id == plain.id and np.array_equal(kept.sound(RATE).wave_n, plain.sound(RATE).wave_n)
+
+
 @pytest.mark.parametrize(("semitones", "rate", "level_db"), [(4, 1.3, -18), (-4, 1 / 1.3, -34), (0, 1.3, -26), (3, 1, -26), (0, 1, -20)])
 def test_pitch_length_and_level_are_what_was_asked(semitones, rate, level_db) -> None:
     plain = tone(1.5)

@@ -209,11 +209,27 @@ def test_two_that_fill_one_folder_keep_what_both_have_made(tmp_path):
 def test_kept_sound_is_the_sound_in_16_bits_at_the_rate(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     kept = sounds_of(corpus, 16_000, workers=0)
-    for each in corpus:
-        found, wanted = kept.sound(each), each.sound(16_000)
+    for has, each in zip(kept, corpus, strict=True):
+        found, wanted = has.sound(16_000), each.sound(16_000)
         assert found.rate_hz == 16_000 and np.abs(found.wave_n - np.clip(wanted.wave_n, -1, 32767 / 32768)).max() <= 0.5 / 32768 + 1e-9
     assert (tmp_path / "cache" / "mmlm" / "sounds" / "16000_hz" / INDEX).is_file()
     assert token_shards.SHARD_SECONDS >= 60
+
+
+def test_a_part_of_kept_sound_is_cut_from_it_and_nothing_is_decoded(corpus, tmp_path, monkeypatch):
+    (kept,) = sounds_of(corpus[-1:], 16_000, tmp_path / "sounds", workers=0)
+    whole_n = kept.sound(16_000).wave_n
+    monkeypatch.setattr("mmlm.data.speech.read_sound", lambda *_, **__: pytest.fail("decoded"))
+    part = pickle.loads(pickle.dumps(kept)).part(0.1, 0.25)
+    inner = part.part(0.05, 9.0)
+    assert np.array_equal(part.sound(16_000).wave_n, whole_n[1600:5600])
+    assert np.array_equal(inner.sound(16_000).wave_n, whole_n[2400:5600]) and inner.seconds == pytest.approx(0.2)
+    assert len(kept.part(0.1, 99.0).sound(16_000).wave_n) == len(whole_n) - 1600
+
+
+def test_another_rate_than_the_kept_one_is_read_from_the_file(corpus, tmp_path):
+    (kept,) = sounds_of(corpus[:1], 16_000, tmp_path / "sounds", workers=0)
+    assert np.array_equal(kept.sound().wave_n, corpus[0].sound().wave_n) and kept.sound(4000).rate_hz == 4000
 
 
 def test_progress_is_told_in_the_log_now_and_then(caplog):

@@ -25,6 +25,9 @@ class SpeechConfig(SourceConfig):
     trim_margin_seconds: float = Field(0.1, ge=0, description="silence that stays on both sides")
     max_clipped: float = Field(0.01, ge=0, le=1, description="a recording with a larger share of samples at full scale is bad")
     on_bad: Literal["stop", "skip"] = Field("stop", description="recordings that cannot be used: told as an error | listed and left out")
+    keep_hz: int | None = Field(
+        None, ge=1000, description="at this rate sounds are decoded once and kept, in 16 bits, in the user's cache folder; null: never"
+    )
     hold_out: float = Field(0.05, ge=0, lt=1, description="share of the recordings that is never trained on; evaluate measures it")
     validate_share: float = Field(0.0, ge=0, lt=1, description="further share that is never trained on, for validation")
     split_by: Literal["text", "utterance", "speaker"] = Field(
