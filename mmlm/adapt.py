@@ -23,7 +23,7 @@ from mmlm.base.errors import CheckpointError, NumericsError, RecipeError, requir
 from mmlm.base.schema import check
 from mmlm.parameters import name_axes
 from mmlm.training.config import AdaptConfig, LoraConfig
-from mmlm.weights import copy_tensors, read_tensors, safetensors_bytes
+from mmlm.weights import copy_tensors, read_tensors, write_tensors
 
 CONFIG, WEIGHTS = "adapter.json", "adapter.safetensors"
 _NAME = "default"  # peft keeps several adapters apart by name; we hold one
@@ -172,9 +172,7 @@ def save_adapters(model: nn.Module, folder: Path | str, config: LoraConfig) -> N
     folder.mkdir(parents=True, exist_ok=True)
     content = {"schema": 1, "lora": config.model_dump(mode="json"), "layers": list(adapted_layers(model))}
     (folder / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
-    with (folder / WEIGHTS).open("wb") as file:
-        for piece in safetensors_bytes(adapter_tensors(model)):
-            file.write(piece)
+    write_tensors(folder / WEIGHTS, adapter_tensors(model))
 
 
 def load_adapters(model: nn.Module, folder: Path | str) -> list[str]:

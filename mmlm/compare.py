@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 
 from mmlm.base import yaml
 from mmlm.base.errors import DataError, NumericsError, RecipeError, nearest
+from mmlm.base.files import write_text_whole
 from mmlm.base.schema import Strict, check, told_at_once
 from mmlm.recipe import Recipe, apply_override, find, set_key, shipped
 from mmlm.training.lock import RunLock
@@ -229,9 +230,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_text_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def _parameters(folder: Path) -> int:

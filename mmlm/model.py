@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmlm.backbone.backbone import Backbone
 from mmlm.backbone.cache import Cache
 from mmlm.base.errors import CheckpointError, RecipeError, unknown_name
+from mmlm.base.files import write_text_whole
 from mmlm.base.schema import check
 from mmlm.decoding import Precision, Prompt
 from mmlm.generation import Generated, Grammar, Guidance, Sampling, generate
@@ -28,7 +28,7 @@ from mmlm.parameters import initialize, linear, name_axes
 from mmlm.stream import Batch, Stream
 from mmlm.tokenizers.base import TextLike
 from mmlm.vocabulary import Vocabulary
-from mmlm.weights import copy_tensors, read_tensors
+from mmlm.weights import copy_tensors, read_tensors, write_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -204,8 +204,8 @@ class MultimodalLM(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config.model_dump(mode="json", by_alias=True)
-        (folder / CONFIG).write_text(json.dumps({"model_type": "mmlm", "stop": list(self.stop), **config}, indent=2) + "\n")
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, str(folder / WEIGHTS), {"format": "pt"})
+        write_text_whole(folder / CONFIG, json.dumps({"model_type": "mmlm", "stop": list(self.stop), **config}, indent=2) + "\n")
+        write_tensors(folder / WEIGHTS, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> MultimodalLM:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from mmlm.adapt import adapt, adapted_layers, merge_lora, save_adapters
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
+from mmlm.base.files import write_text_whole
 from mmlm.compression.surgery import replace_as
 from mmlm.data.base import KeepsBack, Listed, Source
 from mmlm.data.config import TableFileConfig
@@ -266,7 +266,7 @@ def save_run(folder: Path, recipe: Recipe, task: Task, model: MultimodalLM) -> N
         task.save(folder)
     else:
         _save_decoder(folder, recipe, task, model)
-    (folder / RECIPE).write_text(recipe.dump())
+    write_text_whole(folder / RECIPE, recipe.dump())
     write_card(folder, recipe, None)
 
 
@@ -362,6 +362,4 @@ def _evaluate_tables(
 
 
 def _write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    part = folder / f"{METRICS}.part"
-    part.write_text(json.dumps(metrics, indent=2) + "\n")
-    os.replace(part, folder / METRICS)
+    write_text_whole(folder / METRICS, json.dumps(metrics, indent=2) + "\n")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError
+from mmlm.base.files import write_whole
 
 _DTYPES = {
     torch.float64: "F64",
@@ -29,10 +30,10 @@ _DTYPES = {
 _CHUNK_BYTES = 1 << 24
 
 
-def safetensors_bytes(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[memoryview | bytes]:
     """The bytes of a safetensors file in pieces, so that no second copy of all tensors is ever held."""
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # wide types first keeps all aligned
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, tensor in ordered:
         start, end = end, end + tensor.numel() * tensor.element_size()
@@ -45,6 +46,11 @@ def safetensors_bytes(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | by
             whole = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
             for at in range(0, len(whole), _CHUNK_BYTES):
                 yield whole[at : at + _CHUNK_BYTES]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, whole or not at all. Tensors may lie in the very file that is replaced, as those that were read from it do."""
+    write_whole(path, safetensors_bytes(tensors, metadata))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

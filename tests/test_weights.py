@@ -8,7 +8,7 @@ from safetensors.torch import load
 from torch import nn
 
 from mmlm.base.errors import CheckpointError
-from mmlm.weights import _DTYPES, copy_tensors, read_tensors, safetensors_bytes, with_aliases, without_aliases
+from mmlm.weights import _DTYPES, copy_tensors, read_tensors, safetensors_bytes, with_aliases, without_aliases, write_tensors
 
 
 def test_every_dtype_and_shape_is_read_by_the_safetensors_package_as_it_was():
@@ -38,6 +38,22 @@ def test_tied_weights_are_stored_once_and_come_back_under_both_names():
     assert with_aliases(own, stored).keys() == own.keys()
     copy_tensors(own, with_aliases(own, {name: torch.ones_like(tensor) for name, tensor in stored.items()}), "x")
     assert bool((model["b"].weight == 1).all())
+
+
+def test_tensors_that_lie_in_the_file_that_is_replaced_survive(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"big": torch.arange(1 << 20)})
+    found = read_tensors(path)  # a memory map of the file
+    write_tensors(path, {**found, "more": torch.ones(3)})
+    assert torch.equal(read_tensors(path)["big"], torch.arange(1 << 20)) and torch.equal(found["big"], torch.arange(1 << 20))
+
+
+def test_what_fails_while_it_is_written_leaves_the_file_before(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"x": torch.ones(3)})
+    with pytest.raises(KeyError):
+        write_tensors(path, {"x": torch.zeros(3, dtype=torch.complex64)})
+    assert torch.equal(read_tensors(path)["x"], torch.ones(3)) and [each.name for each in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_up_to_ten_misfits_are_named_and_nothing_is_copied():

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from mmlm.base.errors import CheckpointError, DataError
-from mmlm.weights import read_tensors, safetensors_bytes
+from mmlm.weights import read_tensors, write_tensors
 
 FILE, PAIRS = "letter_to_sound.safetensors", "letter_to_sound.json"
 ORDER = 7  # pairs that an n-gram spans
@@ -109,8 +109,7 @@ class LetterToSound:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PAIRS).write_text(json.dumps([[letters, list(phones)] for letters, phones in self.pairs]) + "\n")
         arrays = {"keys": self.keys_i, "shorter": self.shorter_i, "log_p": self.log_p_i, "log_backoff": self.log_backoff_i}
-        with (folder / FILE).open("wb") as file:
-            file.writelines(safetensors_bytes({name: torch.from_numpy(array) for name, array in arrays.items()}))
+        write_tensors(folder / FILE, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def load(self, folder: Path | str) -> LetterToSound:
         """Take what save wrote. Raises CheckpointError where it is missing or damaged."""

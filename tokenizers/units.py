@@ -27,7 +27,7 @@ from mmlm.sound import Sound
 from mmlm.stream import Segment
 from mmlm.tokenizers.clustering import fit_centroids, nearest
 from mmlm.tokenizers.config import UnitsConfig
-from mmlm.weights import read_tensors, safetensors_bytes
+from mmlm.weights import read_tensors, write_tensors
 
 ABOUT, TENSORS = "units.json", "units.safetensors"
 
@@ -163,8 +163,7 @@ class UnitTokenizer:
             "classifier": None if self.classifier is None else self.classifier.sizes,
             "fingerprint": self.fingerprint,
         }
-        with open(Path(folder) / TENSORS, "wb") as file:
-            file.writelines(safetensors_bytes(tensors))
+        write_tensors(Path(folder) / TENSORS, tensors)
         (Path(folder) / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     def load(self, folder: Path | str) -> UnitTokenizer:

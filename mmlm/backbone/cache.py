@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError
 from mmlm.layout import Layout
+from mmlm.weights import write_tensors
 
 ROLES = ("kv", "recurrent", "conv")
 
@@ -177,7 +177,7 @@ class Cache:
             if state is not None:
                 tensors |= {f"{index}.{name}": tensor.contiguous() for name, tensor in state.tensors.items()}
         roles = {str(index): state.roles for index, state in enumerate(self.layers) if state}
-        save_file(tensors, str(path), {"roles": json.dumps(roles), "layers": str(len(self.layers))})
+        write_tensors(Path(path), tensors, {"roles": json.dumps(roles), "layers": str(len(self.layers))})
 
     @classmethod
     def load(cls, path: Path | str) -> Cache:

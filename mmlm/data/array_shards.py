@@ -16,7 +16,7 @@ import logging
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from mmlm.base.errors import DataError
+from mmlm.base.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class ArrayShards:
             "digest": np.frombuffer(b"".join(self.places), dtype=np.uint8).reshape(-1, DIGEST),
             "place": np.array([[number[row.shard], row.offset, row.tokens, row.books] for row in rows], dtype=np.int64).reshape(-1, 4),
         }
-        _write_whole(self.folder / INDEX, [save(tensors, {"kind": json.dumps(asdict(kind)), "shards": json.dumps(shards)})])
+        write_whole(self.folder / INDEX, [save(tensors, {"kind": json.dumps(asdict(kind)), "shards": json.dumps(shards)})])
 
     def _read_index(self) -> None:
         path = self.folder / INDEX
@@ -164,7 +165,7 @@ def write_shard(folder: Path, kind: Kind, arrays: Iterable[tuple[bytes, np.ndarr
     os.close(descriptor)
     name = Path(made).name.removesuffix(".part")
     try:
-        _write_whole(folder / name, parts)
+        write_whole(folder / name, parts)
     finally:
         Path(made).unlink(missing_ok=True)
     return {digest: Place(name, offset, len(ids), ids.shape[1] if ids.ndim == 2 else 0) for digest, offset, ids in laid}
@@ -185,16 +186,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
-
-
-def _write_whole(path: Path, parts: Sequence[bytes]) -> None:
-    """A file on the disk as a whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise

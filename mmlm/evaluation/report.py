@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mmlm.base.files import write_text_whole
 from mmlm.data.episodes import Episode
 from mmlm.evaluation.charts import dots, lines
 from mmlm.evaluation.history import run_log, sample_links, told, validation_charts
@@ -72,9 +72,8 @@ def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[
 def write_page(folder: Path, title: str, parts: Sequence[str]) -> Path:
     """Write report.html: one page from parts of HTML, whole or not at all; returns its path."""
     head = f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(title)}"
-    path, part = folder / "report.html", folder / "report.html.part"
-    part.write_text(f"{head}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n", encoding="utf-8")
-    os.replace(part, path)
+    path = folder / "report.html"
+    write_text_whole(path, f"{head}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n")
     return path
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError, unknown_name
@@ -22,7 +21,7 @@ from mmlm.interop import bamba, gemma, gpt2, jamba, llama, mamba, nemotron_h, qw
 from mmlm.interop.name_map import Family, check_keys, differences, written_out
 from mmlm.model import MultimodalLM, read_json
 from mmlm.model_config import ModelConfig
-from mmlm.weights import copy_tensors
+from mmlm.weights import copy_tensors, write_tensors
 
 MODULES = (llama, gpt2, gemma, mamba, jamba, bamba, nemotron_h, qwen3_next)
 FAMILIES: dict[str, Family] = {family.model_type: family for module in MODULES for family in module.FAMILIES}
@@ -84,7 +83,7 @@ def save_hugging_face(model: MultimodalLM, folder: Path | str, dtype: torch.dtyp
     kept = next(iter(tensors.values())).dtype
     about = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": str(kept).removeprefix("torch."), **theirs}
     (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
-    save_file(tensors, str(folder / "model.safetensors"), {"format": "pt"})
+    write_tensors(folder / "model.safetensors", tensors)
     return family.model_type
 
 

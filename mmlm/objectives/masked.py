@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -79,6 +80,11 @@ class Masked(Objective):
 def cosine_share(rng: np.random.Generator) -> float:
     """A share to hide, cos(pi/2 u) with u uniform (MaskGIT, arXiv:2202.04200, section 3.1): what mask-predict meets on its way."""
     return math.cos(math.pi / 2 * rng.random())
+
+
+def drawn_cells(shape: Sequence[int], most: float, rng: np.random.Generator) -> Tensor:
+    """bool of a shape: true for a share of all cells, each by itself; the share is drawn evenly from 0 up to the most."""
+    return torch.from_numpy(rng.random(tuple(shape)) < rng.uniform(0, most))
 
 
 def _candidates(segment: Segment) -> Tensor:

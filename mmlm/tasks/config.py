@@ -181,7 +181,11 @@ class TextToSpeechConfig(Component):
     bare_text: float = Field(0.0, ge=0, lt=1, description="share of the samples whose instruction is the quoted text alone")
     passes: int = Field(1, ge=1, le=64, description="passes in which each of these is written; above 1 the most certain cells come first")
     code_dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of the codes that a training sample hides where they are read, so that text decides, not memory"
+        0.0,
+        ge=0,
+        le=1,
+        description="most of the codes that a training sample hides where they are read, so that text decides, not memory; each draws its "
+        "share up to this",
     )
     temperature: float = Field(1.0, ge=0, description="of the draws of prosody, units and the first codebook; 0: the likeliest")
     top_p: float = Field(0.9, gt=0, le=1, description="these are drawn among the fewest choices that hold this probability")

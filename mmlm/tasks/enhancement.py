@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmlm.data.audio_augment import Degrade
@@ -25,7 +24,7 @@ from mmlm.tasks.config import EnhancementTaskConfig
 from mmlm.tasks.degraded import GATE, DegradedSpeech, Enhanced
 from mmlm.tasks.mask_network import MaskNetwork, compressed_spectrum_losses
 from mmlm.tasks.spectral_gate import spectral_gate
-from mmlm.weights import copy_tensors, read_tensors
+from mmlm.weights import copy_tensors, read_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
 WINDOW_SECONDS = 10.0
@@ -81,7 +80,7 @@ class EnhancementTask(DegradedSpeech):
 
     def save(self, folder: Path) -> None:
         """model.safetensors."""
-        save_file(self.model.state_dict(), folder / WEIGHTS)
+        write_tensors(folder / WEIGHTS, self.model.state_dict())
 
     def load(self, folder: Path) -> MaskNetwork:
         """The network of a finished run."""

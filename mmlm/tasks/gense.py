@@ -32,6 +32,7 @@ from mmlm.data.speech import Utterance
 from mmlm.generation import Sampling
 from mmlm.model import MultimodalLM
 from mmlm.objectives.audio import mel_distance
+from mmlm.objectives.masked import drawn_cells
 from mmlm.sound import Sound
 from mmlm.staged import generate_staged
 from mmlm.stages import Length, Stage
@@ -110,7 +111,7 @@ class GenseUnitsTask(DegradedSpeech):
         clean = record.sound(self.rate_hz)
         given, _ = self.chain(clean, rng)
         noisy_t, clean_t = _units(self.units, [given, clean])
-        return units_stream(noisy_t, clean_t, _dropped(clean_t.shape, self.config.code_dropout, rng))
+        return units_stream(noisy_t, clean_t, drawn_cells(clean_t.shape, self.config.code_dropout, rng))
 
     def predict(self, model: MultimodalLM, records: Sequence[Utterance]) -> list[CleanUnits]:
         """Units of each record, degraded as its id decides."""
@@ -204,7 +205,7 @@ class GenseCodesTask(DegradedSpeech):
             clean_t = read_units(self.first, noisy_t, clean_t)
         given_tu, codes_tu = _codes(self.codec, [given, clean])
         steps_su = self.part.forward(codes_tu)
-        hidden_su = _dropped(steps_su.shape, self.config.code_dropout, rng) & (steps_su != EMPTY)
+        hidden_su = drawn_cells(steps_su.shape, self.config.code_dropout, rng) & (steps_su != EMPTY)
         return self.stream(noisy_t, clean_t, given_tu, steps_su, hidden_su)
 
     def stream(
@@ -286,11 +287,6 @@ def _named(tokenizers: Mapping[str, Any], name: str, kind: type, where: str, wan
 def _at(place_t: Tensor) -> Tensor:
     """Positions [t, 1]."""
     return place_t[:, None]
-
-
-def _dropped(shape: Sequence[int], most: float, rng: np.random.Generator) -> Tensor:
-    """bool: tokens that are hidden where they are read, a share of them that is drawn evenly from 0 up to the most."""
-    return torch.from_numpy(rng.random(tuple(shape)) < rng.uniform(0, most))
 
 
 def _codes(codec: Codec, sounds: Sequence[Sound]) -> list[Tensor]:

@@ -1,13 +1,15 @@
 """How speech stands in a stream: samples to train on, here; the stages that write it, in tts_stages.
 
     plain     phonemes, a mark, the first codebook of each frame and an end                                   VALL-E, arXiv:2301.02111
-    prosody   phonemes, a mark, pitch and duration of each, a mark, the first codebook of as many frames      RALL-E, arXiv:2404.03204
+    prosody   phonemes, a mark, pitch and duration of each, both once more, a mark, the first codebook        RALL-E, arXiv:2404.03204
     units     a text, a mark, units without repetitions and an end, a mark, the first codebook and an end     VoxInstruct, arXiv:2408.15676
 
-Positions begin anew in each part. With prosody, a query that predicts a frame sees the phonemes around the one that is said then. The
-tokens of an instruction see one another in both directions, phonemes only those before. What guidance leaves out, a text or units, is
-hidden in place, in some samples as in the branches of stages. A voice is a recording whose text, prosody or units, and codes come first in
-each part. Further codebooks come in one of two orders:
+Positions begin anew in each part. With prosody, a query that predicts a frame sees the phonemes around the one that is said then. Beyond
+the paper, phonemes and prosody are read once more before speech, each at the frame with which it begins: so a frame finds what is said
+then, and how much of it is over, always equally far away, which little data needs. The tokens of an instruction see one another in both
+directions, phonemes only those before. What guidance leaves out, a text or units, is hidden in place, in some samples as in the branches
+of stages. A voice is a recording whose text, prosody or units, and codes come first in each part. Further codebooks come in one of two
+orders:
 
     ar_nar    for all frames at once from the same stream, read in both directions, with the number of the codebook at every token; one
               model does this and what is above
@@ -28,7 +30,7 @@ from torch import Tensor
 from mmlm.alignment import window_by_alignment
 from mmlm.model_config import ChannelConfig
 from mmlm.objectives.books import hide_book, with_book
-from mmlm.objectives.masked import cosine_share
+from mmlm.objectives.masked import cosine_share, drawn_cells
 from mmlm.stages import hidden_in
 from mmlm.stream import Segment, Stream
 from mmlm.tasks.config import TextToSpeechConfig
@@ -118,13 +120,13 @@ class SpeechPlan:
         hidden = None if rng is None else self._dropped(codes, rng)
         reach = None if rows is None else rows[1:]
         speech = Segment("codec", codes, weight=1.0, position=counted(len(codes)), reach=reach, hidden=hidden)
-        return Stream([*self.before(said, weight=1.0), self.begin_speech(rows), speech])
+        return Stream([*self.before(said, weight=1.0), *self.timed(said, said.frames), self.begin_speech(rows), speech])
 
     def _dropped(self, codes_tu: Tensor, rng: np.random.Generator) -> Tensor | None:
         """bool [t, u]: filled cells that are hidden."""
         if not self.config.code_dropout:
             return None
-        return torch.from_numpy(rng.random(codes_tu.shape) < self.config.code_dropout) & (codes_tu != EMPTY)
+        return drawn_cells(codes_tu.shape, self.config.code_dropout, rng) & (codes_tu != EMPTY)
 
     def further(self, said: Said, book: int, rng: np.random.Generator) -> Stream:
         """The stream in which a further codebook is learned, for all frames of what follows a drawn voice, in both directions."""
@@ -137,7 +139,7 @@ class SpeechPlan:
         speech = hide_book(speech, weight > 0, book, torch.from_numpy(hidden))
         if speech.ids is not None and (dropped := self._dropped(speech.ids, rng)) is not None and speech.hidden is not None:
             speech = replace(speech, hidden=speech.hidden | dropped)
-        segments = [*self.before(said), self.begin_speech(None), speech]
+        segments = [*self.before(said), *self.timed(said, said.frames), self.begin_speech(None), speech]
         return Stream([replace(with_book(segment, book, BOOK), mutual=1) for segment in segments])
 
     def before(self, said: Said, weight: float = 0.0) -> list[Segment]:
@@ -152,12 +154,20 @@ class SpeechPlan:
         phones = replace(self._read(said.text), mark=torch.arange(count))
         return [phones, begin_plan(), Segment("prosody", pairs, weight=weight, position=counted(len(pairs)), mark=torch.arange(len(pairs)))]
 
+    def timed(self, said: Said, frames: Tensor) -> list[Segment]:
+        """Phonemes and their prosody where each begins, for durations [e] in frames; without prosody nothing."""
+        if not self.has_prosody:
+            return []
+        starts, mark = frames.cumsum(0) - frames, torch.arange(len(frames))
+        pairs = torch.stack([said.pitch, said.frames], dim=1)
+        return [Segment(name, ids, position=starts[:, None], mark=mark) for name, ids in ((self.text, said.text), ("prosody", pairs))]
+
     def looked_at(self, said: Said) -> list[slice]:
-        """Where in the stream of the first codebook stands what its frames look at: units, or each phoneme and its prosody, or the text."""
+        """Where in the stream of the first codebook stands what its frames look at: units, or phonemes and prosody, twice, or the text."""
         count = len(said.text)
         if self.has_units:
             return [slice(count + 1, count + 1 + len(said.units))]
-        return [slice(0, count), *([slice(count + 1, 2 * count + 1)] if self.has_prosody else [])]
+        return [slice(0, count), *(slice(k * count + 1, (k + 1) * count + 1) for k in range(1, 4 if self.has_prosody else 1))]
 
     def before_units(self, text: Tensor) -> list[Segment]:
         """What comes before the first unit."""

@@ -145,7 +145,8 @@ class Writing:
         return Stream([*self._before(so_far), self.plan.begin_speech(None), *known])
 
     def _before(self, so_far: SoFar) -> list[Segment]:
-        return self.plan.before(self._said(so_far.number, so_far.written.get("units" if self.plan.has_units else "prosody")))
+        said = self._said(so_far.number, so_far.written.get("units" if self.plan.has_units else "prosody"))
+        return [*self.plan.before(said), *(self.plan.timed(said, self._frames(so_far)) if self.plan.has_prosody else [])]
 
     def _frame(self, so_far: SoFar, tokens: int) -> Tensor:
         return len(self._voice(so_far).codes) + torch.arange(tokens)

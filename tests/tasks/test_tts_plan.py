@@ -231,13 +231,26 @@ def test_what_frames_look_at_is_the_phoneme_of_their_time_and_its_prosody(kind) 
     plan, whole = planned(kind, window=0), said(3, 6)
     stream = plan.first(whole)
     maps, start = attention_maps(model_of(plan, num_layers=1).float(), stream), len(stream) - len(stream.segments[-1])
-    text, prosody = (maps[:, start - 1 : start - 1 + len(whole.codes), place] for place in plan.looked_at(whole))
+    parts = [maps[:, start - 1 : start - 1 + len(whole.codes), place] for place in plan.looked_at(whole)]
     of_frame = torch.repeat_interleave(torch.arange(6), whole.frames)[:, None] == torch.arange(6)
-    for part in (text, prosody):
+    assert len(parts) == 4 and all(part.shape[2] == 6 for part in parts)
+    for part in parts:
         assert bool((part.sum(0)[of_frame] > 0).all()) and not part[:, ~of_frame].any()
     units = planned("units")
     (place,) = units.looked_at(whole)
     assert torch.equal(torch.cat([each.ids.flatten() for each in units.first(whole).segments[:3]])[place], whole.units)
+
+
+@pytest.mark.parametrize("kind", ["prosody", "delayed prosody"])
+def test_phonemes_and_prosody_are_read_again_at_the_frame_with_which_each_begins(kind) -> None:
+    plan = planned(kind)
+    whole = dataclasses.replace(said(3, 3), frames=torch.tensor([2, 0, 4]))
+    *_, text, prosody, _, speech = plan.first(whole).segments
+    for again in (text, prosody):
+        assert again.position[:, 0].tolist() == [0, 2, 2] and again.mark.tolist() == [0, 1, 2] and not again.weight
+    assert torch.equal(text.ids, whole.text) and torch.equal(prosody.ids, torch.stack([whole.pitch, whole.frames], 1))
+    assert speech.position[:3, 0].tolist() == [0, 1, 2]
+    assert not planned("plain").timed(whole, whole.frames)
 
 
 def test_delayed_steps_behind_the_last_frame_see_what_it_does() -> None:

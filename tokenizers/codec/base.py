@@ -25,7 +25,7 @@ from mmlm.base.schema import check
 from mmlm.sound import Sound
 from mmlm.stream import Segment
 from mmlm.tokenizers.config import TOKENIZERS, CodecConfig
-from mmlm.weights import copy_tensors, read_tensors, safetensors_bytes
+from mmlm.weights import copy_tensors, read_tensors, safetensors_bytes, write_tensors
 
 CONFIG, WEIGHTS, SAMPLES = "codec.json", "codec.safetensors", "samples"
 PIECE = 1000  # frames that are coded at once, without their context
@@ -250,8 +250,7 @@ class Codec:
         """Write codec.json and codec.safetensors."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / CONFIG).write_text(json.dumps(self._about(), indent=2) + "\n")
-        with open(Path(folder) / WEIGHTS, "wb") as file:
-            file.writelines(safetensors_bytes(self.model.state_dict()))
+        write_tensors(Path(folder) / WEIGHTS, self.model.state_dict())
 
     def _about(self) -> dict[str, Any]:
         return self.config.model_dump(mode="json", exclude={"path", "encode_books"})

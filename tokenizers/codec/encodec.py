@@ -29,7 +29,7 @@ from mmlm.stream import Segment
 from mmlm.tokenizers.codec.base import CONFIG, SAMPLES, WEIGHTS, find, num_samples, samples_behind, wave_of
 from mmlm.tokenizers.codec.seanet import Causal, State
 from mmlm.tokenizers.config import EnCodecConfig
-from mmlm.weights import copy_tensors, read_tensors, safetensors_bytes
+from mmlm.weights import copy_tensors, read_tensors, safetensors_bytes, write_tensors
 
 SCALE = "scale"
 PIECE = 600  # tokens that are coded at once: 8 s of the 24 kHz model
@@ -217,8 +217,7 @@ class EnCodec:
         """Write codec.json and codec.safetensors."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / CONFIG).write_text(json.dumps({"type": "encodec", "model": self.config.model}) + "\n")
-        with open(Path(folder) / WEIGHTS, "wb") as file:
-            file.writelines(safetensors_bytes(self.model.state_dict()))
+        write_tensors(Path(folder) / WEIGHTS, self.model.state_dict())
 
     def load(self, folder: Path | str) -> EnCodec:
         """Take what save wrote, or an EncodecModel of transformers. Raises CheckpointError where there is neither, or another model."""
