@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, whatever stops the process, and though what is written may be read from the file itself."""
+"""Files that are there whole or not at all, whatever stops the process, even where what is written is read from the file itself."""
 
 from __future__ import annotations
 
