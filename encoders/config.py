@@ -19,6 +19,22 @@ class CellEncoderConfig(Component):
     hidden: int = Field(128, ge=1, description="channels of the hidden layer, which are the encoder's output")
 
 
+@ENCODERS.register("mmlm.encoders.image_patches:PatchMatrix", source="SOLO, arXiv:2407.06438; Fuyu")
+class PatchMatrixConfig(Component):
+    """Patches of pictures through one matrix."""
+
+    type: Literal["patch_matrix"] = "patch_matrix"
+
+
+@ENCODERS.register("mmlm.encoders.image_patches:PatchStem", source="convolutional stem, arXiv:2106.14881")
+class PatchStemConfig(Component):
+    """Patches of pictures with their margin through convolutions of step 2."""
+
+    type: Literal["patch_stem"] = "patch_stem"
+    channels: list[int] = Field([32, 64, 128], min_length=1, max_length=6, description="of each convolution; the last is the output")
+    places: int = Field(16, ge=0, description="numbers of a patch that tell where it lies: 16 if the tokenizer's places are true, else 0")
+
+
 class SpeechEncoderConfig(Component):
     """What the encoders of speech have in common."""
 

@@ -107,12 +107,13 @@ def generate(
     max_new_tokens: int = 64,
     sampling: Sampling | None = None,
     stop: Sequence[int] = (),
-    grammar: Grammar | None = None,
+    grammar: Grammar | Sequence[Grammar] | None = None,
     guidance: Sequence[Guidance] = (),
     seed: int = 0,
     precision: Precision = "auto",
 ) -> list[Generated]:
-    """Continue every prompt. stop: ids that end a sequence (they are written). precision: see `open_decoding`.
+    """Continue every prompt. stop: ids that end a sequence (they are written). grammar: of all, or one a prompt. precision: see
+    `open_decoding`.
 
     Raises RecipeError for settings that exclude each other.
     """
@@ -123,7 +124,8 @@ def generate(
         filters = any(x is not None for x in (sampling.top_k, sampling.top_p, sampling.min_p)) or sampling.repetition_penalty != 1
         if sampling.temperature or filters or guidance:
             raise RecipeError("num_beams above 1 excludes a temperature, filters, a repetition penalty and guidance.")
-        return [_beam_search(model, prompt, max_new_tokens, sampling, stop, grammar, precision) for prompt in prompts]
+        pairs = zip(prompts, _grammars(grammar, len(prompts)), strict=True)
+        return [_beam_search(model, prompt, max_new_tokens, sampling, stop, own, precision) for prompt, own in pairs]
     if sampling.temperature == 0 and sampling.repetition_penalty == 1 and grammar is None and not guidance:
         decoding = open_decoding(model, prompts, max_new_tokens, precision)
         if isinstance(decoding, OneCallDecoding):
@@ -146,7 +148,7 @@ def stream(
     max_new_tokens: int = 64,
     sampling: Sampling | None = None,
     stop: Sequence[int] = (),
-    grammar: Grammar | None = None,
+    grammar: Grammar | Sequence[Grammar] | None = None,
     guidance: Sequence[Guidance] = (),
     seed: int = 0,
     precision: Precision = "auto",
@@ -159,6 +161,7 @@ def stream(
         if len(branch.prompts) != len(prompts):
             raise RecipeError(f"guidance needs one unconditional prompt a sequence, but has {len(branch.prompts)} for {len(prompts)}.")
     guides = [branch for branch in guidance if branch.weight != 1]
+    grammars = _grammars(grammar, len(prompts))
     decoding = open_decoding(model, prompts, max_new_tokens, precision)
     free = [open_decoding(model, branch.prompts, max_new_tokens, precision) for branch in guides]
     decodings = [decoding, *free]
@@ -176,7 +179,7 @@ def stream(
                 scores_bv = guided(scores_bv, [(each.scores(), branch.weight) for each, branch in zip(free, guides, strict=True)])
             told: dict[int, tuple[int | None, float, bool]] = {}
             for row, number in enumerate(alive):
-                told[number] = _choose(scores_bv[row], written[number], sampling, stop, grammar, draws[number])
+                told[number] = _choose(scores_bv[row], written[number], sampling, stop, grammars[number], draws[number])
                 if (index := told[number][0]) is not None:
                     written[number].append(index)
             yield told
@@ -190,6 +193,15 @@ def stream(
     finally:
         for each in decodings:
             each.close()
+
+
+def _grammars(grammar: Grammar | Sequence[Grammar] | None, count: int) -> Sequence[Grammar | None]:
+    """One for each prompt. Raises RecipeError for another number of them."""
+    if not isinstance(grammar, Sequence):
+        return [grammar] * count
+    if len(grammar) != count:
+        raise RecipeError(f"there are {len(grammar)} grammars for {count} prompts; give one for all, or one each.")
+    return grammar
 
 
 def _greedy(decoding: OneCallDecoding, max_new_tokens: int, stop: Sequence[int]) -> list[Generated]:

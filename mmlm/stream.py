@@ -24,6 +24,8 @@ from mmlm.vocabulary import Vocabulary
 
 T = TypeVar("T")
 NO_LABEL = -100
+PER_TOKEN = ("weight", "labels", "hidden", "branch", "mark", "reach")  # of a segment: tensors with a row for each token, or none
+NOWHERE, NO_WEIGHT = torch.zeros(0, dtype=torch.long), torch.zeros(0)
 
 
 @dataclass
@@ -355,16 +357,15 @@ def _shown(segment: Segment, ids: Tensor, vocabulary: Vocabulary) -> Tensor:
 def _check(segment: Segment, vocabulary: Vocabulary) -> None:
     """Raises DataError for parts of a segment that do not fit together."""
     size, name = len(segment), segment.modality
-    named = {"weight": segment.weight, "labels": segment.labels, "hidden": segment.hidden, "branch": segment.branch}
-    named |= {"mark": segment.mark, "reach": segment.reach}
-    for what, value in [*named.items(), *segment.channels.items(), *segment.tags.items()]:
-        if isinstance(value, Tensor) and value.shape[:1] != (size,):
+    given = {what: value for what in PER_TOKEN if isinstance(value := getattr(segment, what), Tensor)}
+    for what, value in [*given.items(), *segment.channels.items(), *segment.tags.items()]:
+        if value.shape[:1] != (size,):
             raise DataError(f"{what} of {name!r} has shape {tuple(value.shape)}, but the segment has {size} tokens.")
-    whole = (size, segment.ids.shape[1]) if segment.ids is not None and segment.ids.ndim > 1 else (size,)
-    shapes: dict[str, list[tuple[int, ...]]] = {"labels": [whole], "hidden": [(size,), whole], "reach": [(size, 2)]}
-    for what, value in named.items():
+    for what, value in given.items():
+        whole = (size, segment.ids.shape[1]) if segment.ids is not None and segment.ids.ndim > 1 else (size,)
+        shapes: dict[str, list[tuple[int, ...]]] = {"labels": [whole], "hidden": [(size,), whole], "reach": [(size, 2)]}
         allowed = list(dict.fromkeys(shapes.get(what, [(size,)])))
-        if isinstance(value, Tensor) and tuple(value.shape) not in allowed:
+        if tuple(value.shape) not in allowed:
             raise DataError(f"{what} of {name!r} has shape {tuple(value.shape)}, but must be {' or '.join(map(str, allowed))}.")
     if segment.features is not None:
         inside = _feature_at(segment)
@@ -390,6 +391,8 @@ def _feature_at(segment: Segment) -> Tensor:
 def _labels(segment: Segment, ids: Tensor, vocabulary: Vocabulary, at: int, shift: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Places in the stream where a segment that begins at `at` puts labels, the labels (global ids [n] or [n, u]) and their weights."""
     size, books = len(segment), _has_books(segment)
+    if segment.labels is None and not isinstance(segment.weight, Tensor) and segment.weight == 0:
+        return NOWHERE, NOWHERE if not books else NOWHERE[:, None].expand(0, ids.shape[1]), NO_WEIGHT
     weight = _spread(segment.weight, size, torch.float32)
     if not bool((weight >= 0).all()):
         raise DataError(f"weight of {segment.modality!r} must be at least 0, but is {float(weight[~(weight >= 0)][0])} at a token.")

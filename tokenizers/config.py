@@ -59,6 +59,38 @@ class TextConfig(Component):
     vocabulary_size: int = Field(4096, ge=260, le=1 << 20, description="most tokens when it is fitted")
 
 
+@TOKENIZERS.register("mmlm.tokenizers.boxes:BoxTokenizer", source="UniTAB, arXiv:2111.12085; bins as in Pix2Seq, arXiv:2109.10852")
+class BoxesConfig(Component):
+    """Boxes as four location bins each, and the marks around the words that they belong to."""
+
+    type: Literal["boxes"] = "boxes"
+    num_bins: int = Field(100, ge=4, le=4096, description="bins from one edge of a picture to the other")
+    rounding: Literal["round", "floor"] = Field("round", description="to the nearest bin | to the one below, as UniTAB's weights have it")
+
+
+@TOKENIZERS.register("mmlm.tokenizers.image_patches:ImagePatches", source="SOLO, arXiv:2407.06438")
+class ImagePatchesConfig(Component):
+    """Pictures as rows of patches at their own size and aspect ratio."""
+
+    type: Literal["image_patches"] = "image_patches"
+    patch: int = Field(16, ge=1, le=256, description="pixels along a side of a patch")
+    margin: int = Field(0, ge=0, le=256, description="pixels around a patch that it carries too, as a stem of convolutions needs")
+    max_side: int = Field(1024, ge=1, description="pixels of the longest side; larger pictures are made smaller, none larger")
+    max_patches: int = Field(1024, ge=1, description="most patches of a picture; those with more are made smaller")
+    row_marks: bool = Field(True, description="a token between rows of patches, without which 2 x 6 and 3 x 4 patches look alike")
+    places: bool = Field(False, description="each patch also carries sines of where it lies in the picture")
+    mean: list[float] = Field([0.485, 0.456, 0.406], min_length=3, max_length=3, description="taken from pixels of 0 to 1; ImageNet's")
+    deviation: list[float] = Field([0.229, 0.224, 0.225], min_length=3, max_length=3, description="by which they are divided; ImageNet's")
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> Self:
+        if self.max_side % self.patch:
+            raise ValueError(f"max_side ({self.max_side}) must be a multiple of patch ({self.patch})")
+        if min(self.deviation) <= 0:
+            raise ValueError("deviation must be above 0")
+        return self
+
+
 @TOKENIZERS.register("mmlm.tokenizers.phonemes:PhonemeTokenizer", source="CMU dictionary, ARPABET; joint n-grams, Bisani & Ney 2008")
 class PhonemesConfig(Component):
     """Text as the phonemes that a reader would say."""

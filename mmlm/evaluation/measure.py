@@ -14,7 +14,7 @@ from mmlm.base.registry import Component
 from mmlm.data.base import Listed, Source
 from mmlm.evaluation.judges import MODEL, Judges, Verdict
 from mmlm.model import MultimodalLM
-from mmlm.tasks.base import MakesSound, Measured
+from mmlm.tasks.base import HasTwins, MakesSound, Measured
 from mmlm.training.order import evaluation_rng
 
 RECORDS_AT_ONCE = 64
@@ -86,6 +86,8 @@ def measure(
         found.seconds["model"] = found.seconds.get("model", 0.0) + time.process_time() - began
         found.values[name] = task.score(outputs, records)
         found.baselines[name] = task.baselines(records)
+        if isinstance(task, HasTwins):
+            found.baselines[name] |= {twin: task.score(some, records) for twin, some in task.twins(model, records).items()}
         found.curves[name] = task.curves(outputs, records)
         found.records[name], found.first[name] = len(records), records[0]
         if judges is not None:

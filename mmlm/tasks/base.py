@@ -79,6 +79,14 @@ class Measured(Task, Protocol):
         """How good outputs are over a quantity, by what is drawn: (quantity, value) of each bin."""
 
 
+@runtime_checkable
+class HasTwins(Protocol):
+    """A task whose model is also measured without what it should look at: what is right then was known without looking."""
+
+    def twins(self, model: MultimodalLM, records: Sequence[Any]) -> dict[str, list[Any]]:
+        """Outputs as `predict` gives them, by the name of the baseline that they are."""
+
+
 GIVEN = "what was given"  # the baseline that leaves everything as it is
 
 

@@ -85,6 +85,34 @@ class TextTaskConfig(Component):
     packing: Literal["document", "joined"] = Field("document", description="what a token may look back at: its document | its sample")
 
 
+Kind = Literal["grounded_caption", "expression", "phrases", "caption", "question"]
+KINDS: tuple[Kind, ...] = ("grounded_caption", "expression", "phrases", "caption", "question")  # in the order of their marks
+
+
+@TASKS.register("mmlm.tasks.grounded:GroundedTask", source="UniTAB, arXiv:2111.12085; SOLO, arXiv:2407.06438; LLaVA, arXiv:2304.08485")
+class GroundedConfig(Component):
+    """Say what is in a picture and point at it: grounded captions, expressions, phrases, captions and questions by one model."""
+
+    reads: ClassVar[str] = "pictures"
+    headline: ClassVar[dict[str, str]] = {"f1_all": "max", "acc_50": "max", "r_1": "max", "cider": "max", "answers": "max"}
+    type: Literal["grounded"] = "grounded"
+    kinds: dict[Kind, float] = Field(
+        {"grounded_caption": 1.0, "expression": 1.0}, min_length=1, description="what is asked for, and its share of the samples"
+    )
+    patches: str = Field("patches", description="which of the recipe's tokenizers reads the pictures")
+    text: str = Field("text", description="which of them reads and writes the words")
+    boxes: str = Field("boxes", description="which of them writes the boxes")
+    max_tokens: int = Field(128, ge=8, description="most tokens of an answer; longer ones are left out of training")
+    mask: Literal["prefix", "causal"] = Field("prefix", description="picture and question see one another | every token those before it")
+    constrained: bool = Field(False, description="what is written is held to the grammar, so that no box is malformed")
+
+    @model_validator(mode="after")
+    def _has_shares(self) -> GroundedConfig:
+        if min(self.kinds.values()) < 0 or not sum(self.kinds.values()):
+            raise ValueError("kinds: shares must be at least 0, and one of them above 0")
+        return self
+
+
 class AdversaryConfig(Strict):
     """Discriminators of spectra at several scales, which learn to tell what is decoded from what was said."""
 

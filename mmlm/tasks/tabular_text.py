@@ -89,9 +89,7 @@ class TabularTextTask(ClassAnswers):
         options: list[str] | list[list[str]] = names
         if len(names) > config.max_choices:
             options = [draw_choices(names, names[label], rng, config.max_choices) for label in episode.labels]
-        prompts = write_rows(
-            episode.features, episode.target, options, config.rows, statistics=ShotStatistics.of(episode.shots), rng=rng
-        )
+        prompts = write_rows(episode.features, episode.target, options, config.rows, statistics=ShotStatistics.of(episode.shots), rng=rng)
         prompts[0] = header(episode.features, episode.target, config.rows) + prompts[0]
         return prompts, [completion(names[label]) for label in episode.labels]
 

@@ -1,6 +1,7 @@
 """Configs of the data: what of it is used. Imports no torch and no numpy.
 
-Each source says what it `gives`: tables, labels (sequences with labels at some tokens), texts or speech; a task reads one of these.
+Each source says what it `gives`: tables, labels (sequences with labels at some tokens), texts, speech or pictures; a task reads one of
+these.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 from mmlm.base.schema import Strict
 from mmlm.data.config.augment import AUGMENTATIONS as AUGMENTATIONS
 from mmlm.data.config.base import SOURCES, SourceConfig, true_path
+from mmlm.data.config.scenes import ScenesConfig as ScenesConfig
 from mmlm.data.config.speech import AsteriskConfig as AsteriskConfig
 from mmlm.data.config.speech import SpeechConfig as SpeechConfig
 from mmlm.data.config.speech import SpeechFolderConfig as SpeechFolderConfig

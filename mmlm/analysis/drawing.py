@@ -1,0 +1,49 @@
+"""Pictures with boxes in the colours of their words, and the words as HTML in the same colours."""
+
+from __future__ import annotations
+
+from html import escape
+
+import numpy as np
+
+from mmlm.tokenizers.boxes import Box, Grounded
+
+COLORS = ((230, 60, 60), (40, 120, 230), (30, 160, 80), (220, 140, 20), (150, 70, 200), (20, 170, 180), (200, 60, 140), (120, 120, 40))
+SMALLEST = 256  # pixels of the shorter side of a drawing: smaller pictures are drawn larger
+
+
+def color_of(number: int) -> tuple[int, int, int]:
+    """The colour of a phrase."""
+    return COLORS[number % len(COLORS)]
+
+
+def drawn(pixels_yxc: np.ndarray, said: Grounded, true: Grounded | None = None) -> np.ndarray:
+    """A picture, uint8 [y, x, 3], with the boxes of a text, shares of its sides; those of `true` thinner and gray."""
+    from PIL import Image, ImageDraw
+
+    scale = max(1, -(-SMALLEST // min(pixels_yxc.shape[:2])))
+    picture = Image.fromarray(pixels_yxc).resize((pixels_yxc.shape[1] * scale, pixels_yxc.shape[0] * scale), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(picture)
+    for phrase in true.phrases if true is not None else ():
+        for box in phrase.boxes:
+            draw.rectangle(_corners(box, picture.size), outline=(110, 110, 110), width=1)
+    for number, phrase in enumerate(said.phrases):
+        for box in phrase.boxes:
+            draw.rectangle(_corners(box, picture.size), outline=color_of(number), width=3)
+    return np.asarray(picture)
+
+
+def _corners(box: Box, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = box
+    return x1 * (size[0] - 1), y1 * (size[1] - 1), x2 * (size[0] - 1), y2 * (size[1] - 1)
+
+
+def as_html(said: Grounded) -> str:
+    """The text, its phrases underlined in the colours of their boxes."""
+    parts, at = [], 0
+    for number, phrase in enumerate(said.phrases):
+        red, green, blue = color_of(number)
+        words = escape(said.words(phrase)) or "&#9633;"
+        parts += [escape(said.text[at : phrase.start]), f'<b style="border-bottom:3px solid rgb({red},{green},{blue})">{words}</b>']
+        at = phrase.end
+    return "".join([*parts, escape(said.text[at:])])

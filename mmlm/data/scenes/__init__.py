@@ -1,0 +1,1 @@
+"""Drawn scenes: what stands in them, what is said of them, and programs that check it."""

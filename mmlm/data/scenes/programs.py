@@ -1,0 +1,106 @@
+"""What is said of a scene as small programs, so that every text can be checked against what is drawn.
+
+    ("all",)                        every thing
+    ("filter", key, value, of)      those of them with a shape, colour, size or fill
+    ("relate", relation, of)        those in a relation to the one thing that `of` gives
+    ("most", kind, of)              the leftmost, rightmost, topmost, bottommost, largest or smallest of them, by a margin
+    ("count", of)   ("exist", of)   ("query", key, of)   ("third", of)   ("greater", of, of)
+
+Things are told as sets of their numbers. A program that asks for one thing where there is none, or several, is Unclear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from mmlm.data.scenes.objects import Item
+
+Program: TypeAlias = tuple[Any, ...]
+
+RELATIONS = ("left of", "right of", "above", "below", "larger than", "smaller than")
+MOST = ("leftmost", "rightmost", "topmost", "bottommost", "largest", "smallest")
+MARGIN = 0.08  # of a side by which centres differ where one is said to be further on
+LARGER = 1.15  # times as large a radius is larger
+THIRDS = ("left", "middle", "right")
+KEYS = ("shape", "color", "size", "fill")
+
+
+class Unclear(Exception):
+    """A program asks for one thing where there is not exactly one."""
+
+
+def related(items: Sequence[Item], relation: str, one: int, other: int, width: int, height: int) -> bool:
+    """Whether one thing stands in a relation to another."""
+    (x, y), (u, v) = items[one].center, items[other].center
+    r, s = items[one].radius, items[other].radius
+    return {
+        "left of": x < u - MARGIN * width, "right of": x > u + MARGIN * width, "above": y < v - MARGIN * height,
+        "below": y > v + MARGIN * height, "larger than": r > LARGER * s, "smaller than": s > LARGER * r,
+    }[relation]  # fmt: skip
+
+
+class Scene:
+    """Things with the size of their picture, and the answers of programs."""
+
+    def __init__(self, items: Sequence[Item], width: int, height: int) -> None:
+        self.items, self.width, self.height = list(items), width, height
+
+    def things(self, program: Program) -> frozenset[int]:
+        """Those that a program means. Raises Unclear."""
+        name = program[0]
+        if name == "all":
+            return frozenset(range(len(self.items)))
+        if name == "filter":
+            _, key, value, of = program
+            return frozenset(number for number in self.things(of) if getattr(self.items[number], key) == value)
+        if name == "relate":
+            _, relation, of = program
+            anchor = self.one(of)
+            everything = (number for number in range(len(self.items)) if number != anchor)
+            return frozenset(number for number in everything if related(self.items, relation, number, anchor, self.width, self.height))
+        assert name == "most"
+        return frozenset([self._most(program[1], self.things(program[2]))])
+
+    def one(self, program: Program) -> int:
+        """The only thing that a program means. Raises Unclear."""
+        found = self.things(program)
+        if len(found) != 1:
+            raise Unclear
+        return next(iter(found))
+
+    def answer(self, program: Program) -> str:
+        """What a program that asks something is answered. Raises Unclear."""
+        name = program[0]
+        if name == "count":
+            return str(len(self.things(program[1])))
+        if name == "exist":
+            return "yes" if self.things(program[1]) else "no"
+        if name == "query":
+            return str(getattr(self.items[self.one(program[2])], program[1]))
+        if name == "third":
+            x = self.items[self.one(program[1])].center[0] / self.width
+            if min(abs(x - 1 / 3), abs(x - 2 / 3)) < MARGIN / 2:
+                raise Unclear
+            return THIRDS[int(x * 3)]
+        assert name == "greater"
+        return "yes" if len(self.things(program[1])) > len(self.things(program[2])) else "no"
+
+    def _most(self, kind: str, among: frozenset[int]) -> int:
+        if len(among) < 2:
+            raise Unclear
+        sign = -1.0 if kind in ("leftmost", "topmost", "smallest") else 1.0
+        if kind in ("largest", "smallest"):
+            far, margin = {number: sign * self.items[number].radius for number in among}, None
+        else:
+            axis, side = (0, self.width) if kind in ("leftmost", "rightmost") else (1, self.height)
+            far, margin = {number: sign * self.items[number].center[axis] for number in among}, MARGIN * side
+        first, second = sorted(among, key=far.__getitem__, reverse=True)[:2]
+        clear = far[first] - far[second] > margin if margin is not None else _ratio(far[first], far[second]) > LARGER
+        if not clear:
+            raise Unclear
+        return first
+
+
+def _ratio(one: float, other: float) -> float:
+    return max(abs(one), abs(other)) / min(abs(one), abs(other))

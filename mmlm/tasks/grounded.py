@@ -1,0 +1,371 @@
+"""Pictures in words that point: grounded captions, expressions, phrases, plain captions and questions, all by one model.
+
+    [picture] [question] kind -> answer end
+
+The picture and the question see one another in both directions, unless the mask is causal. `kind` is a mark of what is asked for:
+
+    grounded_caption     nothing           a caption whose phrases carry boxes
+    expression           an expression     one group: the expression again and its box
+    phrases              a caption         the same caption, its phrases with boxes; when asked, the words are given and the boxes free
+    caption              nothing           a caption
+    question             a question        its answer
+
+There is no head for boxes: they are tokens, see mmlm.tokenizers.boxes. Source: UniTAB, arXiv:2111.12085, on the shared decoder in
+place of an encoder and a decoder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmlm.analysis.captions import bleu, cider, rouge_l
+from mmlm.analysis.drawing import drawn
+from mmlm.analysis.grounding import accuracy_at, grounded_f1, recall_at
+from mmlm.base.errors import RecipeError, unknown_name
+from mmlm.data.pictures import Picture
+from mmlm.generation import Grammar, generate
+from mmlm.model import MultimodalLM
+from mmlm.stream import Segment, Stream
+from mmlm.tasks.config import KINDS, GroundedConfig, Kind
+from mmlm.tokenizers.boxes import (
+    LOC,
+    OBJ,
+    TEXT,
+    Box,
+    BoxTokenizer,
+    Grounded,
+    GroundedGrammar,
+    Phrase,
+    PhrasesGrammar,
+    Piece,
+    parse,
+    serialize,
+    without_overlaps,
+)
+from mmlm.tokenizers.image_patches import VISION, ImagePatches
+from mmlm.tokenizers.text import TextTokenizer
+
+SPECIAL = "special"
+END = 0  # of an answer; behind it the marks of the kinds
+AT_ONCE = 32  # prompts that are read together
+TWIN = "the same model, shown another picture"
+RANDOM_BOX, COMMONEST, TRUTH = "a random box", "the commonest answer", "the true answers"
+POINTING = ("grounded_caption", "expression", "phrases")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a picture is asked, and the true answer; boxes are shares of its sides."""
+
+    kind: Kind
+    question: str
+    truth: Grounded
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer beside what was asked."""
+
+    request: Request
+    answer: Grounded
+
+
+class GroundedTask:
+    """Streams of pictures and words, and what a model says of pictures."""
+
+    over = "things in the picture"
+    asks = None
+
+    def __init__(self, config: GroundedConfig, tokenizers: Mapping[str, Any]) -> None:
+        self.config, self.tokenizers = config, tokenizers
+        self.patches: ImagePatches = self._tokenizer("patches", ImagePatches)
+        self.text: TextTokenizer = self._tokenizer("text", TextTokenizer)
+        self.boxes: BoxTokenizer = self._tokenizer("boxes", BoxTokenizer)
+
+    def _tokenizer(self, key: str, kind: type) -> Any:
+        name = getattr(self.config, key)
+        if name not in self.tokenizers:
+            raise RecipeError(f"tokenizers: {unknown_name('tokenizer', name, self.tokenizers)}")
+        if not isinstance(found := self.tokenizers[name], kind):
+            raise RecipeError(f"tokenizers.{name}: task.{key} needs a tokenizer of another type.")
+        return found
+
+    @property
+    def features(self) -> Mapping[str, int]:
+        """Numbers that a patch carries."""
+        return {VISION: self.patches.num_features}
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Words, marks, patches, and groups with their bins."""
+        return {**self.text.sizes, SPECIAL: 1 + len(KINDS), **self.patches.sizes, **self.boxes.sizes}
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Those of the kinds that are asked for."""
+        named: dict[str, Sequence[str]] = {
+            "grounded_caption": ("f1_all", "f1_loc", "cider"),
+            "caption": ("cider", "bleu_4", "rouge_l"),
+            "expression": ("acc_50",),
+            "phrases": ("r_1",),
+            "question": ("answers",),
+        }
+        found = [name for kind, names in named.items() if kind in self.config.kinds for name in names]
+        return [*dict.fromkeys(found), *(["malformed"] if self._points else [])]
+
+    @property
+    def _points(self) -> bool:
+        return any(kind in POINTING for kind in self.config.kinds)
+
+    # what is asked of a picture
+
+    def requests(self, record: Picture) -> list[Request]:
+        """All that may be asked of a picture, of the kinds of the recipe."""
+        found: list[Request] = []
+        for said in record.captions:
+            phrases, _ = without_overlaps([self._shares(record, each) for each in said.phrases])
+            grounded = Grounded(said.text, tuple(phrases))
+            found += [Request("caption", "", Grounded(said.text))]
+            if phrases:
+                found += [Request("grounded_caption", "", grounded), Request("phrases", said.text, grounded)]
+        for each in record.expressions:
+            truth = Grounded(each.text, (Phrase(0, len(each.text), (record.share(each.box),)),))
+            found.append(Request("expression", each.text, truth))
+        found += [Request("question", each.text, Grounded(each.answer)) for each in record.questions]
+        return [each for each in found if self.config.kinds.get(each.kind, 0) > 0]
+
+    @staticmethod
+    def _shares(record: Picture, phrase: Phrase) -> Phrase:
+        return Phrase(phrase.start, phrase.end, tuple(record.share(box) for box in phrase.boxes))
+
+    def prompt(self, pixels_yxc: np.ndarray, request: Request) -> Stream:
+        """What a model goes on from."""
+        mutual = int(self.config.mask == "prefix")
+        picture = self.patches.encode(pixels_yxc)
+        picture.mutual = mutual
+        segments = [picture]
+        if request.question:
+            segments.append(Segment(TEXT, torch.tensor(self.text.ids([request.question])[0]), mutual=mutual))
+        return Stream([*segments, Segment(SPECIAL, torch.tensor([1 + KINDS.index(request.kind)]), mutual=mutual)])
+
+    def pieces(self, said: Grounded) -> list[Piece]:
+        """An answer as ids of ranges, without its end."""
+        return serialize(said, self.text.ids, self.boxes)
+
+    def example(self, record: Picture, rng: np.random.Generator) -> Stream | None:
+        """One request of a picture with its answer; None where that is too long, or nothing can be asked."""
+        requests = self.requests(record)
+        kinds = [kind for kind in KINDS if any(each.kind == kind for each in requests)]
+        if not kinds:
+            return None
+        shares = np.cumsum([self.config.kinds[kind] for kind in kinds])
+        kind = kinds[int(np.searchsorted(shares, rng.random() * shares[-1], side="right").clip(max=len(kinds) - 1))]
+        fitting = [each for each in requests if each.kind == kind]
+        request = fitting[int(rng.integers(len(fitting)))]
+        pieces = [*self.pieces(request.truth), (SPECIAL, [END])]
+        if sum(len(ids) for _, ids in pieces) > self.config.max_tokens:
+            return None
+        answer = [Segment(name, torch.tensor(ids), weight=1.0) for name, ids in pieces]
+        prompt = self.prompt(record.read(), request)
+        return Stream([*prompt.segments, *answer], name=record.id, source=record.where)
+
+    def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
+        """A document each."""
+        return list(streams)
+
+    def texts(self, record: Picture, rng: np.random.Generator) -> list[str]:
+        """Everything that is read or written of it."""
+        return [text for each in self.requests(record) for text in (each.question, each.truth.text) if text]
+
+    def title(self, record: Picture) -> str:
+        """Its caption, or what else is known of it."""
+        requests = self.requests(record)
+        return f"{record.id}: {requests[0].question or requests[0].truth.text if requests else 'nothing is asked'}"
+
+    def shown(self, record: Picture) -> str:
+        """What can be asked and what is to be answered, as tokens say it."""
+        lines = [f"{record.width} x {record.height} pixels, {' x '.join(map(str, self.patches.grid(record.height, record.width)))} patches"]
+        for request in self.requests(record):
+            lines.append(f"{request.kind}: {request.question}".rstrip(": ") + f" -> {self.written(request.truth)}")
+        return "\n".join(lines)
+
+    def written(self, said: Grounded) -> str:
+        """An answer with its marks, for people."""
+        parts = []
+        for name, ids in self.pieces(said):
+            if name == TEXT:
+                parts.append(self.text.decode(ids))
+            else:
+                parts += [("<obj>", "</obj>")[index] if name == OBJ else f"<{index}>" for index in ids]
+        return "".join(parts)
+
+    # what a model answers
+
+    def answers(self, model: MultimodalLM, pixels: Sequence[np.ndarray], requests: Sequence[Request]) -> list[Grounded]:
+        """The answer to each request of the picture beside it; boxes are shares of the picture's sides."""
+        vocabulary, room = model.vocabulary, self.config.max_tokens
+        spans = {name: vocabulary.span(name) for name in (TEXT, OBJ, LOC)}
+        end = vocabulary.span(SPECIAL).start + END
+        grammars = [self._grammar(request, spans, end, room) for request in requests]
+        found: list[Grounded | None] = [None] * len(requests)
+        for is_held in (False, True):
+            places = [place for place, grammar in enumerate(grammars) if (grammar is not None) == is_held]
+            for start in range(0, len(places), AT_ONCE):
+                some = places[start : start + AT_ONCE]
+                prompts = [self.prompt(pixels[place], requests[place]) for place in some]
+                held = [grammar for place in some if (grammar := grammars[place]) is not None]
+                for place, one in zip(
+                    some, generate(model, prompts, max_new_tokens=room, stop=[end], grammar=held if is_held else None), strict=True
+                ):
+                    found[place] = self._parsed(one.ids, vocabulary, end)
+        return [each for each in found if each is not None]
+
+    def _grammar(self, request: Request, spans: dict[str, range], end: int, room: int) -> Grammar | None:
+        if request.kind == "phrases":
+            return PhrasesGrammar(self.pieces(request.truth), spans, end, room)
+        if not self.config.constrained:
+            return None
+        if request.kind in ("caption", "question"):
+            return _Words(spans[TEXT], end, room)
+        return GroundedGrammar(spans, end, room, is_one_group=request.kind == "expression")
+
+    def _parsed(self, ids: list[int], vocabulary: Any, end: int) -> Grounded:
+        if end in ids:
+            ids = ids[: ids.index(end)]
+        names = [vocabulary.name_of(index) for index in ids]
+        tokens = [(name, index - vocabulary.span(name).start) for name, index in zip(names, ids, strict=True)]
+        return parse(tokens, self.text.decode, self.boxes)
+
+    def predict(self, model: MultimodalLM, records: Sequence[Picture]) -> list[list[Said]]:
+        """Of each picture the answers to all that may be asked."""
+        return self._asked(model, records, [record.read() for record in records])
+
+    def twins(self, model: MultimodalLM, records: Sequence[Picture]) -> dict[str, list[list[Said]]]:
+        """The same requests, but each with the picture of another record: what can be said without looking."""
+        pictures = [record.read() for record in records]
+        return {TWIN: self._asked(model, records, [*pictures[1:], pictures[0]])}
+
+    def _asked(self, model: MultimodalLM, records: Sequence[Picture], pictures: Sequence[np.ndarray]) -> list[list[Said]]:
+        asked = [self.requests(record) for record in records]
+        flat = [(pixels, request) for pixels, requests in zip(pictures, asked, strict=True) for request in requests]
+        answers = iter(self.answers(model, [pixels for pixels, _ in flat], [request for _, request in flat]))
+        return [[Said(request, next(answers)) for request in requests] for requests in asked]
+
+    def score(self, outputs: Sequence[list[Said]], records: Sequence[Picture]) -> dict[str, float]:
+        """f1_all, f1_loc: of grounded captions.   cider, bleu_4, rouge_l: of captions.   acc_50: share of expressions with IoU above 0.5.
+        r_1: share of phrases.   answers: share that are the true ones.   malformed: share of what points with a fault in its marks."""
+        said = _by_kind([one for each in outputs for one in each])
+        found: dict[str, float] = {}
+        if grounded := said.get("grounded_caption"):
+            scores = grounded_f1([one.answer for one in grounded], [one.request.truth for one in grounded])
+            found |= {"f1_all": scores.f1_all, "f1_loc": scores.f1_loc}
+        if captions := [*said.get("grounded_caption", []), *said.get("caption", [])]:
+            texts, truths = [one.answer.text for one in captions], [[one.request.truth.text] for one in captions]
+            found["cider"] = cider(texts, truths)
+            if "caption" in said:
+                found |= {"bleu_4": bleu(texts, truths), "rouge_l": rouge_l(texts, truths)}
+        if expressions := said.get("expression"):
+            found["acc_50"] = accuracy_at([first_box(one.answer) for one in expressions], [_only(one) for one in expressions])
+        if phrases := said.get("phrases"):
+            pairs = [pair for one in phrases for pair in zip(one.answer.phrases, one.request.truth.phrases, strict=True)]
+            found["r_1"] = recall_at([mine.boxes for mine, _ in pairs], [true.boxes for _, true in pairs])
+        if questions := said.get("question"):
+            found["answers"] = float(np.mean([_plain(one.answer.text) == _plain(one.request.truth.text) for one in questions]))
+        if self._points:
+            pointing = [one for kind in POINTING for one in said.get(kind, [])]
+            found["malformed"] = float(np.mean([bool(one.answer.faults) for one in pointing])) if pointing else 0.0
+        return {name: found.get(name, 0.0) for name in self.metrics}
+
+    def baselines(self, records: Sequence[Picture]) -> dict[str, dict[str, float]]:
+        """A box drawn at random, the commonest answer, and the true ones: F1 counts of two things of a class only the first, so its best is
+        not always 1."""
+        asked = [self.requests(record) for record in records]
+        requests = [request for each in asked for request in each]
+        rng, found = np.random.default_rng(0), {TRUTH: self.score([[Said(each, each.truth) for each in some] for some in asked], records)}
+        if true := [each.truth.phrases[0].boxes[0] for each in requests if each.kind == "expression"]:
+            drawn_4n = np.sort(rng.random((len(true), 2, 2)), axis=1).reshape(-1, 4)
+            found[RANDOM_BOX] = {"acc_50": accuracy_at([(box[0], box[1], box[2], box[3]) for box in drawn_4n.tolist()], true)}
+        if answers := [each.truth.text for each in requests if each.kind == "question"]:
+            found[COMMONEST] = {"answers": Counter(answers).most_common(1)[0][1] / len(answers)}
+        return found
+
+    def curves(self, outputs: Sequence[list[Said]], records: Sequence[Picture]) -> dict[str, list[tuple[float, float]]]:
+        """F1 and accuracy over the number of things in a picture."""
+        counts = sorted({len(record.things) for record in records})
+        points: dict[str, list[tuple[float, float]]] = {}
+        for count in counts:
+            pairs = [(output, record) for output, record in zip(outputs, records, strict=True) if len(record.things) == count]
+            values = self.score([output for output, _ in pairs], [record for _, record in pairs])
+            for name in ("f1_all", "acc_50", "r_1", "answers"):
+                if name in values:
+                    points.setdefault(name, []).append((float(count), values[name]))
+        return points if len(counts) > 1 else {}
+
+    def write_samples(self, model: MultimodalLM, records: Sequence[Picture], folder: Path) -> None:
+        """Of each picture its answers: NUMBER.txt, NUMBER.json, and of those that point a picture with boxes, the true ones gray."""
+        for number, (said, record) in enumerate(zip(self.predict(model, records), records, strict=True), 1):
+            lines = [self.title(record)]
+            for place, one in enumerate(said, 1):
+                asked = f"{one.request.kind}: {one.request.question}".rstrip(": ")
+                lines += [f"{asked}\n  true {self.written(one.request.truth)}\n  said {one.answer.text}"]
+                if one.answer.phrases or one.request.truth.phrases:
+                    write_png(folder / f"{number}_{place}_{one.request.kind}.png", drawn(record.read(), one.answer, one.request.truth))
+            (folder / f"{number}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            (folder / f"{number}.json").write_text(json.dumps([as_json(record, one) for one in said], indent=1) + "\n", encoding="utf-8")
+
+
+class _Words:
+    """Words alone, then the end."""
+
+    def __init__(self, text: range, end: int, room: int) -> None:
+        self.text, self.end, self.room = text, end, room
+
+    def allowed(self, written: Sequence[int]) -> Sequence[int]:
+        """The ids that may follow."""
+        if written and written[-1] == self.end:
+            return []
+        return [*(self.text if len(written) < self.room - 1 else []), self.end]
+
+
+def first_box(said: Grounded) -> Box | None:
+    """The first box of an answer."""
+    return next((box for phrase in said.phrases for box in phrase.boxes), None)
+
+
+def as_json(record: Picture, one: Said) -> dict[str, Any]:
+    """An answer with its boxes in pixels."""
+    phrases = [
+        {"span": [each.start, each.end], "boxes": [[round(v, 2) for v in record.pixels(box)] for box in each.boxes]}
+        for each in one.answer.phrases
+    ]
+    return {"kind": one.request.kind, "question": one.request.question, "text": one.answer.text, "phrases": phrases}
+
+
+def write_png(path: Path, pixels_yxc: np.ndarray) -> None:
+    """A picture as a file."""
+    from PIL import Image
+
+    Image.fromarray(pixels_yxc).save(path)
+
+
+def _by_kind(said: Sequence[Said]) -> dict[str, list[Said]]:
+    found: dict[str, list[Said]] = {}
+    for one in said:
+        found.setdefault(one.request.kind, []).append(one)
+    return found
+
+
+def _only(one: Said) -> Box:
+    return one.request.truth.phrases[0].boxes[0]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().strip().rstrip(".!").split())

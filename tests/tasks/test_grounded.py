@@ -1,0 +1,177 @@
+"""Pictures in words: streams say what records say, answers are read back and scored, grammars hold, and a run goes from end to end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mmlm.analysis.drawing import as_html, drawn
+from mmlm.base.errors import RecipeError
+from mmlm.data.config import ScenesConfig
+from mmlm.data.pictures import Expression, Picture, Question, Thing
+from mmlm.model import MultimodalLM
+from mmlm.recipe import Recipe
+from mmlm.run import build_model, build_task, evaluate, load_run, train
+from mmlm.stream import NO_LABEL, pack
+from mmlm.tasks.grounded import COMMONEST, RANDOM_BOX, TRUTH, TWIN, GroundedTask, Said
+from mmlm.tokenizers.boxes import Grounded, Phrase
+
+KINDS = "task.kinds={grounded_caption: 1, expression: 1, phrases: 1, caption: 1, question: 1}"
+SMALL = ["backbone.width=32", "backbone.num_layers=1", "encoders.vision.channels=[8, 8, 16]"]
+
+
+@pytest.fixture(scope="module")
+def built() -> tuple[GroundedTask, MultimodalLM]:
+    recipe = Recipe.read("grounded_captioning/quickstart", [KINDS, *SMALL])
+    task = build_task(recipe)
+    return task, build_model(recipe, task).eval()
+
+
+def scenes(count: int, **options) -> list[Picture]:
+    return ScenesConfig(count=count, split="test", **options).build().everything()
+
+
+def test_a_stream_holds_what_its_record_says(built) -> None:
+    task, model = built
+    kinds = set()
+    for number, record in enumerate(scenes(40)):
+        stream = task.example(record, np.random.default_rng(number))
+        mark = next(place for place, each in enumerate(stream.segments) if each.modality == "special")
+        kind = int(stream.segments[mark].ids[0]) - 1
+        kinds.add(kind)
+        prompt, answer = stream.segments[: mark + 1], stream.segments[mark + 1 :]
+        assert all(each.mutual == 1 and each.weight == 0 for each in prompt) and all(
+            each.mutual == 0 and each.weight == 1 for each in answer
+        )
+        assert np.array_equal(task.patches.decode(prompt[0]), record.read())
+        tokens = [(each.modality, index) for each in answer[:-1] for index in each.ids.tolist()]
+        said = task._parsed(
+            [model.vocabulary.span(name).start + index for name, index in tokens], model.vocabulary, model.vocabulary.span("special").start
+        )
+        assert not said.faults and int(answer[-1].ids[0]) == 0
+        wanted = [request.truth.text for request in task.requests(record)]
+        assert said.text in wanted
+        batch = pack([stream], model.vocabulary)
+        assert int((batch.labels != NO_LABEL).sum()) == sum(len(each) for each in answer)
+    assert kinds == {0, 1, 2, 3, 4}
+
+
+def perfect(task: GroundedTask, records: list[Picture]) -> list[list[Said]]:
+    return [[Said(request, request.truth) for request in task.requests(record)] for record in records]
+
+
+def test_true_answers_score_one_and_those_of_another_picture_do_not(built) -> None:
+    task, _ = built
+    records = scenes(60)
+    outputs = perfect(task, records)
+    found = task.score(outputs, records)
+    assert set(found) == {"f1_all", "f1_loc", "cider", "acc_50", "r_1", "bleu_4", "rouge_l", "answers", "malformed"}
+    assert all(found[name] == pytest.approx(1) for name in ("acc_50", "r_1", "bleu_4", "rouge_l", "answers")) and found["malformed"] == 0
+    assert 0.8 < found["f1_all"] < 1  # of two things of a class only the first one said counts
+    captions = [[one for one in each if one.request.kind == "grounded_caption"] for each in outputs]
+    swapped = [[replace(one[0], answer=other[0].answer)] for one, other in zip(captions, captions[1:] + captions[:1], strict=True)]
+    assert task.score(swapped, records)["f1_all"] < 0.3
+    assert set(task.curves(outputs, records)) == {"f1_all", "acc_50", "r_1", "answers"}
+    baselines = task.baselines(records)
+    assert baselines[TRUTH] == found and baselines[RANDOM_BOX]["acc_50"] < 0.2 and 0.1 < baselines[COMMONEST]["answers"] < 0.6
+
+
+def test_wrong_and_malformed_answers_are_counted(built) -> None:
+    task, _ = built
+    red, blue = (0.0, 0.0, 32.0, 32.0), (40.0, 40.0, 60.0, 60.0)
+    record = Picture(
+        "a", "a", 64, 64, lambda: np.zeros((64, 64, 3), np.uint8),
+        captions=(Grounded("A dog and a cat.", (Phrase(2, 5, (red,)), Phrase(12, 15, (blue,)))),),
+        expressions=(Expression("the dog", red), Expression("the cat", blue)),
+        questions=(Question("How many?", "2"), Question("What?", "Dog.")), things=(Thing("dog", red),),
+    )  # fmt: skip
+    requests = {request.question: request for request in task.requests(record) if request.kind in ("expression", "question")}
+    shares = record.share(red)
+    assert shares == (0, 0, 0.5, 0.5) and record.pixels(shares) == red
+    answers = {
+        "the dog": Grounded("the dog", (Phrase(0, 7, (shares,)),)), "the cat": Grounded("the cat", (), (("group is not closed", 3),)),
+        "How many?": Grounded("3"), "What?": Grounded("dog"),
+    }  # fmt: skip
+    found = task.score([[Said(requests[question], answer) for question, answer in answers.items()]], [record])
+    assert found["acc_50"] == 0.5 and found["answers"] == 0.5 and found["malformed"] == 0.5 and found["f1_all"] == 0
+
+
+@torch.no_grad()
+def test_constrained_answers_of_an_untrained_model_have_no_fault_and_free_ones_do(built) -> None:
+    task, model = built
+    records = scenes(6)
+    free = task.score(task.predict(model, records), records)
+    held = GroundedTask(task.config.model_copy(update={"constrained": True}), task.tokenizers)
+    outputs = held.predict(model, records)
+    assert free["malformed"] > 0.2 and held.score(outputs, records)["malformed"] == 0
+    for one in (one for each in outputs for one in each):
+        if one.request.kind == "expression":
+            assert len(one.answer.phrases) == 1
+        if one.request.kind == "phrases":
+            assert one.answer.text == one.request.truth.text and len(one.answer.phrases) == len(one.request.truth.phrases)
+        if one.request.kind in ("caption", "question"):
+            assert not one.answer.phrases
+
+
+def test_the_twin_sees_another_picture(built) -> None:
+    task, model = built
+    seen = []
+
+    class Spy(GroundedTask):
+        def answers(self, model, pixels, requests):
+            seen.append([pixels[place] for place in range(len(requests))])
+            return [request.truth for request in requests]
+
+    spy = Spy(task.config, task.tokenizers)
+    records = scenes(4)
+    assert set(spy.twins(model, records)) == {TWIN}
+    counts = [len(task.requests(record)) for record in records]
+    shown = [record.read() for record in (*records[1:], records[0])]
+    wanted = [pixels for pixels, count in zip(shown, counts, strict=True) for _ in range(count)]
+    assert all(np.array_equal(one, other) for one, other in zip(seen[0], wanted, strict=True))
+
+
+def test_answers_do_not_depend_on_what_is_read_with_them(built) -> None:
+    task, model = built
+    records = scenes(5, sides=[40, 64])
+    together = task.predict(model, records)
+    assert [[one.answer for one in task.predict(model, [record])[0]] for record in records] == [
+        [o.answer for o in each] for each in together
+    ]
+
+
+def test_a_run_trains_shows_measures_and_stops_at_nothing(tmp_path) -> None:
+    options = [
+        KINDS, *SMALL, "train.steps=4", "train.batch_size=4", "train.validate_every=2", "train.sample_every=4", "data.validate_samples=3",
+        "data.test=[{type: scenes, split: test, count: 5}, {type: scenes, split: compose, count: 5}]", f"output={tmp_path / 'run'}",
+    ]  # fmt: skip
+    train(Recipe.read("grounded_captioning/quickstart", options))
+    found = evaluate(tmp_path / "run")
+    assert {f"{name}: scenes, split {split}" for name in ("f1_all", "acc_50", "malformed") for split in ("test", "compose")} <= set(
+        found["metrics"]
+    )
+    assert {TWIN, RANDOM_BOX, COMMONEST, TRUTH} <= set(found["baselines"])
+    (folder,) = (tmp_path / "run" / "samples").glob("step*")
+    said = json.loads((folder / "1.json").read_text())
+    assert said[0]["kind"] in ("caption", "grounded_caption") and list(folder.glob("1_*_grounded_caption.png"))
+    assert "said" in (folder / "1.txt").read_text()
+    _, task, model = load_run(tmp_path / "run")
+    assert isinstance(task, GroundedTask) and task.predict(model.eval(), scenes(1))
+
+
+def test_tokenizers_of_another_kind_are_refused() -> None:
+    for override in ("task.patches=text", "task.boxes=nothing"):
+        with pytest.raises(RecipeError, match="tokenizer"):
+            build_task(Recipe.read("grounded_captioning/quickstart", [override]))
+
+
+def test_boxes_are_drawn_in_the_colours_of_their_words() -> None:
+    said = Grounded("a dog & a cat", (Phrase(2, 5, ((0.1, 0.1, 0.5, 0.5),)), Phrase(10, 13, ((0.6, 0.6, 0.9, 0.9),))))
+    picture = drawn(np.full((64, 64, 3), 255, np.uint8), said)
+    assert picture.shape == (256, 256, 3) and len({tuple(each) for each in picture.reshape(-1, 3).tolist()}) == 3
+    html = as_html(said)
+    assert html.startswith("a <b style=") and "&amp;" in html and html.count("<b ") == 2 and html.endswith("cat</b>")

@@ -1,0 +1,357 @@
+"""Boxes as words: location bins, texts whose phrases carry boxes, and reading them back whatever was written.
+
+    text   := (WORDS | group)* end
+    group  := <obj> WORDS box+ </obj>
+    box    := loc loc loc loc                      x1 y1 x2 y2 with x2 > x1 and y2 > y1
+
+A box is four numbers from 0 to 1: shares of the picture's own width and height, origin at the top left, y down. So bins do not depend on
+the size to which a picture is brought. What is written is a list of pieces, each of ids of one range: `text`, `obj` (0 opens, 1 closes) and
+`loc`.
+
+Source: UniTAB, arXiv:2111.12085, and its code, which rounds down (`floor`) into 200 bins; offsets from a grid point are GiT's, 2403.09394.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from mmlm.base.errors import CheckpointError, DataError
+from mmlm.stream import Segment
+from mmlm.tokenizers.config import BoxesConfig
+
+Box: TypeAlias = tuple[float, float, float, float]
+Piece: TypeAlias = tuple[str, list[int]]  # a range, and ids of it
+
+TEXT, OBJ, LOC = "text", "obj", "loc"
+OPEN, CLOSE = 0, 1
+FILE = "boxes.json"
+
+LOC_OUTSIDE = "loc outside a group"  # dropped
+BOX_COUNT = "loc run is no multiple of four"  # whole boxes are kept from the front; without any the words stay, ungrounded
+TEXT_AFTER_BOX = "words after a box"  # the group is closed before them
+NESTED = "group within a group"  # closes the first
+UNCLOSED = "group is not closed"  # closed at the end
+STRAY_CLOSE = "close without a group"  # ignored
+EMPTY = "group without words"  # a box that belongs to no words
+ORDER = "corners out of order"  # swapped; without extent the box stays, with an area of 0
+FOREIGN = "id of another range"  # dropped
+CODES = (LOC_OUTSIDE, BOX_COUNT, TEXT_AFTER_BOX, NESTED, UNCLOSED, STRAY_CLOSE, EMPTY, ORDER, FOREIGN)
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """Characters start to end of a text and the boxes of what they name. Without words start is end."""
+
+    start: int
+    end: int
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
+class Grounded:
+    """A text with the boxes of its phrases, in the order of the text. faults: (what was wrong, at which token) in what was read."""
+
+    text: str
+    phrases: tuple[Phrase, ...] = ()
+    faults: tuple[tuple[str, int], ...] = ()
+
+    def words(self, phrase: Phrase) -> str:
+        """What a phrase says."""
+        return self.text[phrase.start : phrase.end]
+
+
+class BoxTokenizer:
+    """Boxes to ids of the range `loc` and back; `obj` opens and closes groups."""
+
+    def __init__(self, config: BoxesConfig) -> None:
+        self.config = config
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The vocabulary ranges and their sizes."""
+        return {OBJ: 2, LOC: self.config.num_bins}
+
+    def bins(self, box: Sequence[float]) -> list[int]:
+        """The four bins of a box. Raises DataError where its corners are swapped or not within 0 and 1."""
+        x1, y1, x2, y2 = (float(value) for value in box)
+        if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
+            raise DataError(f"box {[round(float(v), 4) for v in box]}: 0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1 must hold.")
+        last = self.config.num_bins - 1
+        lower = [min(self._bin(value), last - 1) for value in (x1, y1)]  # a box has an extent in bins too
+        return [*lower, *(max(self._bin(value), at + 1) for value, at in zip((x2, y2), lower, strict=True))]
+
+    def _bin(self, value: float) -> int:
+        scaled = value * (self.config.num_bins - 1)
+        return int(scaled) if self.config.rounding == "floor" else int(scaled + 0.5)
+
+    def box(self, bins: Sequence[int]) -> Box:
+        """The box of four bins as they are."""
+        last = self.config.num_bins - 1
+        x1, y1, x2, y2 = (index / last for index in bins)
+        return x1, y1, x2, y2
+
+    def encode(self, box: Sequence[float]) -> Segment:
+        """A box as a segment of four tokens, each with loss weight 1."""
+        return Segment(LOC, torch.tensor(self.bins(box)), weight=1.0)
+
+    def decode(self, segment: Segment) -> Box:
+        """The box of a segment of four tokens."""
+        assert segment.ids is not None
+        return self.box(segment.ids.tolist())
+
+    def save(self, folder: Path | str) -> None:
+        """Write boxes.json."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / FILE).write_text(json.dumps(self.config.model_dump(mode="json")) + "\n")
+
+    def load(self, folder: Path | str) -> BoxTokenizer:
+        """Check that boxes.json tells of these bins. Raises CheckpointError."""
+        path = Path(folder) / FILE
+        try:
+            found = BoxesConfig.model_validate(json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}.") from None
+        if found != self.config:
+            raise CheckpointError(f"{path}: tells of other bins ({found}) than the recipe ({self.config}).")
+        return self
+
+
+def without_overlaps(phrases: Sequence[Phrase]) -> tuple[list[Phrase], int]:
+    """(phrases in the order of the text, of two that overlap the longer one; how many were left out)."""
+    kept: list[Phrase] = []
+    for phrase in sorted(phrases, key=lambda each: (each.start - each.end, each.start)):
+        if all(phrase.end <= other.start or phrase.start >= other.end for other in kept):
+            kept.append(phrase)
+    return sorted(kept, key=lambda each: each.start), len(phrases) - len(kept)
+
+
+def serialize(said: Grounded, ids: Callable[[list[str]], list[list[int]]], boxes: BoxTokenizer) -> list[Piece]:
+    """The pieces of a text. ids: a text tokenizer's, of several texts.
+
+    The space before a phrase belongs to it, as to every later word of a byte-level BPE. Phrases without words come last, for themselves.
+    Raises DataError for a phrase beyond the text and for phrases that overlap.
+    """
+    cuts, at = list[tuple[int, int, Phrase | None]](), 0
+    ordered = sorted(said.phrases, key=lambda each: (each.start == each.end, each.start))
+    for phrase in ordered:
+        if phrase.start == phrase.end:
+            cuts += [(at, len(said.text), None)]
+            at = len(said.text)
+            cuts += [(at, at, phrase)]
+            continue
+        if not at <= phrase.start < phrase.end <= len(said.text):
+            raise DataError(f"phrase {phrase.start} to {phrase.end} overlaps another one or leaves the text ({len(said.text)} characters).")
+        start = phrase.start - 1 if phrase.start > at and said.text[phrase.start - 1] == " " else phrase.start
+        cuts += [(at, start, None), (start, phrase.end, phrase)]
+        at = phrase.end
+    cuts.append((at, len(said.text), None))
+    pieces: list[Piece] = []
+    for (start, end, held), words in zip(cuts, ids([said.text[start:end] for start, end, _ in cuts]), strict=True):
+        text: list[Piece] = [(TEXT, words)] if start < end else []
+        if held is None:
+            pieces += text
+            continue
+        found = [index for box in sorted(held.boxes, key=lambda each: (each[1], each[0])) for index in boxes.bins(box)]
+        pieces += [(OBJ, [OPEN]), *text, (LOC, found), (OBJ, [CLOSE])]
+    return pieces
+
+
+@dataclass
+class _Group:
+    start: int
+    has_words: bool = False
+    bins: list[int] = field(default_factory=list)
+
+
+class _Reading:
+    """What has been read of a text so far."""
+
+    def __init__(self, decode: Callable[[list[int]], str], boxes: BoxTokenizer, last_four: bool) -> None:
+        self.decode, self.boxes, self.last_four = decode, boxes, last_four
+        self.text: list[str] = []
+        self.length = 0
+        self.words: list[int] = []
+        self.group: _Group | None = None
+        self.phrases: list[Phrase] = []
+        self.faults: list[tuple[str, int]] = []
+
+    def token(self, name: str, index: int, place: int) -> None:
+        """Read one token."""
+        if name == TEXT:
+            if self.group is not None and self.group.bins:
+                self.fault(TEXT_AFTER_BOX, place)
+                self.close(place)
+            self.words.append(index)
+        elif name == LOC:
+            if self.group is None:
+                self.fault(LOC_OUTSIDE, place)
+            else:
+                self.flush()
+                self.group.bins.append(index)
+        elif name == OBJ and index == OPEN:
+            if self.group is not None:
+                self.fault(NESTED, place)
+                self.close(place)
+            self.flush()
+            self.group = _Group(self.length)
+        elif name == OBJ:
+            if self.group is None:
+                self.fault(STRAY_CLOSE, place)
+            else:
+                self.close(place)
+        else:
+            self.fault(FOREIGN, place)
+
+    def fault(self, code: str, place: int) -> None:
+        """Take a note."""
+        self.faults.append((code, place))
+
+    def flush(self) -> None:
+        """Words that have been read become text."""
+        if self.words:
+            said = self.decode(self.words)
+            self.text.append(said)
+            self.length += len(said)
+            self.words = []
+            if self.group is not None:
+                self.group.has_words |= bool(said.strip())
+
+    def close(self, place: int) -> None:
+        """The group ends."""
+        self.flush()
+        group = self.group
+        assert group is not None
+        self.group = None
+        bins = group.bins[-4:] if self.last_four else group.bins
+        if len(bins) % 4 or not bins:
+            self.fault(BOX_COUNT, place)
+        boxes = tuple(self.box(bins[at : at + 4], place) for at in range(0, len(bins) - 3, 4))
+        if not group.has_words:
+            self.fault(EMPTY, place)
+        if not boxes:
+            return
+        start, end = group.start, self.length
+        if group.has_words:
+            said = "".join(self.text)[start:end]
+            start, end = start + len(said) - len(said.lstrip()), end - len(said) + len(said.rstrip())
+        else:
+            end = start
+        self.phrases.append(Phrase(start, end, boxes))
+
+    def box(self, bins: list[int], place: int) -> Box:
+        """A box, its corners in order."""
+        x1, y1, x2, y2 = bins
+        if x2 <= x1 or y2 <= y1:
+            self.fault(ORDER, place)
+        return self.boxes.box([min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)])
+
+
+def parse(
+    tokens: Iterable[tuple[str, int]], decode: Callable[[list[int]], str], boxes: BoxTokenizer, *, last_four: bool = False
+) -> Grounded:
+    """What tokens (range, id) say. Never raises for what they are; `faults` tells what was mended, by the codes above.
+
+    last_four: of the bins of a group only the last four are read, as UniTAB's code does.
+    """
+    reading, place = _Reading(decode, boxes, last_four), -1
+    for place, (name, index) in enumerate(tokens):
+        reading.token(name, index, place)
+    if reading.group is not None:
+        reading.fault(UNCLOSED, place)
+        reading.close(place)
+    reading.flush()
+    return Grounded("".join(reading.text), tuple(reading.phrases), tuple(reading.faults))
+
+
+def fault_counts(found: Iterable[Grounded]) -> dict[str, int]:
+    """How often each fault occurs, in the order of CODES."""
+    counts = Counter(code for each in found for code, _ in each.faults)
+    return {code: counts[code] for code in CODES if counts[code]}
+
+
+class GroundedGrammar:
+    """Which ids of a vocabulary may follow, so that what is written has no fault. room: tokens that may be written; a group is begun only
+    where it can be closed within them.
+
+    spans: {range: its ids in the vocabulary} of text, obj and loc.   end: the id that ends a text.   texts: ids of `text` that may be
+    written; default all.   is_one_group: a group and nothing else is written, as an answer that points at one thing is.
+    """
+
+    def __init__(
+        self, spans: dict[str, range], end: int, room: int, *, texts: Sequence[int] | None = None, is_one_group: bool = False
+    ) -> None:
+        self.text = list(spans[TEXT]) if texts is None else list(texts)
+        self.span, self.end, self.room, self.is_one_group = spans, end, room, is_one_group
+        self.open, self.close = spans[OBJ][OPEN], spans[OBJ][CLOSE]
+        if room < (8 if is_one_group else 1):
+            raise DataError(f"room for {room} tokens is too little: a group takes 8 with the end, a text 1.")
+
+    def allowed(self, written: Sequence[int]) -> Sequence[int] | range:
+        """The ids that may follow; none behind the end."""
+        if written and written[-1] == self.end:
+            return []
+        at = next((place for place in reversed(range(len(written))) if written[place] in (self.open, self.close)), -1)
+        left = self.room - len(written)
+        if at < 0 or written[at] == self.close:
+            return self._outside(left, at >= 0)
+        inside = written[at + 1 :]
+        loc = self.span[LOC]
+        count = sum(index in loc for index in inside)
+        if count == 0:
+            words = self.text if left > 6 else []
+            return words if not inside else [*words, *loc[:-1]]
+        if count % 4 == 0:
+            return [*(loc[:-1] if left > 5 else []), self.close]
+        if count % 4 == 1:
+            return loc[:-1]
+        return range(inside[-2] + 1, loc.stop)
+
+    def _outside(self, left: int, had_group: bool) -> list[int]:
+        if self.is_one_group:
+            return [self.end] if had_group else [self.open]
+        if left < 2:
+            return [self.end]
+        return [*self.text, *([self.open] if left > 7 else []), self.end]
+
+
+class PhrasesGrammar:
+    """A text that is given, with the boxes of its phrases still to be written: phrase grounding.
+
+    pieces: of the text with its groups, as `serialize` gives them; their boxes are left out of account. room: tokens that may be written.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], spans: dict[str, range], end: int, room: int) -> None:
+        self.given = [[spans[name].start + index for index in ids] for name, ids in pieces if name != LOC]
+        self.loc, self.end, self.room = spans[LOC], end, room
+        self.close = spans[OBJ][CLOSE]
+        least = sum(map(len, self.given)) + 4 * sum(name == LOC for name, _ in pieces) + 1
+        if room < least:
+            raise DataError(f"room for {room} tokens is too little: this text with a box for each phrase takes {least}.")
+        self.spare = room - least
+
+    def allowed(self, written: Sequence[int]) -> Sequence[int] | range:
+        """The ids that may follow; none behind the end."""
+        if written and written[-1] == self.end:
+            return []
+        forced = [index for piece in self.given for index in piece]
+        at = bins = extra = 0
+        for index in written:
+            if index in self.loc:
+                bins += 1
+                extra += bins > 4
+            else:
+                at, bins = at + 1, 0
+        if at == len(forced):
+            return [self.end]
+        if forced[at] != self.close:
+            return [forced[at]]
+        if bins and bins % 4 == 0:
+            return [*(self.loc[:-1] if extra + 4 <= self.spare else []), self.close]
+        return self.loc[:-1] if bins % 4 < 2 else range(written[-2] + 1, self.loc.stop)
