@@ -31,7 +31,7 @@ RANKS: list[tuple[str, ...]] = [
     ("mmlm.tasks", "mmlm.retrieval"),
     ("mmlm.evaluation",),
     ("mmlm.run",),
-    ("mmlm.predictor", "mmlm.compare", "mmlm.embedding", "mmlm.enhancing", "mmlm.speaking"),
+    ("mmlm.predictor", "mmlm.compare", "mmlm.embedding", "mmlm.describing", "mmlm.enhancing", "mmlm.speaking"),
     ("mmlm.cli", "mmlm.serving", "mmlm.__main__"),
     ("mmlm.demos",),
 ]

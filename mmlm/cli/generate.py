@@ -23,6 +23,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voice-text", default="", metavar="TEXT", help="what is said in it")
     parser.add_argument("--pace", type=float, default=1.0, metavar="X", help="how fast a text is said; 2 is twice as fast; default 1")
     parser.add_argument("--audio", help="sound to mend: a file, or a folder with files; any rate, channels and length")
+    parser.add_argument("--image", help="picture to describe: a file, or a folder with files")
+    parser.add_argument("--expression", metavar="TEXT", help="words for one thing in it, to be pointed at")
+    parser.add_argument("--question", metavar="TEXT", help="a question about it")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="most tokens to write after a text; default 64")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default: always the likeliest token")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides the draws at a temperature above 0")
@@ -30,12 +33,14 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         help="file to write, or folder for a folder; default: what was given with .filled or .enhanced, the terminal for a text, "
-        "spoken.wav for speech",
+        "spoken.wav for speech, a folder for pictures",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fill a column of a table, continue or say a text, or mend sounds."""
+    """Fill a column of a table, continue or say a text, mend sounds, or describe pictures."""
+    if arguments.image is None and (named := [name for name in ASKING if getattr(arguments, name) is not None]):
+        raise RecipeError(f"mmlm generate: --{named[0]} is asked of a picture; give it as --image.")
     given = {name: getattr(arguments, name) for name in (*WAYS, *TABLE)}
     for way, do in WAYS.items():
         if given.pop(way) is None:
@@ -44,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise RecipeError(f"mmlm generate: --{way} and --{named[0]} exclude each other.")
         return do(arguments)
     if missing := [name for name, value in given.items() if value is None]:
-        raise RecipeError(f"mmlm generate: give --text, --audio, or --table, --target and --shots; --{missing[0]} is missing.")
+        raise RecipeError(f"mmlm generate: give --text, --audio, --image, or --table, --target and --shots; --{missing[0]} is missing.")
     return _table(arguments)
 
 
@@ -117,6 +122,23 @@ def _audio(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _image(arguments: argparse.Namespace) -> int:
+    """Describe pictures."""
+    from mmlm.describing import Described, describe
+
+    def listen(one: Described) -> None:
+        answers = " | ".join(said.answer.text for said in one.said)
+        print(f"{one.path}: {answers}\n  boxes in {one.json}, drawn in {one.picture}", flush=True)
+
+    output = Path(arguments.output) if arguments.output else None
+    asked = {name: getattr(arguments, name) for name in ASKING}
+    found, failed = describe(arguments.folder, Path(arguments.image), output, **asked, listen=listen)
+    if failed:
+        lines = "\n".join(f"  {each.why}" for each in failed)
+        raise DataError(f"{arguments.image}: {len(failed)} of {len(failed) + len(found)} files could not be described:\n{lines}")
+    return 0
+
+
 def _table(arguments: argparse.Namespace) -> int:
     from mmlm.predictor import fill_column
 
@@ -128,6 +150,7 @@ def _table(arguments: argparse.Namespace) -> int:
     return 0
 
 
-WAYS = {"text": _text, "audio": _audio}
+WAYS = {"text": _text, "audio": _audio, "image": _image}
+ASKING = ("expression", "question")
 SPEAKING: dict[str, Any] = {"voice": None, "voice_text": "", "pace": 1.0}
 WRITING: dict[str, Any] = {"max_new_tokens": 64, "temperature": 0.0, "precision": "auto"}

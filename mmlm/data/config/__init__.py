@@ -15,6 +15,10 @@ from pydantic import Field, model_validator
 from mmlm.base.schema import Strict
 from mmlm.data.config.augment import AUGMENTATIONS as AUGMENTATIONS
 from mmlm.data.config.base import SOURCES, SourceConfig, true_path
+from mmlm.data.config.pictures import CocoConfig as CocoConfig
+from mmlm.data.config.pictures import PictureFolderConfig as PictureFolderConfig
+from mmlm.data.config.pictures import PictureManifestConfig as PictureManifestConfig
+from mmlm.data.config.pictures import YoloConfig as YoloConfig
 from mmlm.data.config.scenes import ScenesConfig as ScenesConfig
 from mmlm.data.config.speech import AsteriskConfig as AsteriskConfig
 from mmlm.data.config.speech import SpeechConfig as SpeechConfig

@@ -1,0 +1,83 @@
+"""Configs of pictures of one's own. Imports no torch and no numpy."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from mmlm.data.config.base import SOURCES, SourceConfig, true_path
+
+
+class PicturesConfig(SourceConfig):
+    """What every source of picture files has: what is bad, what is never trained on."""
+
+    gives: ClassVar[str] = "pictures"
+    longest: int | None = Field(
+        None, ge=16, description="pixels of the longest side that are needed: JPEGs are decoded no larger than that; null: whole"
+    )
+    list_things: bool = Field(
+        False, description="pictures without a caption get one that lists the things in them, from the top down, with their boxes"
+    )
+    on_bad: Literal["stop", "skip"] = Field("stop", description="pictures that cannot be used: told as an error | listed and left out")
+    hold_out: float = Field(0.05, ge=0, lt=1, description="share of the pictures that is never trained on; evaluate measures it")
+    validate_share: float = Field(0.0, ge=0, lt=1, description="further share that is never trained on, for validation")
+
+    @model_validator(mode="after")
+    def _some_are_left(self) -> PicturesConfig:
+        if self.hold_out + self.validate_share >= 1:
+            raise ValueError(f"hold_out ({self.hold_out:g}) + validate_share ({self.validate_share:g}) leave nothing to train on")
+        return self
+
+
+@SOURCES.register("mmlm.data.picture_sources:PictureManifest", source="files of your own")
+class PictureManifestConfig(PicturesConfig):
+    """Pictures listed in a .jsonl file, one object a line: image (path relative to the list), and where known caption, phrases (span and
+    boxes), expressions (text and box), questions (question, answer and kind), things (label and box), id. Boxes are [x1, y1, x2, y2] in
+    pixels of the stored file."""
+
+    type: Literal["picture_manifest"] = "picture_manifest"
+    path: str = Field(description="the list, .jsonl or .jsonl.gz, or one that is shipped beside the recipes")
+
+    def holds(self) -> str:
+        """The list."""
+        return f"the list {true_path(self.path)}"
+
+
+@SOURCES.register("mmlm.data.picture_sources:PictureFolder", source="files of your own")
+class PictureFolderConfig(PicturesConfig):
+    """A folder of pictures, each with its caption in a .txt beside it; or folders named by what their pictures show."""
+
+    type: Literal["picture_folder"] = "picture_folder"
+    path: str = Field(description="the folder; all below it counts")
+    captions: Literal["txt", "folders", "none"] = Field("txt", description="NAME.txt beside NAME.jpg | the folder's name | none")
+
+    def holds(self) -> str:
+        """The folder."""
+        return f"the folder {true_path(self.path)}"
+
+
+@SOURCES.register("mmlm.data.picture_sources:Coco", source="COCO, arXiv:1405.0312; LVIS, arXiv:1908.03195, has the same form")
+class CocoConfig(PicturesConfig):
+    """Pictures with the annotations of COCO or LVIS: captions, boxes of things, or both."""
+
+    type: Literal["coco"] = "coco"
+    path: str = Field(description="the folder of the pictures")
+    annotations: list[str] = Field(min_length=1, description="JSON files: instances_*.json, captions_*.json")
+
+    def holds(self) -> str:
+        """The annotations."""
+        return f"the pictures of {', '.join(map(true_path, self.annotations))}"
+
+
+@SOURCES.register("mmlm.data.picture_sources:Yolo", source="Darknet; Ultralytics' layout of folders")
+class YoloConfig(PicturesConfig):
+    """Pictures with a .txt of boxes each: class, middle, width and height as shares; in labels/ beside images/, or beside the picture."""
+
+    type: Literal["yolo"] = "yolo"
+    path: str = Field(description="the folder of the pictures")
+    names: list[str] = Field(min_length=1, description="what the classes 0, 1, ... are called")
+
+    def holds(self) -> str:
+        """The folder."""
+        return f"the folder {true_path(self.path)}"

@@ -1,0 +1,120 @@
+"""Pictures from files: any format that Pillow reads, as red, green and blue of 8 bits, upright.
+
+    transparent     laid on white                       gray, palette, CMYK, 16 bits     brought to 8-bit colour
+    animated        the first frame                     turned (EXIF)                    upright; boxes of the stored file turn with it
+    huge            refused, with the limit             cut short, damaged, no picture   refused, with what is wrong
+
+Axes: y, x pixels
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmlm.base.errors import DataError
+from mmlm.tokenizers.boxes import Box
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MAX_PIXELS = 100_000_000
+ORIENTATION = 274  # the EXIF tag
+WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """What the header says. width, height: of the stored file.   orientation: 1 to 8, as EXIF has it."""
+
+    width: int
+    height: int
+    orientation: int
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height of what is shown."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+    def turned(self, box: Box) -> Box:
+        """A box of the stored file, in pixels, as a box of what is shown."""
+        x1, y1, x2, y2 = box
+        if self.orientation in (2, 3, 7, 8):  # mirrored across, before the sides change places
+            x1, x2 = self.width - x2, self.width - x1
+        if self.orientation in (3, 4, 6, 7):
+            y1, y2 = self.height - y2, self.height - y1
+        return (y1, x1, y2, x2) if self.orientation >= 5 else (x1, y1, x2, y2)
+
+
+def picture_facts(path: Path | str) -> PictureFacts:
+    """The header of a file. Raises DataError."""
+    return _opened(Path(path), _facts)
+
+
+def read_picture(path: Path | str, longest: int | None = None) -> np.ndarray:
+    """The pixels of a file, uint8 [y, x, 3], upright.
+
+    longest: of a JPEG no more is decoded than a picture of this longest side needs; it may come back smaller than it is stored, and never
+    smaller than asked for. Raises DataError naming the file.
+    """
+    return _opened(Path(path), partial(_pixels, longest=longest))
+
+
+def _opened(path: Path, do: Any) -> Any:
+    """What `do` makes of an open picture; everything that Pillow raises as one error that names the file."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}.") from None
+    if not size:
+        raise DataError(f"{path}: is empty.")
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{path}: has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read.")
+            return do(image)
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: is no picture of a known format; known are {', '.join(ENDINGS)}.") from None
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: is too large; at most {MAX_PIXELS:,} pixels are read.") from None
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}.") from None
+
+
+def _facts(image: Any) -> PictureFacts:
+    orientation = image.getexif().get(ORIENTATION, 1)
+    return PictureFacts(image.width, image.height, orientation if orientation in range(1, 9) else 1)
+
+
+def _pixels(image: Any, longest: int | None) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    if longest is not None and image.format == "JPEG" and max(image.size) > longest:
+        share = longest / max(image.size)
+        image.draft("RGB", (max(1, int(image.width * share)), max(1, int(image.height * share))))
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
+        return np.repeat(_eight_bits(np.asarray(upright))[:, :, None], 3, axis=2)
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        clear = upright.convert("RGBA")
+        upright = Image.new("RGBA", clear.size, (*WHITE, 255))
+        upright.alpha_composite(clear)
+    return np.asarray(upright.convert("RGB"))
+
+
+def _eight_bits(values_yx: np.ndarray) -> np.ndarray:
+    """Gray of 16 bits, or of any other numbers, as 8 bits: by the range of 16 bits, or where numbers leave it by their own."""
+    values_yx = values_yx.astype(np.float64)
+    low, high = 0.0, 65535.0
+    if values_yx.min() < low or values_yx.max() > high:
+        low, high = float(values_yx.min()), float(values_yx.max())
+    elif values_yx.max() <= 255:
+        high = 255.0
+    return np.rint((values_yx - low) / (high - low) * 255).astype(np.uint8)

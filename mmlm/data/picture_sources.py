@@ -1,0 +1,368 @@
+"""Pictures of one's own with what is known of them: lists, folders, COCO's and YOLO's annotations.
+
+Every picture is looked at once when a source is built: its header, its boxes and spans. What cannot be used is told with its file and line.
+Boxes are those of the stored file and turn with a picture that is shown turned; what lies outside by a pixel is cut, by more it is bad.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmlm.base.errors import DataError, nearest
+from mmlm.data.config.pictures import CocoConfig, PictureFolderConfig, PictureManifestConfig, PicturesConfig, YoloConfig
+from mmlm.data.episodes import find_file
+from mmlm.data.picture_files import ENDINGS, PictureFacts, picture_facts, read_picture
+from mmlm.data.pictures import Expression, Picture, Question, Thing
+from mmlm.data.speech_check import files_below
+from mmlm.data.speech_source import place_of
+from mmlm.tokenizers.boxes import Box, Grounded, Phrase
+
+logger = logging.getLogger(__name__)
+
+SHOWN_BAD = 20
+SLACK = 1.0  # pixels by which a box may leave its picture
+
+
+@dataclass
+class Listed:
+    """What a list or folder says of a picture, unchecked. file: its name there, by which it is dealt to the parts. phrases: (start, end,
+    boxes) of the caption. Boxes are [x1, y1, x2, y2]."""
+
+    id: str
+    where: str
+    path: Path
+    file: str
+    caption: str = ""
+    phrases: list[tuple[int, int, list[Any]]] = field(default_factory=list)
+    expressions: list[tuple[str, Any]] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    things: list[tuple[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A picture that cannot be used. where: file and line. why: what was found."""
+
+    where: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.why}"
+
+
+class Pictures:
+    """Pictures to draw from. Raises DataError without any."""
+
+    def __init__(self, pictures: Sequence[Picture], where: str) -> None:
+        if not pictures:
+            raise DataError(f"{where}: holds no picture.")
+        self.pictures, self.where = list(pictures), where
+
+    def draw(self, rng: np.random.Generator, asks: Any) -> Picture:
+        """A picture, all alike."""
+        return self.pictures[int(rng.integers(len(self.pictures)))]
+
+    def everything(self) -> list[Picture]:
+        """Every picture, in the order of the list or folder."""
+        return list(self.pictures)
+
+
+class PictureSource(Pictures):
+    """The pictures of a source that are trained on. `bad`: those that cannot be used, told as an error (on_bad: stop) or in the log."""
+
+    def __init__(self, config: PicturesConfig, where: str, found: Iterable[Listed | Bad]) -> None:
+        listed = list(found)
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with ThreadPoolExecutor(max_workers=threads) as pool:
+            looked = list(pool.map(partial(_looked_at, config=config), listed))
+        self.bad = [each for each in looked if isinstance(each, Bad)]
+        good = [each for each in looked if isinstance(each, Picture)]
+        if self.bad:
+            count = f"{len(self.bad)} of {len(looked)} pictures cannot be used"
+            lines = [f"  {each}" for each in self.bad[:SHOWN_BAD]]
+            lines += [f"  ... and {len(self.bad) - SHOWN_BAD} more."] if len(self.bad) > SHOWN_BAD else []
+            if config.on_bad == "stop":
+                raise DataError("\n".join([f"{where}: {count}; on_bad: skip goes on without them.", *lines]))
+            logger.warning("%s: %s and are left out:\n%s", where, count, "\n".join(lines))
+        self.groups = _dealt(good, config, where)
+        super().__init__(self.groups[2], where)
+
+    def kept_back(self) -> Pictures | None:
+        """The pictures for validation."""
+        return Pictures(self.groups[1], self.where) if self.groups[1] else None
+
+    def held_out_records(self) -> Pictures | None:
+        """The pictures to measure on."""
+        return Pictures(self.groups[0], self.where) if self.groups[0] else None
+
+
+def _dealt(pictures: Sequence[Picture], config: PicturesConfig, where: str) -> list[list[Picture]]:
+    """Those held out, kept back for validation, and trained on: where one belongs is a function of its file's name and the shares."""
+    groups: list[list[Picture]] = [[], [], []]
+    for each in pictures:
+        place = place_of(each.labels["file"])
+        groups[int(place >= config.hold_out) + int(place >= config.hold_out + config.validate_share)].append(each)
+    for key, share, group in zip(("hold_out", "validate_share"), (config.hold_out, config.validate_share), groups, strict=False):
+        if share and pictures and not group:
+            raise DataError(f"{where}: {key}: {share:g} of {len(pictures)} pictures is none; raise it.")
+    return groups
+
+
+def _looked_at(listed: Listed | Bad, config: PicturesConfig) -> Picture | Bad:
+    """A picture whose file and boxes have been looked at, or why it cannot be used."""
+    if isinstance(listed, Bad):
+        return listed
+    try:
+        facts = picture_facts(listed.path)
+        read_picture(listed.path, 16)  # a file that is cut short shows it only when it is decoded
+        box = partial(_box, facts=facts)
+        phrases = tuple(Phrase(*_span(start, end, listed.caption), tuple(map(box, boxes))) for start, end, boxes in listed.phrases)
+        expressions = tuple(Expression(_text(text, "expression"), box(each)) for text, each in listed.expressions)
+        things = tuple(Thing(label, box(each)) for label, each in listed.things)
+    except DataError as error:
+        return Bad(listed.where, str(error))
+    captions = [Grounded(listed.caption, phrases)] if listed.caption else []
+    if not captions and config.list_things and things:
+        captions.append(listing(things))
+    width, height = facts.upright
+    read = partial(_read, listed.path, config.longest, listed.where)
+    return Picture(
+        listed.id, listed.where, width, height, read, tuple(captions), expressions, tuple(listed.questions), things, {"file": listed.file}
+    )
+
+
+def _read(path: Path, longest: int | None, where: str) -> np.ndarray:
+    try:
+        return read_picture(path, longest)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def _box(raw: Any, facts: PictureFacts) -> Box:
+    """A box of what is shown. Raises DataError for one that is none, has swapped corners, or leaves the picture."""
+    is_four = isinstance(raw, list | tuple) and len(raw) == 4 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in raw)
+    if not is_four or not all(np.isfinite(raw)):
+        raise DataError(f"a box is four numbers [x1, y1, x2, y2], but is {json.dumps(raw, default=str)[:60]}.")
+    x1, y1, x2, y2 = map(float, raw)
+    wide, high = facts.width, facts.height
+    if x2 <= x1 or y2 <= y1:
+        raise DataError(f"box {list(raw)}: the corners are [x1, y1, x2, y2] with x1 < x2 and y1 < y2; is it [x, y, width, height]?")
+    if min(x1, y1) < -SLACK or x2 > wide + SLACK or y2 > high + SLACK:
+        raise DataError(f"box {list(raw)} leaves the picture of {wide} x {high} pixels.")
+    if max(raw) <= 1 and min(wide, high) > 8:
+        raise DataError(f"box {list(raw)} seems to be shares of the sides; boxes are in pixels (of {wide} x {high}).")
+    return facts.turned((max(x1, 0.0), max(y1, 0.0), min(x2, float(wide)), min(y2, float(high))))
+
+
+def _span(start: Any, end: Any, caption: str) -> tuple[int, int]:
+    if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(caption)):
+        raise DataError(f"span [{start}, {end}] does not fit the caption of {len(caption)} characters.")
+    return start, end
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"an {what} must be a text, but is {json.dumps(value, default=str)[:60]}.")
+    return value.strip()
+
+
+def listing(things: Sequence[Thing]) -> Grounded:
+    """A caption that names each kind of thing once, with the boxes of all of them: from the top down, as they come first."""
+    order = sorted(things, key=lambda thing: (thing.box[1], thing.box[0]))
+    kinds: dict[str, list[Box]] = {}
+    for thing in order:
+        kinds.setdefault(thing.label, []).append(thing.box)
+    text, phrases = "", []
+    for label, boxes in kinds.items():
+        text += ", " if text else ""
+        phrases.append(Phrase(len(text), len(text) + len(label), tuple(boxes)))
+        text += label
+    return Grounded(text, tuple(phrases))
+
+
+class PictureManifest(PictureSource):
+    """The pictures of a list."""
+
+    def __init__(self, config: PictureManifestConfig) -> None:
+        path = find_file(config.path)
+        super().__init__(config, str(path), _read_list(path))
+
+
+KEYS = ("image", "caption", "phrases", "expressions", "questions", "things", "id")
+
+
+def _read_list(path: Path) -> Iterator[Listed | Bad]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as file:
+            lines = list(enumerate(file, 1))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    first: dict[str, int] = {}
+    for number, line in lines:
+        if not line.strip():
+            continue
+        found = _of_line(line, path, f"{path}, line {number}")
+        if isinstance(found, Listed) and not found.id:  # one picture may stand in several lines, with a caption each
+            found.id = found.file if found.file not in first else f"{found.file} (line {number})"
+        if isinstance(found, Listed) and found.id in first:
+            found = Bad(found.where, f"has the id {found.id!r} of line {first[found.id]}.")
+        elif isinstance(found, Listed):
+            first[found.id] = number
+        yield found
+
+
+def _of_line(line: str, path: Path, where: str) -> Listed | Bad:
+    try:
+        raw = json.loads(line)
+    except json.JSONDecodeError as error:
+        return Bad(where, f"is not JSON: {error.msg}.")
+    if not isinstance(raw, dict):
+        return Bad(where, f"must be an object with the key 'image', but is {line.strip()[:60]}.")
+    for key in raw:
+        if key not in KEYS and nearest(key, KEYS):
+            return Bad(where, f"unknown key {key!r}.{nearest(key, KEYS)} Known: {', '.join(KEYS)}.")
+    if not isinstance(raw.get("image"), str) or not raw["image"]:
+        return Bad(where, f"has no 'image', the file of the picture. It has {', '.join(map(repr, list(raw)[:8])) or 'no key'}.")
+    try:
+        return Listed(
+            id=str(raw.get("id", "")),
+            where=where,
+            path=path.parent / raw["image"],
+            file=raw["image"],
+            caption=str(raw.get("caption") or ""),
+            phrases=[(*_two(each, "span"), list(each["boxes"])) for each in raw.get("phrases") or []],
+            expressions=[(each["text"], each["box"]) for each in raw.get("expressions") or []],
+            questions=[
+                Question(str(each["question"]), str(each["answer"]), str(each.get("kind", ""))) for each in raw.get("questions") or []
+            ],
+            things=[(str(each["label"]), each["box"]) for each in raw.get("things") or []],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        return Bad(where, f"is not as a line must be ({type(error).__name__}: {error}); see the source picture_manifest.")
+
+
+def _two(raw: Mapping[str, Any], key: str) -> tuple[Any, Any]:
+    start, end = raw[key]
+    return start, end
+
+
+class PictureFolder(PictureSource):
+    """The pictures of a folder."""
+
+    def __init__(self, config: PictureFolderConfig) -> None:
+        path = _folder(config.path)
+        super().__init__(config, str(path), _read_folder(path, config.captions))
+
+
+def _read_folder(folder: Path, captions: str) -> Iterator[Listed | Bad]:
+    for path in files_below(folder, ENDINGS):
+        name = path.relative_to(folder).as_posix()
+        caption = path.parent.name.replace("_", " ") if captions == "folders" and path.parent != folder else ""
+        if captions == "txt":
+            try:
+                caption = " ".join(path.with_suffix(".txt").read_text(encoding="utf-8").split())
+            except (OSError, UnicodeDecodeError) as error:
+                yield Bad(str(path), f"has no caption: {path.with_suffix('.txt').name}: {getattr(error, 'strerror', None) or error}.")
+                continue
+        yield Listed(name, str(path), path, name, caption)
+
+
+class Coco(PictureSource):
+    """The pictures of COCO's or LVIS' annotations."""
+
+    def __init__(self, config: CocoConfig) -> None:
+        folder = _folder(config.path)
+        super().__init__(config, ", ".join(config.annotations), _read_coco(folder, [find_file(each) for each in config.annotations]))
+
+
+def _read_coco(folder: Path, files: Sequence[Path]) -> Iterator[Listed | Bad]:
+    images: dict[Any, tuple[str, Path]] = {}
+    things: dict[Any, list[tuple[str, Any]]] = defaultdict(list)
+    captions: dict[Any, str] = {}
+    for file in files:
+        held = _json(file)
+        try:
+            names = {each["id"]: str(each["name"]).replace("_", " ") for each in held.get("categories", [])}
+            images |= {each["id"]: (str(each.get("file_name") or each["coco_url"].rpartition("/")[2]), file) for each in held["images"]}
+            for each in held.get("annotations", []):
+                if "bbox" in each:
+                    x, y, wide, high = each["bbox"]
+                    things[each["image_id"]].append((names[each["category_id"]], [x, y, x + wide, y + high]))
+                if "caption" in each:
+                    captions.setdefault(each["image_id"], " ".join(str(each["caption"]).split()))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{file}: is not as COCO's annotations are: {type(error).__name__}: {error}.") from None
+    for key, (name, file) in images.items():
+        yield Listed(name, f"{file}, image {key}", folder / name, name, captions.get(key, ""), things=things.get(key, []))
+
+
+class Yolo(PictureSource):
+    """The pictures of a folder with labels of YOLO's form."""
+
+    def __init__(self, config: YoloConfig) -> None:
+        folder = _folder(config.path)
+        super().__init__(config, str(folder), _read_yolo(folder, config.names))
+
+
+def _read_yolo(folder: Path, names: Sequence[str]) -> Iterator[Listed | Bad]:
+    for path in files_below(folder, ENDINGS):
+        inside = path.relative_to(folder)
+        beside = [path.with_suffix(".txt")]
+        parts = list(path.parts)
+        if "images" in parts:
+            at = len(parts) - 1 - parts[::-1].index("images")
+            beside.insert(0, Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt"))
+        file = next((each for each in beside if each.is_file()), None)
+        if file is None:
+            yield Listed(inside.as_posix(), str(path), path, inside.as_posix())  # a picture without labels shows none of the classes
+            continue
+        try:
+            facts = picture_facts(path)
+            things = [_of_yolo(line, names, facts) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except DataError as error:
+            yield Bad(str(file), str(error))
+            continue
+        yield Listed(inside.as_posix(), str(file), path, inside.as_posix(), things=things)
+
+
+def _of_yolo(line: str, names: Sequence[str], facts: PictureFacts) -> tuple[str, Any]:
+    try:
+        number, x, y, wide, high = (float(each) for each in line.split())
+        label = names[int(number)] if number >= 0 else None
+    except (ValueError, IndexError):
+        label = None
+    if label is None:
+        raise DataError(f"{line[:60]!r} is not: class (0 to {len(names) - 1}), x, y, width, height.")
+    if not all(0 <= each <= 1 for each in (x, y, wide, high)):
+        raise DataError(f"{line[:60]!r}: x, y, width and height are shares of the sides, from 0 to 1.")
+    box = [(x - wide / 2) * facts.width, (y - high / 2) * facts.height, (x + wide / 2) * facts.width, (y + high / 2) * facts.height]
+    return label, box
+
+
+def _folder(name: str) -> Path:
+    path = find_file(name)
+    if not path.is_dir():
+        raise DataError(f"{path}: is not a folder.")
+    return path
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}.") from None

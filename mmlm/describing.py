@@ -1,0 +1,114 @@
+"""Files of pictures through a run that says what is in them: words, boxes in pixels, and the picture with these boxes drawn in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmlm.analysis.drawing import drawn
+from mmlm.base.errors import DataError, RecipeError
+from mmlm.base.files import write_text_whole
+from mmlm.data.picture_files import ENDINGS, read_picture
+from mmlm.data.pictures import Picture
+from mmlm.data.speech_check import files_below
+from mmlm.run import load_run
+from mmlm.tasks.config import Kind
+from mmlm.tasks.grounded import GroundedTask, Request, Said, as_json, write_png
+from mmlm.tokenizers.boxes import Grounded
+
+CAPTIONS: tuple[Kind, ...] = ("grounded_caption", "caption")  # what is said of a picture that nothing is asked of
+
+
+@dataclass(frozen=True)
+class Described:
+    """What was said of a file, and the files that were written."""
+
+    path: Path
+    said: list[Said]
+    json: Path
+    picture: Path
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A file that could not be read, and why."""
+
+    path: Path
+    why: str
+
+
+class Describer:
+    """Says what is in pictures. run: the folder of a finished run. Raises RecipeError where it describes none."""
+
+    def __init__(self, run: str | Path) -> None:
+        recipe, task, self.model = load_run(run)
+        if not isinstance(task, GroundedTask):
+            raise RecipeError(f"{run}: its task {recipe.tasks[0].type!r} describes no pictures; --image needs a run that does.")
+        self.task, self.kinds = task, [kind for kind, share in task.config.kinds.items() if share > 0]
+
+    def requests(self, expression: str | None = None, question: str | None = None) -> list[Request]:
+        """What a picture is asked: what is named, else its caption. Raises RecipeError for what the run has not learned."""
+        wanted: list[Request] = []
+        for kind, text in (("expression", expression), ("question", question)):
+            if text is not None:
+                wanted.append(Request(kind, text, Grounded(text)))  # type: ignore[arg-type]
+        wanted = wanted or [Request(kind, "", Grounded("")) for kind in CAPTIONS if kind in self.kinds][:1]
+        if missing := [each.kind for each in wanted if each.kind not in self.kinds] or ([] if wanted else ["caption"]):
+            raise RecipeError(f"this run has not learned {missing[0]}; it knows {', '.join(self.kinds)}. Ask it for one of these.")
+        return wanted
+
+    def describe(self, path: Path, requests: list[Request]) -> tuple[Picture, list[Said]]:
+        """A file and the answers. Raises DataError for one that cannot be read."""
+        pixels = read_picture(path)
+        record = Picture(path.name, str(path), pixels.shape[1], pixels.shape[0], lambda: pixels)
+        answers = self.task.answers(self.model, [pixels] * len(requests), requests)
+        return record, [Said(request, answer) for request, answer in zip(requests, answers, strict=True)]
+
+
+def describe(
+    run: str | Path,
+    given: Path,
+    output: Path | None = None,
+    *,
+    expression: str | None = None,
+    question: str | None = None,
+    listen: Callable[[Described], None] | None = None,
+) -> tuple[list[Described], list[Failed]]:
+    """Describe a file, or all pictures below a folder; returns what was said and which files could not be read.
+
+    output: a folder, default GIVEN.described beside what was given; NAME.json and NAME.png are written there for each picture.
+    listen: told of each as it is done. Raises RecipeError for a run that cannot, and DataError for a single file that cannot be read.
+    """
+    describer = Describer(run)
+    requests = describer.requests(expression, question)
+    folder = output or given.with_name(f"{given.stem}.described")
+    if folder.is_file():
+        raise DataError(f"{folder}: is a file; the output of --image is a folder.")
+    paths = files_below(given, ENDINGS) if given.is_dir() else [given]
+    if not paths:
+        raise DataError(f"{given}: no file below this folder ends in {', '.join(ENDINGS)}.")
+    found, failed = list[Described](), list[Failed]()
+    for path in paths:
+        try:
+            record, said = describer.describe(path, requests)
+        except DataError as error:
+            if not given.is_dir():
+                raise
+            failed.append(Failed(path, str(error)))
+            continue
+        name = path.relative_to(given).as_posix().replace("/", "_") if given.is_dir() else path.name
+        folder.mkdir(parents=True, exist_ok=True)
+        target = Described(path, said, folder / f"{name}.json", folder / f"{name}.png")
+        write_text_whole(target.json, json.dumps([as_json(record, one) for one in said], indent=1, ensure_ascii=False) + "\n")
+        write_png(target.picture, drawn(record.read(), _together(said)))
+        found.append(target)
+        if listen is not None:
+            listen(target)
+    return found, failed
+
+
+def _together(said: list[Said]) -> Grounded:
+    """All boxes of several answers, for one drawing."""
+    return Grounded("", tuple(phrase for one in said for phrase in one.answer.phrases))
