@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -34,7 +35,7 @@ class Segment:
 
     modality: name of the vocabulary range of `ids` (for codes: ranges "<modality>.0", "<modality>.1", ...).
     ids: long [t] or [t, u], local to the range, -1 for a cell of [t, u] that is not filled; None where the tokens are continuous features
-    alone.
+    alone.   pieces: where ids [t] are of several ranges, these and how many tokens each, in order; `modality` then names the whole.
     features: float [n, f], read by `encoder`; they fill the tokens `feature_at` (long [n]; default all t = n tokens).
     weight: loss weight, one number or [t]; 0 means read only.   labels: local ids, as ids [t] or [t, u], to predict *at* these tokens
     (NO_LABEL for none); without labels the objective decides (a causal one predicts the next token; every cell that is filled).
@@ -66,6 +67,7 @@ class Segment:
     channels: dict[str, Tensor] = field(default_factory=dict)
     tags: dict[str, Tensor] = field(default_factory=dict)
     rate_hz: tuple[int, int] | None = None
+    pieces: Sequence[tuple[str, int]] | None = None
 
     def __len__(self) -> int:
         if self.ids is not None:
@@ -277,7 +279,12 @@ def cut(segment: Segment, start: int, stop: int) -> Segment:
             return {name: part(each) for name, each in value.items()}
         return value[start:stop] if isinstance(value, Tensor) else value
 
-    kept = {f.name: part(getattr(segment, f.name)) for f in dataclasses.fields(segment) if f.name not in ("features", "feature_at")}
+    own = ("features", "feature_at", "pieces")
+    kept = {f.name: part(getattr(segment, f.name)) for f in dataclasses.fields(segment) if f.name not in own}
+    if segment.pieces is not None:
+        ends = list(accumulate(count for _, count in segment.pieces))
+        parts = [(name, min(end, stop) - max(end - count, start)) for (name, count), end in zip(segment.pieces, ends, strict=True)]
+        kept["pieces"] = [(name, count) for name, count in parts if count > 0]
     if segment.features is not None:
         at = _feature_at(segment)
         inside = (at >= start) & (at < stop)
@@ -337,9 +344,27 @@ def _ids(segment: Segment, vocabulary: Vocabulary) -> Tensor:
         raise DataError(f"a segment of {segment.modality!r} has neither ids nor features.")
     if segment.ids is None:
         return torch.zeros(len(segment), 1, dtype=torch.long)
+    if segment.pieces is not None:
+        return _joined(segment.ids, segment.pieces, vocabulary)[:, None]
     if segment.ids.ndim == 1:
         return vocabulary.to_global(segment.modality, segment.ids)[:, None]
     return _cells(segment.ids, segment.modality, vocabulary, -1)
+
+
+def _joined(ids_t: Tensor, pieces: Sequence[tuple[str, int]], vocabulary: Vocabulary) -> Tensor:
+    """Global ids [t] of local ones in several ranges. Raises DataError for an id outside its range, and for pieces of another length."""
+    counts = [count for _, count in pieces]
+    if sum(counts) != len(ids_t) or min(counts, default=0) < 0 or ids_t.ndim != 1:
+        raise DataError(f"the pieces of a segment hold {sum(counts)} tokens, but it has ids {list(ids_t.shape)}.")
+    spans = [vocabulary.span(name) for name, _ in pieces]
+    times = torch.tensor(counts)
+    start_t = torch.tensor([span.start for span in spans]).repeat_interleave(times)
+    size_t = torch.tensor([len(span) for span in spans]).repeat_interleave(times)
+    outside = (ids_t < 0) | (ids_t >= size_t)
+    if bool(outside.any()):
+        place = int(outside.nonzero()[0])
+        raise DataError(f"id {int(ids_t[place])} at token {place} lies outside its range, which holds 0 to {int(size_t[place]) - 1}.")
+    return ids_t + start_t
 
 
 def _shown(segment: Segment, ids: Tensor, vocabulary: Vocabulary) -> Tensor:
@@ -378,6 +403,8 @@ def _check(segment: Segment, vocabulary: Vocabulary) -> None:
             raise DataError(f"feature_at of {name!r} names a token twice.")
         if segment.hidden is not None and bool(segment.hidden[inside].any()):
             raise DataError(f"a hidden token of {name!r} would show its features.")
+    if segment.pieces is not None and (segment.labels is not None or segment.num_options):
+        raise DataError(f"{name!r} has pieces of several ranges, with which neither labels nor num_options go.")
     if segment.num_options and _has_books(segment):
         raise DataError(f"{name!r} has several codebooks, for which num_options says nothing.")
     if segment.num_options and segment.num_options > (most := len(vocabulary.span(name))):

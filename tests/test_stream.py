@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmlm.base.errors import DataError
-from mmlm.stream import NO_LABEL, Segment, Stream, pack, pad, unpack
+from mmlm.stream import NO_LABEL, Segment, Stream, cut, pack, pad, unpack
 from mmlm.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary({"text": 20, "label": 5, "codec.0": 6, "codec.1": 7, "mask": 1})
@@ -272,3 +272,21 @@ def test_a_batch_moves_with_all_its_parts():
     tensors += [getattr(moved.layout, name) for name in ("document", "position")]
     found = [value.device.type for value in tensors if isinstance(value, torch.Tensor)]
     assert found == ["meta"] * 13
+
+
+def test_pieces_of_several_ranges_in_one_segment_are_those_of_several_segments():
+    vocabulary = Vocabulary({"text": 10, "loc": 4, "obj": 2})
+    names, ids = [("text", 3), ("obj", 1), ("loc", 2), ("text", 1)], torch.tensor([1, 9, 3, 1, 0, 3, 7])
+    whole = Segment("answer", ids, weight=1.0, pieces=names)
+    apart = [Segment(name, part, weight=1.0) for (name, _), part in zip(names, ids.split([3, 1, 2, 1]), strict=True)]
+    one, other = (pack([Stream([Segment("text", torch.tensor([5])), *some])], vocabulary) for some in ([whole], apart))
+    assert torch.equal(one.ids, other.ids) and torch.equal(one.labels, other.labels) and torch.equal(one.weight, other.weight)
+    part = cut(whole, 2, 5)
+    assert part.pieces == [("text", 1), ("obj", 1), ("loc", 1)] and part.ids.tolist() == [3, 1, 0]
+    for faulty, message in (
+        (Segment("answer", ids, pieces=names[:-1]), "hold 6 tokens, but it has ids"),
+        (Segment("answer", torch.tensor([1, 9, 3, 2, 0, 3, 7]), pieces=names), "id 2 at token 3 lies outside its range, which holds 0 to 1"),
+        (Segment("answer", ids, pieces=names, labels=ids), "neither labels nor num_options"),
+    ):
+        with pytest.raises(DataError, match=message):
+            pack([Stream([faulty])], vocabulary)

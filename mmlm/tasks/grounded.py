@@ -54,6 +54,7 @@ from mmlm.tokenizers.image_patches import VISION, ImagePatches
 from mmlm.tokenizers.text import TextTokenizer
 
 SPECIAL = "special"
+ANSWER = "answer"  # pieces of words, marks and bins
 END = 0  # of an answer; behind it the marks of the kinds
 AT_ONCE = 32  # prompts that are read together
 TWIN = "the same model, shown another picture"
@@ -173,9 +174,10 @@ class GroundedTask:
         pieces = [*self.pieces(request.truth), (SPECIAL, [END])]
         if sum(len(ids) for _, ids in pieces) > self.config.max_tokens:
             return None
-        answer = [Segment(name, torch.tensor(ids), weight=1.0) for name, ids in pieces]
+        ids = torch.tensor([index for _, some in pieces for index in some])
+        answer = Segment(ANSWER, ids, weight=1.0, pieces=[(name, len(some)) for name, some in pieces])
         prompt = self.prompt(record.read(), request)
-        return Stream([*prompt.segments, *answer], name=record.id, source=record.where)
+        return Stream([*prompt.segments, answer], name=record.id, source=record.where)
 
     def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
         """A document each."""
