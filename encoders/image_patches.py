@@ -42,9 +42,8 @@ class PatchStem(nn.Module):
         self.side, self.places = _side(inputs, config.places), config.places
         self.size, self.kernels = config.channels[-1], list(config.kernels)
         if math.prod(self.kernels) != self.side:
-            raise RecipeError(
-                f"encoder patch_stem: kernels {self.kernels} make {math.prod(self.kernels)} pixels, but patch and margins {self.side}."
-            )
+            made = math.prod(self.kernels)
+            raise RecipeError(f"encoder patch_stem: kernels {self.kernels} make {made} pixels, but patch and margins {self.side}.")
         sizes = [3, *config.channels]
         self.layers = nn.ModuleList(
             linear(before * kernel * kernel, after, "square", "patch", bias=True)
