@@ -33,8 +33,8 @@ class PatchMatrix(nn.Module):
 class PatchStem(nn.Module):
     """Features [n, f] -> vectors [n, size]: convolutions until one place is left, and what a patch says of its place.
 
-    Each convolution moves by its kernel within a patch, so it is one matrix over squares of what came before. inputs: 3 times the pixels of a
-    square, and config.places numbers. Raises RecipeError where the kernels do not bring the square to one place.
+    Each convolution moves by its kernel within a patch, so it is one matrix over squares of what came before. inputs: 3 times the pixels of
+    a square, and config.places numbers. Raises RecipeError where the kernels do not bring the square to one place.
     """
 
     def __init__(self, config: PatchStemConfig, inputs: int) -> None:
