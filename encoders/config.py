@@ -44,6 +44,38 @@ class PatchStemConfig(Component):
         return self
 
 
+class ImageEncoderConfig(Component):
+    """What the encoders of whole pictures have in common."""
+
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="what is computed in; bf16 is 3 times as fast on a CPU with AMX")
+
+
+@ENCODERS.register("mmlm.encoders.image_models:TimmEncoder", source="PyTorch image models (timm)")
+class TimmConfig(ImageEncoderConfig):
+    """Pictures through any model of timm."""
+
+    type: Literal["timm"] = "timm"
+    model: str = Field("test_vit", description="timm's name of it")
+    path: str | None = Field(None, description="weights: safetensors or a state dict; null: as `pretrained` says")
+    in_order: bool = Field(False, description="the file names tensors in another way, but has them in the model's order")
+    pretrained: bool = Field(False, description="take timm's weights from the hub, or from its cache on this machine")
+    image_size: int | None = Field(None, ge=8, description="pixels along a side; null: what the model was made for")
+
+    def without_effect(self) -> dict[str, str]:
+        """The order of a file that is not there."""
+        return {} if self.path is not None else {"in_order": "path is null"}
+
+
+@ENCODERS.register("mmlm.encoders.image_models:OpenClipEncoder", source="OpenCLIP, arXiv:2212.07143")
+class OpenClipConfig(ImageEncoderConfig):
+    """Pictures through the image tower of any model of open_clip."""
+
+    type: Literal["open_clip"] = "open_clip"
+    model: str = Field("ViT-B-32", description="open_clip's name of it")
+    path: str | None = Field(None, description="weights in a file; null: as `pretrained` says")
+    pretrained: str | None = Field(None, description="open_clip's name of weights on the hub, or in its cache on this machine; null: none")
+
+
 class SpeechEncoderConfig(Component):
     """What the encoders of speech have in common."""
 

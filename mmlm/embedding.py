@@ -1,4 +1,4 @@
-"""Things as vectors, for applications: an encoder by its name, or the one that a run uses, with the reading of files."""
+"""Sounds and pictures as vectors, for applications: an encoder by its name, or the one that a run uses, with the reading of files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from mmlm.base import yaml
 from mmlm.base.errors import CheckpointError, RecipeError
 from mmlm.base.schema import Strict, problems, told_at_once
 from mmlm.data.audio_files import read_sound
-from mmlm.encoders.config import ENCODERS, SpeechEncoderConfig
+from mmlm.data.picture_files import read_picture
+from mmlm.encoders.config import ENCODERS, ImageEncoderConfig, SpeechEncoderConfig
+from mmlm.encoders.images import FINER, ImageEncoder, Patches
 from mmlm.encoders.speech import Progress, SpeechEncoder
 from mmlm.recipe import Recipe
 from mmlm.sound import Sound
@@ -69,8 +71,52 @@ class _Read(Sequence[Sound]):
         return item if isinstance(item, Sound) else read_sound(item)
 
 
-def encoder(name_or_run: str | Path, **options: Any) -> Embedder:
-    """An encoder by name, such as encoder("wav2vec2", path="hubert.safetensors", layer=9), or the one that a run uses.
+class PictureEmbedder:
+    """An encoder of pictures that also takes the paths of files. size: numbers of a vector.   patch_size: of a patch's vector."""
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        self.encoder = encoder
+        self.size, self.patch_size = encoder.size, encoder.patch_size
+
+    def encode(
+        self,
+        items: Sequence[np.ndarray | str | Path],
+        *,
+        batch_size: int = 32,
+        normalize: bool = False,
+        precision: str = "auto",
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """A vector float32 [items, size] of each picture (uint8 [y, x, 3]) or file, in their order; of length 1 if normalize.
+
+        Files are read by threads while the model is at work, JPEGs no larger than twice what it looks at. batch_size: pictures that go
+        through the model together. precision: fp32, bf16, or auto: what the encoder's config says. progress(done, in all) is called after
+        each batch. Raises DataError for a file that cannot be read, naming it.
+        """
+        items = _ReadPictures(items, self.encoder.needed)
+        return self.encoder.encode(items, batch_size=batch_size, normalize=normalize, precision=precision, progress=progress)
+
+    def patches(self, items: Sequence[np.ndarray | str | Path], *, batch_size: int = 32, precision: str = "auto") -> Iterator[Patches]:
+        """Vectors of the patches of each picture, and where they lie."""
+        return self.encoder.encode_patches(_ReadPictures(items, self.encoder.needed), batch_size=batch_size, precision=precision)
+
+
+class _ReadPictures(Sequence[np.ndarray]):
+    """Items as pictures, each read when it is its turn."""
+
+    def __init__(self, items: Sequence[np.ndarray | str | Path], needed: int) -> None:
+        self.items, self.needed = items, needed
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: Any) -> Any:
+        item = self.items[place]
+        return item if isinstance(item, np.ndarray) else read_picture(item, shortest=FINER * self.needed)
+
+
+def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedder:
+    """An encoder of sound or pictures by name, such as encoder("timm", model="vit_tiny_patch16_224"), or the one that a run uses.
 
     A text in braces is read as in a recipe: "{type: whisper, layer: 3}". Raises RecipeError for an unknown name or option,
     CheckpointError where a run uses no encoder of speech, or several.
@@ -88,6 +134,8 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder:
         config = _Choice.model_validate(given).encoder
     except ValidationError as error:
         raise told_at_once("encoder", problems(error, _Choice, given)) from None
+    if isinstance(config, ImageEncoderConfig):
+        return PictureEmbedder(config.build())
     if not isinstance(config, SpeechEncoderConfig):
         raise RecipeError(f"encoder {config.type!r} is a part of a model and reads no files.")
     return Embedder(config.build())

@@ -9,6 +9,7 @@ Axes: y, x pixels
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -54,13 +55,13 @@ def picture_facts(path: Path | str) -> PictureFacts:
     return _opened(Path(path), _facts)
 
 
-def read_picture(path: Path | str, longest: int | None = None) -> np.ndarray:
+def read_picture(path: Path | str, longest: int | None = None, shortest: int | None = None) -> np.ndarray:
     """The pixels of a file, uint8 [y, x, 3], upright.
 
-    longest: of a JPEG no more is decoded than a picture of this longest side needs; it may come back smaller than it is stored, and never
-    smaller than asked for. Raises DataError naming the file.
+    longest, shortest: of a JPEG no more is decoded than a picture with such a side needs, which saves most of the time; it may come back
+    smaller than it is stored, and never smaller than asked for. Raises DataError naming the file.
     """
-    return _opened(Path(path), partial(_pixels, longest=longest))
+    return _opened(Path(path), partial(_pixels, longest=longest, shortest=shortest))
 
 
 def _opened(path: Path, do: Any) -> Any:
@@ -92,12 +93,13 @@ def _facts(image: Any) -> PictureFacts:
     return PictureFacts(image.width, image.height, orientation if orientation in range(1, 9) else 1)
 
 
-def _pixels(image: Any, longest: int | None) -> np.ndarray:
+def _pixels(image: Any, longest: int | None, shortest: int | None) -> np.ndarray:
     from PIL import Image, ImageOps
 
-    if longest is not None and image.format == "JPEG" and max(image.size) > longest:
-        share = longest / max(image.size)
-        image.draft("RGB", (max(1, int(image.width * share)), max(1, int(image.height * share))))
+    sides = ((longest, max(image.size)), (shortest, min(image.size)))
+    share = max((wanted / side for wanted, side in sides if wanted is not None), default=1.0)
+    if share < 1 and image.format == "JPEG":
+        image.draft("RGB", (math.ceil(image.width * share), math.ceil(image.height * share)))
     image.load()
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):

@@ -1,0 +1,151 @@
+"""Image encoders of the packages timm and open_clip, with weights from a file, a hub, or none.
+
+Preprocessing and calls are the packages' own, so vectors equal theirs. Axes as in encoders/images.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmlm.base.errors import CheckpointError, RecipeError, nearest, require
+from mmlm.encoders.config import OpenClipConfig, TimmConfig
+from mmlm.encoders.images import ImageEncoder, Patches, load_in_order
+from mmlm.weights import read_foreign_tensors
+
+
+class TimmEncoder(ImageEncoder):
+    """A model of timm without its classifier. Raises RecipeError for an unknown name and CheckpointError for weights that do not fit."""
+
+    def __init__(self, config: TimmConfig, inputs: int | None = None) -> None:
+        super().__init__(config)
+        timm = require("timm", "vision")
+        known = timm.list_models()
+        if config.model.split(".")[0] not in known and "/" not in config.model:
+            raise RecipeError(f"encoder timm: {config.model!r} is no model of timm {timm.__version__}.{nearest(config.model, known)}")
+        sizes = {"img_size": config.image_size} if config.image_size is not None else {}
+        try:
+            self.model: nn.Module = timm.create_model(config.model, pretrained=config.pretrained, num_classes=0, **sizes)
+        except TypeError as error:
+            raise RecipeError(f"encoder timm: {config.model}: takes no image_size ({error}); it reads any size as it is.") from None
+        if config.path is not None:
+            self._load(config)
+        about = timm.data.resolve_model_data_config(self.model)
+        if config.image_size is not None:
+            about["input_size"] = (3, config.image_size, config.image_size)
+        self._transform = timm.data.create_transform(**about, is_training=False)
+        self.size = self.patch_size = int(self.model.num_features)
+        self.size = int(getattr(self.model, "head_hidden_size", None) or self.size)
+        self.needed = round(min(about["input_size"][1:]) / about["crop_pct"])
+        self.eval()
+
+    def _load(self, config: TimmConfig) -> None:
+        path = Path(str(config.path))
+        found = read_foreign_tensors(path)
+        own = self.model.state_dict()
+        if config.in_order:
+            named = list(found.items())
+            load_in_order(own, dict(named[: len(own)]), str(path))  # a classifier may follow
+            return
+        kept = {name: tensor for name, tensor in found.items() if name in own}
+        missing = [name for name in own if name not in kept]
+        if missing:
+            raise CheckpointError(
+                f"{path}: lacks {len(missing)} of {len(own)} tensors, such as {missing[0]}; if it names them otherwise in the same order: "
+                "in_order: true."
+            )
+        self.model.load_state_dict(kept)
+
+    @property
+    def transform(self) -> Callable[[Any], Tensor]:
+        """timm's, of the model."""
+        found: Callable[[Any], Tensor] = self._transform
+        return found
+
+    @property
+    def network(self) -> nn.Module:
+        """The model."""
+        return self.model
+
+    def pooled(self, network: nn.Module, x_bchw: Tensor) -> Tensor:
+        """Vectors before the classifier."""
+        model: Any = network
+        return model.forward_head(model.forward_features(x_bchw), pre_logits=True)
+
+    def patches(self, network: nn.Module, x_bchw: Tensor) -> Patches:
+        """The last map, or the tokens behind class and register tokens."""
+        model: Any = network
+        found = model.forward_features(x_bchw)
+        pooled_bd = model.forward_head(found, pre_logits=True)
+        if found.ndim == 4:
+            down, across = found.shape[2:] if found.shape[1] == self.patch_size else found.shape[1:3]
+            tokens_bnd = found.flatten(2).transpose(1, 2) if found.shape[1] == self.patch_size else found.flatten(1, 2)
+            return Patches(tokens_bnd, (int(down), int(across)), pooled_bd)
+        tokens_bnd = found[:, getattr(model, "num_prefix_tokens", 0) :]
+        down, across = model.patch_embed.dynamic_feat_size(x_bchw.shape[2:]) if hasattr(model, "patch_embed") else _square(tokens_bnd)
+        return Patches(tokens_bnd, (int(down), int(across)), pooled_bd)
+
+
+class OpenClipEncoder(ImageEncoder):
+    """The image tower of a model of open_clip; `encode_text` is its text tower."""
+
+    def __init__(self, config: OpenClipConfig, inputs: int | None = None) -> None:
+        super().__init__(config)
+        package = require("open_clip", "vision")
+        known = package.list_models()
+        if config.model not in known:
+            raise RecipeError(f"encoder open_clip: {config.model!r} is no model of open_clip.{nearest(config.model, known)}")
+        weights = config.path if config.path is not None else config.pretrained
+        if config.path is not None and not Path(config.path).is_file():
+            raise CheckpointError(f"{config.path}: no such file.")
+        try:
+            self.model, _, self._transform = package.create_model_and_transforms(config.model, pretrained=weights)
+        except (RuntimeError, KeyError) as error:
+            raise CheckpointError(f"{weights}: does not fit {config.model}: {str(error)[:300]}") from None
+        self.tokenizer = package.get_tokenizer(config.model)
+        self.size = int(
+            self.model.text_projection.shape[1] if isinstance(self.model.text_projection, Tensor) else self.model.visual.output_dim
+        )
+        self.patch_size = int(getattr(self.model.visual, "ln_post", nn.LayerNorm(self.size)).normalized_shape[0])
+        side = self.model.visual.image_size
+        self.needed = int(min(side) if isinstance(side, tuple | list) else side)
+        self.eval()
+
+    @property
+    def transform(self) -> Callable[[Any], Tensor]:
+        """open_clip's, of the model."""
+        found: Callable[[Any], Tensor] = self._transform
+        return found
+
+    @property
+    def network(self) -> nn.Module:
+        """The model, with both towers."""
+        return self.model
+
+    def pooled(self, network: nn.Module, x_bchw: Tensor) -> Tensor:
+        """Vectors in the space that both towers share."""
+        model: Any = network
+        return model.encode_image(x_bchw)
+
+    def patches(self, network: nn.Module, x_bchw: Tensor) -> Patches:
+        """The last layer's tokens without the class token."""
+        model: Any = network
+        found = model.forward_intermediates(image=x_bchw, image_indices=1, image_output_fmt="NCHW")
+        map_bdhw = found["image_intermediates"][-1]
+        return Patches(map_bdhw.flatten(2).transpose(1, 2), (map_bdhw.shape[2], map_bdhw.shape[3]), found["image_features"])
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str], *, normalize: bool = True) -> Tensor:
+        """Vectors [texts, size] of texts."""
+        return self.model.encode_text(self.tokenizer(texts).to(next(self.model.parameters()).device), normalize=normalize)
+
+
+def _square(tokens_bnd: Tensor) -> tuple[int, int]:
+    side = round(tokens_bnd.shape[1] ** 0.5)
+    if side * side != tokens_bnd.shape[1]:
+        raise RecipeError(f"encoder timm: {tokens_bnd.shape[1]} tokens are no square, so where they lie is not known.")
+    return side, side
