@@ -298,6 +298,9 @@ class GenseConfig(Component):
         4.0, gt=0.1, le=30, description="longest part of a recording that is a sample; files are mended in windows of it"
     )
     temperature: float = Field(0.0, ge=0, description="of what is written; 0: always the likeliest token")
+    reach_seconds: float | None = Field(
+        0.4, gt=0, description="what is written sees what it is made from up to so far from its own time; null: all of it, as published"
+    )
     code_dropout: float = Field(
         1.0,
         ge=0,

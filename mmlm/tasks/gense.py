@@ -6,9 +6,10 @@
 Both write exactly as many tokens as there are. In the first step a clean unit stands where the noisy one stands. In the second, everything
 stands at its time, counted in codes: what was given from 0 on, what is clean from a fixed base on. So a clean code finds the units and the
 noisy code of its time always equally far away, which short training needs; the paper counts the units of the second step on from 0. Also
-beyond the paper, training hides clean tokens where they are read, of each sample another share: most tokens are those before them once
-more, and a model that has learned to repeat, and little else, writes one token for ever. The paper's codec has one book; of one with
-several, each is written a step later than the one before it (arXiv:2306.05284).
+beyond the paper, what is written sees of all this only what is near its own time (`reach_seconds`), and training hides clean tokens where
+they are read, of each sample another share: most tokens are those before them once more, and a model that has learned to repeat, and little
+else, writes one token for ever. The paper's codec has one book; of one with several, each is written a step later than the one before it
+(arXiv:2306.05284).
 
 Source: GenSE, arXiv:2502.02942, and its published inference code.
 Axes: t tokens   u books
@@ -27,12 +28,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmlm.alignment import window_by_alignment
 from mmlm.base.errors import CheckpointError, RecipeError, unknown_name
 from mmlm.data.speech import Utterance
 from mmlm.generation import Sampling
+from mmlm.layout import EVERYTHING
 from mmlm.model import MultimodalLM
 from mmlm.objectives.audio import mel_distance
 from mmlm.objectives.masked import drawn_cells
+from mmlm.recipe import Recipe
 from mmlm.sound import Sound
 from mmlm.staged import generate_staged
 from mmlm.stages import Length, Stage
@@ -52,24 +56,42 @@ RATE_HZ = 16_000
 CODEC_ALONE = "the codec alone"
 
 
-def units_stream(noisy_t: Tensor, clean_t: Tensor | None = None, hidden_t: Tensor | None = None) -> Stream:
-    """What the first step reads, and the clean units with their loss where they are given. hidden: bool [t], of the clean ones."""
-    segments = [Segment(UNIT, noisy_t, position=_at(torch.arange(len(noisy_t)))), Segment(SPECIAL, torch.zeros(1, dtype=torch.long))]
+def units_stream(noisy_t: Tensor, clean_t: Tensor | None = None, hidden_t: Tensor | None = None, reach: int | None = None) -> Stream:
+    """What the first step reads, and the clean units with their loss where they are given. hidden: bool [t], of the clean ones.
+    reach: units before and after its time that a clean one is made from; None: all."""
+    time_t, rows = torch.arange(len(noisy_t)), near(len(noisy_t), reach)
+    begin = Segment(SPECIAL, torch.zeros(1, dtype=torch.long), reach=None if rows is None else rows[:1])
+    segments = [Segment(UNIT, noisy_t, position=_at(time_t), mark=None if reach is None else time_t), begin]
     if clean_t is not None:
-        segments.append(Segment(UNIT, clean_t, weight=1.0, position=_at(torch.arange(len(clean_t))), hidden=hidden_t))
+        seen = None if rows is None else rows[1:]
+        segments.append(Segment(UNIT, clean_t, weight=1.0, position=_at(torch.arange(len(clean_t))), hidden=hidden_t, reach=seen))
     return Stream(segments)
 
 
-def write_units(model: MultimodalLM, noisy: Sequence[Tensor], temperature: float) -> list[Tensor]:
+def near(count: int, reach: int | None) -> Tensor | None:
+    """First and last mark, long [count + 1, 2], that the queries which predict so many tokens see, and the one behind them; None: all."""
+    return None if reach is None else window_by_alignment(torch.ones(count, dtype=torch.long), reach)
+
+
+def write_units(model: MultimodalLM, noisy: Sequence[Tensor], temperature: float, reach: int | None = None) -> list[Tensor]:
     """Clean units [t] for noisy ones [t], as many."""
-    stage = Stage("units", UNIT, Length.exactly(lambda so_far: len(noisy[so_far.number])), position=0, sampling=_sampling(temperature))
-    return [found.written["units"] for found in generate_staged(model, [units_stream(each) for each in noisy], [stage])]
+    stage = Stage(
+        "units", UNIT, Length.exactly(lambda so_far: len(noisy[so_far.number])), position=0, sampling=_sampling(temperature),
+        reach=None if reach is None else lambda so_far, tokens: _rows_of(len(noisy[so_far.number]), reach)[1 : 1 + tokens],
+    )  # fmt: skip
+    return [found.written["units"] for found in generate_staged(model, [units_stream(each, reach=reach) for each in noisy], [stage])]
+
+
+def _rows_of(count: int, reach: int) -> Tensor:
+    rows = near(count, reach)
+    assert rows is not None
+    return rows
 
 
 @torch.no_grad()
-def read_units(model: MultimodalLM, noisy_t: Tensor, clean_t: Tensor) -> Tensor:
+def read_units(model: MultimodalLM, noisy_t: Tensor, clean_t: Tensor, reach: int | None = None) -> Tensor:
     """The likeliest clean units [t], each behind the true ones before it: in one pass, unlike `write_units`."""
-    batch = pack([units_stream(noisy_t, clean_t)], model.vocabulary).to(model.device)
+    batch = pack([units_stream(noisy_t, clean_t, reach=reach)], model.vocabulary).to(model.device)
     h_btd, _ = model.hidden(batch)
     (h_td,), (labels_t,) = unpack(h_btd, batch.layout), unpack(batch.labels, batch.layout)
     scores_tv = model.heads["language_model"].predict(h_td[labels_t != NO_LABEL], model.vocabulary.span(UNIT))
@@ -111,13 +133,18 @@ class GenseUnitsTask(DegradedSpeech):
         clean = record.sound(self.rate_hz)
         given, _ = self.chain(clean, rng)
         noisy_t, clean_t = _units(self.units, [given, clean])
-        return units_stream(noisy_t, clean_t, drawn_cells(clean_t.shape, self.config.code_dropout, rng))
+        return units_stream(noisy_t, clean_t, drawn_cells(clean_t.shape, self.config.code_dropout, rng), self.reach)
+
+    @property
+    def reach(self) -> int | None:
+        """Units before and after its time that a clean one is made from."""
+        return _tokens(self.config, self.units.rate_hz)
 
     def predict(self, model: MultimodalLM, records: Sequence[Utterance]) -> list[CleanUnits]:
         """Units of each record, degraded as its id decides."""
         pairs = [self.pair(record) for record in records]
         true, given = (_units(self.units, sounds) for sounds in zip(*pairs, strict=True))
-        made = write_units(model, given, self.config.temperature)
+        made = write_units(model, given, self.config.temperature, self.reach)
         return [CleanUnits(*each) for each in zip(true, given, made, strict=True)]
 
     def score(self, outputs: Sequence[CleanUnits], records: Sequence[Utterance]) -> dict[str, float]:
@@ -167,6 +194,7 @@ class GenseCodesTask(DegradedSpeech):
         if self.part.num_steps(int(config.seconds * self.codec.token_rate)) > config.base:
             raise RecipeError(f"task.base: {config.base} codes are less than task.seconds ({config.seconds:g} s) hold.")
         self._first: MultimodalLM | None = None
+        self._first_reach: int | None = None
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -194,7 +222,15 @@ class GenseCodesTask(DegradedSpeech):
             if self.units.fingerprint not in known:
                 raise CheckpointError(f"task.units_run: {run}: was trained on other units; write tokenizers.units.path: {run}.")
             self._first = MultimodalLM.from_pretrained(run).eval()
+            (about,) = Recipe.read(run / "recipe.yaml").tasks
+            self._first_reach = _tokens(about, self.units.rate_hz)
         return self._first
+
+    @property
+    def first_reach(self) -> int | None:
+        """`reach` of the first step."""
+        assert self.first is not None
+        return self._first_reach
 
     def example(self, record: Utterance, rng: np.random.Generator) -> Stream:
         """Units and codes of a sound degraded and clean; in some samples the clean units are those that the first step predicts."""
@@ -202,7 +238,7 @@ class GenseCodesTask(DegradedSpeech):
         given, _ = self.chain(clean, rng)
         noisy_t, clean_t = _units(self.units, [given, clean])
         if rng.random() < self.config.written_units:
-            clean_t = read_units(self.first, noisy_t, clean_t)
+            clean_t = read_units(self.first, noisy_t, clean_t, self.first_reach)
         given_tu, codes_tu = _codes(self.codec, [given, clean])
         steps_su = self.part.forward(codes_tu)
         hidden_su = drawn_cells(steps_su.shape, self.config.code_dropout, rng) & (steps_su != EMPTY)
@@ -215,20 +251,48 @@ class GenseCodesTask(DegradedSpeech):
         rate = self.codec.token_rate / Fraction(*self.units.rate_hz)
         times_t = torch.arange(len(noisy_t)) * rate.numerator // rate.denominator
         base = self.config.base
-        segments = [Segment(UNIT, noisy_t, position=_at(times_t)), Segment(UNIT, clean_t, position=_at(base + times_t))]
+        mark = None if self.reach is None else times_t
+        segments = [
+            Segment(UNIT, noisy_t, position=_at(times_t), mark=mark),
+            Segment(UNIT, clean_t, position=_at(base + times_t), mark=mark),
+        ]
         segments.append(Segment(SPECIAL, torch.zeros(1, dtype=torch.long)))
         if self.config.reads_codes:
-            segments.append(Segment(CODEC, given_tu, position=_at(torch.arange(len(given_tu)))))
+            time_t = torch.arange(len(given_tu))
+            segments.append(Segment(CODEC, given_tu, position=_at(time_t), mark=None if self.reach is None else time_t))
+        rows = self.rows(len(given_tu))
+        if rows is not None:  # the token before the first clean code predicts it
+            segments[-1].reach = torch.tensor(EVERYTHING).repeat(len(segments[-1]), 1)
+            segments[-1].reach[-1] = rows[0]
         if steps_su is not None:
-            segments.append(Segment(CODEC, steps_su, weight=1.0, position=_at(base + torch.arange(len(steps_su))), hidden=hidden_su))
+            seen = None if rows is None else rows[1:]
+            place = _at(base + torch.arange(len(steps_su)))
+            segments.append(Segment(CODEC, steps_su, weight=1.0, position=place, hidden=hidden_su, reach=seen))
         return Stream(segments)
+
+    @property
+    def reach(self) -> int | None:
+        """Codes before and after its time that a clean one is made from."""
+        return _tokens(self.config, self.codec.token_rate.as_integer_ratio())
+
+    def rows(self, frames: int) -> Tensor | None:
+        """What the queries that predict the steps of so many frames see, see `near`."""
+        return near(self.part.num_steps(frames), self.reach)
 
     def write_codes(self, model: MultimodalLM, noisy: Sequence[Tensor], clean: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
         """Clean codes [t, u], as many as `given` holds, for units noisy and clean and codes of what was given."""
         prompts = [self.stream(*each) for each in zip(noisy, clean, given, strict=True)]
-        length = Length.exactly(lambda so_far: len(given[so_far.number]))
-        stage = Stage("codes", CODEC, length, self.part, position=self.config.base, sampling=_sampling(self.config.temperature))
+        stage = Stage(
+            "codes", CODEC, Length.exactly(lambda so_far: len(given[so_far.number])), self.part, position=self.config.base,
+            sampling=_sampling(self.config.temperature),
+            reach=None if self.reach is None else lambda so_far, tokens: self._rows(len(given[so_far.number]))[1 : 1 + tokens],
+        )  # fmt: skip
         return [found.written["codes"] for found in generate_staged(model, prompts, [stage])]
+
+    def _rows(self, frames: int) -> Tensor:
+        rows = self.rows(frames)
+        assert rows is not None
+        return rows
 
     def enhance(self, model: MultimodalLM, sounds: Sequence[Sound]) -> list[Sound]:
         """Each sound, at `rate_hz`, written anew, with as many samples."""
@@ -236,7 +300,7 @@ class GenseCodesTask(DegradedSpeech):
 
     def _written(self, model: MultimodalLM, sounds: Sequence[Sound], given: Sequence[Tensor]) -> list[tuple[Sound, Tensor]]:
         noisy = _units(self.units, sounds)
-        codes = self.write_codes(model, noisy, write_units(self.first, noisy, self.config.temperature), given)
+        codes = self.write_codes(model, noisy, write_units(self.first, noisy, self.config.temperature, self.first_reach), given)
         return [(self._sound(codes_tu, len(sound.wave_n)), codes_tu) for codes_tu, sound in zip(codes, sounds, strict=True)]
 
     def _sound(self, codes_tu: Tensor, num_samples: int) -> Sound:
@@ -282,6 +346,11 @@ def _named(tokenizers: Mapping[str, Any], name: str, kind: type, where: str, wan
     if not isinstance(tokenizers[name], kind):
         raise RecipeError(f"{where}: tokenizers.{name} must be of the type {wanted}.")
     return tokenizers[name]
+
+
+def _tokens(config: Any, rate_hz: tuple[int, int]) -> int | None:
+    """Tokens of a rate within a config's reach_seconds."""
+    return None if config.reach_seconds is None else max(1, round(config.reach_seconds * rate_hz[0] / rate_hz[1]))
 
 
 def _at(place_t: Tensor) -> Tensor:

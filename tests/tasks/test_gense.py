@@ -11,7 +11,7 @@ from mmlm.data.audio_files import read_sound, write_sound
 from mmlm.enhancing import enhance
 from mmlm.model import MultimodalLM
 from mmlm.recipe import Recipe
-from mmlm.run import build_task, evaluate, load_run, train
+from mmlm.run import build_model, build_task, evaluate, load_run, train
 from mmlm.sound import Sound
 from mmlm.stream import pack, positions, unpack
 from mmlm.tasks import gense
@@ -40,7 +40,7 @@ backbone: {width: 16, num_layers: 2, pattern: [{type: attention, num_heads: 2}]}
 heads: HEADS
 """
 UNITS_HEAD, CODES_HEAD = "{language_model: {type: language_model, ranges: [unit]}}", "{codes: {type: codebooks}}"
-NOISY = "degrade: [{type: add_noise, snr_db: [0, 0], noises: [{type: generated, kinds: [white]}]}], seconds: 0.4"
+NOISY = "degrade: [{type: add_noise, snr_db: [0, 0], noises: [{type: generated, kinds: [white]}]}], seconds: 0.4, reach_seconds: 0.06"
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +101,35 @@ def test_the_first_step_puts_clean_units_where_the_noisy_ones_stand_and_writes_a
 
 
 def test_units_that_are_read_in_one_pass_are_those_that_would_be_written_next(runs):
-    _, _, model = load_run(runs / "units")
+    _, task, model = load_run(runs / "units")
+    assert task.reach == 3
     noisy_t = torch.randint(0, 8, (12,), generator=torch.Generator().manual_seed(0))
-    written_t = write_units(model, [noisy_t], 0.0)[0]
-    assert torch.equal(read_units(model, noisy_t, written_t), written_t)
-    other_t = (written_t + 1) % 8
-    other_t[:6] = written_t[:6]
-    assert torch.equal(read_units(model, noisy_t, other_t)[:7], written_t[:7])
+    for reach in (None, 3):
+        written_t = write_units(model, [noisy_t], 0.0, reach)[0]
+        assert torch.equal(read_units(model, noisy_t, written_t, reach), written_t)
+        other_t = (written_t + 1) % 8
+        other_t[:6] = written_t[:6]
+        assert torch.equal(read_units(model, noisy_t, other_t, reach)[:7], written_t[:7])
+
+
+def test_a_clean_token_is_made_from_what_is_near_its_time_alone(runs):
+    """In one layer, as a second one hears of further tokens through nearer ones."""
+    _, task, _ = load_run(runs / "units")
+    recipe = units_recipe(runs, "near", "backbone.num_layers=1")
+    torch.manual_seed(0)
+    model = build_model(recipe, task).double().eval()
+    g = torch.Generator().manual_seed(0)
+    noisy_t, clean_t = (torch.randint(0, 8, (20,), generator=g) for _ in range(2))
+    other_t = noisy_t.clone()
+    other_t[12] = (other_t[12] + 1) % 8
+
+    def hidden(units_t, reach):
+        batch = pack([units_stream(units_t, clean_t, reach=reach)], model.vocabulary)
+        return unpack(model.hidden(batch)[0], batch.layout)[0][20:]  # row k predicts clean unit k
+
+    changed = (hidden(noisy_t, 3) - hidden(other_t, 3)).abs().amax(1)[:20] > 1e-9
+    assert changed.nonzero()[:, 0].tolist() == list(range(9, 16))
+    assert ((hidden(noisy_t, None) - hidden(other_t, None)).abs().amax(1)[:20] > 1e-9).all()
 
 
 def test_the_second_step_puts_everything_at_its_time_and_the_clean_behind_the_base(runs):
@@ -151,7 +173,7 @@ def test_of_a_codec_with_several_books_each_is_written_a_step_later(runs):
 
 def test_a_share_of_the_samples_reads_units_of_the_first_step(runs, monkeypatch):
     record, told = records(runs / "codes")[0], []
-    monkeypatch.setattr(gense, "read_units", lambda model, noisy_t, clean_t: told.append(1) or torch.full_like(clean_t, 7))
+    monkeypatch.setattr(gense, "read_units", lambda model, noisy_t, clean_t, reach: told.append(1) or torch.full_like(clean_t, 7))
     for share, wanted in ((0.0, 0), (1.0, 40), (0.25, 10)):
         task, told[:] = build_task(codes_recipe(runs, "share", f"task.written_units={share}")), []
         streams = [task.example(record, np.random.default_rng(seed)) for seed in range(40)]
