@@ -28,20 +28,11 @@ class PatchMatrixConfig(Component):
 
 @ENCODERS.register("mmlm.encoders.image_patches:PatchStem", source="convolutional stem, arXiv:2106.14881")
 class PatchStemConfig(Component):
-    """Patches of pictures with their margin through convolutions that end at one place."""
+    """Patches of pictures with their margin through convolutions of step 2."""
 
     type: Literal["patch_stem"] = "patch_stem"
-    channels: list[int] = Field([64, 128], min_length=1, max_length=6, description="of each convolution; the last is the output")
-    kernels: list[int] = Field(
-        [4, 4], min_length=1, max_length=6, description="pixels by which each moves; their product is patch + 2 * margin"
-    )
+    channels: list[int] = Field([32, 64, 128], min_length=1, max_length=6, description="of each convolution; the last is the output")
     places: int = Field(16, ge=0, description="numbers of a patch that tell where it lies: 16 if the tokenizer's places are true, else 0")
-
-    @model_validator(mode="after")
-    def _pairs(self) -> PatchStemConfig:
-        if len(self.channels) != len(self.kernels) or min(self.kernels) < 1 or min(self.channels) < 1:
-            raise ValueError(f"channels {self.channels} and kernels {self.kernels} are as many numbers, all of them at least 1")
-        return self
 
 
 class ImageEncoderConfig(Component):

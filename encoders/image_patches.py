@@ -8,8 +8,6 @@ Axes: n patches   f features
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,44 +29,36 @@ class PatchMatrix(nn.Module):
 
 
 class PatchStem(nn.Module):
-    """Features [n, f] -> vectors [n, size]: convolutions until one place is left, and what a patch says of its place.
+    """Features [n, f] -> vectors [n, size]: 3 x 3 convolutions of step 2, until one place is left, and what a patch says of its place.
 
-    Each convolution moves by its kernel within a patch, so it is one matrix over squares of what came before. inputs: 3 times the pixels of
-    a square, and config.places numbers. Raises RecipeError where the kernels do not bring the square to one place.
+    inputs: 3 times the pixels of a square, and config.places numbers. Raises RecipeError where the square does not shrink to one place.
     """
 
     def __init__(self, config: PatchStemConfig, inputs: int) -> None:
         super().__init__()
         self.side, self.places = _side(inputs, config.places), config.places
-        self.size, self.kernels = config.channels[-1], list(config.kernels)
-        if math.prod(self.kernels) != self.side:
-            made = math.prod(self.kernels)
-            raise RecipeError(f"encoder patch_stem: kernels {self.kernels} make {made} pixels, but patch and margins {self.side}.")
-        sizes = [3, *config.channels]
-        self.layers = nn.ModuleList(
-            linear(before * kernel * kernel, after, "square", "patch", bias=True)
-            for before, after, kernel in zip(sizes, sizes[1:], self.kernels, strict=False)
-        )
+        self.size = config.channels[-1]
+        layers, before, side = list[nn.Module](), 3, self.side
+        for channels in config.channels:
+            layers.append(nn.Conv2d(before, channels, 3, stride=2))
+            before, side = channels, (side - 3) // 2 + 1
+        if side != 1:
+            sizes = f"{len(config.channels)} convolutions leave {max(side, 0)} places of a side of {self.side} pixels"
+            raise RecipeError(f"encoder patch_stem: {sizes}; patch + 2 * margin must be 2 ** (n + 1) - 1 or one more for n of them.")
+        self.layers = nn.ModuleList(layers)
         self.place = linear(config.places, self.size, "places", "patch", bias=True) if config.places else None
         self.inner = linear(self.size, self.size, "patch", "patch_hidden", bias=True)
 
     def forward(self, features_nf: Tensor) -> Tensor:
         """Vectors [n, size]."""
         pixels = 3 * self.side * self.side
-        x_nyxc = features_nf[:, :pixels].view(-1, 3, self.side, self.side).permute(0, 2, 3, 1)
-        for layer, kernel in zip(self.layers, self.kernels, strict=True):
-            x_nyxc = F.gelu(layer(squares(x_nyxc, kernel)), approximate="tanh")
-        y_nf = x_nyxc.flatten(1)
+        x = features_nf[:, :pixels].view(-1, 3, self.side, self.side)
+        for layer in self.layers:
+            x = F.gelu(layer(x), approximate="tanh")
+        y_nf = x.flatten(1)
         if self.place is not None:
             y_nf = y_nf + self.place(features_nf[:, pixels:])
         return y_nf + F.gelu(self.inner(y_nf), approximate="tanh")
-
-
-def squares(x_nyxc: Tensor, side: int) -> Tensor:
-    """[n, y / side, x / side, c * side * side]: the numbers of each square, channel by channel, as a convolution's weights have them."""
-    count, height, width, channels = x_nyxc.shape
-    parts = x_nyxc.reshape(count, height // side, side, width // side, side, channels)
-    return parts.permute(0, 1, 3, 5, 2, 4).reshape(count, height // side, width // side, channels * side * side)
 
 
 def _side(inputs: int, places: int) -> int:

@@ -19,7 +19,7 @@ from mmlm.run import train
 def run(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("describing") / "run"
     options = [
-        "task.constrained=true", "task.max_tokens=40", "backbone.width=16", "backbone.num_layers=1", "encoders.vision.channels=[4, 8]",
+        "task.constrained=true", "task.max_tokens=40", "backbone.width=16", "backbone.num_layers=1", "encoders.vision.channels=[4, 4, 8]",
         "train.steps=2", "train.batch_size=2", "train.validate_every=0", "train.sample_every=0", "data.validate=[]", f"output={folder}",
     ]  # fmt: skip
     train(Recipe.read("grounded_captioning/quickstart", options))

@@ -21,7 +21,7 @@ from mmlm.tasks.grounded import COMMONEST, RANDOM_BOX, TRUTH, TWIN, GroundedTask
 from mmlm.tokenizers.boxes import Grounded, Phrase
 
 KINDS = "task.kinds={grounded_caption: 1, expression: 1, phrases: 1, caption: 1, question: 1}"
-SMALL = ["backbone.width=32", "backbone.num_layers=1", "encoders.vision.channels=[8, 16]"]
+SMALL = ["backbone.width=32", "backbone.num_layers=1", "encoders.vision.channels=[8, 8, 16]"]
 
 
 @pytest.fixture(scope="module")
