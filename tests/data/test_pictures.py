@@ -139,6 +139,15 @@ def test_a_list_gives_all_that_its_lines_say(tmp_path) -> None:
     assert np.array_equal(found.read(), drawing()) and found.share(found.things[0].box) == (10 / 80, 20 / 48, 30 / 80, 44 / 48)
 
 
+def test_boxes_of_a_list_turn_with_a_picture_that_is_shown_turned(tmp_path) -> None:
+    config, exif = listed(tmp_path, GOOD), Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(drawing()).save(tmp_path / "a.png", exif=exif)
+    (found,) = config.build().everything()
+    assert (found.width, found.height) == (48, 80) == found.read().shape[1::-1] and found.things[0].box == dark(found.read())
+    assert found.captions[0].phrases[0].boxes[0] == found.expressions[0].box == found.things[0].box
+
+
 def changed(**keys) -> dict:
     return {**GOOD, **keys}
 

@@ -9,10 +9,12 @@ import torch
 from mmlm.base.errors import CheckpointError, RecipeError
 from mmlm.data.audio_files import read_sound, write_sound
 from mmlm.enhancing import enhance
+from mmlm.layout import EVERYTHING
 from mmlm.model import MultimodalLM
 from mmlm.recipe import Recipe
 from mmlm.run import build_model, build_task, evaluate, load_run, train
 from mmlm.sound import Sound
+from mmlm.stages import SoFar
 from mmlm.stream import pack, positions, unpack
 from mmlm.tasks import gense
 from mmlm.tasks.gense import MASK, SPECIAL, UNIT, read_units, units_stream, write_units
@@ -169,6 +171,33 @@ def test_of_a_codec_with_several_books_each_is_written_a_step_later(runs):
     for seed in range(12):
         clean = task.example(records(runs / "delayed")[0], np.random.default_rng(seed)).segments[-1]
         assert bool(clean.hidden.any()) and bool((clean.ids < 0).any()) and not clean.hidden[clean.ids < 0].any()
+
+
+def test_what_is_written_sees_what_training_saw(runs, monkeypatch):
+    """Stages have the rows of the training stream, each a token later, as a query predicts the token behind it."""
+    _, task, model = load_run(runs / "codes")
+    stream = task.example(records(runs / "codes")[0], np.random.default_rng(0))
+    noisy, clean, _, given, steps = (segment.ids for segment in stream.segments)
+    asked = {}
+
+    def catch(model, prompts, stages):
+        asked["prompt"], asked["stage"] = prompts[0], stages[0]
+        raise InterruptedError
+
+    monkeypatch.setattr(gense, "generate_staged", catch)
+    with pytest.raises(InterruptedError):
+        task.write_codes(model, [noisy], [clean], [given])
+    rows, before = asked["stage"].reach(SoFar(0, asked["prompt"]), len(steps)), asked["prompt"].segments[-1]
+    assert torch.equal(rows, stream.segments[-1].reach) and torch.equal(before.reach, stream.segments[-2].reach)
+    assert task.reach == 6 and before.reach[-1].tolist() == [-6, 6] and rows[0].tolist() == [-5, 7]
+    assert before.reach[0].tolist() == list(EVERYTHING) and before.mark.tolist() == list(range(len(given)))
+    units = stream.segments[0]
+    assert units.mark.tolist() == [2 * at for at in range(len(noisy))] == stream.segments[1].mark.tolist()
+    with pytest.raises(InterruptedError):
+        write_units(model, [noisy], 0.0, 3)
+    rows = asked["stage"].reach(SoFar(0, asked["prompt"]), len(noisy))
+    assert torch.equal(rows, units_stream(noisy, clean, reach=3).segments[-1].reach) and rows[0].tolist() == [-2, 4]
+    assert asked["prompt"].segments[-1].reach.tolist() == [[-3, 3]]
 
 
 def test_a_share_of_the_samples_reads_units_of_the_first_step(runs, monkeypatch):

@@ -13,7 +13,8 @@ from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
 from mmlm.objectives.config import OBJECTIVES
 from mmlm.staged import generate_staged
-from mmlm.stream import pack, unpack
+from mmlm.stages import SoFar
+from mmlm.stream import Stream, pack, unpack
 from mmlm.tasks.config import TextToSpeechConfig
 from mmlm.tasks.tts_plan import Said, SpeechPlan
 from mmlm.tasks.tts_stages import Writing
@@ -239,6 +240,20 @@ def test_what_frames_look_at_is_the_phoneme_of_their_time_and_its_prosody(kind) 
     units = planned("units")
     (place,) = units.looked_at(whole)
     assert torch.equal(torch.cat([each.ids.flatten() for each in units.first(whole).segments[:3]])[place], whole.units)
+
+
+@pytest.mark.parametrize("voiced", [False, True])
+def test_at_another_pace_phonemes_begin_at_the_frames_of_that_pace(voiced) -> None:
+    plan, text = planned("prosody"), said(3, 4).text
+    voice = said(5, 3) if voiced else Said.nothing(len(BOOKS))
+    writing = Writing(plan, [text], [voice], model_of(plan).vocabulary, 2.0, 99)
+    so_far = SoFar(0, Stream([]), written={"prosody": torch.tensor([[1, 4], [2, 2], [0, 4], [3, 2]])})
+    *_, phones, prosody, begin = writing._before_speech(so_far).segments
+    starts = (voice.frames.cumsum(0) - voice.frames).tolist()
+    behind = int(voice.frames.sum())
+    wanted = [*starts, *(behind + at for at in (0, 2, 3, 5))]
+    assert phones.position[:, 0].tolist() == prosody.position[:, 0].tolist() == wanted and len(begin) == 1
+    assert prosody.ids[-4:, 1].tolist() == [4, 2, 4, 2]  # what it was planned as is read as it was
 
 
 @pytest.mark.parametrize("kind", ["prosody", "delayed prosody"])
