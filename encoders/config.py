@@ -67,6 +67,29 @@ class OpenClipConfig(ImageEncoderConfig):
     pretrained: str | None = Field(None, description="open_clip's name of weights on the hub, or in its cache on this machine; null: none")
 
 
+@ENCODERS.register("mmlm.encoders.pillars:Pillars", source="PointPillars, arXiv:1812.05784; dynamic voxels, arXiv:1910.06528")
+class PillarsConfig(Component):
+    """Points of LiDAR as a map seen from above."""
+
+    type: Literal["pillars"] = "pillars"
+    low: list[float] = Field([-51.2, -51.2, -5.0], min_length=3, max_length=3, description="x, y and z in metres where the range begins")
+    high: list[float] = Field([51.2, 51.2, 3.0], min_length=3, max_length=3, description="and where it ends")
+    cell: float = Field(0.8, gt=0, description="metres along a side of a cell")
+    channels: int = Field(32, ge=4, description="channels of the canvas; the map has three times as many")
+    height_bins: int = Field(1, ge=1, le=8, description="bins of height; 1: pillars, more: voxels")
+
+    @model_validator(mode="after")
+    def _whole_cells(self) -> PillarsConfig:
+        for axis, low, high in zip("xy", self.low, self.high, strict=False):
+            if high - low < 8 * self.cell:
+                raise ValueError(f"low and high must lie at least 8 cells apart along {axis}, but are {low:g} and {high:g}")
+            if abs((high - low) / self.cell - round((high - low) / self.cell)) > 1e-6:
+                raise ValueError(f"the range along {axis} ({low:g} to {high:g}) must be a whole number of cells of {self.cell:g} m")
+        if self.low[2] >= self.high[2]:
+            raise ValueError(f"low must lie below high along z, but they are {self.low[2]:g} and {self.high[2]:g}")
+        return self
+
+
 class SpeechEncoderConfig(Component):
     """What the encoders of speech have in common."""
 
