@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from mmlm.base.errors import DataError, require
-from mmlm.data.speech import Bad, Utterance
+from mmlm.data.listed import Bad
+from mmlm.data.speech import Utterance
 from mmlm.sound import Sound
 from mmlm.tokenizers.english_phones import EnglishPhones
 from mmlm.tokenizers.phonemes import SILENCE, PhonemeTokenizer

@@ -6,11 +6,8 @@ Boxes are those of the stored file and turn with a picture that is shown turned;
 
 from __future__ import annotations
 
-import gzip
 import json
-import logging
 import os
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,15 +21,13 @@ import numpy as np
 from mmlm.base.errors import DataError, nearest
 from mmlm.data.config.pictures import CocoConfig, PictureFolderConfig, PictureManifestConfig, PicturesConfig, YoloConfig
 from mmlm.data.episodes import find_file
+from mmlm.data.listed import Bad, numbered_lines, tell
 from mmlm.data.picture_files import ENDINGS, PictureFacts, picture_facts, read_picture
 from mmlm.data.pictures import Expression, Picture, Question, Thing
 from mmlm.data.speech_check import files_below
 from mmlm.data.speech_source import place_of
 from mmlm.tokenizers.boxes import Box, Grounded, Phrase
 
-logger = logging.getLogger(__name__)
-
-SHOWN_BAD = 20
 SLACK = 1.0  # pixels by which a box may leave its picture
 
 
@@ -50,17 +45,6 @@ class Listed:
     expressions: list[tuple[str, Any]] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     things: list[tuple[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A picture that cannot be used. where: file and line. why: what was found."""
-
-    where: str
-    why: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.why}"
 
 
 class Pictures:
@@ -90,13 +74,7 @@ class PictureSource(Pictures):
             looked = list(pool.map(partial(_looked_at, config=config), listed))
         self.bad = [each for each in looked if isinstance(each, Bad)]
         good = [each for each in looked if isinstance(each, Picture)]
-        if self.bad:
-            count = f"{len(self.bad)} of {len(looked)} pictures cannot be used"
-            lines = [f"  {each}" for each in self.bad[:SHOWN_BAD]]
-            lines += [f"  ... and {len(self.bad) - SHOWN_BAD} more."] if len(self.bad) > SHOWN_BAD else []
-            if config.on_bad == "stop":
-                raise DataError("\n".join([f"{where}: {count}; on_bad: skip goes on without them.", *lines]))
-            logger.warning("%s: %s and are left out:\n%s", where, count, "\n".join(lines))
+        tell(self.bad, len(looked), "pictures", where, config.on_bad)
         self.groups = _dealt(good, config, where)
         super().__init__(self.groups[2], where)
 
@@ -205,17 +183,8 @@ KEYS = ("image", "caption", "phrases", "expressions", "questions", "things", "id
 
 
 def _read_list(path: Path) -> Iterator[Listed | Bad]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as file:
-            lines = list(enumerate(file, 1))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     first: dict[str, int] = {}
-    for number, line in lines:
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         found = _of_line(line, path, f"{path}, line {number}")
         if isinstance(found, Listed) and not found.id:  # one picture may stand in several lines, with a caption each
             found.id = found.file if found.file not in first else f"{found.file} (line {number})"

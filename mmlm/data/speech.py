@@ -114,17 +114,6 @@ class Utterance:
         return replace(self, start_seconds=start, end_seconds=min(end, last), text="", kept=kept)
 
 
-@dataclass(frozen=True)
-class Bad:
-    """A recording that cannot be used. where: file and line. why: what was found."""
-
-    where: str
-    why: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.why}"
-
-
 class Speech:
     """Utterances to draw from. where: what they are, in messages. Raises DataError without any."""
 

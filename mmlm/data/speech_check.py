@@ -24,8 +24,9 @@ import numpy as np
 from mmlm.base.errors import DataError
 from mmlm.data.audio_files import read_sound, sound_facts
 from mmlm.data.config import SpeechConfig
+from mmlm.data.listed import Bad
 from mmlm.data.real_tables import user_cache_folder
-from mmlm.data.speech import Bad, Utterance
+from mmlm.data.speech import Utterance
 from mmlm.sound import Sound
 
 logger = logging.getLogger(__name__)

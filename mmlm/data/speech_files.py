@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,8 @@ from mmlm.base.errors import DataError, nearest
 from mmlm.data.audio_files import ENDINGS
 from mmlm.data.config import SpeechFolderConfig, SpeechManifestConfig
 from mmlm.data.episodes import find_file
-from mmlm.data.speech import Bad, Utterance
+from mmlm.data.listed import Bad, numbered_lines
+from mmlm.data.speech import Utterance
 from mmlm.data.speech_check import files_below
 from mmlm.data.speech_source import SpeechSource
 
@@ -51,18 +50,9 @@ class SpeechFolder(SpeechSource):
 
 def read_manifest(path: Path, names: Mapping[str, str]) -> Iterator[Utterance | Bad]:
     """The utterance of each line, or what is wrong with it. names: key of ours to the key that the list uses."""
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as file:
-            lines = list(enumerate(file, 1))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     ours: dict[str, str] = {names.get(key, key): key for key in KEYS}
     first: dict[str, int] = {}
-    for number, line in lines:
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         where = f"{path}, line {number}"
         try:
             raw = json.loads(line)

@@ -10,14 +10,12 @@ from collections.abc import Iterable, Sequence
 
 from mmlm.base.errors import DataError, unknown_name
 from mmlm.data.config import SpeechConfig
-from mmlm.data.speech import Bad, Speech, Utterance
+from mmlm.data.listed import Bad, tell
+from mmlm.data.speech import Speech, Utterance
 from mmlm.data.speech_check import checked
 from mmlm.data.token_shards import logged, sounds_of
 
 logger = logging.getLogger(__name__)
-
-SHOWN_BAD = 20  # recordings that cannot be used which a message lists
-
 
 class SpeechSource(Speech):
     """The utterances of a source that are trained on.
@@ -34,13 +32,7 @@ class SpeechSource(Speech):
         good, bad, odd_lengths = checked(wanted, config, where)
         self.left_out.update(odd_lengths)
         self.bad = [each for each in listed if isinstance(each, Bad)] + bad
-        if self.bad:
-            count = f"{len(self.bad)} of {len(listed)} recordings cannot be used"
-            lines = [f"  {each}" for each in self.bad[:SHOWN_BAD]]
-            lines += [f"  ... and {len(self.bad) - SHOWN_BAD} more."] if len(self.bad) > SHOWN_BAD else []
-            if config.on_bad == "stop":
-                raise DataError("\n".join([f"{where}: {count}; on_bad: skip goes on without them.", *lines]))
-            logger.warning("%s: %s and are left out:\n%s", where, count, "\n".join(lines))
+        tell(self.bad, len(listed), "recordings", where, config.on_bad)
         left = ", ".join(f"{number} {why}" for why, number in sorted(self.left_out.items()))
         if left:
             logger.info("%s: left out: %s.", where, left)

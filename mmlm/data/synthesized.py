@@ -19,8 +19,9 @@ from pathlib import Path
 from mmlm.base.errors import DataError, unknown_name
 from mmlm.data.config import SynthesizedConfig
 from mmlm.data.episodes import find_file
+from mmlm.data.listed import Bad
 from mmlm.data.real_tables import user_cache_folder
-from mmlm.data.speech import Bad, Utterance
+from mmlm.data.speech import Utterance
 from mmlm.data.speech_source import SpeechSource
 
 SECONDS = 60  # after which a program that speaks one sentence is given up

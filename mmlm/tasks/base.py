@@ -10,11 +10,21 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
+from mmlm.base.errors import RecipeError, unknown_name
 from mmlm.data.episodes import Episode
 from mmlm.model import MultimodalLM
 from mmlm.sound import Sound
 from mmlm.stream import Stream
 from mmlm.training.loader import Samples
+
+
+def tokenizer_of(tokenizers: Mapping[str, Any], name: str, key: str, kind: type, types: str) -> Any:
+    """The tokenizer that a key of a task names. Raises RecipeError where there is none, or one of another type; types: those it may be."""
+    if name not in tokenizers:
+        raise RecipeError(f"tokenizers: {unknown_name('tokenizer', name, tokenizers)}")
+    if not isinstance(tokenizers[name], kind):
+        raise RecipeError(f"{key}: tokenizers.{name} must be of the type {types}.")
+    return tokenizers[name]
 
 
 class Task(Protocol):

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from mmlm.alignment import window_by_alignment
-from mmlm.base.errors import CheckpointError, RecipeError, unknown_name
+from mmlm.base.errors import CheckpointError, RecipeError
 from mmlm.data.speech import Utterance
 from mmlm.generation import Sampling
 from mmlm.layout import EVERYTHING
@@ -41,7 +41,7 @@ from mmlm.sound import Sound
 from mmlm.staged import generate_staged
 from mmlm.stages import Length, Stage
 from mmlm.stream import NO_LABEL, Segment, Stream, pack, unpack
-from mmlm.tasks.base import GIVEN
+from mmlm.tasks.base import GIVEN, tokenizer_of
 from mmlm.tasks.config import GenseCodesConfig, GenseUnitsConfig
 from mmlm.tasks.degraded import GATE, DegradedSpeech, Enhanced
 from mmlm.tasks.spectral_gate import spectral_gate
@@ -116,7 +116,7 @@ class GenseUnitsTask(DegradedSpeech):
     def __init__(self, config: GenseUnitsConfig, tokenizers: Mapping[str, Any]) -> None:
         super().__init__(config.degrade, config.degrade_test, RATE_HZ)
         self.config, self.tokenizers = config, tokenizers
-        self.units = _named(tokenizers, config.units, UnitTokenizer, "task.units", "units")
+        self.units = tokenizer_of(tokenizers, config.units, "task.units", UnitTokenizer, "units")
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -186,8 +186,8 @@ class GenseCodesTask(DegradedSpeech):
     metrics = ("mel_distance", "accuracy")
 
     def __init__(self, config: GenseCodesConfig, tokenizers: Mapping[str, Any]) -> None:
-        self.units = _named(tokenizers, config.units, UnitTokenizer, "task.units", "units")
-        self.codec = _named(tokenizers, config.codec, Codec, "task.codec", "small_codec or single_codec")
+        self.units = tokenizer_of(tokenizers, config.units, "task.units", UnitTokenizer, "units")
+        self.codec = tokenizer_of(tokenizers, config.codec, "task.codec", Codec, "small_codec or single_codec")
         super().__init__(config.degrade, config.degrade_test, self.codec.rate_hz)
         self.config, self.tokenizers = config, tokenizers
         (self.part,) = CodebookPattern(CodebookOrder(order="delay"), self.codec.num_books).parts
@@ -338,14 +338,6 @@ class GenseCodesTask(DegradedSpeech):
     def curves(self, outputs: Sequence[EnhancedCodes], records: Sequence[Utterance]) -> dict[str, list[tuple[float, float]]]:
         """None."""
         return {}
-
-
-def _named(tokenizers: Mapping[str, Any], name: str, kind: type, where: str, wanted: str) -> Any:
-    if name not in tokenizers:
-        raise RecipeError(f"tokenizers: {unknown_name('tokenizer', name, tokenizers)}")
-    if not isinstance(tokenizers[name], kind):
-        raise RecipeError(f"{where}: tokenizers.{name} must be of the type {wanted}.")
-    return tokenizers[name]
 
 
 def _tokens(config: Any, rate_hz: tuple[int, int]) -> int | None:

@@ -29,11 +29,11 @@ import torch
 from mmlm.analysis.captions import bleu, cider, rouge_l
 from mmlm.analysis.drawing import drawn
 from mmlm.analysis.grounding import accuracy_at, grounded_f1, recall_at
-from mmlm.base.errors import RecipeError, unknown_name
 from mmlm.data.pictures import Picture
 from mmlm.generation import Grammar, generate
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
+from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import KINDS, GroundedConfig, Kind
 from mmlm.tokenizers.boxes import (
     LOC,
@@ -87,17 +87,9 @@ class GroundedTask:
 
     def __init__(self, config: GroundedConfig, tokenizers: Mapping[str, Any]) -> None:
         self.config, self.tokenizers = config, tokenizers
-        self.patches: ImagePatches = self._tokenizer("patches", ImagePatches)
-        self.text: TextTokenizer = self._tokenizer("text", TextTokenizer)
-        self.boxes: BoxTokenizer = self._tokenizer("boxes", BoxTokenizer)
-
-    def _tokenizer(self, key: str, kind: type) -> Any:
-        name = getattr(self.config, key)
-        if name not in self.tokenizers:
-            raise RecipeError(f"tokenizers: {unknown_name('tokenizer', name, self.tokenizers)}")
-        if not isinstance(found := self.tokenizers[name], kind):
-            raise RecipeError(f"tokenizers.{name}: task.{key} needs a tokenizer of another type.")
-        return found
+        self.patches: ImagePatches = tokenizer_of(tokenizers, config.patches, "task.patches", ImagePatches, "image_patches")
+        self.text: TextTokenizer = tokenizer_of(tokenizers, config.text, "task.text", TextTokenizer, "text")
+        self.boxes: BoxTokenizer = tokenizer_of(tokenizers, config.boxes, "task.boxes", BoxTokenizer, "boxes")
 
     @property
     def features(self) -> Mapping[str, int]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmlm.analysis.attention import attention_maps, most_focused
-from mmlm.base.errors import DataError, RecipeError, unknown_name
+from mmlm.base.errors import DataError, RecipeError
 from mmlm.data.audio_files import write_sound
 from mmlm.data.speech import Utterance
 from mmlm.data.spoken_entries import Entries, EntryTokens
@@ -27,7 +27,7 @@ from mmlm.model_config import ChannelConfig
 from mmlm.sound import Sound
 from mmlm.staged import Chunk, generate_staged
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.base import Heard
+from mmlm.tasks.base import Heard, tokenizer_of
 from mmlm.tasks.config import TextToSpeechConfig
 from mmlm.tasks.tts_plan import Said, SpeechPlan
 from mmlm.tasks.tts_stages import SPEECH, Writing
@@ -66,24 +66,19 @@ class TextToSpeechTask:
         self.config, self.tokenizers = config, tokenizers
         self.reader: TextReader
         if config.instruction is None:
-            self.reader = PhonemeReader(self._tokenizer("phonemes", PhonemeTokenizer))
+            self.reader = PhonemeReader(self._tokenizer("phonemes", PhonemeTokenizer, "phonemes"))
         else:
-            self.reader = InstructionReader(self._tokenizer("instruction", TextTokenizer), config.bare_text)
-        self.codec: Codec = self._tokenizer("codec", Codec)
-        self.prosody: Prosody | None = None if config.prosody is None else self._tokenizer("prosody", Prosody)
-        self.units: UnitTokenizer | None = None if config.units is None else self._tokenizer("units", UnitTokenizer)
+            self.reader = InstructionReader(self._tokenizer("instruction", TextTokenizer, "text"), config.bare_text)
+        self.codec: Codec = self._tokenizer("codec", Codec, "small_codec, single_codec or encodec")
+        self.prosody: Prosody | None = None if config.prosody is None else self._tokenizer("prosody", Prosody, "prosody")
+        self.units: UnitTokenizer | None = None if config.units is None else self._tokenizer("units", UnitTokenizer, "units")
         self.codes: TokenShards | None = None
         self.aligned: TokenShards | None = None
         self.unit_ids: TokenShards | None = None
         self.beside: dict[tuple[str, str], list[Utterance]] = {}
 
-    def _tokenizer(self, key: str, kind: type) -> Any:
-        name = getattr(self.config, key)
-        if name not in self.tokenizers:
-            raise RecipeError(f"tokenizers: {unknown_name('tokenizer', name, self.tokenizers)}")
-        if not isinstance(found := self.tokenizers[name], kind):
-            raise RecipeError(f"tokenizers.{name}: task.{key} needs a tokenizer of another type.")
-        return found
+    def _tokenizer(self, key: str, kind: type, types: str) -> Any:
+        return tokenizer_of(self.tokenizers, getattr(self.config, key), f"task.{key}", kind, types)
 
     @cached_property
     def plan(self) -> SpeechPlan:

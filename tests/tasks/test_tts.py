@@ -206,7 +206,7 @@ def test_recordings_that_cannot_be_used_are_told(home, tmp_path, caplog) -> None
 
 
 def test_tokenizers_of_other_kinds_are_refused(home) -> None:
-    with pytest.raises(RecipeError, match="task.codec needs"):
+    with pytest.raises(RecipeError, match="task.codec: tokenizers.phonemes must be of the type small_codec"):
         build_task(recipe(home, "task.codec=phonemes"))
     with pytest.raises(RecipeError, match="unknown tokenizer 'phones'"):
         build_task(recipe(home, "task.phonemes=phones"))

@@ -173,7 +173,7 @@ def test_options_that_exclude_each_other_are_told(home, override, told) -> None:
 
 
 def test_tokenizers_of_other_kinds_are_refused(home) -> None:
-    with pytest.raises(RecipeError, match="task.units needs a tokenizer of another type"):
+    with pytest.raises(RecipeError, match="must be of the type units"):
         build_task(recipe(home, "task.units=text"))
     with pytest.raises(RecipeError, match="unknown tokenizer 'txt'"):
         build_task(recipe(home, "task.instruction=txt"))
