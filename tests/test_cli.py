@@ -29,10 +29,13 @@ FLAGS = {
     "evaluate": ["RUN", "key.path=value"],
     "generate": [
         "--audio",
+        "--expression",
+        "--image",
         "--max-new-tokens",
         "--output",
         "--pace",
         "--precision",
+        "--question",
         "--seed",
         "--shots",
         "--table",
