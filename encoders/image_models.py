@@ -22,7 +22,7 @@ class TimmEncoder(ImageEncoder):
     """A model of timm without its classifier. Raises RecipeError for an unknown name and CheckpointError for weights that do not fit."""
 
     def __init__(self, config: TimmConfig, inputs: int | None = None) -> None:
-        super().__init__(config)
+        super().__init__(config, inputs)
         timm = require("timm", "vision")
         known = timm.list_models()
         if config.model.split(".")[0] not in known and "/" not in config.model:
@@ -94,7 +94,7 @@ class OpenClipEncoder(ImageEncoder):
     """The image tower of a model of open_clip; `encode_text` is its text tower."""
 
     def __init__(self, config: OpenClipConfig, inputs: int | None = None) -> None:
-        super().__init__(config)
+        super().__init__(config, inputs)
         package = require("open_clip", "vision")
         known = package.list_models()
         if config.model not in known:

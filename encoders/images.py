@@ -48,8 +48,10 @@ class ImageEncoder(nn.Module):
     patch_size: int
     needed: int
 
-    def __init__(self, config: ImageEncoderConfig) -> None:
+    def __init__(self, config: ImageEncoderConfig, inputs: int | None = None) -> None:
         super().__init__()
+        if inputs is not None:
+            raise RecipeError(f"encoder {config.type}: reads whole pictures, for `mmlm encode`; patches in a model are read by patch_stem.")
         self.config = config
         self._copies: dict[torch.dtype, nn.Module] = {}
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmlm.base.errors import DataError
+from mmlm.base.errors import DataError, RecipeError
 from mmlm.encoders.config import PillarsConfig
 
 NUMBERS = 9  # of a point: x, y, z, intensity, three from the mean of its cell, two from its middle
@@ -28,6 +28,8 @@ class Pillars(nn.Module):
 
     def __init__(self, config: PillarsConfig, inputs: int | None = None) -> None:
         super().__init__()
+        if inputs is not None:
+            raise RecipeError("encoder pillars: reads whole sweeps and is no part of a model yet.")
         self.config = config
         (x1, y1, _), (x2, y2, _) = config.low, config.high
         self.grid = round((y2 - y1) / config.cell), round((x2 - x1) / config.cell)

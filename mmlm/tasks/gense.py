@@ -229,7 +229,7 @@ class GenseCodesTask(DegradedSpeech):
     @property
     def first_reach(self) -> int | None:
         """`reach` of the first step."""
-        assert self.first is not None
+        _ = self.first  # which is read with it
         return self._first_reach
 
     def example(self, record: Utterance, rng: np.random.Generator) -> Stream:

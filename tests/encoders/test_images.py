@@ -134,6 +134,8 @@ def test_names_that_are_none_are_refused(tmp_path, tiny_clip) -> None:
         OpenClipConfig(model="ViT-B-33").build()
     with pytest.raises(CheckpointError, match="no such file"):
         OpenClipConfig(model=tiny_clip, path=str(tmp_path / "none.pt")).build()
+    with pytest.raises(RecipeError, match="encoder timm: reads whole pictures"):
+        TimmConfig().build(768)  # as a recipe's `encoders` would
     with pytest.raises(RecipeError, match="precision must be one of"):
         mmlm.encoder("timm").encode(pictures(1), precision="fp8")
 
