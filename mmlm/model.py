@@ -79,8 +79,12 @@ class MultimodalLM(nn.Module):
         for name, features in batch.features.items():
             if name not in self.encoders:
                 raise RecipeError(f"the batch holds features for {unknown_name('encoder', name, self.encoders)}")
-            vectors = self.projectors[name](self.encoders[name](features)).to(x_btd.dtype)
-            x_btd = x_btd.flatten(0, 1).index_copy(0, batch.feature_at[name], vectors).view_as(x_btd)
+            sizes, places = batch.whole_sizes.get(name), batch.feature_at[name]
+            read = self.encoders[name](features) if sizes is None else self.encoders[name](features, sizes)
+            if len(read) != len(places):
+                raise RecipeError(f"encoder {name!r} made {len(read)} vectors, but {len(places)} tokens wait for one.")
+            vectors = self.projectors[name](read).to(x_btd.dtype)
+            x_btd = x_btd.flatten(0, 1).index_copy(0, places, vectors).view_as(x_btd)
         for name, value in batch.channels.items():
             if name not in self.channels:
                 raise RecipeError(f"the batch holds values for {unknown_name('channel', name, self.channels)}")

@@ -5,7 +5,7 @@
     Batch     many streams packed one after the other into one row, with a layout that keeps them apart
     pack      streams -> batch          unpack      values at each token -> one tensor per stream
 
-Axes: b rows of a batch   t tokens   u codebooks   p position axes   n tokens that carry features   f channels of a feature
+Axes: b rows of a batch   t tokens   u codebooks   p position axes   n tokens that carry features   f channels of a feature   s wholes
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Segment:
     modality: name of the vocabulary range of `ids` (for codes: ranges "<modality>.0", "<modality>.1", ...).
     ids: long [t] or [t, u], local to the range, -1 for a cell of [t, u] that is not filled; None where the tokens are continuous features
     alone.   pieces: where ids [t] are of several ranges, these and how many tokens each, in order; `modality` then names the whole.
-    features: float [n, f], read by `encoder`; they fill the tokens `feature_at` (long [n]; default all t = n tokens).
+    features: float [n, f], read by `encoder`; they fill the tokens `feature_at` (long [n]; default all t = n tokens).   whole: the features
+    are those of one thing, float [rows, ...], such as the points of a sweep; its encoder makes of them as many vectors as tokens are filled.
     weight: loss weight, one number or [t]; 0 means read only.   labels: local ids, as ids [t] or [t, u], to predict *at* these tokens
     (NO_LABEL for none); without labels the objective decides (a causal one predicts the next token; every cell that is filled).
     num_options: only the first ids of the range are possible answers for what is predicted of this segment (0: all; not with codebooks).
@@ -68,6 +69,7 @@ class Segment:
     tags: dict[str, Tensor] = field(default_factory=dict)
     rate_hz: tuple[int, int] | None = None
     pieces: Sequence[tuple[str, int]] | None = None
+    whole: bool = False
 
     def __len__(self) -> int:
         if self.ids is not None:
@@ -94,9 +96,9 @@ class Batch:
 
     codes: [b, t, u] ids of all codebooks, -1 where a token has none; ids holds the first of them.   code_labels: [b, t, u] what is
     predicted of each codebook at a token (NO_LABEL: nothing), or None.   features, feature_at: {encoder: [n, f]}, {encoder: [n] index
-    of the token in the flattened batch}.   channels: {name: [b, t] ids, -1 where a token has none, or [b, t, f]}.   options: [b, t, 2]
-    first id and number of the possible answers at labelled tokens, or None.   tags: {name: [b, t]}, NaN where a token has none.
-    names: one per stream.
+    of the token in the flattened batch}.   whole_sizes: {encoder: [s] rows of each thing}, of encoders that read wholes.
+    channels: {name: [b, t] ids, -1 where a token has none, or [b, t, f]}.   options: [b, t, 2] first id and number of the possible answers
+    at labelled tokens, or None.   tags: {name: [b, t]}, NaN where a token has none.   names: one per stream.
     """
 
     ids: Tensor
@@ -108,6 +110,7 @@ class Batch:
     options: Tensor | None = None
     features: dict[str, Tensor] = field(default_factory=dict)
     feature_at: dict[str, Tensor] = field(default_factory=dict)
+    whole_sizes: dict[str, Tensor] = field(default_factory=dict)
     channels: dict[str, Tensor] = field(default_factory=dict)
     tags: dict[str, Any] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
@@ -142,6 +145,7 @@ def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = Tru
     columns: dict[str, list[Tensor]] = {key: [] for key in keys}
     features: dict[str, list[Tensor]] = {}
     feature_at: dict[str, list[Tensor]] = {}
+    whole_sizes: dict[str, list[int]] = {}
     channels: dict[str, list[tuple[int, Tensor]]] = {}
     tags: dict[str, list[tuple[int, Tensor]]] = {}
     codes: list[tuple[int, Tensor]] = []
@@ -195,6 +199,8 @@ def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = Tru
                 name = segment.encoder or segment.modality
                 features.setdefault(name, []).append(segment.features)
                 feature_at.setdefault(name, []).append(_feature_at(segment) + total)
+                if segment.whole:
+                    whole_sizes.setdefault(name, []).append(len(segment.features))
             for parts, given in ((channels, segment.channels), (tags, segment.tags)):
                 for name, value in given.items():
                     parts.setdefault(name, []).append((total, value))
@@ -223,6 +229,7 @@ def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = Tru
         options=choices if bool(choices.any()) else None,
         features={name: torch.cat(parts) for name, parts in features.items()},
         feature_at={name: torch.cat(parts) for name, parts in feature_at.items()},
+        whole_sizes={name: torch.tensor(sizes) for name, sizes in whole_sizes.items()},
         channels={name: _scatter(parts, total, _nothing(parts[0][1]))[None] for name, parts in channels.items()},
         tags={name: _scatter(parts, total, torch.nan)[None] for name, parts in tags.items()},
         names=[stream.name for stream in streams],
@@ -288,6 +295,11 @@ def cut(segment: Segment, start: int, stop: int) -> Segment:
     if segment.features is not None:
         at = _feature_at(segment)
         inside = (at >= start) & (at < stop)
+        if segment.whole:
+            if bool(inside.any()) and not bool(inside.all()):
+                raise DataError(f"{segment.modality!r} cannot be cut at tokens {start} and {stop}: its features are those of one thing.")
+            kept["whole"] = bool(inside.any())
+            return Segment(**kept, features=segment.features, feature_at=at - start) if kept["whole"] else Segment(**kept)
         kept |= {"features": segment.features[inside], "feature_at": at[inside] - start}
     return Segment(**kept)
 
@@ -394,7 +406,9 @@ def _check(segment: Segment, vocabulary: Vocabulary) -> None:
             raise DataError(f"{what} of {name!r} has shape {tuple(value.shape)}, but must be {' or '.join(map(str, allowed))}.")
     if segment.features is not None:
         inside = _feature_at(segment)
-        if len(inside) != len(segment.features):
+        if segment.whole and (segment.ids is None or not len(segment.features)):
+            raise DataError(f"{name!r} is one thing: it needs ids, which say how many tokens it fills, and at least one row of features.")
+        if not segment.whole and len(inside) != len(segment.features):
             raise DataError(f"{len(segment.features)} features for {len(inside)} tokens of {name!r}.")
         if len(inside) and (int(inside.min()) < 0 or int(inside.max()) >= size):
             lowest, highest = int(inside.min()), int(inside.max())
@@ -403,6 +417,8 @@ def _check(segment: Segment, vocabulary: Vocabulary) -> None:
             raise DataError(f"feature_at of {name!r} names a token twice.")
         if segment.hidden is not None and bool(segment.hidden[inside].any()):
             raise DataError(f"a hidden token of {name!r} would show its features.")
+    elif segment.whole:
+        raise DataError(f"{name!r} is said to be one thing, but has no features.")
     if segment.pieces is not None and (segment.labels is not None or segment.num_options):
         raise DataError(f"{name!r} has pieces of several ranges, with which neither labels nor num_options go.")
     if segment.num_options and _has_books(segment):
@@ -462,7 +478,10 @@ def _alike(segment: Segment, first_of: dict[tuple[str, str], Tensor]) -> None:
     given = {("channel", name): value for name, value in segment.channels.items()}
     given |= {("tag", name): value for name, value in segment.tags.items()}
     if segment.features is not None:
-        given["features of", segment.encoder or segment.modality] = segment.features
+        encoder = segment.encoder or segment.modality
+        given["features of", encoder] = segment.features
+        if first_of.setdefault(("whole", encoder), torch.tensor(segment.whole)) != segment.whole:
+            raise DataError(f"features of {encoder!r} are those of one thing in some segments and of tokens in others.")
     for (kind, name), value in given.items():
         first = first_of.setdefault((kind, name), value)
         if value.shape[1:] != first.shape[1:] or value.is_floating_point() != first.is_floating_point():

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from mmlm.base.errors import DataError
+from mmlm.base.errors import DataError, RecipeError
 from mmlm.stream import NO_LABEL, Segment, Stream, cut, pack, pad, unpack
 from mmlm.vocabulary import Vocabulary
 
@@ -290,3 +290,59 @@ def test_pieces_of_several_ranges_in_one_segment_are_those_of_several_segments()
     ):
         with pytest.raises(DataError, match=message):
             pack([Stream([faulty])], vocabulary)
+
+
+class Means(torch.nn.Module):
+    """Of each thing its mean row, then that row doubled, tripled, ...: as many vectors as are asked for."""
+
+    size = 3
+
+    def __init__(self, count):
+        super().__init__()
+        self.count = count
+
+    def forward(self, features_nf, sizes_s):
+        means = [rows.mean(0) for rows in features_nf.split(sizes_s.tolist())]
+        return torch.stack([mean * (at + 1) for mean in means for at in range(self.count)])
+
+
+def thing(rows, count=2, **fields):
+    g = torch.Generator().manual_seed(rows)
+    features = torch.randn(rows, 3, generator=g, dtype=torch.float64)
+    return Segment("label", torch.zeros(count, dtype=torch.long), features=features, encoder="cell", whole=True, **fields)
+
+
+def test_a_whole_thing_fills_the_tokens_of_its_segment(tiny):
+    model = tiny([ATTENTION])
+    model.encoders["cell"] = Means(2)
+    model.projectors["cell"] = torch.nn.Linear(3, model.config.backbone.width, dtype=torch.float64)
+    words = Segment("text", torch.tensor([1, 2, 3]))
+    streams = [Stream([words, thing(4)]), Stream([thing(7, 3, feature_at=torch.tensor([2, 0])), words, thing(1)]), Stream([words])]
+    packed, padded = pack(streams, VOCABULARY), pad(streams, VOCABULARY)
+    assert packed.whole_sizes["cell"].tolist() == [4, 7, 1]
+    apart = torch.cat(unpack(model.embed(padded), padded.layout))
+    torch.testing.assert_close(model.embed(packed)[0], apart, rtol=0, atol=1e-12)
+    mean = thing(7).features.mean(0)
+    wanted = model.projectors["cell"](torch.stack([2 * mean, mean]))
+    torch.testing.assert_close(model.embed(packed)[0][[5, 7]], wanted, rtol=0, atol=1e-12)
+    with pytest.raises(RecipeError, match="encoder 'cell' made 2 vectors, but 3 tokens wait for one"):
+        model.embed(pack([Stream([thing(4, 3)])], VOCABULARY))
+
+
+def test_faults_of_whole_things_are_told():
+    faulty = {
+        "it needs ids, which say how many tokens": Segment("cell", features=FEATURES, whole=True),
+        "at least one row of features": thing(0),
+        "is said to be one thing, but has no features": Segment("label", torch.tensor([1]), whole=True),
+    }
+    for message, segment in faulty.items():
+        with pytest.raises(DataError, match=message):
+            pack([Stream([segment])], VOCABULARY)
+    with pytest.raises(DataError, match="s2: features of 'cell' are those of one thing in some segments and of tokens in others"):
+        pack([Stream([thing(4)]), Stream([dataclasses.replace(thing(2), whole=False)], name="s2")], VOCABULARY)
+    placed = thing(5, 4, feature_at=torch.tensor([1, 2]))
+    part = cut(placed, 1, 4)
+    assert part.whole and part.feature_at.tolist() == [0, 1] and len(part.features) == 5
+    assert cut(placed, 3, 4).features is None and not cut(placed, 3, 4).whole
+    with pytest.raises(DataError, match="'label' cannot be cut at tokens 2 and 4"):
+        cut(placed, 2, 4)
