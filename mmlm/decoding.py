@@ -204,7 +204,7 @@ class OneCallDecoding:
         self.scores_bv = scores_bv
 
     def greedy(self, ids_b: Tensor, steps: int, stop: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The likeliest tokens after ids_b, long [b, at most steps], -1 after the first of `stop`; sums [b] of their log-probabilities."""
+        """The likeliest tokens after ids_b, long [b, at most steps], -1 after the first of `stop`, and their log-probabilities."""
         return self.decoder.greedy(ids_b, steps, stop)
 
     def close(self) -> None:

@@ -91,12 +91,13 @@ class Guidance:
 @dataclass
 class Generated:
     """What was written after one prompt. score: sum of log-probabilities under the unfiltered model. finished: ended by itself.
-    text: the ids as text, where the model has a text tokenizer."""
+    text: the ids as text, where the model has a text tokenizer. logs: the log-probability of each id; none of beams."""
 
     ids: list[int] = field(default_factory=list)
     score: float = 0.0
     finished: bool = False
     text: str | None = None
+    logs: list[float] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -135,6 +136,7 @@ def generate(
                        seed=seed, precision=precision):  # fmt: skip
         for number, (index, score, finished) in step.items():
             found[number].ids += [] if index is None else [index]
+            found[number].logs += [] if index is None else [score]
             found[number].score += score
             found[number].finished = finished
     return found
@@ -210,15 +212,16 @@ def _greedy(decoding: OneCallDecoding, max_new_tokens: int, stop: Sequence[int])
     first_b = scores_bv.argmax(-1)
     log_b = scores_bv.log_softmax(-1).gather(1, first_b[:, None])[:, 0]
     require_finite(log_b)
-    found = [Generated([index], log, index in stop) for index, log in zip(first_b.tolist(), log_b.tolist(), strict=True)]
+    found = [Generated([index], log, index in stop, logs=[log]) for index, log in zip(first_b.tolist(), log_b.tolist(), strict=True)]
     alive = [row for row, one in enumerate(found) if not one.finished]
     if alive and max_new_tokens > 1:
         if len(alive) < len(found):
             decoding.select(torch.tensor(alive))
-        ids_bt, more_b = decoding.greedy(first_b[alive], max_new_tokens - 1, stop)
-        for row, ids, more in zip(alive, ids_bt.tolist(), more_b.tolist(), strict=True):
+        ids_bt, logs_bt = decoding.greedy(first_b[alive], max_new_tokens - 1, stop)
+        for row, ids, logs in zip(alive, ids_bt.tolist(), logs_bt.tolist(), strict=True):
             found[row].ids += [index for index in ids if index >= 0]
-            found[row].score += more
+            found[row].logs += logs[: len(found[row].ids) - 1]
+            found[row].score = sum(found[row].logs)
             found[row].finished = found[row].ids[-1] in stop
     decoding.close()
     return found

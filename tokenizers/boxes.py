@@ -14,6 +14,7 @@ Source: UniTAB, arXiv:2111.12085, and its code, which rounds down (`floor`) into
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -47,11 +48,13 @@ CODES = (LOC_OUTSIDE, BOX_COUNT, TEXT_AFTER_BOX, NESTED, UNCLOSED, STRAY_CLOSE, 
 
 @dataclass(frozen=True)
 class Phrase:
-    """Characters start to end of a text and the boxes of what they name. Without words start is end."""
+    """Characters start to end of a text and the boxes of what they name. Without words start is end. scores: how sure each box is, from 0 to
+    1, where that is known; no part of what is said."""
 
     start: int
     end: int
     boxes: tuple[Box, ...]
+    scores: tuple[float, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -168,13 +171,15 @@ class _Group:
     start: int
     has_words: bool = False
     bins: list[int] = field(default_factory=list)
+    word_logs: list[float] = field(default_factory=list)
+    bin_logs: list[float] = field(default_factory=list)
 
 
 class _Reading:
     """What has been read of a text so far."""
 
-    def __init__(self, decode: Callable[[list[int]], str], boxes: BoxTokenizer, last_four: bool) -> None:
-        self.decode, self.boxes, self.last_four = decode, boxes, last_four
+    def __init__(self, decode: Callable[[list[int]], str], boxes: BoxTokenizer, last_four: bool, logs: Sequence[float]) -> None:
+        self.decode, self.boxes, self.last_four, self.logs = decode, boxes, last_four, logs
         self.text: list[str] = []
         self.length = 0
         self.words: list[int] = []
@@ -189,12 +194,15 @@ class _Reading:
                 self.fault(TEXT_AFTER_BOX, place)
                 self.close(place)
             self.words.append(index)
+            if self.group is not None and self.logs:
+                self.group.word_logs.append(self.logs[place])
         elif name == LOC:
             if self.group is None:
                 self.fault(LOC_OUTSIDE, place)
             else:
                 self.flush()
                 self.group.bins.append(index)
+                self.group.bin_logs += [self.logs[place]] if self.logs else []
         elif name == OBJ and index == OPEN:
             if self.group is not None:
                 self.fault(NESTED, place)
@@ -230,9 +238,12 @@ class _Reading:
         assert group is not None
         self.group = None
         bins = group.bins[-4:] if self.last_four else group.bins
+        logs = group.bin_logs[-4:] if self.last_four else group.bin_logs
         if len(bins) % 4 or not bins:
             self.fault(BOX_COUNT, place)
-        boxes = tuple(self.box(bins[at : at + 4], place) for at in range(0, len(bins) - 3, 4))
+        starts = range(0, len(bins) - 3, 4)
+        boxes = tuple(self.box(bins[at : at + 4], place) for at in starts)
+        scores = tuple(_sureness([*group.word_logs, *logs[at : at + 4]]) for at in starts) if logs else ()
         if not group.has_words:
             self.fault(EMPTY, place)
         if not boxes:
@@ -243,7 +254,7 @@ class _Reading:
             start, end = start + len(said) - len(said.lstrip()), end - len(said) + len(said.rstrip())
         else:
             end = start
-        self.phrases.append(Phrase(start, end, boxes))
+        self.phrases.append(Phrase(start, end, boxes, scores))
 
     def box(self, bins: list[int], place: int) -> Box:
         """A box, its corners in order."""
@@ -253,14 +264,25 @@ class _Reading:
         return self.boxes.box([min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)])
 
 
+def _sureness(logs: Sequence[float]) -> float:
+    """The geometric mean of probabilities."""
+    return math.exp(sum(logs) / len(logs))
+
+
 def parse(
-    tokens: Iterable[tuple[str, int]], decode: Callable[[list[int]], str], boxes: BoxTokenizer, *, last_four: bool = False
+    tokens: Iterable[tuple[str, int]],
+    decode: Callable[[list[int]], str],
+    boxes: BoxTokenizer,
+    *,
+    last_four: bool = False,
+    logs: Sequence[float] = (),
 ) -> Grounded:
     """What tokens (range, id) say. Never raises for what they are; `faults` tells what was mended, by the codes above.
 
-    last_four: of the bins of a group only the last four are read, as UniTAB's code does.
+    last_four: of the bins of a group only the last four are read, as UniTAB's code does. logs: the log-probability of each token; then a
+    box has a score, the geometric mean of the probabilities of its bins and of the words of its group.
     """
-    reading, place = _Reading(decode, boxes, last_four), -1
+    reading, place = _Reading(decode, boxes, last_four, logs), -1
     for place, (name, index) in enumerate(tokens):
         reading.token(name, index, place)
     if reading.group is not None:
@@ -281,14 +303,23 @@ class GroundedGrammar:
     where it can be closed within them.
 
     spans: {range: its ids in the vocabulary} of text, obj and loc.   end: the id that ends a text.   texts: ids of `text` that may be
-    written; default all.   is_one_group: a group and nothing else is written, as an answer that points at one thing is.
+    written; default all.   is_one_group: a group and nothing else is written, as an answer that points at one thing is.   has_groups_alone:
+    there are no words between groups, as where things are listed.
     """
 
     def __init__(
-        self, spans: dict[str, range], end: int, room: int, *, texts: Sequence[int] | None = None, is_one_group: bool = False
+        self,
+        spans: dict[str, range],
+        end: int,
+        room: int,
+        *,
+        texts: Sequence[int] | None = None,
+        is_one_group: bool = False,
+        has_groups_alone: bool = False,
     ) -> None:
         self.text = list(spans[TEXT]) if texts is None else list(texts)
         self.span, self.end, self.room, self.is_one_group = spans, end, room, is_one_group
+        self.has_groups_alone = has_groups_alone
         self.open, self.close = spans[OBJ][OPEN], spans[OBJ][CLOSE]
         if room < (8 if is_one_group else 1):
             raise DataError(f"room for {room} tokens is too little: a group takes 8 with the end, a text 1.")
@@ -318,7 +349,7 @@ class GroundedGrammar:
             return [self.end] if had_group else [self.open]
         if left < 2:
             return [self.end]
-        return [*self.text, *([self.open] if left > 7 else []), self.end]
+        return [*([] if self.has_groups_alone else self.text), *([self.open] if left > 7 else []), self.end]
 
 
 class PhrasesGrammar:

@@ -296,7 +296,7 @@ struct Decoder {
         return top + static_cast<float>(std::log(total));
     }
 
-    // out: [batch][steps], -1 after a sequence has stopped; scores: [batch], sum of the log-probabilities of what is written. Returns the
+    // out: [batch][steps], -1 after a sequence has stopped; scores: [batch][steps], the log-probability of what is written. Returns the
     // steps taken.
     int64_t greedy(const int64_t* ids, int64_t steps, const int64_t* stops, int64_t num_stops, float* logits_, float* hidden_, int64_t* out,
                    float* scores) {
@@ -316,7 +316,7 @@ struct Decoder {
                 const int64_t id = best(values, z.vocabulary);
                 if (id < 0) return id;
                 to = next[b] = id;
-                scores[b] += values[id] - log_sum(values, z.vocabulary, values[id]);
+                scores[b * steps + step] = values[id] - log_sum(values, z.vocabulary, values[id]);
                 if (std::find(stops, stops + num_stops, id) != stops + num_stops) counts[b] = 0, live--;
             }
         }

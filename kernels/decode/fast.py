@@ -284,18 +284,18 @@ class Decoder:
         return self._logits[:, first:last]
 
     def greedy(self, ids_b: Tensor, steps: int, stop_ids: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """The likeliest next token of each sequence, fed back up to `steps` times: long [b, at most steps], and the sums float32 [b] of
-        their log-probabilities.
+        """The likeliest next token of each sequence, fed back up to `steps` times: long [b, at most steps], and float32 of the same
+        shape, their log-probabilities, 0 after the end.
 
         A sequence ends with its first stop id and is -1 after it; the last token of a row is returned but not yet in the cache.
         Raises NumericsError for logits that are not finite.
         """
         ids = self._ids(ids_b, self._batch)
         stops = torch.tensor(list(stop_ids), dtype=torch.long)
-        out, scores = torch.full((self._batch, max(steps, 0)), -1), torch.zeros(self._batch)
+        out, scores = torch.full((self._batch, max(steps, 0)), -1), torch.zeros(self._batch, max(steps, 0))
         buffers = (self._logits.data_ptr(), self.hidden.data_ptr(), out.data_ptr(), scores.data_ptr())
         done = self._answer(self._c.decoder_greedy(self._handle, ids.data_ptr(), steps, stops.data_ptr(), len(stops), *buffers))
-        return out[:, :done], scores
+        return out[:, :done], scores[:, :done]
 
     def select(self, index_b: Sequence[int] | Tensor) -> None:
         """Sequence i becomes what sequence index_b[i] was; an index may be repeated or left out (beams)."""

@@ -5,12 +5,12 @@ Boxes are in pixels of the picture as it is read, [x1, y1, x2, y2], origin at th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from mmlm.tokenizers.boxes import Box, Grounded
+from mmlm.tokenizers.boxes import Box, Grounded, Phrase
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,17 @@ class Picture:
         """A box in pixels for one in shares."""
         x1, y1, x2, y2 = share
         return x1 * self.width, y1 * self.height, x2 * self.width, y2 * self.height
+
+
+def every_thing(things: Sequence[Thing]) -> Grounded:
+    """A text that names each thing by itself, with its box: from the top down, of equal height from the left."""
+    order = sorted(things, key=lambda thing: (thing.box[1], thing.box[0]))
+    text, phrases = "", []
+    for thing in order:
+        text += " " if text else ""
+        phrases.append(Phrase(len(text), len(text) + len(thing.label), (thing.box,)))
+        text += thing.label
+    return Grounded(text, tuple(phrases))
 
 
 def _inside(value: float) -> float:

@@ -85,16 +85,19 @@ class TextTaskConfig(Component):
     packing: Literal["document", "joined"] = Field("document", description="what a token may look back at: its document | its sample")
 
 
-Kind = Literal["grounded_caption", "expression", "phrases", "caption", "question"]
-KINDS: tuple[Kind, ...] = ("grounded_caption", "expression", "phrases", "caption", "question")  # in the order of their marks
+Kind = Literal["grounded_caption", "expression", "phrases", "caption", "question", "detection"]
+KINDS: tuple[Kind, ...] = ("grounded_caption", "expression", "phrases", "caption", "question", "detection")  # in the order of their marks
 
 
 @TASKS.register("mmlm.tasks.grounded:GroundedTask", source="UniTAB, arXiv:2111.12085; SOLO, arXiv:2407.06438; LLaVA, arXiv:2304.08485")
 class GroundedConfig(Component):
-    """Say what is in a picture and point at it: grounded captions, expressions, phrases, captions and questions by one model."""
+    """Say what is in a picture and point at it: grounded captions, expressions, phrases, captions, questions and lists of things by one
+    model."""
 
     reads: ClassVar[str] = "pictures"
-    headline: ClassVar[dict[str, str]] = {"f1_all": "max", "acc_50": "max", "r_1": "max", "cider": "max", "answers": "max"}
+    headline: ClassVar[dict[str, str]] = {
+        "f1_all": "max", "acc_50": "max", "r_1": "max", "cider": "max", "answers": "max", "ap_50": "max",
+    }  # fmt: skip
     type: Literal["grounded"] = "grounded"
     kinds: dict[Kind, float] = Field(
         {"grounded_caption": 1.0, "expression": 1.0}, min_length=1, description="what is asked for, and its share of the samples"
@@ -105,6 +108,13 @@ class GroundedConfig(Component):
     max_tokens: int = Field(128, ge=8, description="most tokens of an answer; longer ones are left out of training")
     mask: Literal["prefix", "causal"] = Field("prefix", description="picture and question see one another | every token those before it")
     constrained: bool = Field(False, description="what is written is held to the grammar, so that no box is malformed")
+    flip: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the training samples that are mirrored, boxes and the words left and right with them; those whose words cannot "
+        "be mirrored for sure stay as they are",
+    )
 
     @model_validator(mode="after")
     def _has_shares(self) -> GroundedConfig:

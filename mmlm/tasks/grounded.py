@@ -9,6 +9,7 @@ The picture and the question see one another in both directions, unless the mask
     phrases              a caption         the same caption, its phrases with boxes; when asked, the words are given and the boxes free
     caption              nothing           a caption
     question             a question        its answer
+    detection            nothing           every thing as a group: its class and its box, from the top down
 
 There is no head for boxes: they are tokens, see mmlm.tokenizers.boxes. Source: UniTAB, arXiv:2111.12085, on the shared decoder in
 place of an encoder and a decoder.
@@ -27,9 +28,11 @@ import numpy as np
 import torch
 
 from mmlm.analysis.captions import bleu, cider, rouge_l
+from mmlm.analysis.detection import Found, average_precision
 from mmlm.analysis.drawing import drawn
 from mmlm.analysis.grounding import accuracy_at, grounded_f1, recall_at
-from mmlm.data.pictures import Picture
+from mmlm.data.mirror import mirrored
+from mmlm.data.pictures import Picture, Thing, every_thing
 from mmlm.generation import Grammar, generate
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
@@ -59,7 +62,7 @@ END = 0  # of an answer; behind it the marks of the kinds
 AT_ONCE = 32  # prompts that are read together
 TWIN = "the same model, shown another picture"
 RANDOM_BOX, COMMONEST, TRUTH = "a random box", "the commonest answer", "the true answers"
-POINTING = ("grounded_caption", "expression", "phrases")
+POINTING = ("grounded_caption", "expression", "phrases", "detection")
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class GroundedTask:
             "expression": ("acc_50",),
             "phrases": ("r_1",),
             "question": ("answers",),
+            "detection": ("ap_50", "ap_50_95"),
         }
         found = [name for kind, names in named.items() if kind in self.config.kinds for name in names]
         return [*dict.fromkeys(found), *(["malformed"] if self._points else [])]
@@ -133,6 +137,9 @@ class GroundedTask:
             truth = Grounded(each.text, (Phrase(0, len(each.text), (record.share(each.box),)),))
             found.append(Request("expression", each.text, truth))
         found += [Request("question", each.text, Grounded(each.answer)) for each in record.questions]
+        if record.things:
+            things = [Thing(each.label, record.share(each.box)) for each in record.things]
+            found.append(Request("detection", "", every_thing(things)))
         return [each for each in found if self.config.kinds.get(each.kind, 0) > 0]
 
     @staticmethod
@@ -162,13 +169,16 @@ class GroundedTask:
         shares = np.cumsum([self.config.kinds[kind] for kind in kinds])
         kind = kinds[int(np.searchsorted(shares, rng.random() * shares[-1], side="right").clip(max=len(kinds) - 1))]
         fitting = [each for each in requests if each.kind == kind]
-        request = fitting[int(rng.integers(len(fitting)))]
+        request, is_flipped = fitting[int(rng.integers(len(fitting)))], False
+        if self.config.flip and rng.random() < self.config.flip:
+            request, is_flipped = _flipped(request)
         pieces = [*self.pieces(request.truth), (SPECIAL, [END])]
         if sum(len(ids) for _, ids in pieces) > self.config.max_tokens:
             return None
         ids = torch.tensor([index for _, some in pieces for index in some])
         answer = Segment(ANSWER, ids, weight=1.0, pieces=[(name, len(some)) for name, some in pieces])
-        prompt = self.prompt(record.read(), request)
+        pixels_yxc = record.read()
+        prompt = self.prompt(np.ascontiguousarray(pixels_yxc[:, ::-1]) if is_flipped else pixels_yxc, request)
         return Stream([*prompt.segments, answer], name=record.id, source=record.where)
 
     def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
@@ -219,7 +229,7 @@ class GroundedTask:
                 for place, one in zip(
                     some, generate(model, prompts, max_new_tokens=room, stop=[end], grammar=held if is_held else None), strict=True
                 ):
-                    found[place] = self._parsed(one.ids, vocabulary, end)
+                    found[place] = self._parsed(one.ids, vocabulary, end, one.logs)
         return [each for each in found if each is not None]
 
     def _grammar(self, request: Request, spans: dict[str, range], end: int, room: int) -> Grammar | None:
@@ -229,14 +239,15 @@ class GroundedTask:
             return None
         if request.kind in ("caption", "question"):
             return _Words(spans[TEXT], end, room)
-        return GroundedGrammar(spans, end, room, is_one_group=request.kind == "expression")
+        only = request.kind
+        return GroundedGrammar(spans, end, room, is_one_group=only == "expression", has_groups_alone=only == "detection")
 
-    def _parsed(self, ids: list[int], vocabulary: Any, end: int) -> Grounded:
+    def _parsed(self, ids: list[int], vocabulary: Any, end: int, logs: Sequence[float] = ()) -> Grounded:
         if end in ids:
             ids = ids[: ids.index(end)]
         names = [vocabulary.name_of(index) for index in ids]
         tokens = [(name, index - vocabulary.span(name).start) for name, index in zip(names, ids, strict=True)]
-        return parse(tokens, self.text.decode, self.boxes)
+        return parse(tokens, self.text.decode, self.boxes, logs=logs)
 
     def predict(self, model: MultimodalLM, records: Sequence[Picture]) -> list[list[Said]]:
         """Of each picture the answers to all that may be asked."""
@@ -255,7 +266,8 @@ class GroundedTask:
 
     def score(self, outputs: Sequence[list[Said]], records: Sequence[Picture]) -> dict[str, float]:
         """f1_all, f1_loc: of grounded captions.   cider, bleu_4, rouge_l: of captions.   acc_50: share of expressions with IoU above 0.5.
-        r_1: share of phrases.   answers: share that are the true ones.   malformed: share of what points with a fault in its marks."""
+        r_1: share of phrases.   answers: share that are the true ones.   ap_50, ap_50_95: average precision of lists of things, at an IoU
+        of 0.5 and over 0.5 to 0.95.   malformed: share of what points with a fault in its marks."""
         said = _by_kind([one for each in outputs for one in each])
         found: dict[str, float] = {}
         if grounded := said.get("grounded_caption"):
@@ -273,6 +285,9 @@ class GroundedTask:
             found["r_1"] = recall_at([mine.boxes for mine, _ in pairs], [true.boxes for _, true in pairs])
         if questions := said.get("question"):
             found["answers"] = float(np.mean([_plain(one.answer.text) == _plain(one.request.truth.text) for one in questions]))
+        if lists := said.get("detection"):
+            precision = average_precision([_things(one.answer) for one in lists], [_things(one.request.truth) for one in lists])
+            found |= {"ap_50": precision.ap_50, "ap_50_95": precision.ap_50_95}
         if self._points:
             pointing = [one for kind in POINTING for one in said.get(kind, [])]
             found["malformed"] = float(np.mean([bool(one.answer.faults) for one in pointing])) if pointing else 0.0
@@ -292,13 +307,13 @@ class GroundedTask:
         return found
 
     def curves(self, outputs: Sequence[list[Said]], records: Sequence[Picture]) -> dict[str, list[tuple[float, float]]]:
-        """F1 and accuracy over the number of things in a picture."""
+        """F1, accuracy and precision over the number of things in a picture."""
         counts = sorted({len(record.things) for record in records})
         points: dict[str, list[tuple[float, float]]] = {}
         for count in counts:
             pairs = [(output, record) for output, record in zip(outputs, records, strict=True) if len(record.things) == count]
             values = self.score([output for output, _ in pairs], [record for _, record in pairs])
-            for name in ("f1_all", "acc_50", "r_1", "answers"):
+            for name in ("f1_all", "acc_50", "r_1", "answers", "ap_50"):
                 if name in values:
                     points.setdefault(name, []).append((float(count), values[name]))
         return points if len(counts) > 1 else {}
@@ -335,9 +350,13 @@ def first_box(said: Grounded) -> Box | None:
 
 
 def as_json(record: Picture, one: Said) -> dict[str, Any]:
-    """An answer with its boxes in pixels."""
+    """An answer with its boxes in pixels and how sure each is."""
     phrases = [
-        {"span": [each.start, each.end], "boxes": [[round(v, 2) for v in record.pixels(box)] for box in each.boxes]}
+        {
+            "span": [each.start, each.end],
+            "boxes": [[round(v, 2) for v in record.pixels(box)] for box in each.boxes],
+            "scores": [round(score, 4) for score in each.scores],
+        }
         for each in one.answer.phrases
     ]
     return {"kind": one.request.kind, "question": one.request.question, "text": one.answer.text, "phrases": phrases}
@@ -355,6 +374,25 @@ def _by_kind(said: Sequence[Said]) -> dict[str, list[Said]]:
     for one in said:
         found.setdefault(one.request.kind, []).append(one)
     return found
+
+
+def _things(said: Grounded) -> list[Found]:
+    """What a list names, as things with their boxes; those of one group share its words."""
+    return [
+        Found(_plain(said.words(phrase)), box, phrase.scores[place] if phrase.scores else 1.0)
+        for phrase in said.phrases
+        for place, box in enumerate(phrase.boxes)
+    ]
+
+
+def _flipped(request: Request) -> tuple[Request, bool]:
+    """(a request of the mirrored picture, true), or as it is where its words cannot be mirrored."""
+    question, truth = mirrored(Grounded(request.question)), mirrored(request.truth)
+    if question is None or truth is None:
+        return request, False
+    if request.kind == "detection":
+        truth = every_thing([Thing(truth.words(phrase), box) for phrase in truth.phrases for box in phrase.boxes])
+    return Request(request.kind, question.text, truth), True
 
 
 def _only(one: Said) -> Box:

@@ -12,9 +12,7 @@ Things are told as sets of their numbers. A program that asks for one thing wher
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
-
-from mmlm.data.scenes.objects import Item
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 Program: TypeAlias = tuple[Any, ...]
 
@@ -26,11 +24,26 @@ THIRDS = ("left", "middle", "right")
 KEYS = ("shape", "color", "size", "fill")
 
 
+class Placed(Protocol):
+    """A thing at a place. center, radius: in pixels. Programs also ask for whatever else it has by name."""
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """Its middle."""
+
+    @property
+    def radius(self) -> float:
+        """Half its size."""
+
+
+Thing = TypeVar("Thing", bound=Placed)
+
+
 class Unclear(Exception):
     """A program asks for one thing where there is not exactly one."""
 
 
-def related(items: Sequence[Item], relation: str, one: int, other: int, width: int, height: int) -> bool:
+def related(items: Sequence[Placed], relation: str, one: int, other: int, width: int, height: int) -> bool:
     """Whether one thing stands in a relation to another."""
     (x, y), (u, v) = items[one].center, items[other].center
     r, s = items[one].radius, items[other].radius
@@ -40,10 +53,10 @@ def related(items: Sequence[Item], relation: str, one: int, other: int, width: i
     }[relation]  # fmt: skip
 
 
-class Scene:
+class Scene(Generic[Thing]):
     """Things with the size of their picture, and the answers of programs."""
 
-    def __init__(self, items: Sequence[Item], width: int, height: int) -> None:
+    def __init__(self, items: Sequence[Thing], width: int, height: int) -> None:
         self.items, self.width, self.height = list(items), width, height
 
     def things(self, program: Program) -> frozenset[int]:
