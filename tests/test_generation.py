@@ -426,3 +426,12 @@ def test_faults_are_told(tiny, fault):
 def test_a_model_that_looks_ahead_cannot_write(tiny):
     with pytest.raises(RecipeError, match="causal: false sees later tokens and cannot go token by token"):
         generate(tiny([{**ATTENTION, "causal": False}]), [ids(3)])
+
+
+def test_each_id_has_its_log_probability(model) -> None:
+    prompts = [torch.tensor([3, 4, 5]), torch.tensor([6])]
+    whole = generate(model, prompts, max_new_tokens=6, precision="fp32")
+    held = generate(model, prompts, max_new_tokens=6, grammar=RangeGrammar(range(len(model.vocabulary))), precision="fp32")
+    for one, other in zip(whole, held, strict=True):
+        assert one.ids == other.ids and len(one.logs) == 6
+        assert one.logs == pytest.approx(other.logs, abs=1e-4) and one.score == pytest.approx(sum(other.logs), abs=1e-4)

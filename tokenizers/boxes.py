@@ -48,8 +48,8 @@ CODES = (LOC_OUTSIDE, BOX_COUNT, TEXT_AFTER_BOX, NESTED, UNCLOSED, STRAY_CLOSE, 
 
 @dataclass(frozen=True)
 class Phrase:
-    """Characters start to end of a text and the boxes of what they name. Without words start is end. scores: how sure each box is, from 0 to
-    1, where that is known; no part of what is said."""
+    """Characters start to end of a text and the boxes of what they name. Without words start is end. scores: how sure each box is, from 0
+    to 1, where that is known; no part of what is said."""
 
     start: int
     end: int

@@ -2,13 +2,15 @@
 
     python -m mmlm.data.boxed_lists FOLDER OUTPUT
 
-FOLDER holds boxes.jsonl, lines of {"image": name, "boxes": [[class, x1, y1, x2, y2], ...]}, and the pictures in .tar files. OUTPUT gets the
-pictures and pictures.jsonl. What is no ordinary file of an archive, or would lie outside OUTPUT, is refused.
+FOLDER holds boxes.jsonl, lines of {"image": name, "boxes": [[class, x1, y1, x2, y2], ...]}, and the pictures in .tar files. OUTPUT gets
+the pictures and pictures.jsonl; a box without extent is left out and told in the log. What is no ordinary file of an archive, or would
+lie outside OUTPUT, is refused.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import tarfile
 from pathlib import Path
@@ -16,6 +18,8 @@ from pathlib import Path
 from mmlm.base.errors import DataError, MmlmError
 from mmlm.base.files import write_text_whole
 from mmlm.data.listed import numbered_lines
+
+logger = logging.getLogger(__name__)
 
 LIST, MADE = "boxes.jsonl", "pictures.jsonl"
 
@@ -33,14 +37,17 @@ def write_pictures(folder: Path, output: Path) -> Path:
     for number, line in numbered_lines(folder / LIST):
         try:
             raw = json.loads(line)
-            things = [{"label": str(label), "box": [float(value) for value in box]} for label, *box in raw["boxes"]]
+            boxes = [(str(label), tuple(map(float, box))) for label, *box in raw["boxes"]]
+            flat = [box for _, (x1, y1, x2, y2) in boxes if x1 == x2 or y1 == y2 for box in [(x1, y1, x2, y2)]]
             name = str(raw["image"])
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{folder / LIST}, line {number}: must be {{image, boxes: [[class, x1, y1, x2, y2], ...]}} ({type(error).__name__}: {error})."
-            ) from None
+            form = "{image, boxes: [[class, x1, y1, x2, y2], ...]}"
+            raise DataError(f"{folder / LIST}, line {number}: must be {form} ({type(error).__name__}: {error}).") from None
         if not (output / name).is_file():
             raise DataError(f"{folder / LIST}, line {number}: {name} is in no archive beside the list.")
+        if flat:
+            logger.warning("%s, line %d: boxes without extent are left out: %s.", folder / LIST, number, flat)
+        things = [{"label": label, "box": list(box)} for label, box in boxes if box not in flat]
         lines.append(json.dumps({"image": name, "things": things}))
     write_text_whole(output / MADE, "\n".join(lines) + "\n")
     return output / MADE

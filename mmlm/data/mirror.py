@@ -1,7 +1,7 @@
 """Left and right changed places: boxes, and the words that tell of sides.
 
-A text is mirrored only where every left and right in it is surely a side ("left of", "top right", "the leftmost", "on the right"), and where
-nothing is said of what looks otherwise in a mirror (writing, clocks, points of the compass). Else there is no mirrored text.
+A text is mirrored only where every left and right in it is surely a side ("left of", "top right", "the leftmost", "on the right"), and
+where nothing is said of what looks otherwise in a mirror (writing, clocks, points of the compass). Else there is no mirrored text.
 """
 
 from __future__ import annotations

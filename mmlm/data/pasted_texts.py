@@ -90,9 +90,8 @@ def _by_name(scene: Scene[Pasted], number: int, key: str) -> list[tuple[str, Pro
 
 
 def _by_extreme(scene: Scene[Pasted], number: int, key: str) -> list[tuple[str, Program]]:
-    options = [(word, ("most", most, of)) for most in MOST for word, of in ((f"{most} {_word(scene, number, key)[0]}", _word(scene, number, key)[1]),
-               (f"{most} thing", ALL))]  # fmt: skip
-    return [(f"the {word}", program) for word, program in options if _is(scene, program, number)]
+    options = [(f"the {most} {word}", ("most", most, of)) for most in MOST for word, of in (_word(scene, number, key), ("thing", ALL))]
+    return [(said, program) for said, program in options if _is(scene, program, number)]
 
 
 def _by_relation(scene: Scene[Pasted], number: int, key: str) -> list[tuple[str, Program]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,7 +34,7 @@ SLACK = 1.0  # pixels by which a box may leave its picture
 @dataclass
 class Listed:
     """What a list or folder says of a picture, unchecked. file: its name there, by which it is dealt to the parts. phrases: (start, end,
-    boxes) of the caption. Boxes are [x1, y1, x2, y2]."""
+    boxes) of the caption. further: captions beside it with their phrases. Boxes are [x1, y1, x2, y2]."""
 
     id: str
     where: str
@@ -42,6 +42,7 @@ class Listed:
     file: str
     caption: str = ""
     phrases: list[tuple[int, int, list[Any]]] = field(default_factory=list)
+    further: list[tuple[str, list[tuple[int, int, list[Any]]]]] = field(default_factory=list)
     expressions: list[tuple[str, Any]] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     things: list[tuple[str, Any]] = field(default_factory=list)
@@ -107,12 +108,11 @@ def _looked_at(listed: Listed | Bad, config: PicturesConfig) -> Picture | Bad:
         facts = picture_facts(listed.path)
         read_picture(listed.path, 16)  # a file that is cut short shows it only when it is decoded
         box = partial(_box, facts=facts)
-        phrases = tuple(Phrase(*_span(start, end, listed.caption), tuple(map(box, boxes))) for start, end, boxes in listed.phrases)
+        captions = [_captioned(text, phrases, box) for text, phrases in [(listed.caption, listed.phrases), *listed.further] if text]
         expressions = tuple(Expression(_text(text, "expression"), box(each)) for text, each in listed.expressions)
         things = tuple(Thing(label, box(each)) for label, each in listed.things)
     except DataError as error:
         return Bad(listed.where, str(error))
-    captions = [Grounded(listed.caption, phrases)] if listed.caption else []
     if not captions and config.list_things and things:
         captions.append(listing(things))
     width, height = facts.upright
@@ -143,6 +143,10 @@ def _box(raw: Any, facts: PictureFacts) -> Box:
     if max(raw) <= 1 and min(wide, high) > 8:
         raise DataError(f"box {list(raw)} seems to be shares of the sides; boxes are in pixels (of {wide} x {high}).")
     return facts.turned((max(x1, 0.0), max(y1, 0.0), min(x2, float(wide)), min(y2, float(high))))
+
+
+def _captioned(text: str, phrases: list[tuple[int, int, list[Any]]], box: Callable[[Any], Box]) -> Grounded:
+    return Grounded(text, tuple(Phrase(*_span(start, end, text), tuple(map(box, boxes))) for start, end, boxes in phrases))
 
 
 def _span(start: Any, end: Any, caption: str) -> tuple[int, int]:
@@ -234,7 +238,7 @@ class PictureFolder(PictureSource):
     """The pictures of a folder."""
 
     def __init__(self, config: PictureFolderConfig) -> None:
-        path = _folder(config.path)
+        path = folder_of(config.path)
         super().__init__(config, str(path), _read_folder(path, config.captions))
 
 
@@ -255,7 +259,7 @@ class Coco(PictureSource):
     """The pictures of COCO's or LVIS' annotations."""
 
     def __init__(self, config: CocoConfig) -> None:
-        folder = _folder(config.path)
+        folder = folder_of(config.path)
         super().__init__(config, ", ".join(config.annotations), _read_coco(folder, [find_file(each) for each in config.annotations]))
 
 
@@ -264,7 +268,7 @@ def _read_coco(folder: Path, files: Sequence[Path]) -> Iterator[Listed | Bad]:
     things: dict[Any, list[tuple[str, Any]]] = defaultdict(list)
     captions: dict[Any, str] = {}
     for file in files:
-        held = _json(file)
+        held = json_of(file)
         try:
             names = {each["id"]: str(each["name"]).replace("_", " ") for each in held.get("categories", [])}
             images |= {each["id"]: (str(each.get("file_name") or each["coco_url"].rpartition("/")[2]), file) for each in held["images"]}
@@ -284,7 +288,7 @@ class Yolo(PictureSource):
     """The pictures of a folder with labels of YOLO's form."""
 
     def __init__(self, config: YoloConfig) -> None:
-        folder = _folder(config.path)
+        folder = folder_of(config.path)
         super().__init__(config, str(folder), _read_yolo(folder, config.names))
 
 
@@ -323,14 +327,16 @@ def _of_yolo(line: str, names: Sequence[str], facts: PictureFacts) -> tuple[str,
     return label, box
 
 
-def _folder(name: str) -> Path:
+def folder_of(name: str) -> Path:
+    """The folder of a name, as `find_file` finds it. Raises DataError."""
     path = find_file(name)
     if not path.is_dir():
         raise DataError(f"{path}: is not a folder.")
     return path
 
 
-def _json(path: Path) -> Any:
+def json_of(path: Path) -> Any:
+    """What a JSON file holds. Raises DataError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

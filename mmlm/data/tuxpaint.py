@@ -1,7 +1,7 @@
 """Stamps of the drawing program Tux Paint as a source of pictures: any number for training, a fixed list to measure on.
 
-A stamp is NAME.png, cut out by its alpha, with a caption in NAME.txt, and for some a recording of its name. Drawings (.svg) are left out and
-counted in the log, as are stamps whose caption gives no short name.
+A stamp is NAME.png, cut out by its alpha, with a caption in NAME.txt, and for some a recording of its name. Drawings (.svg) are left out
+and counted in the log, as are stamps whose caption gives no short name.
 
 The name of a stamp: its English caption up to the first bracket, comma, colon, dash or end of a sentence, without the article, in small
 letters: "A peacock (a male peafowl)." is a peacock. Names of more than four words, or without a letter, are none.
@@ -81,8 +81,12 @@ def short_name(text: str) -> tuple[str, str] | None:
     return ("" if article == "the" else article, name) if 0 < len(name.split()) <= MOST_WORDS and re.search("[a-z]", name) else None
 
 
-def read_stamps(folder: Path = STAMPS) -> tuple[list[Stamp], Counter[str]]:
-    """(the stamps below a folder, how many others there are by reason). Raises DataError with the command that installs them."""
+def read_stamps(folder: Path | None = None) -> tuple[list[Stamp], Counter[str]]:
+    """(the stamps below a folder, how many others there are by reason). folder: default Debian's.
+
+    Raises DataError with the command that installs them.
+    """
+    folder = folder or STAMPS
     paths = files_below(folder, [".png", ".svg"]) if folder.is_dir() else []
     if not paths:
         raise DataError(f"tuxpaint: the stamps are not installed (in {folder}). Install them with: {INSTALL}")

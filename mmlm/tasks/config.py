@@ -112,8 +112,8 @@ class GroundedConfig(Component):
         0.0,
         ge=0,
         le=1,
-        description="share of the training samples that are mirrored, boxes and the words left and right with them; those whose words cannot "
-        "be mirrored for sure stay as they are",
+        description="share of the training samples that are mirrored, boxes and the words left and right with them; those whose words "
+        "cannot be mirrored for sure stay as they are",
     )
 
     @model_validator(mode="after")

@@ -171,3 +171,27 @@ def test_boxes_are_drawn_in_the_colours_of_their_words() -> None:
     assert picture.shape == (256, 256, 3) and len({tuple(each) for each in picture.reshape(-1, 3).tolist()}) == 3
     html = as_html(said)
     assert html.startswith("a <b style=") and "&amp;" in html and html.count("<b ") == 2 and html.endswith("cat</b>")
+
+
+@torch.no_grad()
+def test_things_are_listed_with_scores_and_measured() -> None:
+    recipe = Recipe.read("grounded_captioning/quickstart", ["task.kinds={detection: 1}", *SMALL])
+    task = build_task(recipe)
+    model = build_model(recipe, task).eval()
+    records = scenes(6)
+    for record in records:
+        (request,) = task.requests(record)
+        order = sorted(record.things, key=lambda thing: (thing.box[1], thing.box[0]))
+        assert request.truth.text == " ".join(thing.label for thing in order)
+        pieces = task.pieces(request.truth)
+        assert [name for name, _ in pieces] == ["obj", "text", "loc", "obj"] * len(order)
+    found = task.score([[Said(request, request.truth) for request in task.requests(record)] for record in records], records)
+    assert found == {"ap_50": 1, "ap_50_95": 1, "malformed": 0} and task.baselines(records)[TRUTH] == found
+    held = GroundedTask(task.config.model_copy(update={"constrained": True, "max_tokens": 40}), task.tokenizers)
+    free = [one.answer for each in task.predict(model, records) for one in each]
+    outputs = held.predict(model, records)
+    assert held.score(outputs, records)["malformed"] == 0
+    for answer in [one.answer for each in outputs for one in each]:
+        assert answer.text.split() == [word for phrase in answer.phrases for word in answer.words(phrase).split()]
+    for phrase in (phrase for answer in [*free, *(one.answer for each in outputs for one in each)] for phrase in answer.phrases):
+        assert len(phrase.scores) == len(phrase.boxes) and all(0 < score <= 1 for score in phrase.scores)

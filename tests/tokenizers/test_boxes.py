@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -224,3 +225,13 @@ def test_a_saved_tokenizer_is_of_its_bins(tmp_path) -> None:
         BoxesConfig(num_bins=100).build().load(tmp_path)
     with pytest.raises(ValidationError):
         BoxesConfig(num_bins=2)
+
+
+def test_a_box_is_as_sure_as_the_tokens_of_its_group() -> None:
+    tokenizer = grounded.BoxTokenizer(BoxesConfig(num_bins=10))
+    tokens = [("text", 0), ("obj", 0), ("text", 1), *[("loc", at) for at in (1, 1, 3, 3, 2, 2, 5, 5)], ("obj", 1)]
+    logs = [-9.0, -9.0, -0.5, -1.0, -1.0, -1.0, -1.0, -2.0, -2.0, -2.0, -2.5, -9.0]
+    (phrase,) = parse(tokens, lambda ids: "x" * len(ids), tokenizer, logs=logs).phrases
+    assert phrase.scores == pytest.approx((math.exp(-4.5 / 5), math.exp(-9 / 5)))
+    (last,) = parse(tokens, lambda ids: "x" * len(ids), tokenizer, logs=logs, last_four=True).phrases
+    assert last.scores == pytest.approx((math.exp(-9 / 5),)) and parse(tokens, str, tokenizer).phrases[0].scores == ()

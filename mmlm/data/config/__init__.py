@@ -16,8 +16,10 @@ from mmlm.base.schema import Strict
 from mmlm.data.config.augment import AUGMENTATIONS as AUGMENTATIONS
 from mmlm.data.config.base import SOURCES, SourceConfig, true_path
 from mmlm.data.config.pictures import CocoConfig as CocoConfig
+from mmlm.data.config.pictures import Flickr30kConfig as Flickr30kConfig
 from mmlm.data.config.pictures import PictureFolderConfig as PictureFolderConfig
 from mmlm.data.config.pictures import PictureManifestConfig as PictureManifestConfig
+from mmlm.data.config.pictures import VisualGenomeConfig as VisualGenomeConfig
 from mmlm.data.config.pictures import YoloConfig as YoloConfig
 from mmlm.data.config.scenes import ScenesConfig as ScenesConfig
 from mmlm.data.config.speech import AsteriskConfig as AsteriskConfig

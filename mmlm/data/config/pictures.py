@@ -81,3 +81,39 @@ class YoloConfig(PicturesConfig):
     def holds(self) -> str:
         """The folder."""
         return f"the folder {true_path(self.path)}"
+
+
+@SOURCES.register("mmlm.data.flickr30k:Flickr30k", source="Flickr30k Entities, arXiv:1505.04870")
+class Flickr30kConfig(PicturesConfig):
+    """Pictures with the captions and boxes of Flickr30k Entities: five captions each, whose phrases carry boxes."""
+
+    type: Literal["flickr30k"] = "flickr30k"
+    path: str = Field(description="the folder of the pictures, ID.jpg")
+    annotations: str = Field(description="the folder that holds Sentences/ID.txt and Annotations/ID.xml")
+    ids: str | None = Field(None, description="a file with the numbers of the pictures that are used, one a line (train.txt); null: all")
+
+    def holds(self) -> str:
+        """The annotations, and which of them."""
+        return f"the pictures of {true_path(self.annotations)}{f' in {true_path(self.ids)}' if self.ids else ''}"
+
+
+@SOURCES.register("mmlm.data.visual_genome:VisualGenome", source="Visual Genome, arXiv:1602.07332")
+class VisualGenomeConfig(PicturesConfig):
+    """Pictures with the regions and objects of Visual Genome: each region is an expression with its box, each object a thing. Boxes are cut
+    to the picture; those without extent are left out."""
+
+    type: Literal["visual_genome"] = "visual_genome"
+    path: str = Field(description="the folder of the pictures, or that of VG_100K and VG_100K_2")
+    image_data: str = Field(description="image_data.json: numbers and sizes of the pictures")
+    regions: str | None = Field(None, description="region_descriptions.json")
+    objects: str | None = Field(None, description="objects.json")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> VisualGenomeConfig:
+        if self.regions is None and self.objects is None:
+            raise ValueError("regions, objects: name at least one of them")
+        return self
+
+    def holds(self) -> str:
+        """The annotations."""
+        return f"the pictures of {true_path(self.image_data)}"

@@ -26,10 +26,14 @@ class TuxPaintConfig(SourceConfig):
     min_things: int = Field(1, ge=1, le=9, description="fewest things in a picture")
     max_things: int = Field(3, ge=1, le=9, description="most things in a picture")
     sizes: list[float] = Field(
-        [0.3, 0.55], min_length=2, max_length=2, description="longer side of a thing, drawn between these shares of the picture's shorter side"
+        [0.3, 0.55],
+        min_length=2,
+        max_length=2,
+        description="longer side of a thing, drawn between these shares of the picture's shorter side",
     )
     names: Literal["caption", "class", "both"] = Field(
-        "caption", description="what things are called: red apple, from the stamp's caption | food, by its folder | either, drawn for each text"
+        "caption",
+        description="what things are called: red apple, from the stamp's caption | food, by its folder | either, drawn for each text",
     )
     classes: list[Folder] | None = Field(None, min_length=1, description="only stamps of these folders")
     split: Literal["train", "validate", "test"] = Field("train", description="which stamps: about 75, 10 and 15 % of the names")
