@@ -1,9 +1,9 @@
 """Average precision of things that are found in pictures, as COCO measures it.
 
-Of a class the boxes of all pictures are taken from the surest on. A box is right where its IoU with a true box of its picture and
-class, which no surer box has taken, reaches a threshold. Precision is made falling over recall and read at 0, 0.01, ... 1; the mean of these is the
-average precision (AP). ap_50 is the mean over the classes at IoU 0.5, ap_50_95 also over 0.5, 0.55, ... 0.95. Of a picture and class the
-surest 100 count. Values equal those of the package pycocotools.
+Of a class the boxes of all pictures are taken from the surest on. A box is right where its IoU with a true box of its picture and class,
+which no surer box has taken, reaches a threshold. Precision is made falling over recall and read at 0, 0.01, ... 1; the mean of these
+is the average precision (AP). ap_50 is the mean over the classes at IoU 0.5, ap_50_95 also over 0.5, 0.55, ... 0.95. Of a picture and
+class the surest 100 count. Values equal those of the package pycocotools.
 
 Axes: m true boxes   t thresholds   k boxes that were found   r recalls
 """
