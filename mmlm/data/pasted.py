@@ -76,7 +76,7 @@ def arranged(rng: np.random.Generator, cut_outs: Sequence[CutOut], sizes: Sequen
     items: list[Pasted] = []
     side = min(width, height)
     for cut_out in cut_outs:
-        longest = float(rng.uniform(*sizes)) * side
+        longest = float(rng.uniform(sizes[0], sizes[1])) * side
         for x, y in rng.random((TRIES, 2)).tolist():
             share = longest / max(cut_out.rgba.size)
             wide, high = (max(1, round(each * share)) for each in cut_out.rgba.size)
