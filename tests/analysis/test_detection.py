@@ -27,8 +27,8 @@ def drawn(seed: int) -> tuple[list[list[Found]], list[list[Found]]]:
     rng = np.random.default_rng(seed)
     true, found = [], []
     for _ in range(12):
-        corners = rng.integers(0, 60, (int(rng.integers(0, 8)), 2))
-        sides = rng.integers(5, 40, corners.shape)
+        corners = rng.integers(0, 25, (int(rng.integers(0, 8)), 2))  # so near that true boxes contend
+        sides = rng.integers(20, 40, corners.shape)
         some = [(str(rng.choice(["x", "y", "z"])), tuple(map(float, (*a, *(a + s))))) for a, s in zip(corners, sides, strict=True)]
         true.append([Found(label, box) for label, box in some])
         near = [(label, tuple(np.array(box) + rng.integers(-4, 5, 4) + [0, 0, 5, 5])) for label, box in some for _ in range(2)]

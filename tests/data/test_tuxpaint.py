@@ -26,6 +26,7 @@ def stamps(tmp_path, monkeypatch):
         rgba = np.zeros((high, wide, 4), np.uint8)
         y, x = np.mgrid[-1 : 1 : high * 1j, -1 : 1 : wide * 1j]
         rgba[..., 3] = 255 * (x**2 + y**2 < 0.8)
+        rgba[high // 2, :, 3] = 255  # a line that is too thin to be seen when it is shrunk
         rgba[..., :3] = rng.integers(0, 256, 3)
         Image.fromarray(rgba).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"A thing{number}.\nfr.utf8=Une chose.\n", encoding="utf-8")

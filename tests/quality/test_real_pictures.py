@@ -60,7 +60,7 @@ def detector(pictures: list[Picture], tests: list[Picture], seconds: float, batc
     torch.manual_seed(0)
     labels = sorted({thing.label for each in pictures for thing in each.things})
     model = models.fasterrcnn_mobilenet_v3_large_320_fpn(
-        weights=None, weights_backbone=None, num_classes=len(labels) + 1, min_size=120, max_size=160, box_score_thresh=0.05
+        weights=None, weights_backbone=None, num_classes=len(labels) + 1, min_size=72, max_size=96, box_score_thresh=0.05
     )
     rng, began, ready = np.random.default_rng(0), time.perf_counter(), [read(each) for each in pictures]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
