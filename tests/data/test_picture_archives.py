@@ -24,7 +24,7 @@ XML = """<annotation><filename>7.jpg</filename><size><width>80</width><height>60
 <object><name>1</name><bndbox><xmin>10</xmin><ymin>5</ymin><xmax>30</xmax><ymax>50</ymax></bndbox></object>
 <object><name>1</name><name>2</name><bndbox><xmin>40</xmin><ymin>5</ymin><xmax>70</xmax><ymax>{bottom}</ymax></bndbox></object>
 <object><name>3</name><scene>1</scene><nobndbox>1</nobndbox></object></annotation>"""
-LINES = "[/EN#1/people Two men] hold [/EN#2/other/clothing a red rope] , in [/EN#3/scene a field] .\n[/EN#1/people They] stand .\n"
+LINES = "[/EN#1/people Two men] hold [/EN#2/other/clothing a red rope] , in [/EN#3/scene a field] .\n[/EN#1/people They] , with [/EN#2/other it] , stand .\n"
 
 
 def flickr(folder, bottom="50", lines=LINES) -> Flickr30kConfig:
@@ -38,10 +38,10 @@ def flickr(folder, bottom="50", lines=LINES) -> Flickr30kConfig:
 def test_flickr30k_captions_carry_boxes(tmp_path) -> None:
     (picture,) = flickr(tmp_path).build().everything()
     first, second = picture.captions
-    assert first.text == "Two men hold a red rope, in a field." and second.text == "They stand."
+    assert first.text == "Two men hold a red rope, in a field." and second.text == "They, with it, stand."
     one, other = (10.0, 5.0, 30.0, 50.0), (40.0, 5.0, 70.0, 50.0)
     assert [(first.words(each), each.boxes) for each in first.phrases] == [("Two men", (one, other)), ("a red rope", (other,))]
-    assert [(second.words(each), each.boxes) for each in second.phrases] == [("They", (one, other))]
+    assert [(second.words(each), each.boxes) for each in second.phrases] == [("They", (one, other)), ("it", (other,))]
     (tmp_path / "ids.txt").write_text("7\n")
     config = flickr(tmp_path).model_copy(update={"ids": str(tmp_path / "ids.txt")})
     assert len(config.build().everything()) == 1
