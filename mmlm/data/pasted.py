@@ -19,6 +19,7 @@ from mmlm.tokenizers.boxes import Box
 
 TRIES = 60
 HALF = 127  # of alpha
+COVERED = [0] * (HALF + 1) + [255] * (255 - HALF)  # by alpha
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,7 @@ class Pasted:
     @cached_property
     def box(self) -> Box:
         """Around the pixels that are covered by half or more; around all of it where none is."""
-        inner = self.patch.getchannel("a").point(lambda value: 255 * (value > HALF)).getbbox() or (0, 0, *self.patch.size)
+        inner = self.patch.getchannel("a").point(COVERED).getbbox() or (0, 0, *self.patch.size)
         x1, y1, x2, y2 = inner
         return float(self.left + x1), float(self.top + y1), float(self.left + x2), float(self.top + y2)
 

@@ -60,11 +60,11 @@ def _clearest(scene: Scene[Pasted], one: Pasted, other: Pasted) -> str | None:
 def expression(rng: np.random.Generator, scene: Scene[Pasted], key: str) -> Expression | None:
     """Words for one thing alone: its name, or where it stands among others or beside another; None where no words are clear."""
     number = int(rng.integers(len(scene.items)))
-    forms = [some for some in (_by_name(scene, number, key), _by_extreme(scene, number, key), _by_relation(scene, number, key)) if some]
-    if not forms:
-        return None
-    fitting = forms[int(rng.integers(len(forms)))]
-    return Expression(fitting[int(rng.integers(len(fitting)))][0], scene.items[number].box)
+    forms = (_by_name, _by_extreme, _by_relation)
+    for form in rng.permutation(len(forms)).tolist():
+        if fitting := forms[form](scene, number, key):
+            return Expression(fitting[int(rng.integers(len(fitting)))][0], scene.items[number].box)
+    return None
 
 
 def programs(scene: Scene[Pasted], number: int, key: str) -> list[tuple[str, Program]]:

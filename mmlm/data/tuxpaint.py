@@ -24,7 +24,7 @@ from PIL import Image
 
 from mmlm.base.errors import DataError
 from mmlm.data.config import TuxPaintConfig
-from mmlm.data.pasted import CutOut, Pasted, arranged, pasted
+from mmlm.data.pasted import COVERED, CutOut, Pasted, arranged, pasted
 from mmlm.data.pasted_texts import caption, expression
 from mmlm.data.pictures import Picture, Thing
 from mmlm.data.scenes.programs import Scene
@@ -177,7 +177,7 @@ def _cropped(path: Path, longest: int) -> Image.Image:
             whole = image.convert("RGBA")
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}.") from None
-    box = whole.getchannel("A").point(lambda value: 255 * (value > 127)).getbbox()
+    box = whole.getchannel("A").point(COVERED).getbbox()
     if box is None:
         raise DataError(f"{path}: is clear all over.")
     part = whole.crop(box).convert("RGBa")  # colours times alpha, so that clear pixels lend no colour to their neighbours

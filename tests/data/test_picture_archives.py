@@ -24,7 +24,9 @@ XML = """<annotation><filename>7.jpg</filename><size><width>80</width><height>60
 <object><name>1</name><bndbox><xmin>10</xmin><ymin>5</ymin><xmax>30</xmax><ymax>50</ymax></bndbox></object>
 <object><name>1</name><name>2</name><bndbox><xmin>40</xmin><ymin>5</ymin><xmax>70</xmax><ymax>{bottom}</ymax></bndbox></object>
 <object><name>3</name><scene>1</scene><nobndbox>1</nobndbox></object></annotation>"""
-LINES = "[/EN#1/people Two men] hold [/EN#2/other/clothing a red rope] , in [/EN#3/scene a field] .\n[/EN#1/people They] , with [/EN#2/other it] , stand .\n"
+LINES = """[/EN#1/people Two men] hold [/EN#2/other/clothing a red rope] , in [/EN#3/scene a field] .
+[/EN#1/people They] , with [/EN#2/other it] , stand .
+"""
 
 
 def flickr(folder, bottom="50", lines=LINES) -> Flickr30kConfig:
