@@ -2,11 +2,11 @@
 
     text   := (WORDS | group)* end
     group  := <obj> WORDS box+ </obj>
-    box    := loc loc loc loc                      x1 y1 x2 y2 with x2 > x1 and y2 > y1
+    box    := loc loc loc loc                      x1 y1 x2 y2 with x2 > x1 and y2 > y1; of other boxes as many as they have numbers
 
-A box is four numbers from 0 to 1: shares of the picture's own width and height, origin at the top left, y down. So bins do not depend on
-the size to which a picture is brought. What is written is a list of pieces, each of ids of one range: `text`, `obj` (0 opens, 1 closes) and
-`loc`.
+A box of a picture is four numbers from 0 to 1: shares of its own width and height, origin at the top left, y down. So bins do not depend on
+the size to which a picture is brought. Boxes in space are those of mmlm.tokenizers.boxes3d. What is written is a list of pieces, each of ids
+of one range: `text`, `obj` (0 opens, 1 closes) and `loc`.
 
 Source: UniTAB, arXiv:2111.12085, and its code, which rounds down (`floor`) into 200 bins; offsets from a grid point are GiT's, 2403.09394.
 """
@@ -19,15 +19,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import torch
 
 from mmlm.base.errors import CheckpointError, DataError
 from mmlm.stream import Segment
-from mmlm.tokenizers.config import BoxesConfig
+from mmlm.tokenizers.config import BinsConfig, BoxesConfig
 
-Box: TypeAlias = tuple[float, float, float, float]
+Box: TypeAlias = tuple[float, ...]  # four numbers in a picture, seven in space
 Piece: TypeAlias = tuple[str, list[int]]  # a range, and ids of it
 
 TEXT, OBJ, LOC = "text", "obj", "loc"
@@ -35,7 +35,7 @@ OPEN, CLOSE = 0, 1
 FILE = "boxes.json"
 
 LOC_OUTSIDE = "loc outside a group"  # dropped
-BOX_COUNT = "loc run is no multiple of four"  # whole boxes are kept from the front; without any the words stay, ungrounded
+BOX_COUNT = "loc run is no whole number of boxes"  # whole boxes are kept from the front; without any the words stay, ungrounded
 TEXT_AFTER_BOX = "words after a box"  # the group is closed before them
 NESTED = "group within a group"  # closes the first
 UNCLOSED = "group is not closed"  # closed at the end
@@ -70,16 +70,74 @@ class Grounded:
         return self.text[phrase.start : phrase.end]
 
 
-class BoxTokenizer:
-    """Boxes to ids of the range `loc` and back; `obj` opens and closes groups."""
+class BoxBins:
+    """Base of the kinds of boxes, each of `count` numbers: ids of the range `loc` and back; `obj` opens and closes groups."""
 
-    def __init__(self, config: BoxesConfig) -> None:
+    count: int
+
+    def __init__(self, config: BinsConfig) -> None:
         self.config = config
 
     @property
     def sizes(self) -> dict[str, int]:
         """The vocabulary ranges and their sizes."""
         return {OBJ: 2, LOC: self.config.num_bins}
+
+    def bins(self, box: Sequence[float]) -> list[int]:
+        """The bins of a box. Raises DataError for one that is none."""
+        raise NotImplementedError
+
+    def box(self, bins: Sequence[int]) -> Box:
+        """The box of `count` bins as they are."""
+        raise NotImplementedError
+
+    def rank(self, box: Box) -> Box:
+        """By which the boxes of one phrase are ordered."""
+        raise NotImplementedError
+
+    def is_fault(self, bins: Sequence[int]) -> bool:
+        """Whether these could be the bins of no box."""
+        return False
+
+    def in_order(self, bins: list[int]) -> list[int]:
+        """The nearest bins of a box, where these are a fault."""
+        return bins
+
+    def following(self, begun: Sequence[int]) -> range:
+        """The bins that may follow those of a box that is begun."""
+        return range(self.config.num_bins)
+
+    def encode(self, box: Sequence[float]) -> Segment:
+        """A box as a segment of `count` tokens, each with loss weight 1."""
+        return Segment(LOC, torch.tensor(self.bins(box)), weight=1.0)
+
+    def decode(self, segment: Segment) -> Box:
+        """The box of a segment of `count` tokens."""
+        assert segment.ids is not None
+        return self.box(segment.ids.tolist())
+
+    def save(self, folder: Path | str) -> None:
+        """Write boxes.json."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / FILE).write_text(json.dumps(self.config.model_dump(mode="json")) + "\n")
+
+    def load(self, folder: Path | str) -> Self:
+        """Check that boxes.json tells of these bins. Raises CheckpointError."""
+        path = Path(folder) / FILE
+        try:
+            found = type(self.config).model_validate(json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}.") from None
+        if found != self.config:
+            raise CheckpointError(f"{path}: tells of other bins ({found}) than the recipe ({self.config}).")
+        return self
+
+
+class BoxTokenizer(BoxBins):
+    """Boxes of a picture, [x1, y1, x2, y2] as shares of its sides."""
+
+    count = 4
+    config: BoxesConfig
 
     def bins(self, box: Sequence[float]) -> list[int]:
         """The four bins of a box. Raises DataError where its corners are swapped or not within 0 and 1."""
@@ -100,30 +158,23 @@ class BoxTokenizer:
         x1, y1, x2, y2 = (index / last for index in bins)
         return x1, y1, x2, y2
 
-    def encode(self, box: Sequence[float]) -> Segment:
-        """A box as a segment of four tokens, each with loss weight 1."""
-        return Segment(LOC, torch.tensor(self.bins(box)), weight=1.0)
+    def rank(self, box: Box) -> Box:
+        """From the top down, then from the left."""
+        return box[1], box[0]
 
-    def decode(self, segment: Segment) -> Box:
-        """The box of a segment of four tokens."""
-        assert segment.ids is not None
-        return self.box(segment.ids.tolist())
+    def in_order(self, bins: list[int]) -> list[int]:
+        """Swapped corners put right; without extent a box stays as it is, with an area of 0."""
+        x1, y1, x2, y2 = bins
+        return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
 
-    def save(self, folder: Path | str) -> None:
-        """Write boxes.json."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / FILE).write_text(json.dumps(self.config.model_dump(mode="json")) + "\n")
+    def is_fault(self, bins: Sequence[int]) -> bool:
+        """Whether corners are out of order, or a box has no extent."""
+        return bins[2] <= bins[0] or bins[3] <= bins[1]
 
-    def load(self, folder: Path | str) -> BoxTokenizer:
-        """Check that boxes.json tells of these bins. Raises CheckpointError."""
-        path = Path(folder) / FILE
-        try:
-            found = BoxesConfig.model_validate(json.loads(path.read_text()))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}.") from None
-        if found != self.config:
-            raise CheckpointError(f"{path}: tells of other bins ({found}) than the recipe ({self.config}).")
-        return self
+    def following(self, begun: Sequence[int]) -> range:
+        """The second corner lies beyond the first, which leaves a bin for that."""
+        last = self.config.num_bins
+        return range(last - 1) if len(begun) < 2 else range(begun[len(begun) - 2] + 1, last)
 
 
 def without_overlaps(phrases: Sequence[Phrase]) -> tuple[list[Phrase], int]:
@@ -135,7 +186,7 @@ def without_overlaps(phrases: Sequence[Phrase]) -> tuple[list[Phrase], int]:
     return sorted(kept, key=lambda each: each.start), len(phrases) - len(kept)
 
 
-def serialize(said: Grounded, ids: Callable[[list[str]], list[list[int]]], boxes: BoxTokenizer) -> list[Piece]:
+def serialize(said: Grounded, ids: Callable[[list[str]], list[list[int]]], boxes: BoxBins) -> list[Piece]:
     """The pieces of a text. ids: a text tokenizer's, of several texts.
 
     The space before a phrase belongs to it, as to every later word of a byte-level BPE. Phrases without words come last, for themselves.
@@ -161,7 +212,7 @@ def serialize(said: Grounded, ids: Callable[[list[str]], list[list[int]]], boxes
         if held is None:
             pieces += text
             continue
-        found = [index for box in sorted(held.boxes, key=lambda each: (each[1], each[0])) for index in boxes.bins(box)]
+        found = [index for box in sorted(held.boxes, key=boxes.rank) for index in boxes.bins(box)]
         pieces += [(OBJ, [OPEN]), *text, (LOC, found), (OBJ, [CLOSE])]
     return pieces
 
@@ -178,7 +229,7 @@ class _Group:
 class _Reading:
     """What has been read of a text so far."""
 
-    def __init__(self, decode: Callable[[list[int]], str], boxes: BoxTokenizer, last_four: bool, logs: Sequence[float]) -> None:
+    def __init__(self, decode: Callable[[list[int]], str], boxes: BoxBins, last_four: bool, logs: Sequence[float]) -> None:
         self.decode, self.boxes, self.last_four, self.logs = decode, boxes, last_four, logs
         self.text: list[str] = []
         self.length = 0
@@ -237,13 +288,14 @@ class _Reading:
         group = self.group
         assert group is not None
         self.group = None
-        bins = group.bins[-4:] if self.last_four else group.bins
-        logs = group.bin_logs[-4:] if self.last_four else group.bin_logs
-        if len(bins) % 4 or not bins:
+        size = self.boxes.count
+        bins = group.bins[-size:] if self.last_four else group.bins
+        logs = group.bin_logs[-size:] if self.last_four else group.bin_logs
+        if len(bins) % size or not bins:
             self.fault(BOX_COUNT, place)
-        starts = range(0, len(bins) - 3, 4)
-        boxes = tuple(self.box(bins[at : at + 4], place) for at in starts)
-        scores = tuple(_sureness([*group.word_logs, *logs[at : at + 4]]) for at in starts) if logs else ()
+        starts = range(0, len(bins) - size + 1, size)
+        boxes = tuple(self.box(bins[at : at + size], place) for at in starts)
+        scores = tuple(_sureness([*group.word_logs, *logs[at : at + size]]) for at in starts) if logs else ()
         if not group.has_words:
             self.fault(EMPTY, place)
         if not boxes:
@@ -258,10 +310,9 @@ class _Reading:
 
     def box(self, bins: list[int], place: int) -> Box:
         """A box, its corners in order."""
-        x1, y1, x2, y2 = bins
-        if x2 <= x1 or y2 <= y1:
+        if self.boxes.is_fault(bins):
             self.fault(ORDER, place)
-        return self.boxes.box([min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)])
+        return self.boxes.box(self.boxes.in_order(bins))
 
 
 def _sureness(logs: Sequence[float]) -> float:
@@ -272,15 +323,15 @@ def _sureness(logs: Sequence[float]) -> float:
 def parse(
     tokens: Iterable[tuple[str, int]],
     decode: Callable[[list[int]], str],
-    boxes: BoxTokenizer,
+    boxes: BoxBins,
     *,
     last_four: bool = False,
     logs: Sequence[float] = (),
 ) -> Grounded:
     """What tokens (range, id) say. Never raises for what they are; `faults` tells what was mended, by the codes above.
 
-    last_four: of the bins of a group only the last four are read, as UniTAB's code does. logs: the log-probability of each token; then a
-    box has a score, the geometric mean of the probabilities of its bins and of the words of its group.
+    last_four: of the bins of a group only those of the last box are read, as UniTAB's code does. logs: the log-probability of each
+    token; then a box has a score, the geometric mean of the probabilities of its bins and of the words of its group.
     """
     reading, place = _Reading(decode, boxes, last_four, logs), -1
     for place, (name, index) in enumerate(tokens):
@@ -302,9 +353,9 @@ class GroundedGrammar:
     """Which ids of a vocabulary may follow, so that what is written has no fault. room: tokens that may be written; a group is begun only
     where it can be closed within them.
 
-    spans: {range: its ids in the vocabulary} of text, obj and loc.   end: the id that ends a text.   texts: ids of `text` that may be
-    written; default all.   is_one_group: a group and nothing else is written, as an answer that points at one thing is.   has_groups_alone:
-    there are no words between groups, as where things are listed.
+    spans: {range: its ids in the vocabulary} of text, obj and loc.   end: the id that ends a text.   boxes: their kind.   texts: ids of
+    `text` that may be written; default all.   is_one_group: a group and nothing else is written, as an answer that points at one thing is.
+    has_groups_alone: there are no words between groups, as where things are listed.
     """
 
     def __init__(
@@ -312,44 +363,42 @@ class GroundedGrammar:
         spans: dict[str, range],
         end: int,
         room: int,
+        boxes: BoxBins,
         *,
         texts: Sequence[int] | None = None,
         is_one_group: bool = False,
         has_groups_alone: bool = False,
     ) -> None:
         self.text = list(spans[TEXT]) if texts is None else list(texts)
-        self.span, self.end, self.room, self.is_one_group = spans, end, room, is_one_group
+        self.span, self.end, self.room, self.boxes, self.is_one_group = spans, end, room, boxes, is_one_group
         self.has_groups_alone = has_groups_alone
         self.open, self.close = spans[OBJ][OPEN], spans[OBJ][CLOSE]
-        if room < (8 if is_one_group else 1):
-            raise DataError(f"room for {room} tokens is too little: a group takes 8 with the end, a text 1.")
+        if room < (boxes.count + 4 if is_one_group else 1):
+            raise DataError(f"room for {room} tokens is too little: a group takes {boxes.count + 4} with the end, a text 1.")
 
     def allowed(self, written: Sequence[int]) -> Sequence[int] | range:
         """The ids that may follow; none behind the end."""
         if written and written[-1] == self.end:
             return []
         at = next((place for place in reversed(range(len(written))) if written[place] in (self.open, self.close)), -1)
-        left = self.room - len(written)
+        left, size = self.room - len(written), self.boxes.count
         if at < 0 or written[at] == self.close:
             return self._outside(left, at >= 0)
         inside = written[at + 1 :]
-        loc = self.span[LOC]
-        count = sum(index in loc for index in inside)
-        if count == 0:
-            words = self.text if left > 6 else []
-            return words if not inside else [*words, *loc[:-1]]
-        if count % 4 == 0:
-            return [*(loc[:-1] if left > 5 else []), self.close]
-        if count % 4 == 1:
-            return loc[:-1]
-        return range(inside[-2] + 1, loc.stop)
+        bins = [index for index in inside if index in self.span[LOC]]
+        if not bins:
+            words = self.text if left > size + 2 else []
+            return words if not inside else [*words, *_following(self.boxes, [], self.span[LOC])]
+        if len(bins) % size == 0:
+            return [*(_following(self.boxes, [], self.span[LOC]) if left > size + 1 else []), self.close]
+        return _following(self.boxes, bins[len(bins) - len(bins) % size :], self.span[LOC])
 
     def _outside(self, left: int, had_group: bool) -> list[int]:
         if self.is_one_group:
             return [self.end] if had_group else [self.open]
         if left < 2:
             return [self.end]
-        return [*([] if self.has_groups_alone else self.text), *([self.open] if left > 7 else []), self.end]
+        return [*([] if self.has_groups_alone else self.text), *([self.open] if left > self.boxes.count + 3 else []), self.end]
 
 
 class PhrasesGrammar:
@@ -358,11 +407,11 @@ class PhrasesGrammar:
     pieces: of the text with its groups, as `serialize` gives them; their boxes are left out of account. room: tokens that may be written.
     """
 
-    def __init__(self, pieces: Sequence[Piece], spans: dict[str, range], end: int, room: int) -> None:
+    def __init__(self, pieces: Sequence[Piece], spans: dict[str, range], end: int, room: int, boxes: BoxBins) -> None:
         self.given = [[spans[name].start + index for index in ids] for name, ids in pieces if name != LOC]
-        self.loc, self.end, self.room = spans[LOC], end, room
+        self.loc, self.end, self.room, self.boxes = spans[LOC], end, room, boxes
         self.close = spans[OBJ][CLOSE]
-        least = sum(map(len, self.given)) + 4 * sum(name == LOC for name, _ in pieces) + 1
+        least = sum(map(len, self.given)) + boxes.count * sum(name == LOC for name, _ in pieces) + 1
         if room < least:
             raise DataError(f"room for {room} tokens is too little: this text with a box for each phrase takes {least}.")
         self.spare = room - least
@@ -372,17 +421,24 @@ class PhrasesGrammar:
         if written and written[-1] == self.end:
             return []
         forced = [index for piece in self.given for index in piece]
+        size = self.boxes.count
         at = bins = extra = 0
         for index in written:
             if index in self.loc:
                 bins += 1
-                extra += bins > 4
+                extra += bins > size
             else:
                 at, bins = at + 1, 0
         if at == len(forced):
             return [self.end]
         if forced[at] != self.close:
             return [forced[at]]
-        if bins and bins % 4 == 0:
-            return [*(self.loc[:-1] if extra + 4 <= self.spare else []), self.close]
-        return self.loc[:-1] if bins % 4 < 2 else range(written[-2] + 1, self.loc.stop)
+        if bins and bins % size == 0:
+            return [*(_following(self.boxes, [], self.loc) if extra + size <= self.spare else []), self.close]
+        return _following(self.boxes, written[len(written) - bins % size :], self.loc)
+
+
+def _following(boxes: BoxBins, begun: Sequence[int], loc: range) -> range:
+    """The ids of bins that may follow those of a box that is begun."""
+    found = boxes.following([index - loc.start for index in begun])
+    return loc[found.start : found.stop]

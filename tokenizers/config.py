@@ -59,13 +59,43 @@ class TextConfig(Component):
     vocabulary_size: int = Field(4096, ge=260, le=1 << 20, description="most tokens when it is fitted")
 
 
+class BinsConfig(Component):
+    """What every kind of box has."""
+
+    num_bins: int = Field(100, ge=4, le=4096, description="bins of each number: of a picture from one edge to the other")
+
+
 @TOKENIZERS.register("mmlm.tokenizers.boxes:BoxTokenizer", source="UniTAB, arXiv:2111.12085; bins as in Pix2Seq, arXiv:2109.10852")
-class BoxesConfig(Component):
+class BoxesConfig(BinsConfig):
     """Boxes as four location bins each, and the marks around the words that they belong to."""
 
     type: Literal["boxes"] = "boxes"
-    num_bins: int = Field(100, ge=4, le=4096, description="bins from one edge of a picture to the other")
     rounding: Literal["round", "floor"] = Field("round", description="to the nearest bin | to the one below, as UniTAB's weights have it")
+
+
+@TOKENIZERS.register("mmlm.tokenizers.boxes3d:Box3dTokenizer", source="LiDAR-LLM, arXiv:2312.14074; bins of a fixed range")
+class Boxes3dConfig(BinsConfig):
+    """Boxes in space as seven bins each: middle, length, width, height and heading."""
+
+    type: Literal["boxes3d"] = "boxes3d"
+    low: list[float] = Field([-51.2, -51.2, -5.0], min_length=3, max_length=3, description="x, y and z in metres where the range begins")
+    high: list[float] = Field([51.2, 51.2, 3.0], min_length=3, max_length=3, description="and where it ends")
+    largest: list[float] = Field([16.0, 4.0, 5.0], min_length=3, max_length=3, description="length, width and height in metres; more is cut")
+    turn: Literal["full", "half"] = Field("full", description="headings: all the way round | a box that is turned round is the same box")
+
+    @model_validator(mode="after")
+    def _rises(self) -> Boxes3dConfig:
+        if any(low >= high for low, high in zip(self.low, self.high, strict=True)) or min(self.largest) <= 0:
+            raise ValueError(f"low ({self.low}) must lie below high ({self.high}), and largest ({self.largest}) above 0")
+        return self
+
+
+@TOKENIZERS.register("mmlm.tokenizers.sweeps:SweepTokens", source="LiDAR-LLM, arXiv:2312.14074")
+class SweepTokensConfig(Component):
+    """A sweep of LiDAR as a fixed number of tokens, filled by an encoder of whole sweeps."""
+
+    type: Literal["sweep"] = "sweep"
+    num_tokens: int = Field(32, ge=1, le=4096, description="vectors of a sweep: the num_queries of its encoder")
 
 
 @TOKENIZERS.register("mmlm.tokenizers.image_patches:ImagePatches", source="SOLO, arXiv:2407.06438")

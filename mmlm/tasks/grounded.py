@@ -234,13 +234,13 @@ class GroundedTask:
 
     def _grammar(self, request: Request, spans: dict[str, range], end: int, room: int) -> Grammar | None:
         if request.kind == "phrases":
-            return PhrasesGrammar(self.pieces(request.truth), spans, end, room)
+            return PhrasesGrammar(self.pieces(request.truth), spans, end, room, self.boxes)
         if not self.config.constrained:
             return None
         if request.kind in ("caption", "question"):
             return _Words(spans[TEXT], end, room)
         only = request.kind
-        return GroundedGrammar(spans, end, room, is_one_group=only == "expression", has_groups_alone=only == "detection")
+        return GroundedGrammar(spans, end, room, self.boxes, is_one_group=only == "expression", has_groups_alone=only == "detection")
 
     def _parsed(self, ids: list[int], vocabulary: Any, end: int, logs: Sequence[float] = ()) -> Grounded:
         if end in ids:

@@ -187,7 +187,7 @@ def test_what_a_grammar_allows_has_no_fault_and_ends_in_time(is_one_group) -> No
     words = list(range(33, 40))  # characters that are no space: a group of spaces alone has no words
     for _ in range(10_000 if not is_one_group else 3_000):
         room = int(rng.integers(8, 40))
-        found = meaning(written(GroundedGrammar(SPANS, END, room, texts=words, is_one_group=is_one_group), rng, room))
+        found = meaning(written(GroundedGrammar(SPANS, END, room, SMALL, texts=words, is_one_group=is_one_group), rng, room))
         assert not found.faults
         groups += len(found.phrases)
         if is_one_group:
@@ -199,7 +199,7 @@ def test_what_a_grammar_allows_has_no_fault_and_ends_in_time(is_one_group) -> No
 
 def test_a_grammar_with_too_little_room_is_refused() -> None:
     with pytest.raises(DataError, match="too little"):
-        GroundedGrammar(SPANS, END, 7, is_one_group=True)
+        GroundedGrammar(SPANS, END, 7, SMALL, is_one_group=True)
 
 
 def test_phrase_grounding_writes_the_given_text_and_chooses_the_boxes_alone() -> None:
@@ -207,15 +207,15 @@ def test_phrase_grounding_writes_the_given_text_and_chooses_the_boxes_alone() ->
     said = Grounded("!!###$%", (Phrase(2, 5, (box,)), Phrase(6, 7, (box, box))))
     pieces, rng, several = serialize(said, ids, SMALL), np.random.default_rng(2), 0
     for _ in range(500):
-        found = meaning(written(PhrasesGrammar(pieces, SPANS, END, 40), rng, 40))
+        found = meaning(written(PhrasesGrammar(pieces, SPANS, END, 40, SMALL), rng, 40))
         assert not found.faults and found.text == said.text
         assert [(each.start, each.end) for each in found.phrases] == [(2, 5), (6, 7)]
         several += any(len(each.boxes) > 1 for each in found.phrases)
     assert several > 50
     tight = 7 + 4 + 8 + 1
-    assert [len(each.boxes) for each in meaning(written(PhrasesGrammar(pieces, SPANS, END, tight), rng, tight)).phrases] == [1, 1]
+    assert [len(each.boxes) for each in meaning(written(PhrasesGrammar(pieces, SPANS, END, tight, SMALL), rng, tight)).phrases] == [1, 1]
     with pytest.raises(DataError, match=f"takes {tight}"):
-        PhrasesGrammar(pieces, SPANS, END, tight - 1)
+        PhrasesGrammar(pieces, SPANS, END, tight - 1, SMALL)
 
 
 def test_a_saved_tokenizer_is_of_its_bins(tmp_path) -> None:
