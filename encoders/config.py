@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mmlm.base.registry import Component, Registry
+from mmlm.base.schema import Strict
 
 ENCODERS = Registry("encoder", "mmlm.encoders")
 
@@ -88,6 +89,31 @@ class PillarsConfig(Component):
         if self.low[2] >= self.high[2]:
             raise ValueError(f"low must lie below high along z, but they are {self.low[2]:g} and {self.high[2]:g}")
         return self
+
+
+class QueryFormerConfig(Strict):
+    """Learned queries that look at many vectors (BLIP-2, arXiv:2301.12597)."""
+
+    num_queries: int = Field(32, ge=1, le=4096, description="vectors that come out; the published number for sweeps is 576")
+    num_layers: int = Field(2, ge=1, le=64, description="layers, each of attention among queries and to the vectors")
+    num_heads: int = Field(4, ge=1, description="heads of each attention")
+    width: int = Field(96, ge=8, description="channels")
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> QueryFormerConfig:
+        if self.width % self.num_heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads})")
+        return self
+
+
+@ENCODERS.register("mmlm.encoders.view_aware:ViewAware", source="LiDAR-LLM, arXiv:2312.14074")
+class ViewAwareConfig(Component):
+    """Whole sweeps of LiDAR as a few vectors, of the scene or of one of six views, which a learned vector tells."""
+
+    type: Literal["view_aware"] = "view_aware"
+    pillars: PillarsConfig = Field(PillarsConfig(), description="the map seen from above")
+    queries: QueryFormerConfig = Field(QueryFormerConfig(), description="what looks at the map")
+    view_vectors: bool = Field(True, description="a learned vector of each view, zero at first; without them nothing tells the view")
 
 
 class SpeechEncoderConfig(Component):

@@ -29,7 +29,7 @@ class Pillars(nn.Module):
     def __init__(self, config: PillarsConfig, inputs: int | None = None) -> None:
         super().__init__()
         if inputs is not None:
-            raise RecipeError("encoder pillars: reads whole sweeps and is no part of a model yet.")
+            raise RecipeError("encoder pillars: gives a map of whole sweeps; in a model view_aware reads it.")
         self.config = config
         (x1, y1, _), (x2, y2, _) = config.low, config.high
         self.grid = round((y2 - y1) / config.cell), round((x2 - x1) / config.cell)

@@ -93,7 +93,7 @@ def test_gradients_reach_the_points_and_ranges_are_checked() -> None:
     assert encoder.linear.weight.grad is not None and bool(some.grad.any())
     with pytest.raises(DataError, match=r"points are \[n, 4\]"):
         encoder.canvas(torch.zeros(3, 3))
-    with pytest.raises(RecipeError, match="no part of a model yet"):
+    with pytest.raises(RecipeError, match="in a model view_aware reads it"):
         PillarsConfig().build(4)
     for options in ({"cell": 0.7}, {"low": [0, 0, 4], "high": [8, 8, 3]}, {"low": [0, 0, 0], "high": [4, 8, 3]}):
         with pytest.raises(ValidationError):
