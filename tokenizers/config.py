@@ -80,7 +80,7 @@ class Boxes3dConfig(BinsConfig):
     type: Literal["boxes3d"] = "boxes3d"
     low: list[float] = Field([-51.2, -51.2, -5.0], min_length=3, max_length=3, description="x, y and z in metres where the range begins")
     high: list[float] = Field([51.2, 51.2, 3.0], min_length=3, max_length=3, description="and where it ends")
-    largest: list[float] = Field([16.0, 4.0, 5.0], min_length=3, max_length=3, description="length, width and height in metres; more is cut")
+    largest: list[float] = Field([16.0, 4.0, 5.0], min_length=3, max_length=3, description="length, width and height in metres")
     turn: Literal["full", "half"] = Field("full", description="headings: all the way round | a box that is turned round is the same box")
 
     @model_validator(mode="after")
