@@ -28,6 +28,7 @@ from mmlm.data.config.speech import SpeechFolderConfig as SpeechFolderConfig
 from mmlm.data.config.speech import SpeechManifestConfig as SpeechManifestConfig
 from mmlm.data.config.speech import SynthesizedConfig as SynthesizedConfig
 from mmlm.data.config.stamps import TuxPaintConfig as TuxPaintConfig
+from mmlm.data.config.street import StreetConfig as StreetConfig
 from mmlm.data.config.styled import StyledSpeechConfig as StyledSpeechConfig
 
 

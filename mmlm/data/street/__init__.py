@@ -1,0 +1,1 @@
+"""Streets of cuboids as a spinning LiDAR sees them."""

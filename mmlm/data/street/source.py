@@ -1,0 +1,73 @@
+"""Streets as a source of sweeps: any number for training, a fixed list to measure on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from mmlm.data.config.street import StreetConfig
+from mmlm.data.street.rays import cast
+from mmlm.data.sweeps import Cuboid, Sweep
+from mmlm.encoders.views import from_border
+from mmlm.tokenizers.boxes import Box
+
+SIZES = {
+    "car": (4.3, 1.8, 1.55), "truck": (8.0, 2.5, 3.2), "pedestrian": (0.6, 0.6, 1.75), "cyclist": (1.8, 0.6, 1.75),
+    "barrier": (2.5, 0.4, 1.0),
+}  # fmt: skip
+CLASSES = tuple(SIZES)  # length, width and height in metres
+JITTER = 0.1  # share by which sizes differ
+NEAREST = 5.0  # metres
+CLEAR = math.radians(4)  # of the borders of views, for the middle of a thing
+FEWEST = 5  # points of a thing that is told of
+SPLITS = ("train", "validate", "test")
+SEEDS = 1 << 40
+TRIES = 60
+
+
+class Streets:
+    """Sweeps of a split. A sweep is a function of the split, its number and the config."""
+
+    def __init__(self, config: StreetConfig) -> None:
+        self.config = config
+
+    def draw(self, rng: np.random.Generator, asks: Any) -> Sweep:
+        """A sweep of any number."""
+        return self.sweep(int(rng.integers(SEEDS)))
+
+    def everything(self) -> list[Sweep]:
+        """As many as config.count."""
+        return [self.sweep(number) for number in range(self.config.count)]
+
+    def sweep(self, number: int) -> Sweep:
+        """The sweep of a number; things that hardly any ray meets are not told of."""
+        rng = np.random.default_rng([SPLITS.index(self.config.split), number])
+        things = arranged(rng, self.config)
+        points, owner_n = cast(rng, self.config, [each.box for each in things])
+        counts = np.bincount(owner_n[owner_n >= 0], minlength=len(things))
+        seen = tuple(each for each, count in zip(things, counts.tolist(), strict=True) if count >= FEWEST)
+        name = f"{self.config.split} {number}"
+        return Sweep(name, f"street, {self.config.split}, number {number}", lambda: points, seen)
+
+
+def arranged(rng: np.random.Generator, config: StreetConfig) -> list[Cuboid]:
+    """Things on the ground that stand apart, each well within one view; headings are half a turn, as a cuboid looks the same turned round."""
+    found: list[Cuboid] = []
+    for _ in range(int(rng.integers(config.min_things, config.max_things + 1))):
+        label = CLASSES[int(rng.integers(len(CLASSES)))]
+        length, width, height = (size * float(rng.uniform(1 - JITTER, 1 + JITTER)) for size in SIZES[label])
+        heading = float(rng.uniform(-math.pi / 2, math.pi / 2))
+        for share, angle in rng.random((TRIES, 2)).tolist():
+            distance = NEAREST + share * (config.reach - NEAREST)
+            x, y = distance * math.cos(2 * math.pi * angle), distance * math.sin(2 * math.pi * angle)
+            box = (x, y, height / 2 - config.sensor_height, length, width, height, heading)
+            if from_border(x, y) >= CLEAR and all(_apart(box, other.box) for other in found):
+                found.append(Cuboid(label, box))
+                break
+    return found
+
+
+def _apart(one: Box, other: Box) -> bool:
+    return math.hypot(one[0] - other[0], one[1] - other[1]) > (math.hypot(one[3], one[4]) + math.hypot(other[3], other[4])) / 2
