@@ -53,7 +53,7 @@ class Streets:
 
 
 def arranged(rng: np.random.Generator, config: StreetConfig) -> list[Cuboid]:
-    """Things on the ground that stand apart, each well within one view; headings are half a turn, as a cuboid looks the same turned round."""
+    """Things on the ground that stand apart, each well within one view; headings are within half a turn, as turned round it is the same."""
     found: list[Cuboid] = []
     for _ in range(int(rng.integers(config.min_things, config.max_things + 1))):
         label = CLASSES[int(rng.integers(len(CLASSES)))]
