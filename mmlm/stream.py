@@ -36,8 +36,8 @@ class Segment:
     modality: name of the vocabulary range of `ids` (for codes: ranges "<modality>.0", "<modality>.1", ...).
     ids: long [t] or [t, u], local to the range, -1 for a cell of [t, u] that is not filled; None where the tokens are continuous features
     alone.   pieces: where ids [t] are of several ranges, these and how many tokens each, in order; `modality` then names the whole.
-    features: float [n, f], read by `encoder`; they fill the tokens `feature_at` (long [n]; default all t = n tokens).   whole: the features
-    are those of one thing, float [rows, ...], such as the points of a sweep; its encoder makes of them as many vectors as tokens are filled.
+    features: float [n, f], read by `encoder`; they fill the tokens `feature_at` (long [n]; default all t = n tokens).   whole: they are
+    those of one thing, float [rows, ...], such as the points of a sweep, of which the encoder makes as many vectors as tokens are filled.
     weight: loss weight, one number or [t]; 0 means read only.   labels: local ids, as ids [t] or [t, u], to predict *at* these tokens
     (NO_LABEL for none); without labels the objective decides (a causal one predicts the next token; every cell that is filled).
     num_options: only the first ids of the range are possible answers for what is predicted of this segment (0: all; not with codebooks).
