@@ -97,4 +97,4 @@ def detector(pictures: list[Picture], tests: list[Picture], seconds: float, batc
 
 def read(record: Picture) -> tuple[torch.Tensor, int]:
     """(pixels [c, y, x] from 0 to 1, the width of the whole picture, of which its boxes are)."""
-    return torch.from_numpy(record.read()).permute(2, 0, 1).float() / 255, record.width
+    return torch.tensor(record.read()).permute(2, 0, 1).float() / 255, record.width
