@@ -107,6 +107,13 @@ class GroundedConfig(Component):
     boxes: str = Field("boxes", description="which of them writes the boxes")
     max_tokens: int = Field(128, ge=8, description="most tokens of an answer; longer ones are left out of training")
     mask: Literal["prefix", "causal"] = Field("prefix", description="picture and question see one another | every token those before it")
+    requests: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="most requests that a training sample answers, each by itself: several cost little more than one where pictures are "
+        "dear; the picture then sees no question, and mixers that only read from left to right cannot be used",
+    )
     constrained: bool = Field(False, description="what is written is held to the grammar, so that no box is malformed")
     flip: float = Field(
         0.0,

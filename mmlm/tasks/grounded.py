@@ -2,7 +2,8 @@
 
     [picture] [question] kind -> answer end
 
-The picture and the question see one another in both directions, unless the mask is causal. `kind` is a mark of what is asked for:
+The picture and the question see one another in both directions, unless the mask is causal. Where a sample answers several requests, its
+picture is read once, sees none of the questions, and each request goes on from it by itself. `kind` is a mark of what is asked for:
 
     grounded_caption     nothing           a caption whose phrases carry boxes
     expression           an expression     one group: the expression again and its box
@@ -35,7 +36,7 @@ from mmlm.data.mirror import mirrored
 from mmlm.data.pictures import Picture, Thing, every_thing
 from mmlm.generation import Grammar, generate
 from mmlm.model import MultimodalLM
-from mmlm.stream import Segment, Stream
+from mmlm.stream import Segment, Stream, next_position
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import KINDS, GroundedConfig, Kind
 from mmlm.tokenizers.boxes import (
@@ -148,38 +149,66 @@ class GroundedTask:
 
     def prompt(self, pixels_yxc: np.ndarray, request: Request) -> Stream:
         """What a model goes on from."""
-        mutual = int(self.config.mask == "prefix")
+        return Stream([self._picture(pixels_yxc), *self._asking(request)])
+
+    def _picture(self, pixels_yxc: np.ndarray) -> Segment:
         picture = self.patches.encode(pixels_yxc)
-        picture.mutual = mutual
-        segments = [picture]
+        picture.mutual = int(self.config.mask == "prefix")
+        return picture
+
+    def _asking(self, request: Request) -> list[Segment]:
+        """The question and what is asked for. A picture that answers several requests sees none of their questions."""
+        mutual = int(self.config.mask == "prefix") * min(self.config.requests, 2)
+        segments = [Segment(SPECIAL, torch.tensor([1 + KINDS.index(request.kind)]), mutual=mutual)]
         if request.question:
-            segments.append(Segment(TEXT, torch.tensor(self.text.ids([request.question])[0]), mutual=mutual))
-        return Stream([*segments, Segment(SPECIAL, torch.tensor([1 + KINDS.index(request.kind)]), mutual=mutual)])
+            segments.insert(0, Segment(TEXT, torch.tensor(self.text.ids([request.question])[0]), mutual=mutual))
+        return segments
 
     def pieces(self, said: Grounded) -> list[Piece]:
         """An answer as ids of ranges, without its end."""
         return serialize(said, self.text.ids, self.boxes)
 
     def example(self, record: Picture, rng: np.random.Generator) -> Stream | None:
-        """One request of a picture with its answer; None where that is too long, or nothing can be asked."""
-        requests = self.requests(record)
-        kinds = [kind for kind in KINDS if any(each.kind == kind for each in requests)]
-        if not kinds:
-            return None
-        shares = np.cumsum([self.config.kinds[kind] for kind in kinds])
-        kind = kinds[int(np.searchsorted(shares, rng.random() * shares[-1], side="right").clip(max=len(kinds) - 1))]
-        fitting = [each for each in requests if each.kind == kind]
-        request, is_flipped = fitting[int(rng.integers(len(fitting)))], False
+        """A picture with the answers to some requests, each in a branch of its own where there are several; None where none is short
+        enough, or nothing can be asked."""
+        requests = self._drawn(self.requests(record), rng)
+        is_flipped = False
         if self.config.flip and rng.random() < self.config.flip:
-            request, is_flipped = _flipped(request)
-        pieces = [*self.pieces(request.truth), (SPECIAL, [END])]
-        if sum(len(ids) for _, ids in pieces) > self.config.max_tokens:
+            mirrored_ones = [_flipped(request) for request in requests]
+            is_flipped = all(could for _, could in mirrored_ones)
+            requests = [request for request, _ in mirrored_ones] if is_flipped else requests
+        answered = [(request, answer) for request in requests if len(answer := self._answer(request)) <= self.config.max_tokens]
+        if not answered:
             return None
-        ids = torch.tensor([index for _, some in pieces for index in some])
-        answer = Segment(ANSWER, ids, weight=1.0, pieces=[(name, len(some)) for name, some in pieces])
         pixels_yxc = record.read()
-        prompt = self.prompt(np.ascontiguousarray(pixels_yxc[:, ::-1]) if is_flipped else pixels_yxc, request)
-        return Stream([*prompt.segments, answer], name=record.id, source=record.where)
+        picture = self._picture(np.ascontiguousarray(pixels_yxc[:, ::-1]) if is_flipped else pixels_yxc)
+        segments, start = [picture], next_position(Stream([picture]))
+        for branch, (request, answer) in enumerate(answered, 1):
+            clock = start
+            for segment in [*self._asking(request), answer]:
+                if self.config.requests > 1:
+                    segment.branch, segment.position = branch, torch.arange(clock, clock + len(segment))[:, None]
+                segments.append(segment)
+                clock += len(segment)
+        return Stream(segments, name=record.id, source=record.where)
+
+    def _drawn(self, requests: list[Request], rng: np.random.Generator) -> list[Request]:
+        """Different requests, as many as a sample answers: each time a kind by its share, then one of that kind."""
+        found: list[Request] = []
+        while requests and len(found) < self.config.requests:
+            kinds = [kind for kind in KINDS if any(each.kind == kind for each in requests)]
+            shares = np.cumsum([self.config.kinds[kind] for kind in kinds])
+            kind = kinds[int(np.searchsorted(shares, rng.random() * shares[-1], side="right").clip(max=len(kinds) - 1))]
+            fitting = [place for place, each in enumerate(requests) if each.kind == kind]
+            place = fitting[int(rng.integers(len(fitting)))]
+            found.append(requests[place])
+            requests = requests[:place] + requests[place + 1 :]
+        return found
+
+    def _answer(self, request: Request) -> Segment:
+        pieces = [*self.pieces(request.truth), (SPECIAL, [END])]
+        ids = torch.tensor([index for _, some in pieces for index in some])
+        return Segment(ANSWER, ids, weight=1.0, pieces=[(name, len(some)) for name, some in pieces])
 
     def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
         """A document each."""

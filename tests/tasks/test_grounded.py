@@ -16,7 +16,7 @@ from mmlm.data.pictures import Expression, Picture, Question, Thing
 from mmlm.model import MultimodalLM
 from mmlm.recipe import Recipe
 from mmlm.run import build_model, build_task, evaluate, load_run, train
-from mmlm.stream import NO_LABEL, pack
+from mmlm.stream import NO_LABEL, Stream, pack
 from mmlm.tasks.grounded import COMMONEST, RANDOM_BOX, TRUTH, TWIN, GroundedTask, Said
 from mmlm.tokenizers.boxes import Grounded, Phrase
 
@@ -195,3 +195,46 @@ def test_things_are_listed_with_scores_and_measured() -> None:
         assert answer.text.split() == [word for phrase in answer.phrases for word in answer.words(phrase).split()]
     for phrase in (phrase for answer in [*free, *(one.answer for each in outputs for one in each)] for phrase in answer.phrases):
         assert len(phrase.scores) == len(phrase.boxes) and all(0 < score <= 1 for score in phrase.scores)
+
+
+def test_several_requests_of_one_picture_are_learned_as_if_each_were_alone(built) -> None:
+    """Loss and gradients of a sample with three requests are those of three samples with one; the picture sees no question."""
+    recipe = Recipe.read("grounded_captioning/quickstart", [KINDS, *SMALL, "task.requests=3"])
+    task = build_task(recipe)
+    model = build_model(recipe, task).eval()
+    (record,) = scenes(1)
+    stream = task.example(record, np.random.default_rng(1))
+    picture, *rest = stream.segments
+    branches = [[each for each in rest if each.branch == branch] for branch in (1, 2, 3)]
+    assert picture.branch == 0 and sum(map(len, branches)) == len(rest) and len({str(each[-1].ids.tolist()) for each in branches}) == 3
+    alone = [Stream([picture, *(replace(each, branch=0, position=None) for each in some)]) for some in branches]
+    wanted = {request.truth.text for request in task.requests(record)}
+    for one in alone:
+        said = task._parsed(
+            pack([one], model.vocabulary).ids[0, -len(one.segments[-1]) :].tolist(),
+            model.vocabulary,
+            model.vocabulary.span("special").start,
+        )
+        assert said.text in wanted and not said.faults
+    found = []
+    for streams in ([stream], alone):
+        model.zero_grad()
+        total, weight = model.losses(pack(streams, model.vocabulary))["language_model"]
+        total.backward()
+        found.append((float(total), float(weight), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    assert found[0][1] == found[1][1] and found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(found[0][2], found[1][2], strict=True))
+    for request in task.requests(record):
+        shown = task.prompt(record.read(), request)
+        assert {each.mutual for each in shown.segments} == {1, 2} and shown.segments[0].mutual == 1
+
+
+def test_a_sample_answers_as_many_requests_as_there_are(built) -> None:
+    task = build_task(Recipe.read("grounded_captioning/quickstart", [KINDS, *SMALL, "task.requests=16", "task.max_tokens=30"]))
+    for number, record in enumerate(scenes(5)):
+        stream = task.example(record, np.random.default_rng(number))
+        answers = [each for each in stream.segments if each.modality == "answer"]
+        assert 1 < len(answers) <= len(task.requests(record)) and all(len(each) <= 30 for each in answers)
+    task = build_task(Recipe.read("grounded_captioning/quickstart", [KINDS, *SMALL, "task.requests=2", "task.max_tokens=8"]))
+    bare = replace(scenes(1)[0], captions=(), questions=())
+    assert task.example(replace(bare, expressions=()), np.random.default_rng(0)) is None
