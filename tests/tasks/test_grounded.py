@@ -26,7 +26,7 @@ SMALL = ["backbone.width=32", "backbone.num_layers=1", "encoders.vision.channels
 
 @pytest.fixture(scope="module")
 def built() -> tuple[GroundedTask, MultimodalLM]:
-    recipe = Recipe.read("grounded_captioning/quickstart", [KINDS, *SMALL])
+    recipe = Recipe.read("grounded_captioning/quickstart", [KINDS, *SMALL, "task.requests=1"])
     task = build_task(recipe)
     return task, build_model(recipe, task).eval()
 
