@@ -16,7 +16,7 @@ import tarfile
 from pathlib import Path
 
 from mmlm.base.errors import DataError, MmlmError
-from mmlm.base.files import write_text_whole
+from mmlm.base.files import write_text_whole, write_whole
 from mmlm.data.listed import numbered_lines
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,8 @@ def write_pictures(folder: Path, output: Path) -> Path:
     for archive in sorted(folder.glob("*.tar")):
         try:
             with tarfile.open(archive) as held:
-                held.extractall(output, filter="data")
+                for member in held:
+                    _unpack(held, member, archive, output)
         except (OSError, tarfile.TarError) as error:
             raise DataError(f"{archive}: cannot be unpacked: {error}.") from None
     lines = []
@@ -51,6 +52,18 @@ def write_pictures(folder: Path, output: Path) -> Path:
         lines.append(json.dumps({"image": name, "things": things}))
     write_text_whole(output / MADE, "\n".join(lines) + "\n")
     return output / MADE
+
+
+def _unpack(held: tarfile.TarFile, member: tarfile.TarInfo, archive: Path, output: Path) -> None:
+    """Write one file of an archive; folders are made for files alone. Raises DataError for anything else, and for a file elsewhere."""
+    if member.isdir():
+        return
+    path = (output / member.name).resolve()
+    content = held.extractfile(member) if member.isfile() else None
+    if content is None or output.resolve() not in path.parents:
+        raise DataError(f"{archive}: {member.name} is no ordinary file inside the folder that it is unpacked to.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, [content.read()])
 
 
 if __name__ == "__main__":

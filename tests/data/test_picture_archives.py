@@ -115,3 +115,18 @@ def test_a_list_of_boxes_becomes_a_list_of_pictures(tmp_path, caplog) -> None:
     (folder / "boxes.jsonl").write_text('{"image": "a.jpg", "boxes": [["dot", "x"]]}\n')
     with pytest.raises(DataError, match="line 1: must be"):
         write_pictures(folder, tmp_path / "made")
+
+
+@pytest.mark.parametrize("name", ["../outside.jpg", "/tmp/outside.jpg", "link.jpg"])
+def test_archives_write_nothing_outside_their_folder(tmp_path, name) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    (folder / "boxes.jsonl").write_text("")
+    with tarfile.open(folder / "images.tar", "w") as held:
+        member = tarfile.TarInfo(name)
+        if name == "link.jpg":
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        held.addfile(member)
+    with pytest.raises(DataError, match="images.tar: .* is no ordinary file inside the folder"):
+        write_pictures(folder, tmp_path / "made")
+    assert not (tmp_path / "outside.jpg").exists() and not list((tmp_path / "made").iterdir())
