@@ -60,7 +60,7 @@ class Streets:
 def told(
     rng: np.random.Generator, street: Street
 ) -> tuple[tuple[Viewed[Grounded], ...], list[tuple[Expression, Program]], list[tuple[Viewed[Question], Program]]]:
-    """(captions of the whole scene and of a view, expressions with their programs, questions of views and of the whole scene with theirs)."""
+    """(captions of the whole scene and of a view, expressions, questions), the latter two with their programs."""
     views = [int(view) for view in rng.permutation(len(VIEWS))[:ASKED_VIEWS]]
     captions = (Viewed(None, caption(street, None)), Viewed(views[0], caption(street, views[0])))
     pointed = {found[0].text: found for found in (expression(rng, street) for _ in range(EXPRESSIONS)) if found is not None}
