@@ -79,6 +79,10 @@ class AskingTask(Generic[Record]):
         """All that may be asked of a record, of the kinds of the recipe."""
         raise NotImplementedError
 
+    def _wanted(self, requests: Sequence[Request]) -> list[Request]:
+        """Those of the kinds of the recipe."""
+        return [each for each in requests if self.config.kinds.get(each.kind, 0) > 0]
+
     def prompt(self, seen: np.ndarray, request: Request) -> Stream:
         """What a model goes on from."""
         return Stream([self._seen(seen, request), *self._asking(request)])

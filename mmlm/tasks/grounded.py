@@ -115,7 +115,7 @@ class GroundedTask(AskingTask[Picture]):
         if record.things:
             things = [Thing(each.label, record.share(each.box)) for each in record.things]
             found.append(Request("detection", "", every_thing(things)))
-        return [each for each in found if self.config.kinds.get(each.kind, 0) > 0]
+        return self._wanted(found)
 
     @staticmethod
     def _shares(record: Picture, phrase: Phrase) -> Phrase:

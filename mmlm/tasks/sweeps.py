@@ -90,7 +90,7 @@ class SweepsTask(AskingTask[Sweep]):
                 found.append(Request("expression", one.text, truth))
         found += [Request("class", "", Grounded(thing.label), box=thing.box) for thing in record.things if self.boxes.reaches(thing.box)]
         found += [Request("question", each.said.text, Grounded(each.said.answer), view=each.view) for each in record.questions]
-        return [each for each in found if self.config.kinds.get(each.kind, 0) > 0]
+        return self._wanted(found)
 
     def _read(self, seen: np.ndarray, request: Request) -> Segment:
         return self.points.encode(seen, request.view)
