@@ -28,7 +28,7 @@ import numpy as np
 
 from mmlm.analysis.captions import bleu, cider, rouge_l
 from mmlm.analysis.detection import Found, average_precision
-from mmlm.analysis.drawing import drawn
+from mmlm.analysis.drawing import drawn, write_png
 from mmlm.analysis.grounding import accuracy_at, grounded_f1, recall_at
 from mmlm.data.mirror import mirrored
 from mmlm.data.pictures import Picture, Thing, every_thing
@@ -240,13 +240,6 @@ def as_json(record: Picture, one: Said) -> dict[str, Any]:
         for each in one.answer.phrases
     ]
     return {"kind": one.request.kind, "question": one.request.question, "text": one.answer.text, "phrases": phrases}
-
-
-def write_png(path: Path, pixels_yxc: np.ndarray) -> None:
-    """A picture as a file."""
-    from PIL import Image
-
-    Image.fromarray(pixels_yxc).save(path)
 
 
 def _things(said: Grounded) -> list[Found]:

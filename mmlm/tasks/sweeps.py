@@ -23,7 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from mmlm.analysis.birds_eye import seen_from_above
 from mmlm.analysis.captions import bleu, cider
+from mmlm.analysis.drawing import write_png
 from mmlm.analysis.footprints import mean_bev_iou
 from mmlm.data.sweeps import Cuboid, Sweep
 from mmlm.encoders.views import VIEWS
@@ -172,12 +174,17 @@ class SweepsTask(AskingTask[Sweep]):
         return points if len(counts) > 1 else {}
 
     def write_samples(self, model: MultimodalLM, records: Sequence[Sweep], folder: Path) -> None:
-        """Of each sweep what was asked, the truth and the answers: NUMBER.txt."""
+        """Of each sweep what was asked, the truth and the answers: NUMBER.txt; of those that point a picture from above, the true
+        boxes gray."""
+        reach = max(map(abs, (*self.boxes.config.low[:2], *self.boxes.config.high[:2])))
         for number, (said, record) in enumerate(zip(self.predict(model, records), records, strict=True), 1):
             lines = [self.title(record), *(_told(thing) for thing in record.things)]
-            for one in said:
+            for place, one in enumerate(said, 1):
                 lines.append(f"{self.asked(one.request)}\n  true {self.written(one.request.truth)}\n  said {one.answer.text}")
                 lines += [f"    {one.answer.words(each)} at {_metres(box)}" for each in one.answer.phrases for box in each.boxes]
+                if one.answer.phrases or one.request.truth.phrases:
+                    picture = seen_from_above(record.read(), one.answer, one.request.truth, reach=reach)
+                    write_png(folder / f"{number}_{place}_{one.request.kind}.png", picture)
             (folder / f"{number}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -128,4 +128,4 @@ def test_a_run_trains_shows_and_measures(tmp_path) -> None:
     assert {"bev_iou", "class_accuracy", "answers", "cider"} <= set(found["metrics"])
     assert {TWIN, COMMONEST, TRUTH} <= set(found["baselines"])
     texts = list((tmp_path / "run").rglob("samples/**/1.txt"))
-    assert texts and "said" in texts[0].read_text()
+    assert texts and "said" in texts[0].read_text() and list(texts[0].parent.glob("1_*_expression.png"))
