@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmlm.analysis.drawing import drawn
+from mmlm.analysis.drawing import drawn, write_png
 from mmlm.base.errors import DataError, RecipeError
 from mmlm.base.files import write_text_whole
 from mmlm.data.picture_files import ENDINGS, read_picture
@@ -15,7 +15,7 @@ from mmlm.data.pictures import Picture
 from mmlm.data.speech_check import files_below
 from mmlm.run import load_run
 from mmlm.tasks.config import Kind
-from mmlm.tasks.grounded import GroundedTask, Request, Said, as_json, write_png
+from mmlm.tasks.grounded import GroundedTask, Request, Said, as_json
 from mmlm.tokenizers.boxes import Grounded
 
 CAPTIONS: tuple[Kind, ...] = ("grounded_caption", "caption", "detection")  # what is said of a picture that nothing is asked of

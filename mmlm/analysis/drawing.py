@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 
 import numpy as np
 
@@ -47,3 +48,10 @@ def as_html(said: Grounded) -> str:
         parts += [escape(said.text[at : phrase.start]), f'<b style="border-bottom:3px solid rgb({red},{green},{blue})">{words}</b>']
         at = phrase.end
     return "".join([*parts, escape(said.text[at:])])
+
+
+def write_png(path: Path, pixels_yxc: np.ndarray) -> None:
+    """A picture as a file."""
+    from PIL import Image
+
+    Image.fromarray(pixels_yxc).save(path)

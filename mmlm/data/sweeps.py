@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
+from mmlm.data.pictures import Expression, Question
 from mmlm.encoders.views import view_of
-from mmlm.tokenizers.boxes import Box
+from mmlm.tokenizers.boxes import Box, Grounded
+
+Text = TypeVar("Text")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,14 @@ class Cuboid:
         return float(np.hypot(self.box[0], self.box[1]))
 
 
+@dataclass(frozen=True)
+class Viewed(Generic[Text]):
+    """What is said or asked of one view, which the words do not name, or of the whole scene (None)."""
+
+    view: int | None
+    said: Text
+
+
 @dataclass(frozen=True, eq=False)
 class Sweep:
     """A sweep and what is known of it. where: file and line that tell of it, for messages.   read: gives its points, float32 [n, 4]."""
@@ -37,3 +49,6 @@ class Sweep:
     where: str
     read: Callable[[], np.ndarray]
     things: tuple[Cuboid, ...] = ()
+    captions: tuple[Viewed[Grounded], ...] = ()
+    expressions: tuple[Expression, ...] = ()
+    questions: tuple[Viewed[Question], ...] = ()

@@ -7,7 +7,7 @@ it makes can be heard, and is judged so (`MakesSound` in mmlm/tasks/base.py); `m
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -89,8 +89,32 @@ Kind = Literal["grounded_caption", "expression", "phrases", "caption", "question
 KINDS: tuple[Kind, ...] = ("grounded_caption", "expression", "phrases", "caption", "question", "detection")  # in the order of their marks
 
 
+class AskingConfig(Component):
+    """What tasks have that are shown something and asked about it."""
+
+    kinds: Any  # shares by kind, which each task names itself
+    text: str = Field("text", description="which of the recipe's tokenizers reads and writes the words")
+    boxes: str = Field("boxes", description="which of them writes the boxes")
+    max_tokens: int = Field(128, ge=8, description="most tokens of an answer; longer ones are left out of training")
+    mask: Literal["prefix", "causal"] = Field("prefix", description="what is seen and the question see one another | causal")
+    requests: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="most requests that a training sample answers, each by itself: several cost little more than one where "
+        "reading is dear; what is seen then sees no question, and mixers that only read from left to right cannot be used",
+    )
+    constrained: bool = Field(False, description="what is written is held to the grammar, so that no box is malformed")
+
+    @model_validator(mode="after")
+    def _has_shares(self) -> Self:
+        if min(self.kinds.values()) < 0 or not sum(self.kinds.values()):
+            raise ValueError("kinds: shares must be at least 0, and one of them above 0")
+        return self
+
+
 @TASKS.register("mmlm.tasks.grounded:GroundedTask", source="UniTAB, arXiv:2111.12085; SOLO, arXiv:2407.06438; LLaVA, arXiv:2304.08485")
-class GroundedConfig(Component):
+class GroundedConfig(AskingConfig):
     """Say what is in a picture and point at it: grounded captions, expressions, phrases, captions, questions and lists of things by one
     model."""
 
@@ -103,18 +127,6 @@ class GroundedConfig(Component):
         {"grounded_caption": 1.0, "expression": 1.0}, min_length=1, description="what is asked for, and its share of the samples"
     )
     patches: str = Field("patches", description="which of the recipe's tokenizers reads the pictures")
-    text: str = Field("text", description="which of them reads and writes the words")
-    boxes: str = Field("boxes", description="which of them writes the boxes")
-    max_tokens: int = Field(128, ge=8, description="most tokens of an answer; longer ones are left out of training")
-    mask: Literal["prefix", "causal"] = Field("prefix", description="picture and question see one another | every token those before it")
-    requests: int = Field(
-        1,
-        ge=1,
-        le=16,
-        description="most requests that a training sample answers, each by itself: several cost little more than one where pictures are "
-        "dear; the picture then sees no question, and mixers that only read from left to right cannot be used",
-    )
-    constrained: bool = Field(False, description="what is written is held to the grammar, so that no box is malformed")
     flip: float = Field(
         0.0,
         ge=0,
@@ -123,11 +135,24 @@ class GroundedConfig(Component):
         "cannot be mirrored for sure stay as they are",
     )
 
-    @model_validator(mode="after")
-    def _has_shares(self) -> GroundedConfig:
-        if min(self.kinds.values()) < 0 or not sum(self.kinds.values()):
-            raise ValueError("kinds: shares must be at least 0, and one of them above 0")
-        return self
+
+SweepKind = Literal["grounded_caption", "caption", "expression", "class", "question"]
+SWEEP_KINDS: tuple[SweepKind, ...] = ("grounded_caption", "caption", "expression", "class", "question")  # in the order of their marks
+
+
+@TASKS.register("mmlm.tasks.sweeps:SweepsTask", source="LiDAR-LLM, arXiv:2312.14074")
+class SweepsConfig(AskingConfig):
+    """Say what is in a sweep of LiDAR and where: captions, classes of boxes, boxes of expressions and questions by one model."""
+
+    reads: ClassVar[str] = "sweeps"
+    headline: ClassVar[dict[str, str]] = {"bev_iou": "max", "class_accuracy": "max", "answers": "max", "cider": "max"}
+    type: Literal["sweeps"] = "sweeps"
+    kinds: dict[SweepKind, float] = Field(
+        {"caption": 1.0, "expression": 1.0, "class": 1.0, "question": 1.0},
+        min_length=1,
+        description="what is asked for, and its share of the samples",
+    )
+    sweep: str = Field("sweep", description="which of the recipe's tokenizers reads the sweeps")
 
 
 class AdversaryConfig(Strict):

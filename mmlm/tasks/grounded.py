@@ -21,27 +21,24 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mmlm.analysis.captions import bleu, cider, rouge_l
 from mmlm.analysis.detection import Found, average_precision
-from mmlm.analysis.drawing import drawn
+from mmlm.analysis.drawing import drawn, write_png
 from mmlm.analysis.grounding import accuracy_at, grounded_f1, recall_at
 from mmlm.data.mirror import mirrored
 from mmlm.data.pictures import Picture, Thing, every_thing
-from mmlm.generation import Grammar, generate
+from mmlm.generation import Grammar
 from mmlm.model import MultimodalLM
-from mmlm.stream import Segment, Stream, next_position
+from mmlm.stream import Segment, Stream
+from mmlm.tasks.asking import AskingTask, Request, Said, Words, by_kind, first_box, plain
 from mmlm.tasks.base import tokenizer_of
-from mmlm.tasks.config import KINDS, GroundedConfig, Kind
+from mmlm.tasks.config import KINDS, GroundedConfig
 from mmlm.tokenizers.boxes import (
-    LOC,
-    OBJ,
     TEXT,
     Box,
     BoxTokenizer,
@@ -49,51 +46,28 @@ from mmlm.tokenizers.boxes import (
     GroundedGrammar,
     Phrase,
     PhrasesGrammar,
-    Piece,
-    parse,
-    serialize,
     without_overlaps,
 )
 from mmlm.tokenizers.image_patches import VISION, ImagePatches
-from mmlm.tokenizers.text import TextTokenizer
 
-SPECIAL = "special"
-ANSWER = "answer"  # pieces of words, marks and bins
-END = 0  # of an answer; behind it the marks of the kinds
-AT_ONCE = 32  # prompts that are read together
 TWIN = "the same model, shown another picture"
 RANDOM_BOX, COMMONEST, TRUTH = "a random box", "the commonest answer", "the true answers"
 POINTING = ("grounded_caption", "expression", "phrases", "detection")
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a picture is asked, and the true answer; boxes are shares of its sides."""
-
-    kind: Kind
-    question: str
-    truth: Grounded
-
-
-@dataclass(frozen=True)
-class Said:
-    """An answer beside what was asked."""
-
-    request: Request
-    answer: Grounded
-
-
-class GroundedTask:
+class GroundedTask(AskingTask[Picture]):
     """Streams of pictures and words, and what a model says of pictures."""
 
     over = "things in the picture"
-    asks = None
+    kinds = KINDS
+    twin = TWIN
+    config: GroundedConfig
+    boxes: BoxTokenizer
 
     def __init__(self, config: GroundedConfig, tokenizers: Mapping[str, Any]) -> None:
-        self.config, self.tokenizers = config, tokenizers
+        super().__init__(config, tokenizers)
         self.patches: ImagePatches = tokenizer_of(tokenizers, config.patches, "task.patches", ImagePatches, "image_patches")
-        self.text: TextTokenizer = tokenizer_of(tokenizers, config.text, "task.text", TextTokenizer, "text")
-        self.boxes: BoxTokenizer = tokenizer_of(tokenizers, config.boxes, "task.boxes", BoxTokenizer, "boxes")
+        self.boxes = tokenizer_of(tokenizers, config.boxes, "task.boxes", BoxTokenizer, "boxes")
 
     @property
     def features(self) -> Mapping[str, int]:
@@ -103,7 +77,7 @@ class GroundedTask:
     @property
     def vocabulary(self) -> Mapping[str, int]:
         """Words, marks, patches, and groups with their bins."""
-        return {**self.text.sizes, SPECIAL: 1 + len(KINDS), **self.patches.sizes, **self.boxes.sizes}
+        return {**self._written_ranges, **self.patches.sizes}
 
     @property
     def metrics(self) -> Sequence[str]:
@@ -141,32 +115,14 @@ class GroundedTask:
         if record.things:
             things = [Thing(each.label, record.share(each.box)) for each in record.things]
             found.append(Request("detection", "", every_thing(things)))
-        return [each for each in found if self.config.kinds.get(each.kind, 0) > 0]
+        return self._wanted(found)
 
     @staticmethod
     def _shares(record: Picture, phrase: Phrase) -> Phrase:
         return Phrase(phrase.start, phrase.end, tuple(record.share(box) for box in phrase.boxes))
 
-    def prompt(self, pixels_yxc: np.ndarray, request: Request) -> Stream:
-        """What a model goes on from."""
-        return Stream([self._picture(pixels_yxc), *self._asking(request)])
-
-    def _picture(self, pixels_yxc: np.ndarray) -> Segment:
-        picture = self.patches.encode(pixels_yxc)
-        picture.mutual = int(self.config.mask == "prefix")
-        return picture
-
-    def _asking(self, request: Request) -> list[Segment]:
-        """The question and what is asked for. A picture that answers several requests sees none of their questions."""
-        mutual = int(self.config.mask == "prefix") * min(self.config.requests, 2)
-        segments = [Segment(SPECIAL, torch.tensor([1 + KINDS.index(request.kind)]), mutual=mutual)]
-        if request.question:
-            segments.insert(0, Segment(TEXT, torch.tensor(self.text.ids([request.question])[0]), mutual=mutual))
-        return segments
-
-    def pieces(self, said: Grounded) -> list[Piece]:
-        """An answer as ids of ranges, without its end."""
-        return serialize(said, self.text.ids, self.boxes)
+    def _read(self, seen: np.ndarray, request: Request) -> Segment:
+        return self.patches.encode(seen)
 
     def example(self, record: Picture, rng: np.random.Generator) -> Stream | None:
         """A picture with the answers to some requests, each in a branch of its own where there are several; None where none is short
@@ -177,46 +133,12 @@ class GroundedTask:
             mirrored_ones = [_flipped(request) for request in requests]
             is_flipped = all(could for _, could in mirrored_ones)
             requests = [request for request, _ in mirrored_ones] if is_flipped else requests
-        answered = [(request, answer) for request in requests if len(answer := self._answer(request)) <= self.config.max_tokens]
+        answered = self._answered(requests)
         if not answered:
             return None
         pixels_yxc = record.read()
-        picture = self._picture(np.ascontiguousarray(pixels_yxc[:, ::-1]) if is_flipped else pixels_yxc)
-        segments, start = [picture], next_position(Stream([picture]))
-        for branch, (request, answer) in enumerate(answered, 1):
-            clock = start
-            for segment in [*self._asking(request), answer]:
-                if self.config.requests > 1:
-                    segment.branch, segment.position = branch, torch.arange(clock, clock + len(segment))[:, None]
-                segments.append(segment)
-                clock += len(segment)
-        return Stream(segments, name=record.id, source=record.where)
-
-    def _drawn(self, requests: list[Request], rng: np.random.Generator) -> list[Request]:
-        """Different requests, as many as a sample answers: each time a kind by its share, then one of that kind."""
-        found: list[Request] = []
-        while requests and len(found) < self.config.requests:
-            kinds = [kind for kind in KINDS if any(each.kind == kind for each in requests)]
-            shares = np.cumsum([self.config.kinds[kind] for kind in kinds])
-            kind = kinds[int(np.searchsorted(shares, rng.random() * shares[-1], side="right").clip(max=len(kinds) - 1))]
-            fitting = [place for place, each in enumerate(requests) if each.kind == kind]
-            place = fitting[int(rng.integers(len(fitting)))]
-            found.append(requests[place])
-            requests = requests[:place] + requests[place + 1 :]
-        return found
-
-    def _answer(self, request: Request) -> Segment:
-        pieces = [*self.pieces(request.truth), (SPECIAL, [END])]
-        ids = torch.tensor([index for _, some in pieces for index in some])
-        return Segment(ANSWER, ids, weight=1.0, pieces=[(name, len(some)) for name, some in pieces])
-
-    def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
-        """A document each."""
-        return list(streams)
-
-    def texts(self, record: Picture, rng: np.random.Generator) -> list[str]:
-        """Everything that is read or written of it."""
-        return [text for each in self.requests(record) for text in (each.question, each.truth.text) if text]
+        picture = self._seen(np.ascontiguousarray(pixels_yxc[:, ::-1]) if is_flipped else pixels_yxc, answered[0][0])
+        return Stream(self._joined(picture, answered), name=record.id, source=record.where)
 
     def title(self, record: Picture) -> str:
         """Its caption, or what else is known of it."""
@@ -230,74 +152,21 @@ class GroundedTask:
             lines.append(f"{request.kind}: {request.question}".rstrip(": ") + f" -> {self.written(request.truth)}")
         return "\n".join(lines)
 
-    def written(self, said: Grounded) -> str:
-        """An answer with its marks, for people."""
-        parts = []
-        for name, ids in self.pieces(said):
-            if name == TEXT:
-                parts.append(self.text.decode(ids))
-            else:
-                parts += [("<obj>", "</obj>")[index] if name == OBJ else f"<{index}>" for index in ids]
-        return "".join(parts)
-
-    # what a model answers
-
-    def answers(self, model: MultimodalLM, pixels: Sequence[np.ndarray], requests: Sequence[Request]) -> list[Grounded]:
-        """The answer to each request of the picture beside it; boxes are shares of the picture's sides."""
-        vocabulary, room = model.vocabulary, self.config.max_tokens
-        spans = {name: vocabulary.span(name) for name in (TEXT, OBJ, LOC)}
-        end = vocabulary.span(SPECIAL).start + END
-        grammars = [self._grammar(request, spans, end, room) for request in requests]
-        found: list[Grounded | None] = [None] * len(requests)
-        for is_held in (False, True):
-            places = [place for place, grammar in enumerate(grammars) if (grammar is not None) == is_held]
-            for start in range(0, len(places), AT_ONCE):
-                some = places[start : start + AT_ONCE]
-                prompts = [self.prompt(pixels[place], requests[place]) for place in some]
-                held = [grammar for place in some if (grammar := grammars[place]) is not None]
-                for place, one in zip(
-                    some, generate(model, prompts, max_new_tokens=room, stop=[end], grammar=held if is_held else None), strict=True
-                ):
-                    found[place] = self._parsed(one.ids, vocabulary, end, one.logs)
-        return [each for each in found if each is not None]
-
     def _grammar(self, request: Request, spans: dict[str, range], end: int, room: int) -> Grammar | None:
         if request.kind == "phrases":
             return PhrasesGrammar(self.pieces(request.truth), spans, end, room, self.boxes)
         if not self.config.constrained:
             return None
         if request.kind in ("caption", "question"):
-            return _Words(spans[TEXT], end, room)
+            return Words(spans[TEXT], end, room)
         only = request.kind
         return GroundedGrammar(spans, end, room, self.boxes, is_one_group=only == "expression", has_groups_alone=only == "detection")
-
-    def _parsed(self, ids: list[int], vocabulary: Any, end: int, logs: Sequence[float] = ()) -> Grounded:
-        if end in ids:
-            ids = ids[: ids.index(end)]
-        names = [vocabulary.name_of(index) for index in ids]
-        tokens = [(name, index - vocabulary.span(name).start) for name, index in zip(names, ids, strict=True)]
-        return parse(tokens, self.text.decode, self.boxes, logs=logs)
-
-    def predict(self, model: MultimodalLM, records: Sequence[Picture]) -> list[list[Said]]:
-        """Of each picture the answers to all that may be asked."""
-        return self._asked(model, records, [record.read() for record in records])
-
-    def twins(self, model: MultimodalLM, records: Sequence[Picture]) -> dict[str, list[list[Said]]]:
-        """The same requests, but each with the picture of another record: what can be said without looking."""
-        pictures = [record.read() for record in records]
-        return {TWIN: self._asked(model, records, [*pictures[1:], pictures[0]])}
-
-    def _asked(self, model: MultimodalLM, records: Sequence[Picture], pictures: Sequence[np.ndarray]) -> list[list[Said]]:
-        asked = [self.requests(record) for record in records]
-        flat = [(pixels, request) for pixels, requests in zip(pictures, asked, strict=True) for request in requests]
-        answers = iter(self.answers(model, [pixels for pixels, _ in flat], [request for _, request in flat]))
-        return [[Said(request, next(answers)) for request in requests] for requests in asked]
 
     def score(self, outputs: Sequence[list[Said]], records: Sequence[Picture]) -> dict[str, float]:
         """f1_all, f1_loc: of grounded captions.   cider, bleu_4, rouge_l: of captions.   acc_50: share of expressions with IoU above 0.5.
         r_1: share of phrases.   answers: share that are the true ones.   ap_50, ap_50_95: average precision of lists of things, at an IoU
         of 0.5 and over 0.5 to 0.95.   malformed: share of what points with a fault in its marks."""
-        said = _by_kind([one for each in outputs for one in each])
+        said = by_kind([one for each in outputs for one in each])
         found: dict[str, float] = {}
         if grounded := said.get("grounded_caption"):
             scores = grounded_f1([one.answer for one in grounded], [one.request.truth for one in grounded])
@@ -313,7 +182,7 @@ class GroundedTask:
             pairs = [pair for one in phrases for pair in zip(one.answer.phrases, one.request.truth.phrases, strict=True)]
             found["r_1"] = recall_at([mine.boxes for mine, _ in pairs], [true.boxes for _, true in pairs])
         if questions := said.get("question"):
-            found["answers"] = float(np.mean([_plain(one.answer.text) == _plain(one.request.truth.text) for one in questions]))
+            found["answers"] = float(np.mean([plain(one.answer.text) == plain(one.request.truth.text) for one in questions]))
         if lists := said.get("detection"):
             precision = average_precision([_things(one.answer) for one in lists], [_things(one.request.truth) for one in lists])
             found |= {"ap_50": precision.ap_50, "ap_50_95": precision.ap_50_95}
@@ -360,24 +229,6 @@ class GroundedTask:
             (folder / f"{number}.json").write_text(json.dumps([as_json(record, one) for one in said], indent=1) + "\n", encoding="utf-8")
 
 
-class _Words:
-    """Words alone, then the end."""
-
-    def __init__(self, text: range, end: int, room: int) -> None:
-        self.text, self.end, self.room = text, end, room
-
-    def allowed(self, written: Sequence[int]) -> Sequence[int]:
-        """The ids that may follow."""
-        if written and written[-1] == self.end:
-            return []
-        return [*(self.text if len(written) < self.room - 1 else []), self.end]
-
-
-def first_box(said: Grounded) -> Box | None:
-    """The first box of an answer."""
-    return next((box for phrase in said.phrases for box in phrase.boxes), None)
-
-
 def as_json(record: Picture, one: Said) -> dict[str, Any]:
     """An answer with its boxes in pixels and how sure each is."""
     phrases = [
@@ -391,24 +242,10 @@ def as_json(record: Picture, one: Said) -> dict[str, Any]:
     return {"kind": one.request.kind, "question": one.request.question, "text": one.answer.text, "phrases": phrases}
 
 
-def write_png(path: Path, pixels_yxc: np.ndarray) -> None:
-    """A picture as a file."""
-    from PIL import Image
-
-    Image.fromarray(pixels_yxc).save(path)
-
-
-def _by_kind(said: Sequence[Said]) -> dict[str, list[Said]]:
-    found: dict[str, list[Said]] = {}
-    for one in said:
-        found.setdefault(one.request.kind, []).append(one)
-    return found
-
-
 def _things(said: Grounded) -> list[Found]:
     """What a list names, as things with their boxes; those of one group share its words."""
     return [
-        Found(_plain(said.words(phrase)), box, phrase.scores[place] if phrase.scores else 1.0)
+        Found(plain(said.words(phrase)), box, phrase.scores[place] if phrase.scores else 1.0)
         for phrase in said.phrases
         for place, box in enumerate(phrase.boxes)
     ]
@@ -426,7 +263,3 @@ def _flipped(request: Request) -> tuple[Request, bool]:
 
 def _only(one: Said) -> Box:
     return one.request.truth.phrases[0].boxes[0]
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().strip().rstrip(".!").split())

@@ -36,7 +36,8 @@ class Placed(Protocol):
         """Half its size."""
 
 
-Thing = TypeVar("Thing", bound=Placed)
+Thing = TypeVar("Thing")
+Item = TypeVar("Item", bound=Placed)
 
 
 class Unclear(Exception):
@@ -53,11 +54,11 @@ def related(items: Sequence[Placed], relation: str, one: int, other: int, width:
     }[relation]  # fmt: skip
 
 
-class Scene(Generic[Thing]):
-    """Things with the size of their picture, and the answers of programs."""
+class Known(Generic[Thing]):
+    """Things that stand somewhere, and the answers of programs; subclasses know of relations, extremes and places."""
 
-    def __init__(self, items: Sequence[Thing], width: int, height: int) -> None:
-        self.items, self.width, self.height = list(items), width, height
+    def __init__(self, items: Sequence[Thing]) -> None:
+        self.items = list(items)
 
     def things(self, program: Program) -> frozenset[int]:
         """Those that a program means. Raises Unclear."""
@@ -69,11 +70,21 @@ class Scene(Generic[Thing]):
             return frozenset(number for number in self.things(of) if getattr(self.items[number], key) == value)
         if name == "relate":
             _, relation, of = program
-            anchor = self.one(of)
-            everything = (number for number in range(len(self.items)) if number != anchor)
-            return frozenset(number for number in everything if related(self.items, relation, number, anchor, self.width, self.height))
+            return self.related_to(relation, self.one(of))
         assert name == "most"
-        return frozenset([self._most(program[1], self.things(program[2]))])
+        return frozenset([self.most(program[1], self.things(program[2]))])
+
+    def related_to(self, relation: str, anchor: int) -> frozenset[int]:
+        """Those in a relation to one thing."""
+        raise NotImplementedError
+
+    def most(self, kind: str, among: frozenset[int]) -> int:
+        """The one that is furthest on, by a margin. Raises Unclear."""
+        raise NotImplementedError
+
+    def third(self, number: int) -> str:
+        """Which third one thing lies in. Raises Unclear."""
+        raise NotImplementedError
 
     def one(self, program: Program) -> int:
         """The only thing that a program means. Raises Unclear."""
@@ -92,14 +103,32 @@ class Scene(Generic[Thing]):
         if name == "query":
             return str(getattr(self.items[self.one(program[2])], program[1]))
         if name == "third":
-            x = self.items[self.one(program[1])].center[0] / self.width
-            if min(abs(x - 1 / 3), abs(x - 2 / 3)) < MARGIN / 2:
-                raise Unclear
-            return THIRDS[int(x * 3)]
+            return self.third(self.one(program[1]))
         assert name == "greater"
         return "yes" if len(self.things(program[1])) > len(self.things(program[2])) else "no"
 
-    def _most(self, kind: str, among: frozenset[int]) -> int:
+
+class Scene(Known[Item]):
+    """Things with the size of their picture."""
+
+    def __init__(self, items: Sequence[Item], width: int, height: int) -> None:
+        super().__init__(items)
+        self.width, self.height = width, height
+
+    def related_to(self, relation: str, anchor: int) -> frozenset[int]:
+        """Those in a relation to one thing."""
+        everything = (number for number in range(len(self.items)) if number != anchor)
+        return frozenset(number for number in everything if related(self.items, relation, number, anchor, self.width, self.height))
+
+    def third(self, number: int) -> str:
+        """Which third of the picture one thing lies in. Raises Unclear."""
+        x = self.items[number].center[0] / self.width
+        if min(abs(x - 1 / 3), abs(x - 2 / 3)) < MARGIN / 2:
+            raise Unclear
+        return THIRDS[int(x * 3)]
+
+    def most(self, kind: str, among: frozenset[int]) -> int:
+        """The one that is furthest on, by a margin. Raises Unclear."""
         if len(among) < 2:
             raise Unclear
         sign = -1.0 if kind in ("leftmost", "topmost", "smallest") else 1.0

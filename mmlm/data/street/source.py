@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 
 from mmlm.data.config.street import StreetConfig
+from mmlm.data.pictures import Expression, Question
+from mmlm.data.scenes.programs import Program
 from mmlm.data.street.rays import cast
-from mmlm.data.sweeps import Cuboid, Sweep
-from mmlm.encoders.views import from_border
-from mmlm.tokenizers.boxes import Box
+from mmlm.data.street.texts import Street, caption, expression, question
+from mmlm.data.sweeps import Cuboid, Sweep, Viewed
+from mmlm.encoders.views import VIEWS, from_border
+from mmlm.tokenizers.boxes import Box, Grounded
 
 SIZES = {
     "car": (4.3, 1.8, 1.55), "truck": (8.0, 2.5, 3.2), "pedestrian": (0.6, 0.6, 1.75), "cyclist": (1.8, 0.6, 1.75),
@@ -25,6 +28,7 @@ FEWEST = 5  # points of a thing that is told of
 SPLITS = ("train", "validate", "test")
 SEEDS = 1 << 40
 TRIES = 60
+EXPRESSIONS, QUESTIONS, ASKED_VIEWS = 3, 2, 2  # drawn for a sweep; questions of the whole scene and of each of these views
 
 
 class Streets:
@@ -48,8 +52,21 @@ class Streets:
         points, owner_n = cast(rng, self.config, [each.box for each in things])
         counts = np.bincount(owner_n[owner_n >= 0], minlength=len(things))
         seen = tuple(each for each, count in zip(things, counts.tolist(), strict=True) if count >= FEWEST)
-        name = f"{self.config.split} {number}"
-        return Sweep(name, f"street, {self.config.split}, number {number}", lambda: points, seen)
+        name, where = f"{self.config.split} {number}", f"street, {self.config.split}, number {number}"
+        captions, pointed, asked = told(np.random.default_rng([SPLITS.index(self.config.split), number, 1]), Street(seen))
+        return Sweep(name, where, lambda: points, seen, captions, tuple(one for one, _ in pointed), tuple(one for one, _ in asked))
+
+
+def told(
+    rng: np.random.Generator, street: Street
+) -> tuple[tuple[Viewed[Grounded], ...], list[tuple[Expression, Program]], list[tuple[Viewed[Question], Program]]]:
+    """(captions of the whole scene and of a view, expressions, questions), the latter two with their programs."""
+    views = [int(view) for view in rng.permutation(len(VIEWS))[:ASKED_VIEWS]]
+    captions = (Viewed(None, caption(street, None)), Viewed(views[0], caption(street, views[0])))
+    pointed = {found[0].text: found for found in (expression(rng, street) for _ in range(EXPRESSIONS)) if found is not None}
+    drawn = [question(rng, street, view, CLASSES) for view in (None, *views) for _ in range(QUESTIONS)]
+    asked = {(found[0].view, found[0].said.text): found for found in drawn if found is not None}
+    return captions, list(pointed.values()), list(asked.values())
 
 
 def arranged(rng: np.random.Generator, config: StreetConfig) -> list[Cuboid]:

@@ -1,0 +1,244 @@
+"""What tasks share that are shown something and asked about it, with answers of words and boxes on a shared decoder.
+
+    [what is seen] [question] [box] kind -> answer end
+
+Several requests of one sample go on from what is seen, each in a branch of its own. `kind` is a mark of what is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from mmlm.generation import Grammar, generate
+from mmlm.model import MultimodalLM
+from mmlm.stream import Segment, Stream, next_position
+from mmlm.tasks.base import tokenizer_of
+from mmlm.tasks.config import AskingConfig
+from mmlm.tokenizers.boxes import LOC, OBJ, TEXT, Box, BoxBins, Grounded, Piece, parse, serialize
+from mmlm.tokenizers.text import TextTokenizer
+
+SPECIAL = "special"
+ANSWER = "answer"  # pieces of words, marks and bins
+END = 0  # of an answer; behind it the marks of the kinds
+AT_ONCE = 32  # prompts that are read together
+
+
+class Shown(Protocol):
+    """A record that can be shown."""
+
+    @property
+    def read(self) -> Callable[[], np.ndarray]:
+        """Gives what is seen."""
+
+
+Record = TypeVar("Record", bound=Shown)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked, and the true answer, its boxes as the boxes' tokenizer has them. box: what is asked about.   view: which part of
+    what is seen is meant, where that can be said; None: all."""
+
+    kind: str
+    question: str
+    truth: Grounded
+    box: Box | None = None
+    view: int | None = None
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer beside what was asked."""
+
+    request: Request
+    answer: Grounded
+
+
+class AskingTask(Generic[Record]):
+    """Base of these tasks. Subclasses say what is asked, how what is seen is read, and set `boxes`."""
+
+    asks = None
+    kinds: ClassVar[Sequence[str]]
+    twin: ClassVar[str]
+    boxes: BoxBins
+
+    def __init__(self, config: AskingConfig, tokenizers: Mapping[str, Any]) -> None:
+        self.config, self.tokenizers = config, tokenizers
+        self.text: TextTokenizer = tokenizer_of(tokenizers, config.text, "task.text", TextTokenizer, "text")
+
+    @property
+    def _written_ranges(self) -> dict[str, int]:
+        return {**self.text.sizes, SPECIAL: 1 + len(self.kinds), **self.boxes.sizes}
+
+    def requests(self, record: Record) -> list[Request]:
+        """All that may be asked of a record, of the kinds of the recipe."""
+        raise NotImplementedError
+
+    def _wanted(self, requests: Sequence[Request]) -> list[Request]:
+        """Those of the kinds of the recipe."""
+        return [each for each in requests if self.config.kinds.get(each.kind, 0) > 0]
+
+    def prompt(self, seen: np.ndarray, request: Request) -> Stream:
+        """What a model goes on from."""
+        return Stream([self._seen(seen, request), *self._asking(request)])
+
+    def _seen(self, seen: np.ndarray, request: Request) -> Segment:
+        segment = self._read(seen, request)
+        segment.mutual = int(self.config.mask == "prefix")
+        return segment
+
+    def _read(self, seen: np.ndarray, request: Request) -> Segment:
+        """What is seen as a segment."""
+        raise NotImplementedError
+
+    def _fits(self, one: Request, other: Request) -> bool:
+        """Whether one sample may answer both."""
+        return True
+
+    def _asking(self, request: Request) -> list[Segment]:
+        """The question and what is asked for. What is seen sees no question where it answers several."""
+        mutual = int(self.config.mask == "prefix") * min(self.config.requests, 2)
+        segments = [Segment(SPECIAL, torch.tensor([1 + self.kinds.index(request.kind)]), mutual=mutual)]
+        if request.box is not None:
+            segments.insert(0, Segment(LOC, torch.tensor(self.boxes.bins(request.box)), mutual=mutual))
+        if request.question:
+            segments.insert(0, Segment(TEXT, torch.tensor(self.text.ids([request.question])[0]), mutual=mutual))
+        return segments
+
+    def pieces(self, said: Grounded) -> list[Piece]:
+        """An answer as ids of ranges, without its end."""
+        return serialize(said, self.text.ids, self.boxes)
+
+    def _answered(self, requests: Sequence[Request]) -> list[tuple[Request, Segment]]:
+        """Those whose answers are short enough, with these."""
+        return [(request, answer) for request in requests if len(answer := self._answer(request)) <= self.config.max_tokens]
+
+    def _joined(self, seen: Segment, answered: Sequence[tuple[Request, Segment]]) -> list[Segment]:
+        """What is seen with the answers, each in a branch of its own where a sample may have several."""
+        segments, start = [seen], next_position(Stream([seen]))
+        for branch, (request, answer) in enumerate(answered, 1):
+            clock = start
+            for segment in [*self._asking(request), answer]:
+                if self.config.requests > 1:
+                    segment.branch, segment.position = branch, torch.arange(clock, clock + len(segment))[:, None]
+                segments.append(segment)
+                clock += len(segment)
+        return segments
+
+    def _drawn(self, requests: list[Request], rng: np.random.Generator) -> list[Request]:
+        """Different requests, as many as a sample answers: each time a kind by its share, then one of that kind."""
+        found: list[Request] = []
+        while requests and len(found) < self.config.requests:
+            kinds = [kind for kind in self.kinds if any(each.kind == kind for each in requests)]
+            shares = np.cumsum([self.config.kinds[kind] for kind in kinds])
+            kind = kinds[int(np.searchsorted(shares, rng.random() * shares[-1], side="right").clip(max=len(kinds) - 1))]
+            fitting = [place for place, each in enumerate(requests) if each.kind == kind]
+            place = fitting[int(rng.integers(len(fitting)))]
+            found.append(requests[place])
+            rest = requests[:place] + requests[place + 1 :]
+            requests = [each for each in rest if self._fits(requests[place], each)]
+        return found
+
+    def _answer(self, request: Request) -> Segment:
+        pieces = [*self.pieces(request.truth), (SPECIAL, [END])]
+        ids = torch.tensor([index for _, some in pieces for index in some])
+        return Segment(ANSWER, ids, weight=1.0, pieces=[(name, len(some)) for name, some in pieces])
+
+    def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
+        """A document each."""
+        return list(streams)
+
+    def texts(self, record: Record, rng: np.random.Generator) -> list[str]:
+        """Everything that is read or written of it."""
+        return [text for each in self.requests(record) for text in (each.question, each.truth.text) if text]
+
+    def written(self, said: Grounded) -> str:
+        """An answer with its marks, for people."""
+        parts = []
+        for name, ids in self.pieces(said):
+            if name == TEXT:
+                parts.append(self.text.decode(ids))
+            else:
+                parts += [("<obj>", "</obj>")[index] if name == OBJ else f"<{index}>" for index in ids]
+        return "".join(parts)
+
+    def answers(self, model: MultimodalLM, seen: Sequence[np.ndarray], requests: Sequence[Request]) -> list[Grounded]:
+        """The answer to each request of what is seen beside it."""
+        vocabulary, room = model.vocabulary, self.config.max_tokens
+        spans = {name: vocabulary.span(name) for name in (TEXT, OBJ, LOC)}
+        end = vocabulary.span(SPECIAL).start + END
+        grammars = [self._grammar(request, spans, end, room) for request in requests]
+        found: list[Grounded | None] = [None] * len(requests)
+        for is_held in (False, True):
+            places = [place for place, grammar in enumerate(grammars) if (grammar is not None) == is_held]
+            for start in range(0, len(places), AT_ONCE):
+                some = places[start : start + AT_ONCE]
+                prompts = [self.prompt(seen[place], requests[place]) for place in some]
+                held = [grammar for place in some if (grammar := grammars[place]) is not None]
+                for place, one in zip(
+                    some, generate(model, prompts, max_new_tokens=room, stop=[end], grammar=held if is_held else None), strict=True
+                ):
+                    found[place] = self._parsed(one.ids, vocabulary, end, one.logs)
+        return [each for each in found if each is not None]
+
+    def _grammar(self, request: Request, spans: dict[str, range], end: int, room: int) -> Grammar | None:
+        """What an answer is held to; None: nothing."""
+        raise NotImplementedError
+
+    def _parsed(self, ids: list[int], vocabulary: Any, end: int, logs: Sequence[float] = ()) -> Grounded:
+        if end in ids:
+            ids = ids[: ids.index(end)]
+        names = [vocabulary.name_of(index) for index in ids]
+        tokens = [(name, index - vocabulary.span(name).start) for name, index in zip(names, ids, strict=True)]
+        return parse(tokens, self.text.decode, self.boxes, logs=logs)
+
+    def predict(self, model: MultimodalLM, records: Sequence[Record]) -> list[list[Said]]:
+        """Of each record the answers to all that may be asked."""
+        return self._asked(model, records, [record.read() for record in records])
+
+    def twins(self, model: MultimodalLM, records: Sequence[Record]) -> dict[str, list[list[Said]]]:
+        """The same requests, but each with what another record shows: what can be said without looking."""
+        shown = [record.read() for record in records]
+        return {self.twin: self._asked(model, records, [*shown[1:], shown[0]])}
+
+    def _asked(self, model: MultimodalLM, records: Sequence[Record], shown: Sequence[np.ndarray]) -> list[list[Said]]:
+        asked = [self.requests(record) for record in records]
+        flat = [(seen, request) for seen, requests in zip(shown, asked, strict=True) for request in requests]
+        answers = iter(self.answers(model, [seen for seen, _ in flat], [request for _, request in flat]))
+        return [[Said(request, next(answers)) for request in requests] for requests in asked]
+
+
+class Words:
+    """Words alone, then the end."""
+
+    def __init__(self, text: range, end: int, room: int) -> None:
+        self.text, self.end, self.room = text, end, room
+
+    def allowed(self, written: Sequence[int]) -> Sequence[int]:
+        """The ids that may follow."""
+        if written and written[-1] == self.end:
+            return []
+        return [*(self.text if len(written) < self.room - 1 else []), self.end]
+
+
+def first_box(said: Grounded) -> Box | None:
+    """The first box of an answer."""
+    return next((box for phrase in said.phrases for box in phrase.boxes), None)
+
+
+def by_kind(said: Sequence[Said]) -> dict[str, list[Said]]:
+    """Answers by the kind of what was asked."""
+    found: dict[str, list[Said]] = {}
+    for one in said:
+        found.setdefault(one.request.kind, []).append(one)
+    return found
+
+
+def plain(text: str) -> str:
+    """Words without case, spaces and full stop."""
+    return " ".join(text.lower().strip().rstrip(".!").split())

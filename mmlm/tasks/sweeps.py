@@ -1,0 +1,196 @@
+"""Sweeps of LiDAR in words that point: captions, boxes of expressions, classes of boxes and questions, all by one model.
+
+    [sweep, of a view or whole] [question] [box] kind -> answer end
+
+    grounded_caption     nothing           a caption of the view or of the whole scene, whose phrases carry boxes
+    caption              nothing           the same without boxes
+    expression           an expression     one group: the expression again and its box
+    class                a box             what stands there
+    question             a question        its answer
+
+What is asked of one view does not name it: that is known by the vector that the encoder adds, see mmlm.encoders.view_aware. Boxes of
+the answers are in metres. Where a sample answers several requests, all are of one view, as its sweep is read once.
+
+Source: LiDAR-LLM, arXiv:2312.14074; that boxes are bins and not digits is chosen here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmlm.analysis.birds_eye import seen_from_above
+from mmlm.analysis.captions import bleu, cider
+from mmlm.analysis.drawing import write_png
+from mmlm.analysis.footprints import mean_bev_iou
+from mmlm.data.sweeps import Cuboid, Sweep
+from mmlm.encoders.views import VIEWS
+from mmlm.generation import Grammar
+from mmlm.model import MultimodalLM
+from mmlm.stream import Segment, Stream
+from mmlm.tasks.asking import AskingTask, Request, Said, Words, by_kind, first_box, plain
+from mmlm.tasks.base import tokenizer_of
+from mmlm.tasks.config import SWEEP_KINDS, SweepsConfig
+from mmlm.tokenizers.boxes import TEXT, Grounded, GroundedGrammar, Phrase
+from mmlm.tokenizers.boxes3d import Box3dTokenizer
+from mmlm.tokenizers.sweeps import LIDAR, SweepTokens
+
+TWIN = "the same model, shown another sweep"
+COMMONEST, TRUTH = "the commonest answer", "the true answers"
+POINTING = ("grounded_caption", "expression")
+METRICS = {
+    "grounded_caption": ("cider", "bleu_4"), "caption": ("cider", "bleu_4"), "expression": ("bev_iou",), "class": ("class_accuracy",),
+    "question": ("answers",),
+}  # fmt: skip
+
+
+class SweepsTask(AskingTask[Sweep]):
+    """Streams of sweeps and words, and what a model says of sweeps."""
+
+    over = "things in the sweep"
+    kinds = SWEEP_KINDS
+    twin = TWIN
+    config: SweepsConfig
+    boxes: Box3dTokenizer
+
+    def __init__(self, config: SweepsConfig, tokenizers: Mapping[str, Any]) -> None:
+        super().__init__(config, tokenizers)
+        self.points: SweepTokens = tokenizer_of(tokenizers, config.sweep, "task.sweep", SweepTokens, "sweep")
+        self.boxes = tokenizer_of(tokenizers, config.boxes, "task.boxes", Box3dTokenizer, "boxes3d")
+
+    @property
+    def features(self) -> Mapping[str, int]:
+        """Numbers of a point."""
+        return {LIDAR: self.points.num_features}
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Words, marks, the token of sweeps, and groups with their bins."""
+        return {**self._written_ranges, **self.points.sizes}
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Those of the kinds that are asked for."""
+        found = [name for kind, names in METRICS.items() if kind in self.config.kinds for name in names]
+        return [*dict.fromkeys(found), *(["malformed"] if any(kind in POINTING for kind in self.config.kinds) else [])]
+
+    def requests(self, record: Sweep) -> list[Request]:
+        """All that may be asked of a sweep, of the kinds of the recipe. Boxes that the tokenizer does not reach are neither asked about
+        nor asked for."""
+        found: list[Request] = []
+        for each in record.captions:
+            found.append(Request("caption", "", Grounded(each.said.text), view=each.view))
+            if phrases := tuple(phrase for phrase in each.said.phrases if all(map(self.boxes.reaches, phrase.boxes))):
+                found.append(Request("grounded_caption", "", Grounded(each.said.text, phrases), view=each.view))
+        for one in record.expressions:
+            if self.boxes.reaches(one.box):
+                truth = Grounded(one.text, (Phrase(0, len(one.text), (one.box,)),))
+                found.append(Request("expression", one.text, truth))
+        found += [Request("class", "", Grounded(thing.label), box=thing.box) for thing in record.things if self.boxes.reaches(thing.box)]
+        found += [Request("question", each.said.text, Grounded(each.said.answer), view=each.view) for each in record.questions]
+        return self._wanted(found)
+
+    def _read(self, seen: np.ndarray, request: Request) -> Segment:
+        return self.points.encode(seen, request.view)
+
+    def _fits(self, one: Request, other: Request) -> bool:
+        return one.view == other.view
+
+    def example(self, record: Sweep, rng: np.random.Generator) -> Stream | None:
+        """A sweep with the answers to some requests of one view, each in a branch of its own where there are several; None where none
+        is short enough, or nothing can be asked."""
+        answered = self._answered(self._drawn(self.requests(record), rng))
+        if not answered:
+            return None
+        sweep = self._seen(record.read(), answered[0][0])
+        return Stream(self._joined(sweep, answered), name=record.id, source=record.where)
+
+    def title(self, record: Sweep) -> str:
+        """What stands there."""
+        counts = Counter(thing.label for thing in record.things)
+        return f"{record.id}: {', '.join(f'{count} {label}' for label, count in counts.items()) or 'nothing'}"
+
+    def shown(self, record: Sweep) -> str:
+        """What can be asked and what is to be answered, as tokens say it."""
+        lines = [f"{len(record.read())} points, {self.points.config.num_tokens} tokens"]
+        lines += [f"{self.asked(request)} -> {self.written(request.truth)}" for request in self.requests(record)]
+        return "\n".join(lines)
+
+    def asked(self, request: Request) -> str:
+        """What is asked, for people."""
+        box = "" if request.box is None else "".join(f"<{index}>" for index in self.boxes.bins(request.box))
+        where = "" if request.view is None else f" [{VIEWS[request.view]}]"
+        return f"{request.kind}{where}: {request.question}{box}".rstrip(": ")
+
+    def _grammar(self, request: Request, spans: dict[str, range], end: int, room: int) -> Grammar | None:
+        if not self.config.constrained:
+            return None
+        if request.kind in POINTING:
+            return GroundedGrammar(spans, end, room, self.boxes, is_one_group=request.kind == "expression")
+        return Words(spans[TEXT], end, room)
+
+    def score(self, outputs: Sequence[list[Said]], records: Sequence[Sweep]) -> dict[str, float]:
+        """cider, bleu_4: of captions.   bev_iou: mean share of the footprints of expressions' boxes, no box counts as 0.   class_accuracy:
+        of given boxes.   answers: share that are the true ones.   malformed: share of what points with a fault in its marks."""
+        said = by_kind([one for each in outputs for one in each])
+        found: dict[str, float] = {}
+        if captions := [*said.get("grounded_caption", []), *said.get("caption", [])]:
+            texts, truths = [one.answer.text for one in captions], [[one.request.truth.text] for one in captions]
+            found |= {"cider": cider(texts, truths), "bleu_4": bleu(texts, truths)}
+        if expressions := said.get("expression"):
+            true = [one.request.truth.phrases[0].boxes[0] for one in expressions]
+            found["bev_iou"] = mean_bev_iou([first_box(one.answer) for one in expressions], true)
+        for kind, name in (("class", "class_accuracy"), ("question", "answers")):
+            if asked := said.get(kind):
+                found[name] = float(np.mean([plain(one.answer.text) == plain(one.request.truth.text) for one in asked]))
+        pointing = [one for kind in POINTING for one in said.get(kind, [])]
+        found["malformed"] = float(np.mean([bool(one.answer.faults) for one in pointing])) if pointing else 0.0
+        return {name: found.get(name, 0.0) for name in self.metrics}
+
+    def baselines(self, records: Sequence[Sweep]) -> dict[str, dict[str, float]]:
+        """The commonest class and answer, and the true ones."""
+        asked = [self.requests(record) for record in records]
+        found = {TRUTH: self.score([[Said(each, each.truth) for each in some] for some in asked], records)}
+        common = {}
+        for kind, name in (("class", "class_accuracy"), ("question", "answers")):
+            if answers := [each.truth.text for some in asked for each in some if each.kind == kind]:
+                common[name] = Counter(answers).most_common(1)[0][1] / len(answers)
+        return found | ({COMMONEST: common} if common else {})
+
+    def curves(self, outputs: Sequence[list[Said]], records: Sequence[Sweep]) -> dict[str, list[tuple[float, float]]]:
+        """Shares over the number of things in a sweep."""
+        counts = sorted({len(record.things) for record in records})
+        points: dict[str, list[tuple[float, float]]] = {}
+        for count in counts:
+            pairs = [(output, record) for output, record in zip(outputs, records, strict=True) if len(record.things) == count]
+            values = self.score([output for output, _ in pairs], [record for _, record in pairs])
+            for name in ("bev_iou", "class_accuracy", "answers"):
+                if name in values:
+                    points.setdefault(name, []).append((float(count), values[name]))
+        return points if len(counts) > 1 else {}
+
+    def write_samples(self, model: MultimodalLM, records: Sequence[Sweep], folder: Path) -> None:
+        """Of each sweep what was asked, the truth and the answers: NUMBER.txt; of those that point a picture from above, the true
+        boxes gray."""
+        reach = max(map(abs, (*self.boxes.config.low[:2], *self.boxes.config.high[:2])))
+        for number, (said, record) in enumerate(zip(self.predict(model, records), records, strict=True), 1):
+            lines = [self.title(record), *(_told(thing) for thing in record.things)]
+            for place, one in enumerate(said, 1):
+                lines.append(f"{self.asked(one.request)}\n  true {self.written(one.request.truth)}\n  said {one.answer.text}")
+                lines += [f"    {one.answer.words(each)} at {_metres(box)}" for each in one.answer.phrases for box in each.boxes]
+                if one.answer.phrases or one.request.truth.phrases:
+                    picture = seen_from_above(record.read(), one.answer, one.request.truth, reach=reach)
+                    write_png(folder / f"{number}_{place}_{one.request.kind}.png", picture)
+            (folder / f"{number}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _told(thing: Cuboid) -> str:
+    return f"  {thing.label}, {VIEWS[thing.view]}, {thing.distance:.1f} m, at {_metres(thing.box)}"
+
+
+def _metres(box: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{value:.2f}" for value in box) + "]"
