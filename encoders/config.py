@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from mmlm.backbone.config import BackboneConfig
 from mmlm.base.registry import Component, Registry
 from mmlm.base.schema import Strict
 
@@ -36,10 +37,40 @@ class PatchStemConfig(Component):
     places: int = Field(16, ge=0, description="numbers of a patch that tell where it lies: 16 if the tokenizer's places are true, else 0")
 
 
+class FrozenBlockConfig(Component):
+    """A block of a pretrained decoder as the last layer of an encoder: it stays as it is, the two matrices around it learn."""
+
+    builds: ClassVar[str] = "mmlm.interop.frozen_block:read_block"
+    source: ClassVar[str] = "frozen transformers in language models, arXiv:2310.12973"
+    type: Literal["frozen_block"] = "frozen_block"
+    path: str | None = Field(None, description="run, model folder or hub id of the decoder; null: as `shape` says, for weights of a saved run")
+    layer: int = Field(-1, description="which of its blocks, from 0; -1 is the last")
+    random: bool = Field(False, description="the block has first weights instead of trained ones, to see what the trained ones are worth")
+    shape: BackboneConfig | None = Field(None, description="the block as a decoder of one layer; saved runs fill it in")
+
+    @model_validator(mode="after")
+    def _is_told(self) -> FrozenBlockConfig:
+        if (self.path is None) == (self.shape is None):
+            raise ValueError("frozen_lm: give path, the decoder whose block it is (shape is for saved runs)")
+        return self
+
+
 class ImageEncoderConfig(Component):
     """What the encoders of whole pictures have in common."""
 
+    layer: int | None = Field(
+        None, description="whose patches are taken: 1 is the first layer, -2 the last but one; null: the last, normed where the model norms it"
+    )
+    frozen_lm: FrozenBlockConfig | None = Field(None, description="a frozen block of a decoder before the last norm; null: none")
+
     precision: Literal["fp32", "bf16"] = Field("fp32", description="what is computed in; bf16 is 3 times as fast on a CPU with AMX")
+
+    @field_validator("layer")
+    @classmethod
+    def _is_counted(cls, value: int | None) -> int | None:
+        if value == 0:
+            raise ValueError("layers are counted from 1, or back from -1")
+        return value
 
 
 @ENCODERS.register("mmlm.encoders.image_models:TimmEncoder", source="PyTorch image models (timm)")
@@ -57,6 +88,10 @@ class TimmConfig(ImageEncoderConfig):
         """The order of a file that is not there."""
         return {} if self.path is not None else {"in_order": "path is null"}
 
+    def without_weights(self) -> Self:
+        """No file and no hub."""
+        return self.model_copy(update={"path": None, "in_order": False, "pretrained": False})
+
 
 @ENCODERS.register("mmlm.encoders.image_models:OpenClipEncoder", source="OpenCLIP, arXiv:2212.07143")
 class OpenClipConfig(ImageEncoderConfig):
@@ -66,6 +101,10 @@ class OpenClipConfig(ImageEncoderConfig):
     model: str = Field("ViT-B-32", description="open_clip's name of it")
     path: str | None = Field(None, description="weights in a file; null: as `pretrained` says")
     pretrained: str | None = Field(None, description="open_clip's name of weights on the hub, or in its cache on this machine; null: none")
+
+    def without_weights(self) -> Self:
+        """No file and no hub."""
+        return self.model_copy(update={"path": None, "pretrained": None})
 
 
 @ENCODERS.register("mmlm.encoders.pillars:Pillars", source="PointPillars, arXiv:1812.05784; dynamic voxels, arXiv:1910.06528")

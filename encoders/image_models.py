@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmlm.base.errors import CheckpointError, RecipeError, nearest, require
 from mmlm.encoders.config import OpenClipConfig, TimmConfig
-from mmlm.encoders.images import ImageEncoder, Patches, load_in_order
+from mmlm.encoders.images import ImageEncoder, Patches, PictureInput, load_in_order
 from mmlm.weights import read_foreign_tensors
 
 
@@ -29,7 +29,8 @@ class TimmEncoder(ImageEncoder):
             raise RecipeError(f"encoder timm: {config.model!r} is no model of timm {timm.__version__}.{nearest(config.model, known)}")
         sizes = {"img_size": config.image_size} if config.image_size is not None else {}
         try:
-            self.model: nn.Module = timm.create_model(config.model, pretrained=config.pretrained, num_classes=0, **sizes)
+            with torch.device("cpu"):  # its rules of first weights want numbers
+                self.model: nn.Module = timm.create_model(config.model, pretrained=config.pretrained, num_classes=0, **sizes)
         except TypeError as error:
             raise RecipeError(f"encoder timm: {config.model}: takes no image_size ({error}); it reads any size as it is.") from None
         if config.path is not None:
@@ -41,7 +42,8 @@ class TimmEncoder(ImageEncoder):
         self.size = self.patch_size = int(self.model.num_features)
         self.size = int(getattr(self.model, "head_hidden_size", None) or self.size)
         self.needed = round(min(about["input_size"][1:]) / about["crop_pct"])
-        self.eval()
+        self.input = PictureInput(tuple(about["input_size"][1:]), tuple(about["mean"]), tuple(about["std"]))
+        self.complete()
 
     def _load(self, config: TimmConfig) -> None:
         path = Path(str(config.path))
@@ -77,8 +79,10 @@ class TimmEncoder(ImageEncoder):
         return model.forward_head(model.forward_features(x_bchw), pre_logits=True)
 
     def patches(self, network: nn.Module, x_bchw: Tensor) -> Patches:
-        """The last map, or the tokens behind class and register tokens."""
+        """The last map, or the tokens behind class and register tokens; of `layer`, if one is chosen."""
         model: Any = network
+        if (layer := self.config.layer) is not None:
+            return self._of_layer(model, layer - 1 if layer > 0 else layer, x_bchw)
         found = model.forward_features(x_bchw)
         pooled_bd = model.forward_head(found, pre_logits=True)
         if found.ndim == 4:
@@ -88,6 +92,22 @@ class TimmEncoder(ImageEncoder):
         tokens_bnd = found[:, getattr(model, "num_prefix_tokens", 0) :]
         down, across = model.patch_embed.dynamic_feat_size(x_bchw.shape[2:]) if hasattr(model, "patch_embed") else _square(tokens_bnd)
         return Patches(tokens_bnd, (int(down), int(across)), pooled_bd)
+
+
+    def _of_layer(self, model: Any, place: int, x_bchw: Tensor) -> Patches:
+        try:
+            (map_bdhw,) = model.forward_intermediates(x_bchw, indices=[place], output_fmt="NCHW", intermediates_only=True)
+        except (AttributeError, AssertionError, IndexError) as error:
+            raise RecipeError(f"encoder timm: {self.config.model} gives no layer {self.config.layer}: {str(error)[:200]}") from None
+        tokens_bnd = map_bdhw.flatten(2).transpose(1, 2)
+        return Patches(tokens_bnd, (map_bdhw.shape[2], map_bdhw.shape[3]), tokens_bnd.mean(1))
+
+    def insert(self, block: nn.Module) -> None:
+        """Before the norm of a vision transformer, class token included."""
+        model: Any = self.model
+        if not (hasattr(model, "num_prefix_tokens") and isinstance(getattr(model, "norm", None), nn.Module)):
+            raise RecipeError(f"encoder timm: {self.config.model} has no tokens before a last norm, where frozen_lm would be put in.")
+        model.norm = nn.Sequential(block, model.norm)
 
 
 class OpenClipEncoder(ImageEncoder):
@@ -103,7 +123,8 @@ class OpenClipEncoder(ImageEncoder):
         if config.path is not None and not Path(config.path).is_file():
             raise CheckpointError(f"{config.path}: no such file.")
         try:
-            self.model, _, self._transform = package.create_model_and_transforms(config.model, pretrained=weights)
+            with torch.device("cpu"):
+                self.model, _, self._transform = package.create_model_and_transforms(config.model, pretrained=weights)
         except (RuntimeError, KeyError) as error:
             raise CheckpointError(f"{weights}: does not fit {config.model}: {str(error)[:300]}") from None
         self.tokenizer = package.get_tokenizer(config.model)
@@ -112,8 +133,13 @@ class OpenClipEncoder(ImageEncoder):
         )
         self.patch_size = int(getattr(self.model.visual, "ln_post", nn.LayerNorm(self.size)).normalized_shape[0])
         side = self.model.visual.image_size
-        self.needed = int(min(side) if isinstance(side, tuple | list) else side)
-        self.eval()
+        down, across = side if isinstance(side, tuple | list) else (side, side)
+        self.needed = int(min(down, across))
+        visual = self.model.visual
+        self.input = PictureInput((int(down), int(across)), tuple(visual.image_mean), tuple(visual.image_std))
+        if self.is_part:  # of both towers a model that reads pictures needs one
+            self.model = visual
+        self.complete()
 
     @property
     def transform(self) -> Callable[[Any], Tensor]:
@@ -132,10 +158,18 @@ class OpenClipEncoder(ImageEncoder):
         return model.encode_image(x_bchw)
 
     def patches(self, network: nn.Module, x_bchw: Tensor) -> Patches:
-        """The last layer's tokens without the class token."""
+        """The tokens of the last layer, or of `layer`, without the class token."""
         model: Any = network
-        found = model.forward_intermediates(image=x_bchw, image_indices=1, image_output_fmt="NCHW")
-        map_bdhw = found["image_intermediates"][-1]
+        layer = -1 if self.config.layer is None else self.config.layer
+        place: int | list[int] = -layer if layer < 0 else [layer - 1]  # a number counts from the end
+        try:
+            if self.is_part:
+                found = model.forward_intermediates(x_bchw, indices=place, output_fmt="NCHW")
+            else:
+                found = model.forward_intermediates(image=x_bchw, image_indices=place, image_output_fmt="NCHW")
+        except (AssertionError, IndexError) as error:
+            raise RecipeError(f"encoder open_clip: {self.config.model} gives no layer {layer}: {str(error)[:200]}") from None
+        map_bdhw = found["image_intermediates"][0]
         return Patches(map_bdhw.flatten(2).transpose(1, 2), (map_bdhw.shape[2], map_bdhw.shape[3]), found["image_features"])
 
     @torch.no_grad()

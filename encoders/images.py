@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,8 +23,10 @@ from torch.nn import functional as F
 
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
 from mmlm.encoders.config import ImageEncoderConfig
+from mmlm.encoders.frozen_block import FrozenBlock
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CHANNELS = 3
 AHEAD = 2  # batches that are prepared while one goes through the model
 FINER = 2  # times as many pixels as needed that a reduced decoding of a file keeps
 
@@ -40,25 +42,100 @@ class Patches:
     pooled_bd: Tensor
 
 
+@dataclass(frozen=True)
+class PictureInput:
+    """size: pixels down and across that a network was made for.   mean, deviation: of each colour, by which pixels of 0 to 1 are normed."""
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def __call__(self, pixels_yxc: np.ndarray) -> Tensor:
+        """A picture, uint8 [y, x, 3], whole and brought to the size, float32 [c, h, w]. Raises DataError for anything else."""
+        check_pixels(pixels_yxc)
+        from PIL import Image
+
+        down, across = self.size
+        shown = np.asarray(Image.fromarray(pixels_yxc).resize((across, down), Image.Resampling.BICUBIC), dtype=np.float32)
+        normed = (shown / 255 - np.array(self.mean, dtype=np.float32)) / np.array(self.deviation, dtype=np.float32)
+        return torch.from_numpy(np.ascontiguousarray(normed.transpose(2, 0, 1), dtype=np.float32))
+
+
+def check_pixels(pixels_yxc: np.ndarray) -> None:
+    """Raises DataError for anything but uint8 [y, x, 3] with pixels."""
+    if pixels_yxc.dtype != np.uint8 or pixels_yxc.ndim != 3 or pixels_yxc.shape[2] != CHANNELS or not pixels_yxc.size:
+        raise DataError(f"a picture is uint8 [y, x, 3], but this is {pixels_yxc.dtype} {list(pixels_yxc.shape)}.")
+
+
 class ImageEncoder(nn.Module):
     """Base of the image encoders. size: numbers of a vector.   patch_size: of a patch's vector.   needed: pixels of the shorter side that
-    are looked at."""
+    are looked at.   input: what is made of a picture that enters whole, as a part of a model reads it."""
 
     size: int
     patch_size: int
     needed: int
 
+    input: PictureInput
+    keeps_weights = True  # its package has made its first weights, or a file has
+
     def __init__(self, config: ImageEncoderConfig, inputs: int | None = None) -> None:
         super().__init__()
-        if inputs is not None:
-            raise RecipeError(f"encoder {config.type}: reads whole pictures, for `mmlm encode`; patches in a model are read by patch_stem.")
-        self.config = config
+        if inputs not in (None, CHANNELS):
+            raise RecipeError(f"encoder {config.type}: reads whole pictures, which the tokenizer whole_images gives, but not {inputs} numbers.")
+        self.config, self.is_part = config, inputs is not None
         self._copies: dict[torch.dtype, nn.Module] = {}
+
+    def complete(self) -> None:
+        """To be called once the network is there, with its normed size; a part of a model gives patches, whose vectors are its size."""
+        if self.config.frozen_lm is not None:
+            self.insert(self.config.frozen_lm.build(self.block_size))
+        if self.config.layer is not None:
+            self.patch_size = self.grid_and_size()[1]
+        if self.is_part:
+            self.size = self.patch_size
+        self.eval()
+
+    @property
+    def block_size(self) -> int:
+        """Numbers of a token where a frozen block is put in."""
+        return self.patch_size
+
+    def insert(self, block: nn.Module) -> None:
+        """Put a block of tokens [b, n, d] before the encoder's own last norm. Raises RecipeError where it has no tokens there."""
+        raise RecipeError(f"encoder {self.config.type}: takes no frozen_lm.")
+
+    @torch.no_grad()
+    def grid_and_size(self) -> tuple[tuple[int, int], int]:
+        """Patches down and across of the pictures that it was made for, and numbers of a patch."""
+        weight = next(self.network.parameters())
+        was = self.training
+        self.eval()
+        found = self.patches(self.network, torch.zeros(1, CHANNELS, *self.input.size, dtype=weight.dtype, device=weight.device))
+        self.train(was)
+        return found.grid, found.tokens_bnd.shape[-1]
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen encoder stays as it is: running means of its norms do not follow."""
+        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+
+    def without_weights(self) -> ImageEncoderConfig:
+        """The config by which a saved model builds it again."""
+        config = self.config.without_weights()
+        block = next((part for part in self.modules() if isinstance(part, FrozenBlock)), None)
+        return config if block is None else config.model_copy(update={"frozen_lm": block.saved_as})
+
+    @torch.no_grad()
+    def reset_buffers(self) -> None:
+        """Make again what is not saved with the weights."""
+        saved = self.network.state_dict().keys()
+        if missing := [name for name, _ in self.network.named_buffers() if name not in saved]:
+            fresh = self.without_weights().build(CHANNELS if self.is_part else None)
+            for name in missing:
+                self.network.get_buffer(name).copy_(fresh.network.get_buffer(name))
 
     def prepare(self, pixels_yxc: np.ndarray) -> Tensor:
         """A picture, uint8 [y, x, 3], as the model wants it [c, h, w]. Raises DataError for anything else."""
-        if pixels_yxc.dtype != np.uint8 or pixels_yxc.ndim != 3 or pixels_yxc.shape[2] != 3 or not pixels_yxc.size:
-            raise DataError(f"a picture is uint8 [y, x, 3], but this is {pixels_yxc.dtype} {list(pixels_yxc.shape)}.")
+        check_pixels(pixels_yxc)
         from PIL import Image
 
         found: Tensor = self.transform(Image.fromarray(pixels_yxc))
@@ -82,9 +159,10 @@ class ImageEncoder(nn.Module):
         """Vectors of patches, without class and register tokens, and of whole pictures."""
         raise NotImplementedError
 
-    def forward(self, x_bchw: Tensor) -> Patches:
-        """The same in the precision of the weights; gradients flow."""
-        return self.patches(self.network, x_bchw)
+    def forward(self, x_bchw: Tensor, sizes_b: Tensor | None = None) -> Patches | Tensor:
+        """The same in the precision of the weights; gradients flow. As a part of a model, with sizes: the vectors [n, d] of all patches."""
+        found = self.patches(self.network, x_bchw)
+        return found if sizes_b is None else found.tokens_bnd.flatten(0, 1)
 
     @torch.no_grad()
     def encode(

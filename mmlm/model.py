@@ -23,7 +23,7 @@ from mmlm.decoding import Precision, Prompt
 from mmlm.generation import Generated, Grammar, Guidance, Sampling, generate
 from mmlm.heads.codebooks import CodebooksHead
 from mmlm.layout import Layout
-from mmlm.model_config import ModelConfig
+from mmlm.model_config import ModelConfig, Projector
 from mmlm.parameters import initialize, linear, name_axes
 from mmlm.stream import Batch, Stream
 from mmlm.tokenizers.base import TextLike
@@ -53,7 +53,7 @@ class MultimodalLM(nn.Module):
             raise RecipeError(f"encoders {sorted(missing)} need the number of channels they read, in `features`.")
         self.encoders = nn.ModuleDict({name: choice.build(config.features[name]) for name, choice in config.encoders.items()})
         self.projectors = nn.ModuleDict(
-            {name: linear(encoder.size, width, "features", "residual", bias=True) for name, encoder in self.encoders.items()}
+            {name: projector(config.projectors.get(name, "linear"), encoder.size, width) for name, encoder in self.encoders.items()}
         )
         self.channels = nn.ModuleDict(
             {
@@ -198,6 +198,17 @@ class MultimodalLM(nn.Module):
             head.vocabulary = wider
         self.config = self.config.model_copy(update={"vocabulary": wider.sizes})
 
+    def add_encoders(self, encoders: Mapping[str, Any], features: Mapping[str, int], projectors: Mapping[str, Projector]) -> None:
+        """Further encoders by name, configs of theirs, for features of so many channels. What is there stays as it is."""
+        width, layers = self.config.backbone.width, self.config.backbone.num_layers
+        for name, choice in encoders.items():
+            self.encoders[name] = choice.build(features[name])
+            self.projectors[name] = projector(projectors.get(name, "linear"), self.encoders[name].size, width)
+            for part in (self.encoders[name], self.projectors[name]):
+                initialize(part, layers)
+        joined = {"encoders": encoders, "features": features, "projectors": projectors}
+        self.config = self.config.model_copy(update={key: {**getattr(self.config, key), **some} for key, some in joined.items()})
+
     def set_dropout(self, share: float) -> None:
         """Drop so much of the backbone's hidden states in training from now on; a model that is saved says so."""
         self.backbone.set_dropout(share)
@@ -207,7 +218,8 @@ class MultimodalLM(nn.Module):
         """Write config.json and model.safetensors."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = self.config.model_dump(mode="json", by_alias=True)
+        held = {name: getattr(self.encoders[name], "without_weights", each.without_weights)() for name, each in self.config.encoders.items()}
+        config = self.config.model_copy(update={"encoders": held}).model_dump(mode="json", by_alias=True)
         write_text_whole(folder / CONFIG, json.dumps({"model_type": "mmlm", "stop": list(self.stop), **config}, indent=2) + "\n")
         write_tensors(folder / WEIGHTS, self.state_dict())
 
@@ -233,6 +245,13 @@ class MultimodalLM(nn.Module):
             raise CheckpointError(f"{folder / CONFIG}: stop: must be a list of ids of the vocabulary, but is {str(stop)[:80]}.")
         model.stop = tuple(stop)
         return model.eval()
+
+
+def projector(kind: Projector, size: int, width: int) -> nn.Module:
+    """[n, size] -> [n, width]: a matrix, or two with a GELU between them (LLaVA 1.5, arXiv:2310.03744)."""
+    if kind == "linear":
+        return linear(size, width, "features", "residual", bias=True)
+    return nn.Sequential(linear(size, width, "features", "projected", bias=True), nn.GELU(), linear(width, width, "projected", "residual", bias=True))
 
 
 class TokenEmbedding(nn.Embedding):

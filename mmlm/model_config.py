@@ -12,6 +12,9 @@ from mmlm.encoders.config import ENCODERS
 from mmlm.heads.config import HEADS, LanguageModelHeadConfig
 
 
+Projector = Literal["linear", "mlp"]
+
+
 class ChannelConfig(Strict):
     """Values added to the token embeddings."""
 
@@ -27,5 +30,6 @@ class ModelConfig(Strict):
     backbone: BackboneConfig = BackboneConfig()
     encoders: dict[str, ENCODERS.choice] = Field({}, description="encoders by the name that segments use")
     features: dict[str, int] = Field({}, description="channels of the features that each encoder reads")
+    projectors: dict[str, Projector] = Field({}, description="how vectors of an encoder reach the decoder's width; default: linear")
     channels: dict[str, ChannelConfig] = Field({}, description="values added to the embeddings, by name")
     heads: dict[str, HEADS.choice] = Field({"language_model": LanguageModelHeadConfig()}, description="heads by name")

@@ -39,9 +39,12 @@ def initialize(module: nn.Module, num_layers: int) -> None:
     """N(0, 1 / (3 inputs)) for linear layers and embeddings, which is GPT-2's 0.02 at width 768 and keeps scores of narrow models alive;
     residual outputs scaled by 1 / sqrt(2 layers); biases zero.
 
-    A module with a method `reset_parameters_own` sets its other parameters itself afterwards.
+    A module with a method `reset_parameters_own` sets its other parameters itself afterwards; one that `keeps_weights` is left alone.
     """
+    kept = {part for each in module.modules() if getattr(each, "keeps_weights", False) for part in each.modules()}
     for part in module.modules():
+        if part in kept:
+            continue
         if isinstance(part, nn.Linear):
             residual = getattr(part, "is_residual_output", False)
             std = (3 * part.in_features) ** -0.5

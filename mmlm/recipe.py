@@ -18,6 +18,7 @@ from mmlm.data.config import DataConfig
 from mmlm.encoders.config import ENCODERS
 from mmlm.evaluation.config import EvaluateConfig
 from mmlm.heads.config import HEADS, LanguageModelHeadConfig
+from mmlm.model_config import Projector
 from mmlm.objectives.config import OBJECTIVES, CausalConfig
 from mmlm.tasks.config import TASKS
 from mmlm.tokenizers.config import TOKENIZERS
@@ -39,6 +40,7 @@ class Recipe(Strict):
     data: DataConfig = Field(DataConfig(), description="what is trained and validated on")
     tokenizers: dict[str, TOKENIZERS.choice] = Field({}, description="tokenizers by the name that the task uses")
     encoders: dict[str, ENCODERS.choice] = Field({}, description="encoders by the name that segments use")
+    projectors: dict[str, Projector] = Field({}, description="by encoder: linear, or mlp with two layers; linear where nothing is said")
     backbone: BackboneConfig = Field(BackboneConfig(), description="the decoder")
     heads: dict[str, HEADS.choice] = Field({"language_model": LanguageModelHeadConfig()}, description="heads by name")
     adapt: AdaptConfig = Field(AdaptConfig(), description="which parts are trained, how fast, through which adapters")
@@ -70,8 +72,10 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _data_fit_the_task(self) -> Recipe:
         for task in self.tasks:
-            if faults := self.data.faults(getattr(task, "reads", "tables")):
+            if faults := self.data.faults(getattr(task, "reads", "tables"), getattr(task, "reads_too", {})):
                 raise ValueError("; ".join(faults))
+        if unknown := self.projectors.keys() - self.encoders.keys():
+            raise ValueError(f"projectors.{min(unknown)}: there is no encoder of that name; encoders: {', '.join(self.encoders) or 'none'}")
         return self
 
     def without_effect(self) -> dict[str, str]:
@@ -84,8 +88,10 @@ class Recipe(Strict):
                 found |= _keys_of_evaluate(EvaluateConfig.of_tables, f"the task {task.type!r} is measured on data.test")
             else:
                 found["evaluate"] = f"the task {task.type!r} is measured on data.test"
+            given = {source.gives for source in [*self.data.train, *self.data.validation, *self.data.test]}
+            found |= {f"tasks.0.{key}": f"no source gives {kind}" for kind, key in getattr(task, "reads_too", {}).items() if kind not in given}
         own = [task.type for task in self.tasks if getattr(task, "has_own_network", False)]
-        parts = ("encoders", "backbone", "heads", "adapt", "objective") if own else ()
+        parts = ("encoders", "projectors", "backbone", "heads", "adapt", "objective") if own else ()
         return found | dict.fromkeys(parts, f"the task {''.join(own)!r} trains a network of its own")
 
     @classmethod

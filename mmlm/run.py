@@ -164,6 +164,7 @@ def build_model(recipe: Recipe, task: Task) -> MultimodalLM:
             vocabulary=dict(task.vocabulary),
             backbone=recipe.backbone,
             encoders=recipe.encoders,
+            projectors=recipe.projectors,
             features=dict(task.features),
             channels=dict(getattr(task, "channels", {})),
             heads=recipe.heads,
@@ -175,24 +176,43 @@ def _pretrained(recipe: Recipe, task: Task) -> MultimodalLM:
     name = recipe.backbone.pretrained
     assert name is not None
     model = load(name)
-    for part in ("encoders", "heads"):
-        if getattr(recipe, part) not in (Recipe.model_fields[part].default, getattr(model.config, part)):
-            raise RecipeError(f"{part}: those of backbone.pretrained, {name}, are others; leave them out.")
-    if dict(task.features) != model.config.features:
-        raise RecipeError(
-            f"backbone.pretrained: {name} reads the features {model.config.features or 'none'}, but the task "
-            f"{recipe.tasks[0].type!r} gives {dict(task.features) or 'none'}."
-        )
+    if recipe.heads not in (Recipe.model_fields["heads"].default, model.config.heads):
+        raise RecipeError(f"heads: those of backbone.pretrained, {name}, are others; leave them out.")
     held, wanted = model.vocabulary.sizes, dict(task.vocabulary)
-    if task.features and held != wanted:
+    if model.config.features and held != wanted:
         raise RecipeError(f"backbone.pretrained: {name} has the vocabulary {held}, but the task needs {wanted}.")
-    model.extend_vocabulary({key: max(size, held.get(key, 0)) for key, size in wanted.items()})
+    new = _new_encoders(recipe, task, model.config)
     torch.manual_seed(recipe.seed)
+    model.extend_vocabulary({key: max(size, held.get(key, 0)) for key, size in wanted.items()})
+    some = {key: kind for key, kind in recipe.projectors.items() if key in new}
+    model.add_encoders({key: recipe.encoders[key] for key in new}, {key: task.features[key] for key in new}, some)
+    model.to(next(model.parameters()).dtype)
     if recipe.adapt.replace is not None:
         model = replace_as(model, recipe.adapt.replace)
     if recipe.adapt.dropout is not None:
         model.set_dropout(recipe.adapt.dropout)
     return model
+
+
+def _new_encoders(recipe: Recipe, task: Task, config: ModelConfig) -> list[str]:
+    """Encoders that a task needs and a pretrained decoder has not. Raises RecipeError where what it has does not fit."""
+    name = recipe.backbone.pretrained
+    for key, size in config.features.items():
+        if task.features.get(key) != size:
+            raise RecipeError(
+                f"backbone.pretrained: {name} reads the features {config.features}, but the task {recipe.tasks[0].type!r} gives "
+                f"{dict(task.features) or 'none'}."
+            )
+        if key in recipe.encoders and recipe.encoders[key].without_weights() != config.encoders[key]:
+            raise RecipeError(f"encoders.{key}: that of backbone.pretrained, {name}, is another; leave it out.")
+        if recipe.projectors.get(key, held := config.projectors.get(key, "linear")) != held:
+            raise RecipeError(f"projectors.{key}: that of backbone.pretrained, {name}, is {held}; leave it out.")
+    if unknown := recipe.encoders.keys() - config.encoders.keys() - task.features.keys():
+        raise RecipeError(f"encoders: the task {recipe.tasks[0].type!r} reads nothing through {', '.join(sorted(unknown))}; leave it out.")
+    new = [key for key in task.features if key not in config.features]
+    if missing := [key for key in new if key not in recipe.encoders]:
+        raise RecipeError(f"encoders: the task {recipe.tasks[0].type!r} needs an encoder named {', '.join(missing)}, which {name} has not.")
+    return new
 
 
 def preview(recipe: Recipe, count: int = 2) -> str:

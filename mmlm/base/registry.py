@@ -14,7 +14,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import GetJsonSchemaHandler, SerializeAsAny
 from pydantic.functional_validators import BeforeValidator
@@ -44,6 +44,10 @@ class Component(Strict):
         if found is None:
             raise RecipeError(f"{self.type!r} is registered to build {self.builds}, but {module} has no {name}.")
         return found(self, *args, **kwargs)
+
+    def without_weights(self) -> Self:
+        """The same where a saved model holds the weights: files that this config names are not read again."""
+        return self
 
 
 @functools.lru_cache(maxsize=64)
