@@ -11,6 +11,7 @@ from mmlm.base.registry import Component, Registry
 from mmlm.base.schema import Strict
 
 ENCODERS = Registry("encoder", "mmlm.encoders")
+Projector = Literal["linear", "mlp"]  # how vectors of an encoder reach the width of the decoder
 
 
 @ENCODERS.register("mmlm.encoders.table_cells:CellEncoder", source="FT-Transformer tokenizer, arXiv:2106.11959, extended by text hashes")

@@ -20,10 +20,11 @@ from mmlm.base.errors import CheckpointError, RecipeError, unknown_name
 from mmlm.base.files import write_text_whole
 from mmlm.base.schema import check
 from mmlm.decoding import Precision, Prompt
+from mmlm.encoders.config import Projector
 from mmlm.generation import Generated, Grammar, Guidance, Sampling, generate
 from mmlm.heads.codebooks import CodebooksHead
 from mmlm.layout import Layout
-from mmlm.model_config import ModelConfig, Projector
+from mmlm.model_config import ModelConfig
 from mmlm.parameters import initialize, linear, name_axes
 from mmlm.stream import Batch, Stream
 from mmlm.tokenizers.base import TextLike

@@ -8,11 +8,8 @@ from pydantic import Field
 
 from mmlm.backbone.config import BackboneConfig
 from mmlm.base.schema import Strict
-from mmlm.encoders.config import ENCODERS
+from mmlm.encoders.config import ENCODERS, Projector
 from mmlm.heads.config import HEADS, LanguageModelHeadConfig
-
-
-Projector = Literal["linear", "mlp"]
 
 
 class ChannelConfig(Strict):

@@ -15,10 +15,9 @@ from mmlm.base import yaml
 from mmlm.base.errors import RecipeError, nearest
 from mmlm.base.schema import Strict, problems, told_at_once
 from mmlm.data.config import DataConfig
-from mmlm.encoders.config import ENCODERS
+from mmlm.encoders.config import ENCODERS, Projector
 from mmlm.evaluation.config import EvaluateConfig
 from mmlm.heads.config import HEADS, LanguageModelHeadConfig
-from mmlm.model_config import Projector
 from mmlm.objectives.config import OBJECTIVES, CausalConfig
 from mmlm.tasks.config import TASKS
 from mmlm.tokenizers.config import TOKENIZERS
