@@ -44,8 +44,13 @@ class FrozenBlockConfig(Component):
     builds: ClassVar[str] = "mmlm.interop.frozen_block:read_block"
     source: ClassVar[str] = "frozen transformers in language models, arXiv:2310.12973"
     type: Literal["frozen_block"] = "frozen_block"
-    path: str | None = Field(None, description="run, model folder or hub id of the decoder; null: as `shape` says, for weights of a saved run")
-    layer: int = Field(-1, description="which of its blocks, from 0; -1 is the last")
+    path: str | None = Field(
+        None, description="run, model folder or hub id of the decoder; null: as `shape` says, for weights of a saved run"
+    )
+    layer: int = Field(
+        -1,
+        description="which of its layers, from 0; -1 is the last. Attention and feed-forward in two layers of their own are taken together",
+    )
     random: bool = Field(False, description="the block has first weights instead of trained ones, to see what the trained ones are worth")
     shape: BackboneConfig | None = Field(None, description="the block as a decoder of one layer; saved runs fill it in")
 
@@ -60,10 +65,10 @@ class ImageEncoderConfig(Component):
     """What the encoders of whole pictures have in common."""
 
     layer: int | None = Field(
-        None, description="whose patches are taken: 1 is the first layer, -2 the last but one; null: the last, normed where the model norms it"
+        None,
+        description="whose patches are taken: 1 is the first layer, -2 the last but one; null: the last, normed where the model norms it",
     )
     frozen_lm: FrozenBlockConfig | None = Field(None, description="a frozen block of a decoder before the last norm; null: none")
-
     precision: Literal["fp32", "bf16"] = Field("fp32", description="what is computed in; bf16 is 3 times as fast on a CPU with AMX")
 
     @field_validator("layer")
@@ -72,6 +77,12 @@ class ImageEncoderConfig(Component):
         if value == 0:
             raise ValueError("layers are counted from 1, or back from -1")
         return value
+
+    @model_validator(mode="after")
+    def _is_passed(self) -> Self:
+        if self.layer is not None and self.frozen_lm is not None:
+            raise ValueError(f"layer ({self.layer}) takes patches from before frozen_lm, which then has no effect; leave one of them out")
+        return self
 
 
 @ENCODERS.register("mmlm.encoders.image_models:TimmEncoder", source="PyTorch image models (timm)")

@@ -19,23 +19,23 @@ from mmlm.parameters import linear
 
 
 class FrozenBlock(nn.Module):
-    """[b, n, d] -> [b, n, d]. block: called with [b, n, w] and a layout, gives the same shape first.   saved_as: the config by which a
-    saved encoder builds it again.   is_causal: whether tokens see those before them alone; off, but for looking at what it would do."""
+    """[b, n, d] -> [b, n, d]. block: a decoder of this block and the final norm, called with [b, n, w] and a layout; its first result is
+    of the same shape.   saved_as: the config by which a saved encoder builds it again.   is_causal: whether tokens see those before them
+    alone; off, but for looking at what that would do."""
 
-    def __init__(self, size: int, width: int, block: nn.Module, norm: nn.Module, saved_as: FrozenBlockConfig) -> None:
+    def __init__(self, size: int, width: int, block: nn.Module, saved_as: FrozenBlockConfig) -> None:
         super().__init__()
         self.saved_as, self.is_causal = saved_as, False
         self.inner = linear(size, width, "features", "residual", bias=False)
         self.outer = linear(width, size, "residual", "features", bias=False)
-        self.block, self.norm = block.eval(), norm.eval()
-        for parameter in (*block.parameters(), *norm.parameters()):
-            parameter.requires_grad_(False)
+        self.block = block.eval().requires_grad_(False)
+        self._begin()
 
     def forward(self, x_bnd: Tensor) -> Tensor:
         """Tokens after the block."""
         layout = Layout.plain(*x_bnd.shape[:2], causal=self.is_causal, device=x_bnd.device)
-        found_bnw, *_ = self.block(self.inner(x_bnd), layout)
-        return self.outer(self.norm(found_bnw))
+        found_bnw, _ = self.block(self.inner(x_bnd), layout)
+        return self.outer(found_bnw)
 
     def train(self, mode: bool = True) -> FrozenBlock:
         """The frozen part drops nothing."""
@@ -43,10 +43,8 @@ class FrozenBlock(nn.Module):
         self.block.eval()
         return self
 
-
-def begin(block: FrozenBlock, seed: int | None = None) -> None:
-    """First weights of the two matrices: both keep the size of what passes."""
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for layer in (block.inner, block.outer):
-            layer.weight.normal_(std=layer.in_features**-0.5, generator=generator)
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """First weights of the two matrices: both keep the size of what passes."""
+        for layer in (self.inner, self.outer):
+            layer.weight.normal_(std=layer.in_features**-0.5)

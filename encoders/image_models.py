@@ -21,6 +21,8 @@ from mmlm.weights import read_foreign_tensors
 class TimmEncoder(ImageEncoder):
     """A model of timm without its classifier. Raises RecipeError for an unknown name and CheckpointError for weights that do not fit."""
 
+    config: TimmConfig
+
     def __init__(self, config: TimmConfig, inputs: int | None = None) -> None:
         super().__init__(config, inputs)
         timm = require("timm", "vision")
@@ -43,6 +45,8 @@ class TimmEncoder(ImageEncoder):
         self.size = int(getattr(self.model, "head_hidden_size", None) or self.size)
         self.needed = round(min(about["input_size"][1:]) / about["crop_pct"])
         self.input = PictureInput(tuple(about["input_size"][1:]), tuple(about["mean"]), tuple(about["std"]))
+        self.eval()
+        self.place = None if config.layer is None else self._place(config.layer)
         self.complete()
 
     def _load(self, config: TimmConfig) -> None:
@@ -81,8 +85,9 @@ class TimmEncoder(ImageEncoder):
     def patches(self, network: nn.Module, x_bchw: Tensor) -> Patches:
         """The last map, or the tokens behind class and register tokens; of `layer`, if one is chosen."""
         model: Any = network
-        if (layer := self.config.layer) is not None:
-            return self._of_layer(model, layer - 1 if layer > 0 else layer, x_bchw)
+        if self.place is not None:
+            found = model.forward_intermediates(x_bchw, indices=[self.place], stop_early=True, output_fmt="NCHW", intermediates_only=True)
+            return _of_map(found[0])
         found = model.forward_features(x_bchw)
         pooled_bd = model.forward_head(found, pre_logits=True)
         if found.ndim == 4:
@@ -93,14 +98,19 @@ class TimmEncoder(ImageEncoder):
         down, across = model.patch_embed.dynamic_feat_size(x_bchw.shape[2:]) if hasattr(model, "patch_embed") else _square(tokens_bnd)
         return Patches(tokens_bnd, (int(down), int(across)), pooled_bd)
 
-
-    def _of_layer(self, model: Any, place: int, x_bchw: Tensor) -> Patches:
+    @torch.no_grad()
+    def _place(self, layer: int) -> int:
+        """Number of a layer from 0. In a part of a model those behind it go, as nothing would reach them."""
+        model: Any = self.model
+        place = layer - 1 if layer > 0 else layer
         try:
-            (map_bdhw,) = model.forward_intermediates(x_bchw, indices=[place], output_fmt="NCHW", intermediates_only=True)
+            if self.is_part:
+                place = model.prune_intermediate_layers(indices=[place], prune_norm=True)[0]
+            else:
+                model.forward_intermediates(self.blank(), indices=[place], stop_early=True, intermediates_only=True)
         except (AttributeError, AssertionError, IndexError) as error:
-            raise RecipeError(f"encoder timm: {self.config.model} gives no layer {self.config.layer}: {str(error)[:200]}") from None
-        tokens_bnd = map_bdhw.flatten(2).transpose(1, 2)
-        return Patches(tokens_bnd, (map_bdhw.shape[2], map_bdhw.shape[3]), tokens_bnd.mean(1))
+            raise RecipeError(f"encoder timm: {self.config.model} gives no layer {layer}: {str(error)[:200]}") from None
+        return place
 
     def insert(self, block: nn.Module) -> None:
         """Before the norm of a vision transformer, class token included."""
@@ -112,6 +122,8 @@ class TimmEncoder(ImageEncoder):
 
 class OpenClipEncoder(ImageEncoder):
     """The image tower of a model of open_clip; `encode_text` is its text tower."""
+
+    config: OpenClipConfig
 
     def __init__(self, config: OpenClipConfig, inputs: int | None = None) -> None:
         super().__init__(config, inputs)
@@ -139,6 +151,8 @@ class OpenClipEncoder(ImageEncoder):
         self.input = PictureInput((int(down), int(across)), tuple(visual.image_mean), tuple(visual.image_std))
         if self.is_part:  # of both towers a model that reads pictures needs one
             self.model = visual
+        self.eval()
+        self.places = self._places(visual, -1 if config.layer is None else config.layer)
         self.complete()
 
     @property
@@ -149,7 +163,7 @@ class OpenClipEncoder(ImageEncoder):
 
     @property
     def network(self) -> nn.Module:
-        """The model, with both towers."""
+        """The model, with both towers; as a part of another model its image tower alone."""
         return self.model
 
     def pooled(self, network: nn.Module, x_bchw: Tensor) -> Tensor:
@@ -160,22 +174,35 @@ class OpenClipEncoder(ImageEncoder):
     def patches(self, network: nn.Module, x_bchw: Tensor) -> Patches:
         """The tokens of the last layer, or of `layer`, without the class token."""
         model: Any = network
-        layer = -1 if self.config.layer is None else self.config.layer
-        place: int | list[int] = -layer if layer < 0 else [layer - 1]  # a number counts from the end
+        if self.is_part:
+            found = model.forward_intermediates(x_bchw, indices=self.places, stop_early=True, intermediates_only=True)
+            return _of_map(found["image_intermediates"][0])
+        found = model.forward_intermediates(image=x_bchw, image_indices=self.places)
+        return _of_map(found["image_intermediates"][0], found["image_features"])
+
+    @torch.no_grad()
+    def _places(self, visual: Any, layer: int) -> int | list[int]:
+        """The layer as open_clip has it: a list of numbers from 0, or so many from the end, of which the first is meant. In a part of a
+        model those behind it go."""
+        places: int | list[int] = -layer if layer < 0 else [layer - 1]
         try:
-            if self.is_part:
-                found = model.forward_intermediates(x_bchw, indices=place, output_fmt="NCHW")
-            else:
-                found = model.forward_intermediates(image=x_bchw, image_indices=place, image_output_fmt="NCHW")
-        except (AssertionError, IndexError) as error:
+            visual.forward_intermediates(self.blank(), indices=places)
+            if self.is_part and hasattr(visual, "prune_intermediate_layers"):
+                places = visual.prune_intermediate_layers(places)[:1]
+                visual.prune_intermediate_layers(places, prune_norm=True)
+        except (AttributeError, AssertionError, IndexError) as error:
             raise RecipeError(f"encoder open_clip: {self.config.model} gives no layer {layer}: {str(error)[:200]}") from None
-        map_bdhw = found["image_intermediates"][0]
-        return Patches(map_bdhw.flatten(2).transpose(1, 2), (map_bdhw.shape[2], map_bdhw.shape[3]), found["image_features"])
+        return places
 
     @torch.no_grad()
     def encode_text(self, texts: list[str], *, normalize: bool = True) -> Tensor:
         """Vectors [texts, size] of texts."""
         return self.model.encode_text(self.tokenizer(texts).to(next(self.model.parameters()).device), normalize=normalize)
+
+
+def _of_map(map_bdhw: Tensor, pooled_bd: Tensor | None = None) -> Patches:
+    tokens_bnd = map_bdhw.flatten(2).transpose(1, 2)
+    return Patches(tokens_bnd, (map_bdhw.shape[2], map_bdhw.shape[3]), tokens_bnd.mean(1) if pooled_bd is None else pooled_bd)
 
 
 def _square(tokens_bnd: Tensor) -> tuple[int, int]:

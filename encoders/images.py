@@ -60,6 +60,11 @@ class PictureInput:
         normed = (shown / 255 - np.array(self.mean, dtype=np.float32)) / np.array(self.deviation, dtype=np.float32)
         return torch.from_numpy(np.ascontiguousarray(normed.transpose(2, 0, 1), dtype=np.float32))
 
+    def pixels(self, normed_cyx: Tensor) -> np.ndarray:
+        """The picture, uint8 [y, x, 3], of what __call__ made of it, at the size it was brought to."""
+        shares_yxc = normed_cyx.numpy().transpose(1, 2, 0) * np.array(self.deviation, np.float32) + np.array(self.mean, np.float32)
+        return np.clip(np.rint(shares_yxc * 255), 0, 255).astype(np.uint8)
+
 
 def check_pixels(pixels_yxc: np.ndarray) -> None:
     """Raises DataError for anything but uint8 [y, x, 3] with pixels."""
@@ -74,31 +79,27 @@ class ImageEncoder(nn.Module):
     size: int
     patch_size: int
     needed: int
-
     input: PictureInput
     keeps_weights = True  # its package has made its first weights, or a file has
 
     def __init__(self, config: ImageEncoderConfig, inputs: int | None = None) -> None:
         super().__init__()
         if inputs not in (None, CHANNELS):
-            raise RecipeError(f"encoder {config.type}: reads whole pictures, which the tokenizer whole_images gives, but not {inputs} numbers.")
+            raise RecipeError(
+                f"encoder {config.type}: reads whole pictures, which the tokenizer whole_images gives, but not {inputs} numbers."
+            )
         self.config, self.is_part = config, inputs is not None
         self._copies: dict[torch.dtype, nn.Module] = {}
 
     def complete(self) -> None:
         """To be called once the network is there, with its normed size; a part of a model gives patches, whose vectors are its size."""
         if self.config.frozen_lm is not None:
-            self.insert(self.config.frozen_lm.build(self.block_size))
+            self.insert(self.config.frozen_lm.build(self.patch_size))
         if self.config.layer is not None:
             self.patch_size = self.grid_and_size()[1]
         if self.is_part:
             self.size = self.patch_size
         self.eval()
-
-    @property
-    def block_size(self) -> int:
-        """Numbers of a token where a frozen block is put in."""
-        return self.patch_size
 
     def insert(self, block: nn.Module) -> None:
         """Put a block of tokens [b, n, d] before the encoder's own last norm. Raises RecipeError where it has no tokens there."""
@@ -107,12 +108,16 @@ class ImageEncoder(nn.Module):
     @torch.no_grad()
     def grid_and_size(self) -> tuple[tuple[int, int], int]:
         """Patches down and across of the pictures that it was made for, and numbers of a patch."""
-        weight = next(self.network.parameters())
         was = self.training
         self.eval()
-        found = self.patches(self.network, torch.zeros(1, CHANNELS, *self.input.size, dtype=weight.dtype, device=weight.device))
+        found = self.patches(self.network, self.blank())
         self.train(was)
         return found.grid, found.tokens_bnd.shape[-1]
+
+    def blank(self) -> Tensor:
+        """A picture of zeros of the size that it was made for, [1, c, h, w], to see what comes of one."""
+        weight = next(self.network.parameters())
+        return torch.zeros(1, CHANNELS, *self.input.size, dtype=weight.dtype, device=weight.device)
 
     def train(self, mode: bool = True) -> Self:
         """A frozen encoder stays as it is: running means of its norms do not follow."""
@@ -161,7 +166,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, x_bchw: Tensor, sizes_b: Tensor | None = None) -> Patches | Tensor:
         """The same in the precision of the weights; gradients flow. As a part of a model, with sizes: the vectors [n, d] of all patches."""
-        found = self.patches(self.network, x_bchw)
+        found = self.patches(self.network, x_bchw.to(next(self.network.parameters()).dtype))
         return found if sizes_b is None else found.tokens_bnd.flatten(0, 1)
 
     @torch.no_grad()

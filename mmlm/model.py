@@ -219,7 +219,9 @@ class MultimodalLM(nn.Module):
         """Write config.json and model.safetensors."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        held = {name: getattr(self.encoders[name], "without_weights", each.without_weights)() for name, each in self.config.encoders.items()}
+        held = {
+            name: getattr(self.encoders[name], "without_weights", each.without_weights)() for name, each in self.config.encoders.items()
+        }
         config = self.config.model_copy(update={"encoders": held}).model_dump(mode="json", by_alias=True)
         write_text_whole(folder / CONFIG, json.dumps({"model_type": "mmlm", "stop": list(self.stop), **config}, indent=2) + "\n")
         write_tensors(folder / WEIGHTS, self.state_dict())
@@ -252,7 +254,9 @@ def projector(kind: Projector, size: int, width: int) -> nn.Module:
     """[n, size] -> [n, width]: a matrix, or two with a GELU between them (LLaVA 1.5, arXiv:2310.03744)."""
     if kind == "linear":
         return linear(size, width, "features", "residual", bias=True)
-    return nn.Sequential(linear(size, width, "features", "projected", bias=True), nn.GELU(), linear(width, width, "projected", "residual", bias=True))
+    return nn.Sequential(
+        linear(size, width, "features", "projected", bias=True), nn.GELU(), linear(width, width, "projected", "residual", bias=True)
+    )
 
 
 class TokenEmbedding(nn.Embedding):

@@ -71,7 +71,7 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _data_fit_the_task(self) -> Recipe:
         for task in self.tasks:
-            if faults := self.data.faults(getattr(task, "reads", "tables"), getattr(task, "reads_too", {})):
+            if faults := self.data.faults(getattr(task, "reads", "tables")):
                 raise ValueError("; ".join(faults))
         if unknown := self.projectors.keys() - self.encoders.keys():
             raise ValueError(f"projectors.{min(unknown)}: there is no encoder of that name; encoders: {', '.join(self.encoders) or 'none'}")
@@ -87,8 +87,6 @@ class Recipe(Strict):
                 found |= _keys_of_evaluate(EvaluateConfig.of_tables, f"the task {task.type!r} is measured on data.test")
             else:
                 found["evaluate"] = f"the task {task.type!r} is measured on data.test"
-            given = {source.gives for source in [*self.data.train, *self.data.validation, *self.data.test]}
-            found |= {f"tasks.0.{key}": f"no source gives {kind}" for kind, key in getattr(task, "reads_too", {}).items() if kind not in given}
         own = [task.type for task in self.tasks if getattr(task, "has_own_network", False)]
         parts = ("encoders", "projectors", "backbone", "heads", "adapt", "objective") if own else ()
         return found | dict.fromkeys(parts, f"the task {''.join(own)!r} trains a network of its own")

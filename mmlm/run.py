@@ -35,7 +35,7 @@ from mmlm.model_config import ModelConfig
 from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
 from mmlm.stream import Batch, Stream
-from mmlm.tasks.base import GivesSounds, MeetsSources, OwnNetwork, ReadsAhead, TabularLike, Task, TestsApart
+from mmlm.tasks.base import GivesSounds, MeetsModel, MeetsSources, OwnNetwork, ReadsAhead, TabularLike, Task, TestsApart
 from mmlm.training.config import AdaptConfig, LoraConfig, TrainConfig
 from mmlm.training.learner import Learner
 from mmlm.training.trainer import Result, Trainer
@@ -147,9 +147,17 @@ def build_task(recipe: Recipe, folder: Path | None = None) -> Any:
 
 
 def build_model(recipe: Recipe, task: Task) -> MultimodalLM:
-    """The model of a recipe: pretrained, with rows added for new tokens, or with first weights, which the seed decides."""
-    if recipe.backbone.pretrained is not None:
-        return _pretrained(recipe, task)
+    """The model of a recipe: pretrained, with rows added for new tokens and new encoders, or with first weights, which the seed decides.
+
+    Raises RecipeError where the parts do not fit together, or the model does not read what the task gives.
+    """
+    model = _first(recipe, task) if recipe.backbone.pretrained is None else _pretrained(recipe, task)
+    if isinstance(task, MeetsModel):
+        task.meet_model(model)
+    return model
+
+
+def _first(recipe: Recipe, task: Task) -> MultimodalLM:
     if recipe.adapt.replace is not None:
         raise RecipeError("adapt.replace: there is nothing to replace: backbone.pretrained names no decoder.")
     if recipe.adapt.dropout is not None:

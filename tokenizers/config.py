@@ -121,6 +121,24 @@ class ImagePatchesConfig(Component):
         return self
 
 
+@TOKENIZERS.register("mmlm.tokenizers.whole_images:WholeImages", source="LLaVA, arXiv:2304.08485; LLaVA 1.5, arXiv:2310.03744")
+class WholeImagesConfig(Component):
+    """Pictures for an encoder of whole pictures, such as timm or open_clip, whose patches become tokens."""
+
+    type: Literal["whole_images"] = "whole_images"
+    size: list[int] = Field([224, 224], min_length=2, max_length=2, description="pixels down and across that the encoder reads")
+    grid: list[int] = Field([14, 14], min_length=2, max_length=2, description="patches down and across that it gives")
+    row_marks: bool = Field(True, description="a token between rows of patches")
+    mean: list[float] = Field([0.485, 0.456, 0.406], min_length=3, max_length=3, description="taken from pixels of 0 to 1; ImageNet's")
+    deviation: list[float] = Field([0.229, 0.224, 0.225], min_length=3, max_length=3, description="by which they are divided; ImageNet's")
+
+    @model_validator(mode="after")
+    def _are_there(self) -> Self:
+        if min(*self.size, *self.grid) < 1 or min(self.deviation) <= 0:
+            raise ValueError(f"size ({self.size}) and grid ({self.grid}) must be at least 1, deviation ({self.deviation}) above 0")
+        return self
+
+
 @TOKENIZERS.register("mmlm.tokenizers.phonemes:PhonemeTokenizer", source="CMU dictionary, ARPABET; joint n-grams, Bisani & Ney 2008")
 class PhonemesConfig(Component):
     """Text as the phonemes that a reader would say."""

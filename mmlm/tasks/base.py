@@ -18,7 +18,7 @@ from mmlm.stream import Stream
 from mmlm.training.loader import Samples
 
 
-def tokenizer_of(tokenizers: Mapping[str, Any], name: str, key: str, kind: type, types: str) -> Any:
+def tokenizer_of(tokenizers: Mapping[str, Any], name: str, key: str, kind: type | tuple[type, ...], types: str) -> Any:
     """The tokenizer that a key of a task names. Raises RecipeError where there is none, or one of another type; types: those it may be."""
     if name not in tokenizers:
         raise RecipeError(f"tokenizers: {unknown_name('tokenizer', name, tokenizers)}")
@@ -160,6 +160,14 @@ class MeetsSources(Protocol):
 
     def meet(self, sources: Sequence[Any]) -> None:
         """Take it; called before anything else."""
+
+
+@runtime_checkable
+class MeetsModel(Protocol):
+    """A task that can tell whether the model of a recipe reads what the task gives it."""
+
+    def meet_model(self, model: MultimodalLM) -> None:
+        """Raises RecipeError where it does not; called before anything is trained."""
 
 
 @runtime_checkable

@@ -12,8 +12,9 @@ picture is read once, sees none of the questions, and each request goes on from 
     question             a question        its answer
     detection            nothing           every thing as a group: its class and its box, from the top down
 
-There is no head for boxes: they are tokens, see mmlm.tokenizers.boxes. Source: UniTAB, arXiv:2111.12085, on the shared decoder in
-place of an encoder and a decoder.
+There is no head for boxes: they are tokens, see mmlm.tokenizers.boxes. A picture is read as patches of pixels, or whole by an encoder that
+makes its patches. Source: UniTAB, arXiv:2111.12085, on the shared decoder in place of an encoder and a decoder; whole pictures, LLaVA,
+arXiv:2304.08485.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from mmlm.tokenizers.boxes import (
     without_overlaps,
 )
 from mmlm.tokenizers.image_patches import VISION, ImagePatches
+from mmlm.tokenizers.whole_images import WholeImages
 
 TWIN = "the same model, shown another picture"
 RANDOM_BOX, COMMONEST, TRUTH = "a random box", "the commonest answer", "the true answers"
@@ -66,12 +68,20 @@ class GroundedTask(AskingTask[Picture]):
 
     def __init__(self, config: GroundedConfig, tokenizers: Mapping[str, Any]) -> None:
         super().__init__(config, tokenizers)
-        self.patches: ImagePatches = tokenizer_of(tokenizers, config.patches, "task.patches", ImagePatches, "image_patches")
+        kinds = (ImagePatches, WholeImages)
+        self.patches: ImagePatches | WholeImages = tokenizer_of(
+            tokenizers, config.patches, "task.patches", kinds, "image_patches or whole_images"
+        )
         self.boxes = tokenizer_of(tokenizers, config.boxes, "task.boxes", BoxTokenizer, "boxes")
+
+    def meet_model(self, model: MultimodalLM) -> None:
+        """Raises RecipeError where an encoder of whole pictures reads others than these."""
+        if isinstance(self.patches, WholeImages):
+            self.patches.check(model.encoders[VISION], VISION)
 
     @property
     def features(self) -> Mapping[str, int]:
-        """Numbers that a patch carries."""
+        """Numbers that a patch carries, or a pixel of a whole picture."""
         return {VISION: self.patches.num_features}
 
     @property

@@ -7,7 +7,7 @@ these.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -331,20 +331,16 @@ class DataConfig(Strict):
         tables = all(source.gives == "tables" for source in self.train)
         return dict.fromkeys(("test", "test_samples"), "evaluate names the tables that are measured") if tables else {}
 
-    def faults(self, reads: str, too: Collection[str] = ()) -> list[str]:
-        """What is wrong with sources for a task that reads records of one kind, and of others mixed in with them."""
+    def faults(self, reads: str) -> list[str]:
+        """What is wrong with sources for a task that reads records of one kind."""
         parts: list[tuple[str, Sequence[SourceConfig]]] = [("train", self.train), ("validate", self.validation), ("test", self.test)]
-        kinds = (reads, *too)
-        fit = sorted(name for name, config in SOURCES.entries.items() if issubclass(config, SourceConfig) and config.gives in kinds)
-        found = [
-            f"data.{key}.{place}: {source.type!r} gives {source.gives}, but the task reads {' and '.join(kinds)}: {', '.join(fit)}"
+        fit = sorted(name for name, config in SOURCES.entries.items() if issubclass(config, SourceConfig) and config.gives == reads)
+        return [
+            f"data.{key}.{place}: {source.type!r} gives {source.gives}, but the task reads {reads}: {', '.join(fit)}"
             for key, sources in parts
             for place, source in enumerate(sources)
-            if source.gives not in kinds
+            if source.gives != reads
         ]
-        if not found and all(source.gives != reads for source in self.train):
-            found.append(f"data.train: {', '.join(too)} may be mixed in, but no source gives {reads}: {', '.join(fit)}")
-        return found
 
     @property
     def has_validation(self) -> bool:
