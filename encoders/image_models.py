@@ -29,12 +29,13 @@ class TimmEncoder(ImageEncoder):
         known = timm.list_models()
         if config.model.split(".")[0] not in known and "/" not in config.model:
             raise RecipeError(f"encoder timm: {config.model!r} is no model of timm {timm.__version__}.{nearest(config.model, known)}")
-        sizes = {"img_size": config.image_size} if config.image_size is not None else {}
+        is_free = "/" not in config.model and not timm.get_pretrained_cfg(config.model).fixed_input_size  # it reads any size as it is
+        sizes = {"img_size": config.image_size} if config.image_size is not None and not is_free else {}
         try:
             with torch.device("cpu"):  # its rules of first weights want numbers
                 self.model: nn.Module = timm.create_model(config.model, pretrained=config.pretrained, num_classes=0, **sizes)
         except TypeError as error:
-            raise RecipeError(f"encoder timm: {config.model}: takes no image_size ({error}); it reads any size as it is.") from None
+            raise RecipeError(f"encoder timm: {config.model}: takes no image_size ({error}).") from None
         if config.path is not None:
             self._load(config)
         about = timm.data.resolve_model_data_config(self.model)

@@ -25,7 +25,7 @@ from mmlm.generation import Generated, Grammar, Guidance, Sampling, generate
 from mmlm.heads.codebooks import CodebooksHead
 from mmlm.layout import Layout
 from mmlm.model_config import ModelConfig
-from mmlm.parameters import initialize, linear, name_axes
+from mmlm.parameters import give_memory, initialize, linear, name_axes
 from mmlm.stream import Batch, Stream
 from mmlm.tokenizers.base import TextLike
 from mmlm.vocabulary import Vocabulary
@@ -240,7 +240,7 @@ class MultimodalLM(nn.Module):
             raise CheckpointError(str(error)) from None
         with torch.device("meta"):
             model = cls(config)
-        model.to_empty(device="cpu")
+        give_memory(model)
         for module in model.modules():  # buffers that are not saved, such as rotary frequencies, are made again
             getattr(module, "reset_buffers", lambda: None)()
         copy_tensors(model.state_dict(), read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))

@@ -35,6 +35,14 @@ def name_axes(parameter: Tensor, *axes: str) -> None:
     parameter.axes = axes  # type: ignore[attr-defined]
 
 
+def give_memory(module: nn.Module) -> None:
+    """Make parameters and buffers that have a shape alone real, with any values; what a parameter knows (its axes, how it learns) stays."""
+    known = {name: dict(vars(each)) for name, each in module.named_parameters(remove_duplicate=False)}
+    module.to_empty(device="cpu")
+    for name, each in module.named_parameters(remove_duplicate=False):
+        vars(each).update(known[name])
+
+
 def initialize(module: nn.Module, num_layers: int) -> None:
     """N(0, 1 / (3 inputs)) for linear layers and embeddings, which is GPT-2's 0.02 at width 768 and keeps scores of narrow models alive;
     residual outputs scaled by 1 / sqrt(2 layers); biases zero.

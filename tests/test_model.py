@@ -92,6 +92,16 @@ def test_a_saved_model_computes_the_same(model, tmp_path):
         MultimodalLM.from_pretrained(tmp_path)
 
 
+def test_parameters_of_a_saved_model_know_what_they_knew(tmp_path):
+    raw = {"schema": 1, "vocabulary": {"text": 40}, "backbone": {"width": 32, "pattern": [{"type": "s4"}, {"type": "mamba2"}]}}
+    model = MultimodalLM(check(ModelConfig, raw, "test"))
+    model.save_pretrained(tmp_path)
+    again = dict(MultimodalLM.from_pretrained(tmp_path).named_parameters())
+    known = {name: vars(each) for name, each in model.named_parameters()}
+    assert {name: vars(each) for name, each in again.items()} == known
+    assert {key for each in known.values() for key in each} == {"axes", "no_weight_decay", "lr_scale"}
+
+
 def test_new_vocabulary_ranges_leave_the_old_scores_as_they_were(model):
     before = model.logits(ids(8)[None])
     model.extend_vocabulary({"unit": 7})

@@ -96,7 +96,7 @@ def test_it_stays_byte_for_byte_while_everything_around_it_learns(path, optimize
     encoder.train()
     assert block.inner.training and not any(part.training for part in block.block.modules())
     before = {name: each.clone() for name, each in encoder.named_parameters()}
-    seen = {name: 0.0 for name in before}
+    seen = dict.fromkeys(before, 0.0)
     optimizers = build_optimizers(TrainConfig(optimizer={"type": optimizer}, weight_decay=0.1), encoder)
     set_rate(optimizers, 1e-3)
     x_bchw, target = torch.randn(4, 3, 32, 32), torch.randn(16, 64)
