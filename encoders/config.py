@@ -94,7 +94,9 @@ class TimmConfig(ImageEncoderConfig):
     path: str | None = Field(None, description="weights: safetensors or a state dict; null: as `pretrained` says")
     in_order: bool = Field(False, description="the file names tensors in another way, but has them in the model's order")
     pretrained: bool = Field(False, description="take timm's weights from the hub, or from its cache on this machine")
-    image_size: int | None = Field(None, ge=8, description="pixels along a side that pictures are brought to; null: what the model was made for")
+    image_size: int | None = Field(
+        None, ge=8, description="pixels along a side that pictures are brought to; null: what the model was made for"
+    )
 
     def without_effect(self) -> dict[str, str]:
         """The order of a file that is not there."""

@@ -17,6 +17,8 @@ from mmlm.encoders.config import OpenClipConfig, TimmConfig
 from mmlm.encoders.images import ImageEncoder, Patches, PictureInput, load_in_order
 from mmlm.weights import read_foreign_tensors
 
+POOLING = ("head", "fc_norm", "attn_pool")  # of a model of timm without classes
+
 
 class TimmEncoder(ImageEncoder):
     """A model of timm without its classifier. Raises RecipeError for an unknown name and CheckpointError for weights that do not fit."""
@@ -46,6 +48,10 @@ class TimmEncoder(ImageEncoder):
         self.size = int(getattr(self.model, "head_hidden_size", None) or self.size)
         self.needed = round(min(about["input_size"][1:]) / about["crop_pct"])
         self.input = PictureInput(tuple(about["input_size"][1:]), tuple(about["mean"]), tuple(about["std"]))
+        if self.is_part:  # what pools patches is asked for nothing there
+            for part in (getattr(self.model, name, None) for name in POOLING):
+                if part is not None:
+                    part.requires_grad_(False)
         self.eval()
         self.place = None if config.layer is None else self._place(config.layer)
         self.complete()
@@ -90,13 +96,13 @@ class TimmEncoder(ImageEncoder):
             found = model.forward_intermediates(x_bchw, indices=[self.place], stop_early=True, output_fmt="NCHW", intermediates_only=True)
             return _of_map(found[0])
         found = model.forward_features(x_bchw)
-        pooled_bd = model.forward_head(found, pre_logits=True)
         if found.ndim == 4:
             down, across = found.shape[2:] if found.shape[1] == self.patch_size else found.shape[1:3]
             tokens_bnd = found.flatten(2).transpose(1, 2) if found.shape[1] == self.patch_size else found.flatten(1, 2)
-            return Patches(tokens_bnd, (int(down), int(across)), pooled_bd)
-        tokens_bnd = found[:, getattr(model, "num_prefix_tokens", 0) :]
-        down, across = model.patch_embed.dynamic_feat_size(x_bchw.shape[2:]) if hasattr(model, "patch_embed") else _square(tokens_bnd)
+        else:
+            tokens_bnd = found[:, getattr(model, "num_prefix_tokens", 0) :]
+            down, across = model.patch_embed.dynamic_feat_size(x_bchw.shape[2:]) if hasattr(model, "patch_embed") else _square(tokens_bnd)
+        pooled_bd = tokens_bnd.mean(1) if self.is_part else model.forward_head(found, pre_logits=True)
         return Patches(tokens_bnd, (int(down), int(across)), pooled_bd)
 
     @torch.no_grad()

@@ -63,7 +63,7 @@ class PatchStem(nn.Module):
 
 def _side(inputs: int, places: int) -> int:
     """Pixels along a side of the square that a patch carries."""
-    side = round(((inputs - places) / 3) ** 0.5)
+    side = round((max(inputs - places, 0) / 3) ** 0.5)
     if 3 * side * side + places != inputs:
         raise RecipeError(
             f"encoder patch_stem: {inputs} numbers are not the pixels of a square and {places} of its place; see its `places`."
