@@ -29,7 +29,9 @@ def _one_block(whole: Backbone, config: FrozenBlockConfig) -> Backbone:
     """A decoder of the chosen layer alone, without order among tokens."""
     places = _places(whole, config)
     layers = [whole.config.layers[place] for place in places]
-    free = layers[0].mixer.model_copy(update={"causal": None, "rope": None, "window": None, "sinks": 0, "alibi": False})
+    free = whole.layers[places[0]].mixer.config.model_copy(
+        update={"causal": None, "rope": None, "window": None, "sinks": 0, "alibi": False}
+    )
     layers[0] = layers[0].model_copy(update={"mixer": free})
     shape = {"pattern": layers, "num_layers": len(layers), "learned_positions": None, "dropout": 0.0, "recompute": False}
     found = Backbone(whole.config.model_copy(update=shape))
