@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,29 @@ def test_parts_that_do_not_fit_are_told_of_before_training(text_run, tmp_path) -
         recipe(text_run, "projectors.sight=mlp")
     with pytest.raises(CheckpointError):
         built(recipe(text_run, f"backbone.pretrained={tmp_path}"))
+
+
+def test_a_decoder_of_transformers_gains_vision_too(text_run, tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
+    theirs.bfloat16().save_pretrained(tmp_path / "llama")
+    shutil.copy(f"{text_run}/tokenizers/text/tokenizer.json", tmp_path / "llama")
+    told = [f"backbone.pretrained={tmp_path / 'llama'}", f"tokenizers.text.path={tmp_path / 'llama'}", f"output={tmp_path / 'run'}"]
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(built(recipe(text_run, *told)).logits(ids)[..., :300], theirs.float()(ids).logits, atol=1e-4, rtol=1e-4)
+    train(recipe(text_run, *told, "train.steps=1"))
+    _, task, model = load_run(tmp_path / "run")
+    assert len(task.predict(model, recipe(text_run).data.test[0].build().everything()[:1])) == 1
+
+
+def test_its_encoder_may_hold_a_block_of_the_decoder_itself(text_run, tmp_path) -> None:
+    told = ["tokenizers.pictures={type: whole_images, size: [64, 64], grid: [4, 4], mean: [0.5, 0.5, 0.5], deviation: [0.5, 0.5, 0.5]}"]
+    told += ["encoders.vision={type: timm, model: test_vit, image_size: 64, frozen_lm: {path: " + text_run + "}}", f"output={tmp_path}"]
+    train(recipe(text_run, *told))
+    _, _, model = load_run(tmp_path)
+    block, decoder = model.encoders["vision"].model.norm[0].block, load(text_run).backbone
+    assert len(block.layers) == 2  # attention and feed-forward are layers of their own there
+    for mine, theirs in zip(block.layers, decoder.layers[-2:], strict=True):
+        assert all(torch.equal(each, theirs.state_dict()[name]) for name, each in mine.state_dict().items())
