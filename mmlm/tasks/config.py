@@ -343,6 +343,9 @@ class GenseConfig(Component):
     reach_seconds: float | None = Field(
         0.4, gt=0, description="what is written sees what it is made from up to so far from its own time; null: all of it, as published"
     )
+    both_ways: bool = Field(
+        True, description="what was given is read in both directions, as by an encoder; false: in order alone, as published"
+    )
     code_dropout: float = Field(
         1.0,
         ge=0,

@@ -51,17 +51,34 @@ from mmlm.tokenizers.patterns import EMPTY, CodebookPattern
 from mmlm.tokenizers.unit_measures import unit_edit_distance
 from mmlm.tokenizers.units import ABOUT, UnitTokenizer
 
+UNITS, CODES = 1, 2  # groups of tokens that see one another in both directions
 UNIT, CODEC, SPECIAL, MASK = "unit", "codec", "special", "mask"
 RATE_HZ = 16_000
 CODEC_ALONE = "the codec alone"
 
 
-def units_stream(noisy_t: Tensor, clean_t: Tensor | None = None, hidden_t: Tensor | None = None, reach: int | None = None) -> Stream:
-    """What the first step reads, and the clean units with their loss where they are given. hidden: bool [t], of the clean ones.
-    reach: units before and after its time that a clean one is made from; None: all."""
-    time_t, rows = torch.arange(len(noisy_t)), near(len(noisy_t), reach)
+@dataclass(frozen=True)
+class Reading:
+    """How what was given is read. reach: tokens before and after its time that a clean one is made from; None: all.
+    both_ways: what is read is seen by what stands before it too, as by an encoder; false: in order, as published."""
+
+    reach: int | None = None
+    both_ways: bool = False
+
+    def group(self, number: int) -> int:
+        """`mutual` of a segment that is read."""
+        return number if self.both_ways else 0
+
+
+IN_ORDER = Reading()
+
+
+def units_stream(noisy_t: Tensor, clean_t: Tensor | None = None, hidden_t: Tensor | None = None, reading: Reading = IN_ORDER) -> Stream:
+    """What the first step reads, and the clean units with their loss where they are given. hidden: bool [t], of the clean ones."""
+    time_t, rows = torch.arange(len(noisy_t)), near(len(noisy_t), reading.reach)
     begin = Segment(SPECIAL, torch.zeros(1, dtype=torch.long), reach=None if rows is None else rows[:1])
-    segments = [Segment(UNIT, noisy_t, position=_at(time_t), mark=None if reach is None else time_t), begin]
+    mark = None if rows is None else time_t
+    segments = [Segment(UNIT, noisy_t, position=_at(time_t), mark=mark, mutual=reading.group(UNITS)), begin]
     if clean_t is not None:
         seen = None if rows is None else rows[1:]
         segments.append(Segment(UNIT, clean_t, weight=1.0, position=_at(torch.arange(len(clean_t))), hidden=hidden_t, reach=seen))
@@ -73,13 +90,14 @@ def near(count: int, reach: int | None) -> Tensor | None:
     return None if reach is None else window_by_alignment(torch.ones(count, dtype=torch.long), reach)
 
 
-def write_units(model: MultimodalLM, noisy: Sequence[Tensor], temperature: float, reach: int | None = None) -> list[Tensor]:
+def write_units(model: MultimodalLM, noisy: Sequence[Tensor], temperature: float, reading: Reading = IN_ORDER) -> list[Tensor]:
     """Clean units [t] for noisy ones [t], as many."""
+    reach = reading.reach
     stage = Stage(
         "units", UNIT, Length.exactly(lambda so_far: len(noisy[so_far.number])), position=0, sampling=_sampling(temperature),
         reach=None if reach is None else lambda so_far, tokens: _rows_of(len(noisy[so_far.number]), reach)[1 : 1 + tokens],
     )  # fmt: skip
-    return [found.written["units"] for found in generate_staged(model, [units_stream(each, reach=reach) for each in noisy], [stage])]
+    return [found.written["units"] for found in generate_staged(model, [units_stream(each, reading=reading) for each in noisy], [stage])]
 
 
 def _rows_of(count: int, reach: int) -> Tensor:
@@ -89,9 +107,9 @@ def _rows_of(count: int, reach: int) -> Tensor:
 
 
 @torch.no_grad()
-def read_units(model: MultimodalLM, noisy_t: Tensor, clean_t: Tensor, reach: int | None = None) -> Tensor:
+def read_units(model: MultimodalLM, noisy_t: Tensor, clean_t: Tensor, reading: Reading = IN_ORDER) -> Tensor:
     """The likeliest clean units [t], each behind the true ones before it: in one pass, unlike `write_units`."""
-    batch = pack([units_stream(noisy_t, clean_t, reach=reach)], model.vocabulary).to(model.device)
+    batch = pack([units_stream(noisy_t, clean_t, reading=reading)], model.vocabulary).to(model.device)
     h_btd, _ = model.hidden(batch)
     (h_td,), (labels_t,) = unpack(h_btd, batch.layout), unpack(batch.labels, batch.layout)
     scores_tv = model.heads["language_model"].predict(h_td[labels_t != NO_LABEL], model.vocabulary.span(UNIT))
@@ -133,18 +151,18 @@ class GenseUnitsTask(DegradedSpeech):
         clean = record.sound(self.rate_hz)
         given, _ = self.chain(clean, rng)
         noisy_t, clean_t = _units(self.units, [given, clean])
-        return units_stream(noisy_t, clean_t, drawn_cells(clean_t.shape, self.config.code_dropout, rng), self.reach)
+        return units_stream(noisy_t, clean_t, drawn_cells(clean_t.shape, self.config.code_dropout, rng), self.reading)
 
     @property
-    def reach(self) -> int | None:
-        """Units before and after its time that a clean one is made from."""
-        return _tokens(self.config, self.units.rate_hz)
+    def reading(self) -> Reading:
+        """How units are read."""
+        return _reading(self.config, self.units.rate_hz)
 
     def predict(self, model: MultimodalLM, records: Sequence[Utterance]) -> list[CleanUnits]:
         """Units of each record, degraded as its id decides."""
         pairs = [self.pair(record) for record in records]
         true, given = (_units(self.units, sounds) for sounds in zip(*pairs, strict=True))
-        made = write_units(model, given, self.config.temperature, self.reach)
+        made = write_units(model, given, self.config.temperature, self.reading)
         return [CleanUnits(*each) for each in zip(true, given, made, strict=True)]
 
     def score(self, outputs: Sequence[CleanUnits], records: Sequence[Utterance]) -> dict[str, float]:
@@ -194,7 +212,7 @@ class GenseCodesTask(DegradedSpeech):
         if self.part.num_steps(int(config.seconds * self.codec.token_rate)) > config.base:
             raise RecipeError(f"task.base: {config.base} codes are less than task.seconds ({config.seconds:g} s) hold.")
         self._first: MultimodalLM | None = None
-        self._first_reach: int | None = None
+        self._first_reading = IN_ORDER
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -223,14 +241,14 @@ class GenseCodesTask(DegradedSpeech):
                 raise CheckpointError(f"task.units_run: {run}: was trained on other units; write tokenizers.units.path: {run}.")
             self._first = MultimodalLM.from_pretrained(run).eval()
             (about,) = Recipe.read(run / "recipe.yaml").tasks
-            self._first_reach = _tokens(about, self.units.rate_hz)
+            self._first_reading = _reading(about, self.units.rate_hz)
         return self._first
 
     @property
-    def first_reach(self) -> int | None:
-        """`reach` of the first step."""
+    def first_reading(self) -> Reading:
+        """How the first step reads."""
         _ = self.first  # which is read with it
-        return self._first_reach
+        return self._first_reading
 
     def example(self, record: Utterance, rng: np.random.Generator) -> Stream:
         """Units and codes of a sound degraded and clean; in some samples the clean units are those that the first step predicts."""
@@ -238,7 +256,7 @@ class GenseCodesTask(DegradedSpeech):
         given, _ = self.chain(clean, rng)
         noisy_t, clean_t = _units(self.units, [given, clean])
         if rng.random() < self.config.written_units:
-            clean_t = read_units(self.first, noisy_t, clean_t, self.first_reach)
+            clean_t = read_units(self.first, noisy_t, clean_t, self.first_reading)
         given_tu, codes_tu = _codes(self.codec, [given, clean])
         steps_su = self.part.forward(codes_tu)
         hidden_su = drawn_cells(steps_su.shape, self.config.code_dropout, rng) & (steps_su != EMPTY)
@@ -251,15 +269,17 @@ class GenseCodesTask(DegradedSpeech):
         rate = self.codec.token_rate / Fraction(*self.units.rate_hz)
         times_t = torch.arange(len(noisy_t)) * rate.numerator // rate.denominator
         base = self.config.base
-        mark = None if self.reach is None else times_t
+        reading = self.reading
+        mark = None if reading.reach is None else times_t
         segments = [
-            Segment(UNIT, noisy_t, position=_at(times_t), mark=mark),
-            Segment(UNIT, clean_t, position=_at(base + times_t), mark=mark),
+            Segment(UNIT, noisy_t, position=_at(times_t), mark=mark, mutual=reading.group(UNITS)),
+            Segment(UNIT, clean_t, position=_at(base + times_t), mark=mark, mutual=reading.group(UNITS)),
         ]
         segments.append(Segment(SPECIAL, torch.zeros(1, dtype=torch.long)))
         if self.config.reads_codes:
             time_t = torch.arange(len(given_tu))
-            segments.append(Segment(CODEC, given_tu, position=_at(time_t), mark=None if self.reach is None else time_t))
+            mark = None if reading.reach is None else time_t
+            segments.append(Segment(CODEC, given_tu, position=_at(time_t), mark=mark, mutual=reading.group(CODES)))
         rows = self.rows(len(given_tu))
         if rows is not None:  # the token before the first clean code predicts it
             segments[-1].reach = torch.tensor(EVERYTHING).repeat(len(segments[-1]), 1)
@@ -271,13 +291,13 @@ class GenseCodesTask(DegradedSpeech):
         return Stream(segments)
 
     @property
-    def reach(self) -> int | None:
-        """Codes before and after its time that a clean one is made from."""
-        return _tokens(self.config, self.codec.token_rate.as_integer_ratio())
+    def reading(self) -> Reading:
+        """How units and codes are read; reach is counted in codes."""
+        return _reading(self.config, self.codec.token_rate.as_integer_ratio())
 
     def rows(self, frames: int) -> Tensor | None:
         """What the queries that predict the steps of so many frames see, see `near`."""
-        return near(self.part.num_steps(frames), self.reach)
+        return near(self.part.num_steps(frames), self.reading.reach)
 
     def write_codes(self, model: MultimodalLM, noisy: Sequence[Tensor], clean: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
         """Clean codes [t, u], as many as `given` holds, for units noisy and clean and codes of what was given."""
@@ -285,7 +305,7 @@ class GenseCodesTask(DegradedSpeech):
         stage = Stage(
             "codes", CODEC, Length.exactly(lambda so_far: len(given[so_far.number])), self.part, position=self.config.base,
             sampling=_sampling(self.config.temperature),
-            reach=None if self.reach is None else lambda so_far, tokens: self._rows(len(given[so_far.number]))[1 : 1 + tokens],
+            reach=None if self.reading.reach is None else lambda so_far, tokens: self._rows(len(given[so_far.number]))[1 : 1 + tokens],
         )  # fmt: skip
         return [found.written["codes"] for found in generate_staged(model, prompts, [stage])]
 
@@ -300,7 +320,7 @@ class GenseCodesTask(DegradedSpeech):
 
     def _written(self, model: MultimodalLM, sounds: Sequence[Sound], given: Sequence[Tensor]) -> list[tuple[Sound, Tensor]]:
         noisy = _units(self.units, sounds)
-        codes = self.write_codes(model, noisy, write_units(self.first, noisy, self.config.temperature, self.first_reach), given)
+        codes = self.write_codes(model, noisy, write_units(self.first, noisy, self.config.temperature, self.first_reading), given)
         return [(self._sound(codes_tu, len(sound.wave_n)), codes_tu) for codes_tu, sound in zip(codes, sounds, strict=True)]
 
     def _sound(self, codes_tu: Tensor, num_samples: int) -> Sound:
@@ -340,9 +360,10 @@ class GenseCodesTask(DegradedSpeech):
         return {}
 
 
-def _tokens(config: Any, rate_hz: tuple[int, int]) -> int | None:
-    """Tokens of a rate within a config's reach_seconds."""
-    return None if config.reach_seconds is None else max(1, round(config.reach_seconds * rate_hz[0] / rate_hz[1]))
+def _reading(config: Any, rate_hz: tuple[int, int]) -> Reading:
+    """How tokens of a rate are read by a config."""
+    reach = None if config.reach_seconds is None else max(1, round(config.reach_seconds * rate_hz[0] / rate_hz[1]))
+    return Reading(reach, config.both_ways)
 
 
 def _at(place_t: Tensor) -> Tensor:

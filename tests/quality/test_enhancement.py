@@ -109,5 +109,5 @@ def test_without_the_codes_of_what_was_given_the_voice_is_lost(folder, codes):
 
 
 def test_without_the_first_step_more_words_are_lost(folder, codes, monkeypatch):
-    monkeypatch.setattr(gense, "write_units", lambda model, noisy, temperature, reach: list(noisy))
+    monkeypatch.setattr(gense, "write_units", lambda model, noisy, temperature, reading: list(noisy))
     assert measured(codes_run(folder), "evaluate.judges=[words]")["model"]["wer"] > codes["model"]["wer"]

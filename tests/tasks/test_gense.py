@@ -17,7 +17,7 @@ from mmlm.sound import Sound
 from mmlm.stages import SoFar
 from mmlm.stream import pack, positions, unpack
 from mmlm.tasks import gense
-from mmlm.tasks.gense import MASK, SPECIAL, UNIT, read_units, units_stream, write_units
+from mmlm.tasks.gense import MASK, SPECIAL, UNIT, Reading, read_units, units_stream, write_units
 from tests.tasks.untrained import save_codec
 
 for package in ("soundfile", "soxr", "rapidfuzz"):
@@ -104,14 +104,38 @@ def test_the_first_step_puts_clean_units_where_the_noisy_ones_stand_and_writes_a
 
 def test_units_that_are_read_in_one_pass_are_those_that_would_be_written_next(runs):
     _, task, model = load_run(runs / "units")
-    assert task.reach == 3
+    assert task.reading == Reading(3, both_ways=True)
     noisy_t = torch.randint(0, 8, (12,), generator=torch.Generator().manual_seed(0))
-    for reach in (None, 3):
-        written_t = write_units(model, [noisy_t], 0.0, reach)[0]
-        assert torch.equal(read_units(model, noisy_t, written_t, reach), written_t)
+    for reading in (Reading(), Reading(3), Reading(both_ways=True), Reading(3, both_ways=True)):
+        written_t = write_units(model, [noisy_t], 0.0, reading)[0]
+        assert torch.equal(read_units(model, noisy_t, written_t, reading), written_t)
         other_t = (written_t + 1) % 8
         other_t[:6] = written_t[:6]
-        assert torch.equal(read_units(model, noisy_t, other_t, reach)[:7], written_t[:7])
+        assert torch.equal(read_units(model, noisy_t, other_t, reading)[:7], written_t[:7])
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_what_was_given_is_read_in_both_directions_where_asked(runs, both_ways):
+    _, task, _ = load_run(runs / "units")
+    assert task.reading.both_ways  # the default
+    recipe = units_recipe(runs, "ways", f"task.both_ways={str(both_ways).lower()}")
+    torch.manual_seed(0)
+    task, noisy_t = build_task(recipe), torch.arange(8)
+    model = build_model(recipe, task).double().eval()
+
+    def hidden(units_t):
+        return model.hidden(pack([units_stream(units_t, torch.arange(8), reading=task.reading)], model.vocabulary))[0][0]
+
+    changed_t = (hidden(noisy_t) - hidden(torch.tensor([0, 1, 2, 3, 4, 5, 6, 0]))).abs().amax(1) > 1e-9
+    assert bool(changed_t[0]) is both_ways and bool(changed_t[7])
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_units_and_codes_that_are_given_are_read_in_both_directions_where_asked(runs, both_ways):
+    task = build_task(codes_recipe(runs, "ways", f"task.both_ways={str(both_ways).lower()}"))
+    stream = task.example(records(runs / "codes")[0], np.random.default_rng(0))
+    groups = [each.mutual for each in stream.segments]
+    assert groups == ([1, 1, 0, 2, 0] if both_ways else [0, 0, 0, 0, 0])
 
 
 def test_a_clean_token_is_made_from_what_is_near_its_time_alone(runs):
@@ -126,7 +150,7 @@ def test_a_clean_token_is_made_from_what_is_near_its_time_alone(runs):
     other_t[12] = (other_t[12] + 1) % 8
 
     def hidden(units_t, reach):
-        batch = pack([units_stream(units_t, clean_t, reach=reach)], model.vocabulary)
+        batch = pack([units_stream(units_t, clean_t, reading=Reading(reach))], model.vocabulary)
         return unpack(model.hidden(batch)[0], batch.layout)[0][20:]  # row k predicts clean unit k
 
     changed = (hidden(noisy_t, 3) - hidden(other_t, 3)).abs().amax(1)[:20] > 1e-9
@@ -189,20 +213,20 @@ def test_what_is_written_sees_what_training_saw(runs, monkeypatch):
         task.write_codes(model, [noisy], [clean], [given])
     rows, before = asked["stage"].reach(SoFar(0, asked["prompt"]), len(steps)), asked["prompt"].segments[-1]
     assert torch.equal(rows, stream.segments[-1].reach) and torch.equal(before.reach, stream.segments[-2].reach)
-    assert task.reach == 6 and before.reach[-1].tolist() == [-6, 6] and rows[0].tolist() == [-5, 7]
+    assert task.reading == Reading(6, both_ways=True) and before.reach[-1].tolist() == [-6, 6] and rows[0].tolist() == [-5, 7]
     assert before.reach[0].tolist() == list(EVERYTHING) and before.mark.tolist() == list(range(len(given)))
     units = stream.segments[0]
     assert units.mark.tolist() == [2 * at for at in range(len(noisy))] == stream.segments[1].mark.tolist()
     with pytest.raises(InterruptedError):
-        write_units(model, [noisy], 0.0, 3)
+        write_units(model, [noisy], 0.0, Reading(3))
     rows = asked["stage"].reach(SoFar(0, asked["prompt"]), len(noisy))
-    assert torch.equal(rows, units_stream(noisy, clean, reach=3).segments[-1].reach) and rows[0].tolist() == [-2, 4]
+    assert torch.equal(rows, units_stream(noisy, clean, reading=Reading(3)).segments[-1].reach) and rows[0].tolist() == [-2, 4]
     assert asked["prompt"].segments[-1].reach.tolist() == [[-3, 3]]
 
 
 def test_a_share_of_the_samples_reads_units_of_the_first_step(runs, monkeypatch):
     record, told = records(runs / "codes")[0], []
-    monkeypatch.setattr(gense, "read_units", lambda model, noisy_t, clean_t, reach: told.append(1) or torch.full_like(clean_t, 7))
+    monkeypatch.setattr(gense, "read_units", lambda model, noisy_t, clean_t, reading: told.append(1) or torch.full_like(clean_t, 7))
     for share, wanted in ((0.0, 0), (1.0, 40), (0.25, 10)):
         task, told[:] = build_task(codes_recipe(runs, "share", f"task.written_units={share}")), []
         streams = [task.example(record, np.random.default_rng(seed)) for seed in range(40)]
