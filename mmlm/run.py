@@ -120,10 +120,25 @@ class Records:
         return self.sources[place].draw(rng, self.asks)
 
 
+class _Asked(dict[str, Any]):
+    """Tokenizers by name, and which of them have been asked for."""
+
+    def __init__(self, tokenizers: dict[str, Any]) -> None:
+        super().__init__(tokenizers)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+
 def build_task(recipe: Recipe, folder: Path | None = None) -> Any:
     """The task of a recipe with its tokenizers: those that a run keeps in its folder, else read or fitted on training texts or sounds."""
-    tokenizers = {name: config.build() for name, config in recipe.tokenizers.items()}
+    tokenizers = _Asked({name: config.build() for name, config in recipe.tokenizers.items()})
     task: Task = recipe.tasks[0].build(tokenizers)
+    for name in sorted(tokenizers.keys() - tokenizers.asked):
+        logger.warning("tokenizers.%s is not used: the task %r does not name it.", name, recipe.tasks[0].type)
+        del tokenizers[name]
     if isinstance(task, MeetsSources):
         task.meet([*recipe.data.train, *recipe.data.validation, *recipe.data.test])
     for name, tokenizer in tokenizers.items():

@@ -16,6 +16,7 @@ from mmlm.data.texts import Part, Passage
 from mmlm.recipe import Recipe
 from mmlm.run import build_model, build_task, evaluate, load_run, train
 from mmlm.stream import NO_LABEL, pack
+from mmlm.tokenizers.text import TextTokenizer
 
 RECIPE = """
 schema: 1
@@ -150,6 +151,15 @@ def test_a_run_from_files_to_a_text_that_is_written(folder, tmp_path, capsys):
     assert evaluate(tmp_path / "tuned")["metrics"]["bits_per_byte"] != metrics["metrics"]["bits_per_byte"]
     _, task, model = load_run(run)
     assert task.predict(model, [Passage([Part("x")], is_whole=True)])[0].size_bytes == 1
+
+
+def test_a_tokenizer_that_no_task_names_is_told_and_not_fitted(folder, monkeypatch, caplog):
+    fitted = []
+    monkeypatch.setattr(TextTokenizer, "fit", lambda self, texts: fitted.append(self) or self)
+    recipe = Recipe.read(RECIPE.replace("FOLDER", str(folder)), ["tokenizers.spare={type: text, vocabulary_size: 300}"])
+    task = build_task(recipe)
+    assert fitted == [task.text] and list(task.tokenizers) == ["text"]
+    assert "tokenizers.spare is not used: the task 'text' does not name it." in caplog.text
 
 
 def test_a_task_without_its_tokenizer_or_with_no_data_is_told():
