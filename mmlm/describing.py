@@ -43,7 +43,7 @@ class Describer:
     """Says what is in pictures. run: the folder of a finished run. Raises RecipeError where it describes none."""
 
     def __init__(self, run: str | Path) -> None:
-        recipe, task, self.model = load_run(run)
+        recipe, task, self.model = load_run(run, fits=lambda task: task.type == "grounded")
         if not isinstance(task, GroundedTask):
             raise RecipeError(f"{run}: its task {recipe.tasks[0].type!r} describes no pictures; --image needs a run that does.")
         self.task, self.kinds = task, [kind for kind, share in task.config.kinds.items() if share > 0]

@@ -42,7 +42,7 @@ def enhance(run: str | Path, given: Path, output: Path | None = None, progress: 
     progress(seconds of sound done, seconds in all). Raises RecipeError for a run that mends no sounds, and DataError for a single file that
     is missing, empty, cut short, no sound, or silent.
     """
-    recipe, task, model = load_run(run)
+    recipe, task, model = load_run(run, fits=lambda task: getattr(task, "mends_sound", False))
     if not isinstance(task, Enhances):
         raise RecipeError(f"{run}: its task {recipe.tasks[0].type!r} mends no sounds; --audio needs a run that does.")
     if not given.is_dir():

@@ -117,7 +117,7 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
             raise DataError(f"kind 'numbers' needs a numeric target, but {target.name!r} holds texts or dates.")
         if target.num_distinct < 2:
             raise DataError(f"the examples show one class alone ({target.num_distinct} distinct target values); at least two are needed.")
-        recipe, self.task_, self.model_ = load_run(self.run)
+        recipe, self.task_, self.model_ = load_run(self.run, fits=lambda task: getattr(task, "reads", "tables") == "tables")
         if getattr(recipe.tasks[0], "reads", "tables") != "tables":
             raise DataError(f"{self.run}: its task {recipe.tasks[0].type!r} predicts no column of a table; name a run that does.")
         if is_number:

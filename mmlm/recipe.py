@@ -35,7 +35,7 @@ class Recipe(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="name of the run")
     output: str = Field("", description="the run folder; default runs/<name>")
     seed: int = Field(0, ge=0, lt=1 << 63, description="decides weights, order of data and sampling")
-    tasks: list[TASKS.choice] = Field([], max_length=1, description="what is learned; written `task` for one alone")
+    tasks: list[TASKS.choice] = Field([], description="what is learned, all by one decoder; written `task` for one alone")
     data: DataConfig = Field(DataConfig(), description="what is trained and validated on")
     tokenizers: dict[str, TOKENIZERS.choice] = Field({}, description="tokenizers by the name that the task uses")
     encoders: dict[str, ENCODERS.choice] = Field({}, description="encoders by the name that segments use")
@@ -69,27 +69,34 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
-    def _data_fit_the_task(self) -> Recipe:
-        for task in self.tasks:
-            if faults := self.data.faults(getattr(task, "reads", "tables")):
-                raise ValueError("; ".join(faults))
+    def _tasks_are_apart(self) -> Recipe:
+        names = [task.called for task in self.tasks]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"tasks: several are called {repeated[0]}; give each a name of its own")
+        if len(names) > 1 and (own := [task.called for task in self.tasks if getattr(task, "has_own_network", False)]):
+            raise ValueError(f"tasks: {own[0]} trains a network of its own, not the decoder; give it a recipe of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _data_fit_the_tasks(self) -> Recipe:
+        if self.tasks and (faults := self.data.faults({task.called: _reads(task) for task in self.tasks})):
+            raise ValueError("; ".join(faults))
         if unknown := self.projectors.keys() - self.encoders.keys():
             raise ValueError(f"projectors.{min(unknown)}: there is no encoder of that name; encoders: {', '.join(self.encoders) or 'none'}")
         return self
 
+    @property
+    def alone(self) -> list[Recipe]:
+        """For each task a recipe of it alone, with the data that it uses."""
+        if len(self.tasks) <= 1:
+            return [self] if self.tasks else []
+        return [self.model_copy(update={"tasks": [task], "data": self.data.of(task.called, _reads(task))}) for task in self.tasks]
+
     def without_effect(self) -> dict[str, str]:
-        """Of the section `evaluate`, what is not about what the task makes; a task with a network of its own has no decoder."""
-        found: dict[str, str] = {}
-        for task in self.tasks:
-            if getattr(task, "reads", "tables") == "tables":
-                found |= _keys_of_evaluate(EvaluateConfig.of_sounds, f"the task {task.type!r} makes no sound")
-            elif getattr(task, "makes_sound", False):
-                found |= _keys_of_evaluate(EvaluateConfig.of_tables, f"the task {task.type!r} is measured on data.test")
-            else:
-                found["evaluate"] = f"the task {task.type!r} is measured on data.test"
-        own = [task.type for task in self.tasks if getattr(task, "has_own_network", False)]
-        parts = ("encoders", "projectors", "backbone", "heads", "adapt", "objective") if own else ()
-        return found | dict.fromkeys(parts, f"the task {''.join(own)!r} trains a network of its own")
+        """Of the section `evaluate`, what is not about what the tasks make; a task with a network of its own has no decoder."""
+        each = [_without_effect(task) for task in self.tasks]
+        found = {key: why for some in each for key, why in some.items()}
+        return {key: why for key, why in found.items() if all({key, key.partition(".")[0]} & some.keys() for some in each)}
 
     @classmethod
     def read(cls, source: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
@@ -132,6 +139,24 @@ class Recipe(Strict):
     def dump(self) -> str:
         """Complete YAML text, every default written out; it reads back as an equal recipe."""
         return yaml.dump(self.model_dump(mode="json", by_alias=True))
+
+
+def _reads(task: Any) -> str:
+    """The kind of its records."""
+    return str(getattr(task, "reads", "tables"))
+
+
+def _without_effect(task: Any) -> dict[str, str]:
+    """What of a recipe does nothing for a task, and why."""
+    found: dict[str, str] = {}
+    if _reads(task) == "tables":
+        found = _keys_of_evaluate(EvaluateConfig.of_sounds, f"the task {task.type!r} makes no sound")
+    elif getattr(task, "makes_sound", False):
+        found = _keys_of_evaluate(EvaluateConfig.of_tables, f"the task {task.type!r} is measured on data.test")
+    else:
+        found["evaluate"] = f"the task {task.type!r} is measured on data.test"
+    parts = ("encoders", "projectors", "backbone", "heads", "adapt", "objective") if getattr(task, "has_own_network", False) else ()
+    return found | dict.fromkeys(parts, f"the task {task.type!r} trains a network of its own")
 
 
 def _keys_of_evaluate(names: Iterable[str], why: str) -> dict[str, str]:

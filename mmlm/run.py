@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,7 @@ from mmlm.data.episodes import OneTable
 from mmlm.data.real_tables import load_real_tables
 from mmlm.data.tables import Table
 from mmlm.evaluation.card import write_card
+from mmlm.evaluation.joint_report import write_joint_report
 from mmlm.evaluation.judges import Judges
 from mmlm.evaluation.measure import measure, measured_summary, records_of, source_names
 from mmlm.evaluation.measured_report import write_measured_report
@@ -30,6 +31,7 @@ from mmlm.evaluation.protocol import compare, summary
 from mmlm.evaluation.report import write_report
 from mmlm.evaluation.validation import Validation
 from mmlm.interop.load import load
+from mmlm.joint import JointLearner, JointSamples, JointValidation, Part, merged, vocabulary_of
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
 from mmlm.objectives.base import Objective
@@ -121,7 +123,7 @@ class Records:
 
 
 class _Asked(dict[str, Any]):
-    """Tokenizers by name, and which of them have been asked for."""
+    """Tokenizers by name, and which of them a task has asked for."""
 
     def __init__(self, tokenizers: dict[str, Any]) -> None:
         super().__init__(tokenizers)
@@ -132,33 +134,56 @@ class _Asked(dict[str, Any]):
         return super().__getitem__(name)
 
 
-def build_task(recipe: Recipe, folder: Path | None = None) -> Any:
-    """The task of a recipe with its tokenizers: those that a run keeps in its folder, else read or fitted on training texts or sounds."""
-    tokenizers = _Asked({name: config.build() for name, config in recipe.tokenizers.items()})
-    task: Task = recipe.tasks[0].build(tokenizers)
-    for name in sorted(tokenizers.keys() - tokenizers.asked):
-        logger.warning("tokenizers.%s is not used: the task %r does not name it.", name, recipe.tasks[0].type)
-        del tokenizers[name]
-    if isinstance(task, MeetsSources):
-        task.meet([*recipe.data.train, *recipe.data.validation, *recipe.data.test])
+def build_parts(recipe: Recipe, folder: Path | None = None) -> list[Part]:
+    """The tasks of a recipe with their tokenizers: those that a run keeps in its folder, else read or fitted on training records."""
+    tokenizers = {name: config.build() for name, config in recipe.tokenizers.items()}
+    parts, used = list[Part](), set[str]()
+    for alone in recipe.alone:
+        own = _Asked(tokenizers)
+        parts.append(Part(alone, alone.tasks[0].build(own)))
+        used |= own.asked
+        for name in own.keys() - own.asked:
+            del own[name]
+    for name in sorted(tokenizers.keys() - used):
+        logger.warning("tokenizers.%s is not used: no task names it.", name)
+    for part in parts:
+        if isinstance(part.task, MeetsSources):
+            data = part.recipe.data
+            part.task.meet([*data.train, *data.validation, *data.test])
     for name, tokenizer in tokenizers.items():
+        users = [part for part in parts if name in part.task.tokenizers]
         if folder is not None and (folder / TOKENIZERS / name).is_dir():
             tokenizer.load(folder / TOKENIZERS / name)
-        elif isinstance(task, OwnNetwork) and name in task.trains:
-            continue
-        elif not getattr(tokenizer, "is_fitted", True):
-            if not hasattr(tokenizer, "fit"):
-                kind = recipe.tokenizers[name].type
-                raise RecipeError(f"tokenizers.{name}: {kind!r} is trained by a run of its own; give that run as its `path`.")
-            records = Records.of_training(recipe, task)
-            draws = [np.random.default_rng([recipe.seed, number]) for number in range(FITTED_ON)]
-            if getattr(tokenizer, "is_fitted_on_sounds", False):
-                if not isinstance(task, GivesSounds):
-                    raise RecipeError(f"tokenizers.{name}: is fitted on sounds, but the task {recipe.tasks[0].type!r} has none.")
-                tokenizer.fit(sound for rng in draws for sound in task.sounds(records.draw(rng)))
-            else:
-                tokenizer.fit([text for rng in draws for text in task.texts(records.draw(rng), rng)])
-    return task
+        elif users and not any(isinstance(part.task, OwnNetwork) and name in part.task.trains for part in users):
+            _fit(name, tokenizer, users)
+    return parts
+
+
+def build_task(recipe: Recipe, folder: Path | None = None) -> Any:
+    """The task of a recipe that has one, as `build_parts` makes it."""
+    return build_parts(recipe, folder)[0].task
+
+
+def _fit(name: str, tokenizer: Any, users: Sequence[Part]) -> None:
+    """Fit a tokenizer, if it is to be, on records of the tasks that use it."""
+    if getattr(tokenizer, "is_fitted", True):
+        return
+    recipe = users[0].recipe
+    if not hasattr(tokenizer, "fit"):
+        kind = recipe.tokenizers[name].type
+        raise RecipeError(f"tokenizers.{name}: {kind!r} is trained by a run of its own; give that run as its `path`.")
+    drawn = [
+        (part.task, records.draw(rng), rng)
+        for part in users
+        for records in [Records.of_training(part.recipe, part.task)]
+        for rng in (np.random.default_rng([recipe.seed, number]) for number in range(FITTED_ON))
+    ]
+    if not getattr(tokenizer, "is_fitted_on_sounds", False):
+        tokenizer.fit([text for task, record, rng in drawn for text in task.texts(record, rng)])
+        return
+    if deaf := [part for part in users if not isinstance(part.task, GivesSounds)]:
+        raise RecipeError(f"tokenizers.{name}: is fitted on sounds, but the task {deaf[0].config.type!r} has none.")
+    tokenizer.fit(sound for task, record, _ in drawn for sound in task.sounds(record))
 
 
 def build_model(recipe: Recipe, task: Task) -> MultimodalLM:
@@ -166,49 +191,55 @@ def build_model(recipe: Recipe, task: Task) -> MultimodalLM:
 
     Raises RecipeError where the parts do not fit together, or the model does not read what the task gives.
     """
-    model = _first(recipe, task) if recipe.backbone.pretrained is None else _pretrained(recipe, task)
-    if isinstance(task, MeetsModel):
-        task.meet_model(model)
+    return _model(recipe, [Part(recipe, task)])
+
+
+def _model(recipe: Recipe, parts: Sequence[Part]) -> MultimodalLM:
+    """The model of all tasks."""
+    model = _first(recipe, parts) if recipe.backbone.pretrained is None else _pretrained(recipe, parts)
+    for part in parts:
+        if isinstance(part.task, MeetsModel):
+            part.task.meet_model(model)
     return model
 
 
-def _first(recipe: Recipe, task: Task) -> MultimodalLM:
+def _first(recipe: Recipe, parts: Sequence[Part]) -> MultimodalLM:
     if recipe.adapt.replace is not None:
         raise RecipeError("adapt.replace: there is nothing to replace: backbone.pretrained names no decoder.")
     if recipe.adapt.dropout is not None:
         raise RecipeError("adapt.dropout: is of a pretrained decoder; of a new one backbone.dropout says it.")
-    missing = task.features.keys() - recipe.encoders.keys()
-    if missing:
-        raise RecipeError(f"encoders: the task {recipe.tasks[0].type!r} needs an encoder named {', '.join(sorted(missing))}.")
+    features = merged(parts, "features")
+    if missing := features.keys() - recipe.encoders.keys():
+        raise RecipeError(f"encoders: {_who(parts)} needs an encoder named {', '.join(sorted(missing))}.")
     torch.manual_seed(recipe.seed)
     return MultimodalLM(
         ModelConfig(
             schema=1,
-            vocabulary=dict(task.vocabulary),
+            vocabulary=vocabulary_of(parts),
             backbone=recipe.backbone,
             encoders=recipe.encoders,
             projectors=recipe.projectors,
-            features=dict(task.features),
-            channels=dict(getattr(task, "channels", {})),
+            features=features,
+            channels=merged(parts, "channels"),
             heads=recipe.heads,
         )
     )
 
 
-def _pretrained(recipe: Recipe, task: Task) -> MultimodalLM:
+def _pretrained(recipe: Recipe, parts: Sequence[Part]) -> MultimodalLM:
     name = recipe.backbone.pretrained
     assert name is not None
     model = load(name)
     if recipe.heads not in (Recipe.model_fields["heads"].default, model.config.heads):
         raise RecipeError(f"heads: those of backbone.pretrained, {name}, are others; leave them out.")
-    held, wanted = model.vocabulary.sizes, dict(task.vocabulary)
+    held, wanted, features = model.vocabulary.sizes, vocabulary_of(parts), merged(parts, "features")
     if model.config.features and held != wanted:
-        raise RecipeError(f"backbone.pretrained: {name} has the vocabulary {held}, but the task needs {wanted}.")
-    new = _new_encoders(recipe, task, model.config)
+        raise RecipeError(f"backbone.pretrained: {name} has the vocabulary {held}, but {_who(parts)} needs {wanted}.")
+    new = _new_encoders(recipe, features, _who(parts), model.config)
     torch.manual_seed(recipe.seed)
     model.extend_vocabulary({key: max(size, held.get(key, 0)) for key, size in wanted.items()})
     some = {key: kind for key, kind in recipe.projectors.items() if key in new}
-    model.add_encoders({key: recipe.encoders[key] for key in new}, {key: task.features[key] for key in new}, some)
+    model.add_encoders({key: recipe.encoders[key] for key in new}, {key: features[key] for key in new}, some)
     model.to(next(model.parameters()).dtype)
     if recipe.adapt.replace is not None:
         model = replace_as(model, recipe.adapt.replace)
@@ -217,49 +248,57 @@ def _pretrained(recipe: Recipe, task: Task) -> MultimodalLM:
     return model
 
 
-def _new_encoders(recipe: Recipe, task: Task, config: ModelConfig) -> list[str]:
-    """Encoders that a task needs and a pretrained decoder has not. Raises RecipeError where what it has does not fit."""
+def _new_encoders(recipe: Recipe, features: Mapping[str, int], who: str, config: ModelConfig) -> list[str]:
+    """Encoders of features that tasks give and a pretrained decoder has not. Raises RecipeError where what it has does not fit."""
     name = recipe.backbone.pretrained
     for key, size in config.features.items():
-        if task.features.get(key) != size:
+        if features.get(key) != size:
             raise RecipeError(
-                f"backbone.pretrained: {name} reads the features {config.features}, but the task {recipe.tasks[0].type!r} gives "
-                f"{dict(task.features) or 'none'}."
+                f"backbone.pretrained: {name} reads the features {config.features}, but {who} gives {dict(features) or 'none'}."
             )
         if key in recipe.encoders and recipe.encoders[key].without_weights() != config.encoders[key]:
             raise RecipeError(f"encoders.{key}: that of backbone.pretrained, {name}, is another; leave it out.")
         if recipe.projectors.get(key, held := config.projectors.get(key, "linear")) != held:
             raise RecipeError(f"projectors.{key}: that of backbone.pretrained, {name}, is {held}; leave it out.")
-    if unknown := recipe.encoders.keys() - config.encoders.keys() - task.features.keys():
-        raise RecipeError(f"encoders: the task {recipe.tasks[0].type!r} reads nothing through {', '.join(sorted(unknown))}; leave it out.")
-    new = [key for key in task.features if key not in config.features]
+    if unknown := recipe.encoders.keys() - config.encoders.keys() - features.keys():
+        raise RecipeError(f"encoders: {who} reads nothing through {', '.join(sorted(unknown))}; leave it out.")
+    new = [key for key in features if key not in config.features]
     if missing := [key for key in new if key not in recipe.encoders]:
-        raise RecipeError(f"encoders: the task {recipe.tasks[0].type!r} needs an encoder named {', '.join(missing)}, which {name} has not.")
+        raise RecipeError(f"encoders: {who} needs an encoder named {', '.join(missing)}, which {name} has not.")
     return new
+
+
+def _who(parts: Sequence[Part]) -> str:
+    """The tasks, for messages."""
+    return f"the task {parts[0].config.type!r}" if len(parts) == 1 else f"one of the tasks {', '.join(part.name for part in parts)}"
 
 
 def preview(recipe: Recipe, count: int = 2) -> str:
     """Samples of a recipe as the model will read them, and what a batch holds. Nothing is trained or written."""
     if not recipe.tasks:
         raise RecipeError(f"recipe {recipe.name!r}: `task` is missing; there is nothing to show.")
-    task = build_task(recipe)
-    vocabulary = Vocabulary(task.vocabulary)
-    records, objective = Records.of_training(recipe, task), recipe.objective.build()
-    own = isinstance(task, OwnNetwork)
+    parts = build_parts(recipe)
+    vocabulary, objective = Vocabulary(vocabulary_of(parts)), recipe.objective.build()
+    return "\n\n".join(_preview(part, objective, vocabulary, count, is_named=len(parts) > 1) for part in parts)
+
+
+def _preview(part: Part, objective: Objective, vocabulary: Vocabulary, count: int, *, is_named: bool) -> str:
+    """Samples of one task."""
+    task, seed, size = part.task, part.recipe.seed, part.size
+    records, own = Records.of_training(part.recipe, task), isinstance(task, OwnNetwork)
     samples = task.samples(records) if own else DrawnSamples(task, objective, vocabulary, records)
-    parts = []
+    lines = [f"task {part.name}", ""] if is_named else []
     for number in range(count):
-        rng = np.random.default_rng([recipe.seed, number])
+        rng = np.random.default_rng([seed, number])
         record = records.draw(rng)
-        parts += [f"sample {number + 1}: {task.title(record)}", task.shown(record), ""]
-    size = recipe.train.batch_size
-    batch = samples.collate([samples.sample(number, np.random.default_rng([recipe.seed, number])) for number in range(size)])
+        lines += [f"sample {number + 1}: {task.title(record)}", task.shown(record), ""]
+    batch = samples.collate([samples.sample(number, np.random.default_rng([seed, number])) for number in range(size)])
     if own:
-        return "\n".join([*parts, f"a batch of {size}: {batch.num_tokens:,} tokens"])
+        return "\n".join([*lines, f"a batch of {size}: {batch.num_tokens:,} tokens"])
     documents, tokens, weighted = int(batch.layout.document.max()), batch.num_tokens, int((batch.weight > 0).sum())
     ranges = ", ".join(f"{name} {size}" for name, size in vocabulary.sizes.items())
-    parts += [f"a batch of {size}: {documents} documents, {tokens:,} tokens, {weighted:,} of them carry loss; vocabulary: {ranges}"]
-    return "\n".join(parts)
+    lines += [f"a batch of {size}: {documents} documents, {tokens:,} tokens, {weighted:,} of them carry loss; vocabulary: {ranges}"]
+    return "\n".join(lines)
 
 
 def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[str, Any]], None] | None = None) -> Result:
@@ -270,54 +309,64 @@ def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[
     if not recipe.tasks:
         raise RecipeError(f"recipe {recipe.name!r}: `task` is missing; nothing can be trained without one.")
     folder = Path(recipe.output)
-    task = build_task(recipe, None if fresh else folder)
-    learner, made_of = _learner(recipe, task)
-    records = Records.of_training(recipe, task)
-    samples = made_of(records)
+    parts = build_parts(recipe, None if fresh else folder)
+    learner, made_of = _learner(recipe, parts)
+    records = [Records.of_training(part.recipe, part.task) for part in parts]
+    each = [make(some) for make, some in zip(made_of, records, strict=True)]
     hooks: dict[str, Any] = {}
     if recipe.train.validate_every or recipe.train.sample_every:
-        apart = made_of(records.for_validation(recipe))
-        validation = Validation(apart, task, recipe.train, count=recipe.data.validate_samples, seed=recipe.seed)
+        apart = [
+            Validation(
+                make(some.for_validation(part.recipe)), part.task, recipe.train, count=recipe.data.validate_samples, seed=recipe.seed
+            )
+            for part, make, some in zip(parts, made_of, records, strict=True)
+        ]
+        validation = apart[0] if len(parts) == 1 else JointValidation(parts, apart, recipe.train)
         validation.check(learner)
         hooks = {"validate": validation, "draw": validation.draw}
     elif recipe.data.has_validation:
         logger.warning("data.validate is not used: train.validate_every and train.sample_every are 0.")
-    if not isinstance(task, OwnNetwork):
+    if not isinstance(parts[0].task, OwnNetwork):
         adapt(learner.model, recipe.adapt, recipe.seed)
-    result = Trainer(learner, samples, recipe.train, folder, seed=recipe.seed, progress=progress, **hooks).fit(fresh=fresh)
+    samples = each[0] if len(parts) == 1 else JointSamples(parts, each)
+    config = recipe.train if len(parts) > 1 else recipe.train.model_copy(update={"batch_size": parts[0].size})
+    result = Trainer(learner, samples, config, folder, seed=recipe.seed, progress=progress, **hooks).fit(fresh=fresh)
     if result.reason != "signal":
-        save_run(folder, recipe, task, learner.model)
+        save_run(folder, recipe, parts, learner.model)
     return result
 
 
-def _learner(recipe: Recipe, task: Task) -> tuple[Any, Callable[[Records], Any]]:
-    """What is trained, and what makes its samples of records."""
-    if isinstance(task, OwnNetwork):
-        return task.learner(recipe.seed), task.samples
+def _learner(recipe: Recipe, parts: Sequence[Part]) -> tuple[Any, list[Callable[[Records], Any]]]:
+    """What is trained, and for each task what makes its samples of records."""
+    first = parts[0].task
+    if isinstance(first, OwnNetwork):
+        return first.learner(recipe.seed), [first.samples]
     objective = recipe.objective.build()
-    model = build_model(recipe, task)
+    model = _model(recipe, parts)
     if (teacher := getattr(objective, "teacher_name", None)) is not None:
         objective.set_teacher(load(teacher))
-    return Learner(model, objective), partial(DrawnSamples, task, objective, model.vocabulary)
+    weights = {part.name: float(part.config.weight) for part in parts}
+    learner = Learner(model, objective) if len(parts) == 1 else JointLearner(model, objective, weights)
+    return learner, [partial(DrawnSamples, part.task, objective, model.vocabulary) for part in parts]
 
 
-def save_run(folder: Path, recipe: Recipe, task: Task, model: MultimodalLM) -> None:
+def save_run(folder: Path, recipe: Recipe, parts: Sequence[Part], model: MultimodalLM) -> None:
     """Write what `load_run` reads. Adapters are kept by themselves and added to the weights, so that the model is whole."""
-    for name, tokenizer in task.tokenizers.items():
+    for name, tokenizer in {name: each for part in parts for name, each in part.task.tokenizers.items()}.items():
         tokenizer.save(folder / TOKENIZERS / name)
-    if isinstance(task, OwnNetwork):
-        task.save(folder)
+    if isinstance(parts[0].task, OwnNetwork):
+        parts[0].task.save(folder)
     else:
-        _save_decoder(folder, recipe, task, model)
+        _save_decoder(folder, recipe, parts, model)
     write_text_whole(folder / RECIPE, recipe.dump())
     write_card(folder, recipe, None)
 
 
-def _save_decoder(folder: Path, recipe: Recipe, task: Task, model: MultimodalLM) -> None:
+def _save_decoder(folder: Path, recipe: Recipe, parts: Sequence[Part], model: MultimodalLM) -> None:
     if adapted_layers(model) and recipe.adapt.lora is not None:
         save_adapters(model, folder / ADAPTER, recipe.adapt.lora)
         merge_lora(model)
-    if (ends := getattr(task, "ends", None)) is not None:
+    if len(parts) == 1 and (ends := getattr(parts[0].task, "ends", None)) is not None:
         model.stop = tuple(model.vocabulary.span("text").start + index for index in ends)
     model.save_pretrained(folder)
 
@@ -337,14 +386,25 @@ def fine_tune(recipe: Recipe, task: Task, model: MultimodalLM, table: Table, lor
     model.eval()
 
 
-def load_run(folder: Path | str, overrides: Sequence[str] = ()) -> tuple[Recipe, Any, Any]:
-    """The recipe, task and model (or own network of the task) of a finished run. Raises CheckpointError where the folder holds none."""
+def load_run(folder: Path | str, overrides: Sequence[str] = (), fits: Callable[[Any], bool] | None = None) -> tuple[Recipe, Any, Any]:
+    """The recipe, task and model (or own network of the task) of a finished run. Raises CheckpointError where the folder holds none.
+
+    fits: told the config of each of several tasks, says which is wanted; the recipe is that of this task alone. Default: the first.
+    """
+    recipe, parts, model = load_parts(folder, overrides)
+    part = next((part for part in parts if fits is not None and fits(part.config)), parts[0])
+    return part.recipe, part.task, model
+
+
+def load_parts(folder: Path | str, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Part], Any]:
+    """The recipe, all tasks and the model of a finished run."""
     path = Path(folder) / RECIPE
     if not path.is_file():
         raise CheckpointError(f"{folder}: no finished run: {RECIPE} is missing.")
     recipe = Recipe.read(path, overrides)
-    task = build_task(recipe, Path(folder))
-    return recipe, task, task.load(Path(folder)) if isinstance(task, OwnNetwork) else MultimodalLM.from_pretrained(folder)
+    parts = build_parts(recipe, Path(folder))
+    first = parts[0].task
+    return recipe, parts, first.load(Path(folder)) if isinstance(first, OwnNetwork) else MultimodalLM.from_pretrained(folder)
 
 
 def dry(recipe: Recipe) -> Recipe:
@@ -358,9 +418,25 @@ def evaluate(folder: Path | str, overrides: Sequence[str] = (), progress: Callab
 
     progress(done, in all) is called after each table, or some records. Files that are there are replaced at the end, whole.
     """
-    recipe, task, model = load_run(folder, overrides)
-    if getattr(recipe.tasks[0], "reads", "tables") == "tables":
-        return _evaluate_tables(Path(folder), recipe, task, model, progress)
+    recipe, parts, model = load_parts(folder, overrides)
+    if len(parts) == 1:
+        return _evaluate(Path(folder), parts[0], model, progress)
+    found = {}
+    for part in parts:
+        own = Path(folder) / part.name
+        own.mkdir(exist_ok=True)
+        found[part.name] = _evaluate(own, part, model, progress)
+    _write_metrics(Path(folder), {"tasks": found})
+    write_joint_report(Path(folder), recipe, found)
+    write_card(Path(folder), recipe, {"tasks": found})
+    return {"tasks": found}
+
+
+def _evaluate(folder: Path, part: Part, model: Any, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
+    """Measure one task, into a folder."""
+    recipe, task = part.recipe, part.task
+    if getattr(part.config, "reads", "tables") == "tables":
+        return _evaluate_tables(folder, recipe, task, model, progress)
     sources: dict[str, Source] = {
         name: config.build() for name, config in zip(source_names(recipe.data.test), recipe.data.test, strict=True)
     }
@@ -378,9 +454,9 @@ def evaluate(folder: Path | str, overrides: Sequence[str] = (), progress: Callab
     is_heard = getattr(recipe.tasks[0], "makes_sound", False)
     found = measure(task, model, tests, progress, Judges(recipe.evaluate) if is_heard else None)
     metrics = measured_summary(found, task.over)
-    _write_metrics(Path(folder), metrics)
-    write_measured_report(Path(folder), recipe, found, metrics, task.over, task.shown)
-    write_card(Path(folder), recipe, metrics)
+    _write_metrics(folder, metrics)
+    write_measured_report(folder, recipe, found, metrics, task.over, task.shown)
+    write_card(folder, recipe, metrics)
     return metrics
 
 

@@ -22,7 +22,7 @@ class Speaker:
     """Speaks texts. run: the folder of a finished run. Raises CheckpointError where it does not speak."""
 
     def __init__(self, run: str | Path) -> None:
-        recipe, self.task, self.model = load_run(run)
+        recipe, self.task, self.model = load_run(run, fits=lambda task: task.type == "tts")
         if not hasattr(self.task, "speak"):
             raise CheckpointError(f"{run}: this run does not speak: its task is {recipe.tasks[0].type!r}.")
 

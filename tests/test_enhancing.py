@@ -102,7 +102,7 @@ def run(monkeypatch):
     class Recipe:
         tasks = [type("Task", (), {"type": "halving"})]
 
-    monkeypatch.setattr(enhancing, "load_run", lambda folder: (Recipe, Halves(), None))
+    monkeypatch.setattr(enhancing, "load_run", lambda folder, fits: (Recipe, Halves(), None))
     return "runs/halves"
 
 
@@ -156,7 +156,7 @@ def test_a_run_that_mends_nothing_says_so(tmp_path, monkeypatch):
     class Recipe:
         tasks = [type("Task", (), {"type": "text"})]
 
-    monkeypatch.setattr(enhancing, "load_run", lambda folder: (Recipe, object(), None))
+    monkeypatch.setattr(enhancing, "load_run", lambda folder, fits: (Recipe, object(), None))
     with pytest.raises(RecipeError, match="its task 'text' mends no sounds"):
         enhance("runs/text", tmp_path / "a.wav")
 

@@ -30,6 +30,7 @@ RANKS: list[tuple[str, ...]] = [
     ("mmlm.data", "mmlm.training", "mmlm.compression", "mmlm.analysis"),
     ("mmlm.tasks", "mmlm.retrieval"),
     ("mmlm.evaluation",),
+    ("mmlm.joint",),
     ("mmlm.run",),
     ("mmlm.predictor", "mmlm.compare", "mmlm.embedding", "mmlm.describing", "mmlm.enhancing", "mmlm.speaking"),
     ("mmlm.cli", "mmlm.serving", "mmlm.__main__"),

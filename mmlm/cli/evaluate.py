@@ -31,6 +31,16 @@ def run(arguments: argparse.Namespace) -> int:
     found = evaluate(arguments.folder, arguments.overrides, progress)
     if bar is not None:
         bar.close()
+    for name, some in found.get("tasks", {"": found}).items():
+        if name:
+            print(f"\n{name}")
+        _show(some)
+    print(f"{arguments.folder}: wrote metrics.json and report.html; open {arguments.folder}/report.html")
+    return 0
+
+
+def _show(found: dict[str, Any]) -> None:
+    """The table of one task."""
     rows = {"model": found["metrics"], **found["baselines"]}
     if "records" in found["data"]:
         wide = max(map(len, found["metrics"]))
@@ -39,8 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{key:<{wide}}" + "".join(f"{f'{row[key]:.4g}' if key in row else '':>{_wide(name)}}" for name, row in rows.items()))
     else:
         _tables(found, rows)
-    print(f"{arguments.folder}: wrote metrics.json and report.html; open {arguments.folder}/report.html")
-    return 0
 
 
 def _wide(name: str) -> int:

@@ -14,41 +14,49 @@ CARD = "README.md"
 
 def write_card(folder: Path, recipe: Recipe, metrics: dict[str, Any] | None) -> Path:
     """Write README.md: what the model is, what it was trained on, what was measured, how it is used. metrics: of an evaluation, if any."""
-    task = recipe.tasks[0]
     sources = ", ".join(f"{source.type} (weight {source.weight:g})" for source in recipe.data.train)
     begun = f"from the weights of `{recipe.backbone.pretrained}`" if recipe.backbone.pretrained else "from random weights"
+    own = getattr(recipe.tasks[0], "has_own_network", False)
+    types = ", ".join(f"`{task.type}`" for task in recipe.tasks)
     lines = [
         f"# {recipe.name}",
         "",
-        f"{type(task).__doc__ or ''}".strip(),
-        "",
+        *(line for task in recipe.tasks for line in (f"{type(task).__doc__ or ''}".strip(), "")),
         f"- Trained {begun} by mmlm, with the recipe in `recipe.yaml` (seed {recipe.seed}).",
         f"- Training data: {sources}. Its licences are those of the packages and files it comes from.",
-        f"- Task: `{task.type}`." + ("" if getattr(task, "has_own_network", False) else f" Objective: `{recipe.objective.type}`."),
+        f"- Task{'' if len(recipe.tasks) == 1 else 's'}: {types}." + ("" if own else f" Objective: `{recipe.objective.type}`."),
         *([f"- {found}"] if (found := told(run_log(folder), recipe)) else []),
         "",
-        *_use(recipe),
+        *(line for alone in recipe.alone for line in _use(alone)),
         "## Measured",
         "",
     ]
     if metrics is None:
         return _write(folder, [*lines, f"Nothing yet: `mmlm evaluate {recipe.output}` measures it beside its baselines."])
+    if "tasks" not in metrics:
+        return _write(folder, [*lines, *_measured(recipe, metrics)])
+    for alone, some in zip(recipe.alone, metrics["tasks"].values(), strict=True):
+        lines += [f"### {alone.tasks[0].called}", "", *_measured(alone, some), ""]
+    return _write(folder, lines)
+
+
+def _measured(recipe: Recipe, metrics: dict[str, Any]) -> list[str]:
+    """The figures of one task."""
     if "records" in metrics["data"]:
-        return _write(folder, [*lines, *_of_records(metrics)])
+        return _of_records(metrics)
     about, shots = metrics["data"], list(metrics["data"]["tables"])
     several = any(count > 1 for count in about["tables"].values())
     where = "Held-out rows of the file" if about["split"] == "file" else f"Held-out tables, {about['split']} split"
     measure = "Mean accuracy" + (" with its 95 % interval over tables" if several else "")
-    lines += [f"{where}; draws of each: {about['seeds']}. {measure}.", ""]
+    lines = [f"{where}; draws of each: {about['seeds']}. {measure}.", ""]
     lines += [f"| | {' | '.join(f'{count} examples' for count in shots)} |", f"|---{'|---' * len(shots)}|"]
     for name, row in {"model": metrics["metrics"], **metrics["baselines"]}.items():
         cells = [with_interval(row[f"accuracy_{count}"], row[f"accuracy_{count}_interval"] if several else None) for count in shots]
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
-    limits = "At most ten classes a column. " if task.type == "tabular" else ""
+    limits = "At most ten classes a column. " if recipe.tasks[0].type == "tabular" else ""
     limits += "Numbers are predicted through bins. Probabilities may be off on unfamiliar tables; "
     limits += f"the expected calibration error over all held-out tables is {metrics['metrics']['calibration_error']:.3f}."
-    lines += ["", "## Limits", "", limits]
-    return _write(folder, lines)
+    return [*lines, "", "## Limits", "", limits]
 
 
 def _use(recipe: Recipe) -> list[str]:

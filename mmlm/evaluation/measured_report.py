@@ -38,7 +38,7 @@ def write_measured_report(
     for title in names:
         series = {name: curves[title] for name, curves in found.curves.items() if title in curves}
         parts += [f"<h3>{escape(title)} over {escape(over)}</h3>", lines(series, over, title)]
-    parts += ["<h2>Training</h2>", training(log)]
+    parts += ["<h2>Training</h2>", training(log)] if log else []  # a task among several has none of its own
     if charts := validation_charts(log):
         parts += ["<h2>Validation while training</h2>", f"<p>{escape(told(log, recipe))}</p>", charts]
     parts += [sample_links(folder), "<h2>What the model reads</h2>"]

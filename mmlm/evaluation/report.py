@@ -16,6 +16,7 @@ from mmlm.evaluation.history import run_log, sample_links, told, validation_char
 from mmlm.evaluation.protocol import Comparison
 from mmlm.recipe import Recipe
 
+PAGE = "report.html"
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 860px; margin: 2.5rem auto; padding: 0 1rem; }
@@ -56,7 +57,7 @@ def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[
         rows = {"model": metrics["metrics"], **metrics["baselines"]}
         series = {name: [(float(count), rows[name][f"accuracy_{count}"]) for count in shots] for name in names}
         parts += ["<h3>More examples</h3>", lines(series, "example rows", "mean accuracy")]
-    parts += ["<h2>Training</h2>", training(log)]
+    parts += ["<h2>Training</h2>", training(log)] if log else []  # a task among several has none of its own
     if charts := validation_charts(log):
         parts += ["<h2>Validation while training</h2>", f"<p>{escape(told(log, recipe))}</p>", charts]
     parts += [sample_links(folder), "<h2>Calibration</h2>", _reliability(found, metrics)]
@@ -72,7 +73,7 @@ def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[
 def write_page(folder: Path, title: str, parts: Sequence[str]) -> Path:
     """Write report.html: one page from parts of HTML, whole or not at all; returns its path."""
     head = f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(title)}"
-    path = folder / "report.html"
+    path = folder / PAGE
     write_text_whole(path, f"{head}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n")
     return path
 

@@ -50,10 +50,14 @@ class Validation:
 
     def check(self, learner: Learner) -> None:
         """Raises RecipeError where `keep_best` names no metric that this validation gives."""
-        best = self.config.keep_best
-        names = ["loss", *sorted({f"loss.{name}" for batch in self.batches for name in learner.loss_weights(batch)}), *self.task.metrics]
+        best, names = self.config.keep_best, self.names(learner)
         if best is not None and best.metric not in names:
             raise RecipeError(f"train.keep_best.metric: {unknown_name('validation metric', best.metric, names)}")
+
+    def names(self, learner: Learner) -> list[str]:
+        """Of what it gives."""
+        losses = {f"loss.{name}" for batch in self.batches for name in learner.loss_weights(batch)}
+        return ["loss", *sorted(losses), *self.task.metrics]
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:

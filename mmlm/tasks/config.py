@@ -28,8 +28,21 @@ from mmlm.tokenizers.config import CellTokens, RowText
 TASKS = Registry("task", "mmlm.tasks")
 
 
+class TaskConfig(Component):
+    """What every task has; the three are for recipes with several `tasks`."""
+
+    name: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]{0,31}$", description="by which it is told from others; null: its type")
+    weight: float = Field(1.0, gt=0, description="its losses count so many times, before train.loss_weights")
+    batch_size: int | None = Field(None, ge=1, description="its samples of an optimizer step; null: train.batch_size")
+
+    @property
+    def called(self) -> str:
+        """Its name."""
+        return self.name or self.type  # type: ignore[attr-defined]
+
+
 @TASKS.register("mmlm.tasks.tabular:TabularTask", source="prior-data fitted networks, arXiv:2207.01848; cells as tokens, arXiv:2106.11959")
-class TabularConfig(Component):
+class TabularConfig(TaskConfig):
     """Predict a column of a table from a few example rows, in context."""
 
     type: Literal["tabular"] = "tabular"
@@ -40,7 +53,7 @@ class TabularConfig(Component):
 
 
 @TASKS.register("mmlm.tasks.tabular_text:TabularTextTask", source="TabuLa-8B, arXiv:2406.12031")
-class TabularTextConfig(Component):
+class TabularTextConfig(TaskConfig):
     """Predict a column of a table whose rows are written as text, from none to many example rows."""
 
     type: Literal["tabular_text"] = "tabular_text"
@@ -60,7 +73,7 @@ class TabularTextConfig(Component):
 
 
 @TASKS.register("mmlm.tasks.labels:LabelsTask", source="synthetic tasks that tell mixers apart, such as those of arXiv:2312.04927")
-class LabelsConfig(Component):
+class LabelsConfig(TaskConfig):
     """Say the label of every token that has one, in generated sequences."""
 
     reads: ClassVar[str] = "labels"
@@ -70,7 +83,7 @@ class LabelsConfig(Component):
 
 
 @TASKS.register("mmlm.tasks.text:TextTask", source="next-token prediction over packed documents, as in GPT-2")
-class TextTaskConfig(Component):
+class TextTaskConfig(TaskConfig):
     """Write text: documents are trained on token by token, and measured by perplexity and bits per byte."""
 
     reads: ClassVar[str] = "texts"
@@ -89,7 +102,7 @@ Kind = Literal["grounded_caption", "expression", "phrases", "caption", "question
 KINDS: tuple[Kind, ...] = ("grounded_caption", "expression", "phrases", "caption", "question", "detection")  # in the order of their marks
 
 
-class AskingConfig(Component):
+class AskingConfig(TaskConfig):
     """What tasks have that are shown something and asked about it."""
 
     kinds: Any  # shares by kind, which each task names itself
@@ -163,7 +176,7 @@ class AdversaryConfig(Strict):
 
 
 @TASKS.register("mmlm.tasks.codec:CodecTask", source="SoundStream, arXiv:2107.03312; EnCodec, arXiv:2210.13438")
-class CodecTaskConfig(Component):
+class CodecTaskConfig(TaskConfig):
     """Train a codec: sound as a few numbers a second, and the same sound from them."""
 
     reads: ClassVar[str] = "speech"
@@ -187,7 +200,7 @@ def _changes() -> list[Component]:
 
 
 @TASKS.register("mmlm.tasks.robust_units:RobustUnitsTask", source="augmentation-invariant discrete representation, arXiv:2209.15483")
-class RobustUnitsConfig(Component):
+class RobustUnitsConfig(TaskConfig):
     """Train units to stay the same when a sound is stretched, pitched, reverberated or noisy."""
 
     reads: ClassVar[str] = "speech"
@@ -216,7 +229,7 @@ class GuidanceConfig(Strict):
     "mmlm.tasks.tts:TextToSpeechTask",
     source="VALL-E, arXiv:2301.02111; prosody before speech: RALL-E, arXiv:2404.03204; instructions: VoxInstruct, arXiv:2408.15676",
 )
-class TextToSpeechConfig(Component):
+class TextToSpeechConfig(TaskConfig):
     """Speak texts: phonemes or an instruction are read, then a codec's tokens are written, with pitch and duration of each phoneme or
     with units before them if wished."""
 
@@ -311,7 +324,7 @@ def _degradations() -> list[Component]:
 
 
 @TASKS.register("mmlm.tasks.enhancement:EnhancementTask", source="complex ratio mask, Williamson et al. 2016; DCCRN, arXiv:2008.00264")
-class EnhancementTaskConfig(Component):
+class EnhancementTaskConfig(TaskConfig):
     """Clean speech: a mask takes noise and rooms out of degraded sound. Degradations are made on the fly from clean speech."""
 
     reads: ClassVar[str] = "speech"
@@ -331,7 +344,7 @@ class EnhancementTaskConfig(Component):
     network: MaskNetworkConfig = Field(MaskNetworkConfig(), description="the network")
 
 
-class GenseConfig(Component):
+class GenseConfig(TaskConfig):
     """What both steps of GenSE have."""
 
     reads: ClassVar[str] = "speech"

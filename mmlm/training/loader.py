@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +19,11 @@ Items = list[tuple[int, int]]
 
 
 class Samples(Protocol):
-    """What a run is trained on. `fingerprint` changes when the samples do. With workers it must be possible to pickle them."""
+    """What a run is trained on. `fingerprint` changes when the samples do. With workers it must be possible to pickle them.
+
+    Samples of several tasks have `parts`, samples of one task each, and `sizes`, how many of each make up an optimizer step; micro-batches
+    are of one part. Its length is then that of all together.
+    """
 
     fingerprint: str
 
@@ -73,13 +77,35 @@ class Plan:
             yield from self.of_step(step)
 
 
+class Plans:
+    """The micro-batches of each step of several parts, those of the first part first. plans: one for each part."""
+
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        self.plans = plans
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one step on one process."""
+        return sum(plan.micro_batches for plan in self.plans)
+
+    def of_step(self, step: int) -> list[tuple[int, Items]]:
+        """The micro-batches of a step, counted from 0, each with the number of its part."""
+        return [(number, some) for number, plan in enumerate(self.plans) for some in plan.of_step(step)]
+
+    def __iter__(self) -> Iterator[tuple[int, Items]]:
+        for step in range(self.plans[0].first, self.plans[0].last):
+            yield from self.of_step(step)
+
+
 class _Prepared(Dataset[Any]):
-    def __init__(self, samples: Samples, seed: int) -> None:
-        self.samples, self.seed = samples, seed
+    def __init__(self, parts: Sequence[Samples], seeds: Sequence[int]) -> None:
+        self.parts, self.seeds = parts, seeds
 
     def __getitem__(self, wanted: Any) -> Any:
+        number, some = wanted
+        samples, seed = self.parts[number], self.seeds[number]
         try:
-            return self.samples.collate([self.samples.sample(index, sample_rng(self.seed, epoch, index)) for epoch, index in wanted])
+            return samples.collate([samples.sample(index, sample_rng(seed, epoch, index)) for epoch, index in some])
         except MmlmError as error:
             return error  # raised in the process that asked for it, with its own message and nothing around it
 
@@ -87,11 +113,11 @@ class _Prepared(Dataset[Any]):
 class Feed:
     """Iterates over steps, each a list of micro-batches. waited: seconds that the caller has spent waiting for data."""
 
-    def __init__(self, samples: Samples, plan: Plan, workers: int) -> None:
+    def __init__(self, parts: Sequence[Samples], plan: Plans, workers: int) -> None:
         self.plan = plan
         self.waited = 0.0
         more: dict[str, Any] = {"worker_init_fn": _begin_worker, "prefetch_factor": 2} if workers else {}
-        source = _Prepared(samples, plan.seed)
+        source = _Prepared(parts, [each.seed for each in plan.plans])
         self._batches: Iterator[Any] = iter(
             DataLoader(source, batch_size=None, sampler=plan, num_workers=workers, collate_fn=_as_is, **more)
         )

@@ -77,7 +77,8 @@ class Stepper:
         *totals, tokens = self.ranks.sums(
             [sum(found.get(name, 0.0) for found in weights) for name in names] + [float(sum(batch.num_tokens for batch in batches))]
         )
-        scales = {name: self.config.loss_weights.get(name, 1.0) / total for name, total in zip(names, totals, strict=True) if total > 0}
+        factors = [coefficient(self.config, model, name) for name in names]
+        scales = {name: each / total for name, each, total in zip(names, factors, totals, strict=True) if total > 0}
         before = [buffer.clone() for buffer in self.buffers]
         sums = torch.zeros(len(names), dtype=self.sum_dtype, device=self.device)
         for number, batch in enumerate(batches):
@@ -123,6 +124,12 @@ class Stepper:
         found = [name for name, p in self.parameters.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         return f"the gradient of {', '.join(found[:3])}{more} is not finite" if found else "the norm of the gradient overflows"
+
+
+def coefficient(config: TrainConfig, model: Any, name: str) -> float:
+    """How often a loss counts: as train.loss_weights says, times what a model with a method `weight_of` says of it."""
+    own = getattr(model, "weight_of", None)
+    return config.loss_weights.get(name, 1.0) * (1.0 if own is None else float(own(name)))
 
 
 def seed_generators(*parts: int) -> None:

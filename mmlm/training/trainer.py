@@ -13,7 +13,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,16 @@ from mmlm.training import checkpoint
 from mmlm.training.config import TrainConfig
 from mmlm.training.ema import WeightAverage
 from mmlm.training.interrupts import Interrupted, Interrupts
-from mmlm.training.loader import Feed, Plan, Samples
+from mmlm.training.loader import Feed, Plan, Plans, Samples
 from mmlm.training.lock import RunLock
 from mmlm.training.log import RunLog
 from mmlm.training.machine import kept_memory, multiplies_bf16_faster, peak_gib, process_settings
 from mmlm.training.optimizers import build_optimizers, trained_parameters
+from mmlm.training.order import derived
 from mmlm.training.ranks import Ranks
 from mmlm.training.schedules import learning_rate
 from mmlm.training.state import Parts, RunState
-from mmlm.training.step import Outcome, Stepper, train_mode
+from mmlm.training.step import Outcome, Stepper, coefficient, train_mode
 from mmlm.training.trackers import flat, require_tracker
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,8 @@ class Trainer:
     ) -> None:
         self.model, self.samples, self.config, self.folder = model, samples, config, Path(folder)
         self.seed, self.validate, self.draw, self.progress = seed, validate, draw, progress
+        self.samples_of: Sequence[Samples] = getattr(samples, "parts", [samples])
+        self.sizes: Sequence[int] = getattr(samples, "sizes", [config.batch_size])
         if len(samples) < 1:
             raise RecipeError("data: holds no samples to train on.")
         for key, hook in (("validate_every", validate), ("sample_every", draw)):
@@ -154,8 +157,8 @@ class Trainer:
         trackers = list(self.config.trackers) or None
         self.accelerator = Accelerator(mixed_precision="no", cpu=cpu, log_with=trackers, project_dir=str(self.folder / TRACKERS))
         self.ranks, device = Ranks(self.accelerator), self.accelerator.device
-        if self.config.batch_size % self.ranks.world:
-            raise RecipeError(f"train.batch_size: must be a multiple of the {self.ranks.world} processes, but is {self.config.batch_size}.")
+        if uneven := [size for size in self.sizes if size % self.ranks.world]:
+            raise RecipeError(f"train.batch_size: must be a multiple of the {self.ranks.world} processes, but is {uneven[0]}.")
         if self.config.precision == "auto":
             precision = "bf16" if multiplies_bf16_faster(device) else "fp32"
             logger.info("train.precision: auto is %s on this machine", precision)
@@ -203,19 +206,8 @@ class Trainer:
 
     def _run(self, last: int) -> str:
         config, state = self.config, self.state
-        per_rank = config.batch_size // self.ranks.world
-        plan = Plan(
-            num_items=len(self.samples),
-            seed=self.seed,
-            batch_size=config.batch_size,
-            micro_batch_size=min(per_rank, config.micro_batch_size or per_rank),
-            first=state.step,
-            last=last,
-            position=state.samples,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
-        )
-        self.feed = feed = Feed(self.samples, plan, config.workers)
+        plan = Plans([self._plan(number, last) for number in range(len(self.samples_of))])
+        self.feed = feed = Feed(self.samples_of, plan, config.workers)
         if state.step:
             self._hooks(is_last=state.step >= last)  # those that a signal left undone
         self._begin_stretch()
@@ -235,6 +227,22 @@ class Trainer:
                 self._after_step(is_last=True)
         return "signal" if self.ranks.from_main(self.left_undone) else reason or "steps"
 
+    def _plan(self, number: int, last: int) -> Plan:
+        """The order of one part of the samples from here on; the first has the seed of the run."""
+        size, state = self.sizes[number], self.state
+        per_rank = size // self.ranks.world
+        return Plan(
+            num_items=len(self.samples_of[number]),
+            seed=derived("part", self.seed, number) if number else self.seed,
+            batch_size=size,
+            micro_batch_size=min(per_rank, self.config.micro_batch_size or per_rank),
+            first=state.step,
+            last=last,
+            position=state.samples * size // sum(self.sizes),
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+        )
+
     def _agree(self) -> str:
         """Why to stop, or nothing; and the rate of the next step. The same on all processes."""
         timed = self.config.max_seconds is not None
@@ -244,10 +252,10 @@ class Trainer:
             return "signal"
         return "time" if self.config.max_seconds is not None and seconds >= self.config.max_seconds else ""
 
-    def _count(self, outcome: Outcome, plan: Plan) -> None:
+    def _count(self, outcome: Outcome, plan: Plans) -> None:
         state = self.state
         state.step += 1
-        state.samples += self.config.batch_size
+        state.samples += sum(self.sizes)
         state.tokens += outcome.tokens
         self.norm = outcome.norm
         if not outcome.fault:
@@ -258,7 +266,7 @@ class Trainer:
             return
         state.skipped += 1
         state.skipped_in_row += 1
-        indices = [index for part in plan.of_step(state.step - 1) for _, index in part]
+        indices = [index for _, part in plan.of_step(state.step - 1) for _, index in part]
         told = f"step {state.step}: {outcome.fault} (samples {', '.join(map(str, indices[:8]))}{' ...' if len(indices) > 8 else ''})"
         logger.warning("%s; the step is skipped", told)
         if state.skipped_in_row > self.config.max_skipped:
@@ -288,7 +296,7 @@ class Trainer:
         record: dict[str, Any] = {
             "step": state.step,
             "epoch": (state.samples - 1) // len(self.samples),
-            "loss": sum(self.config.loss_weights.get(name, 1.0) * mean for name, mean in means.items()) if means else None,
+            "loss": sum(coefficient(self.config, self.model, name) * mean for name, mean in means.items()) if means else None,
             **{f"loss.{name}": mean for name, mean in means.items()},
             "grad_norm": float(self.norm) if self.norm is not None else None,
             "lr": self.rate,

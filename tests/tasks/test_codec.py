@@ -14,7 +14,7 @@ import torch
 from mmlm.base.errors import RecipeError
 from mmlm.data.audio_files import write_sound
 from mmlm.recipe import Recipe
-from mmlm.run import evaluate, load_run, preview, train
+from mmlm.run import build_task, evaluate, load_run, preview, train
 from mmlm.sound import Sound
 from mmlm.tasks.codec import CodecLearner
 from mmlm.tokenizers.config import SmallCodecConfig
@@ -195,9 +195,10 @@ def test_a_recipe_that_cannot_be_run_says_why(folder, tmp_path, overrides, messa
         train(recipe(folder, tmp_path / "x", SMALL, *overrides))
 
 
-def test_a_codec_that_is_not_trained_is_no_tokenizer_of_a_run(folder, tmp_path):
-    with pytest.raises(RecipeError, match="tokenizers.other: 'small_codec' is trained by a run of its own; give that run as its `path`"):
-        train(recipe(folder, tmp_path / "x", SMALL, f"tokenizers.other={SMALL}"))
+def test_a_codec_that_is_not_trained_is_no_tokenizer_of_a_run():
+    untrained = Recipe.read("tts/plain", [f"tokenizers={{codec: {SMALL}, phonemes: phonemes}}"])
+    with pytest.raises(RecipeError, match="tokenizers.codec: 'small_codec' is trained by a run of its own; give that run as its `path`"):
+        build_task(untrained)
 
 
 def test_losses_and_their_weights_agree_in_every_stage(folder):

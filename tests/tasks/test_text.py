@@ -159,7 +159,7 @@ def test_a_tokenizer_that_no_task_names_is_told_and_not_fitted(folder, monkeypat
     recipe = Recipe.read(RECIPE.replace("FOLDER", str(folder)), ["tokenizers.spare={type: text, vocabulary_size: 300}"])
     task = build_task(recipe)
     assert fitted == [task.text] and list(task.tokenizers) == ["text"]
-    assert "tokenizers.spare is not used: the task 'text' does not name it." in caplog.text
+    assert "tokenizers.spare is not used: no task names it." in caplog.text
 
 
 def test_a_task_without_its_tokenizer_or_with_no_data_is_told():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mmlm.base.errors import DataError
-from mmlm.training.loader import Feed, Plan
+from mmlm.training.loader import Feed, Plan, Plans
 from mmlm.training.order import items, permuted, sample_rng
 
 
@@ -111,8 +111,8 @@ def test_a_batch_larger_than_the_data_takes_samples_again():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_give_the_batches_that_none_gives(toy, workers):
-    alone = Feed(toy.ToySamples(), plan(micro_batch_size=3), 0)
-    feed = Feed(toy.ToySamples(), plan(micro_batch_size=3), workers)
+    alone = Feed([toy.ToySamples()], Plans([plan(micro_batch_size=3)]), 0)
+    feed = Feed([toy.ToySamples()], Plans([plan(micro_batch_size=3)]), workers)
     for _ in range(9):
         one, two = alone.step(), feed.step()
         assert len(one) == len(two) == 2
@@ -143,7 +143,7 @@ def test_an_error_of_a_sample_arrives_with_its_own_message(workers):
         def collate(self, items):
             return items
 
-    feed = Feed(Broken(), plan(num_items=3), workers)
+    feed = Feed([Broken()], Plans([plan(num_items=3)]), workers)
     with pytest.raises(DataError, match=r"^data.jsonl, line \d: no such file.$"):
         feed.step()
     feed.close()
@@ -151,7 +151,7 @@ def test_an_error_of_a_sample_arrives_with_its_own_message(workers):
 
 
 def test_workers_pass_over_a_signal_to_the_group_and_heed_one_of_their_parent(toy):
-    feed = Feed(toy.ToySamples(), plan(micro_batch_size=3), 1)
+    feed = Feed([toy.ToySamples()], Plans([plan(micro_batch_size=3)]), 1)
     feed.step()
     (worker,) = multiprocessing.active_children()
     sender = multiprocessing.get_context("fork").Process(target=os.kill, args=(worker.pid, signal.SIGTERM))
@@ -163,3 +163,15 @@ def test_workers_pass_over_a_signal_to_the_group_and_heed_one_of_their_parent(to
     worker.join(10)
     assert worker.exitcode == 0
     feed.close()
+
+
+def test_a_step_of_several_parts_holds_micro_batches_of_each_from_where_it_stands():
+    one, other = plan(batch_size=4, micro_batch_size=3), plan(num_items=1000, seed=9, batch_size=2, micro_batch_size=2, position=40)
+    both = Plans([one, other])
+    assert both.micro_batches == 3
+    for step in (0, 5):
+        found = both.of_step(step)
+        assert [number for number, _ in found] == [0, 0, 1]
+        assert [some for number, some in found if number == 0] == one.of_step(step)
+        assert found[2][1] == items(40 + 2 * step, 42 + 2 * step, num_items=1000, seed=9)
+    assert list(both) == [each for step in range(9) for each in both.of_step(step)]

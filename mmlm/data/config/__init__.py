@@ -7,11 +7,12 @@ these.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from mmlm.base.errors import unknown_name
 from mmlm.base.schema import Strict
 from mmlm.data.config.augment import AUGMENTATIONS as AUGMENTATIONS
 from mmlm.data.config.base import SOURCES, SourceConfig, true_path
@@ -331,18 +332,38 @@ class DataConfig(Strict):
         tables = all(source.gives == "tables" for source in self.train)
         return dict.fromkeys(("test", "test_samples"), "evaluate names the tables that are measured") if tables else {}
 
-    def faults(self, reads: str) -> list[str]:
-        """What is wrong with sources for a task that reads records of one kind."""
-        parts: list[tuple[str, Sequence[SourceConfig]]] = [("train", self.train), ("validate", self.validation), ("test", self.test)]
-        fit = sorted(name for name, config in SOURCES.entries.items() if issubclass(config, SourceConfig) and config.gives == reads)
-        return [
-            f"data.{key}.{place}: {source.type!r} gives {source.gives}, but the task reads {reads}: {', '.join(fit)}"
-            for key, sources in parts
-            for place, source in enumerate(sources)
-            if source.gives != reads
-        ]
+    def of(self, name: str, reads: str) -> DataConfig:
+        """What one of several tasks uses."""
+        kept = {key: [each for each in sources if each.serves(name, reads)] for key, sources in self._parts.items()}
+        return self.model_copy(update={"train": kept["train"], "validation": kept["validate"], "test": kept["test"]})
+
+    def faults(self, reads: Mapping[str, str]) -> list[str]:
+        """What is wrong with sources for tasks, by name, that each read records of one kind."""
+        found = []
+        for key, sources in self._parts.items():
+            for place, source in enumerate(sources):
+                asked = {name: reads[name] for name in source.tasks or reads if name in reads}
+                if unknown := [name for name in source.tasks or () if name not in reads]:
+                    found.append(f"data.{key}.{place}.tasks: {unknown_name('task', unknown[0], reads)}")
+                elif not any(source.serves(name, kind) for name, kind in asked.items()):
+                    who = f"the task {next(iter(asked))}" if source.tasks else "the task" if len(reads) == 1 else "no task reads that; they"
+                    found.append(f"data.{key}.{place}: {source.type!r} gives {source.gives}, but {_that_read(who, set(asked.values()))}")
+        for name, kind in reads.items() if not found else ():
+            if not any(source.serves(name, kind) for source in self.train):
+                found.append(f"data.train: has no source for {_that_read(f'the task {name}, which', {kind})}")
+        return found
+
+    @property
+    def _parts(self) -> dict[str, Sequence[SourceConfig]]:
+        return {"train": self.train, "validate": self.validation, "test": self.test}
 
     @property
     def has_validation(self) -> bool:
         """Whether there is anything to validate on."""
         return bool(self.validation) or any(getattr(source, "validate_share", 0) for source in self.train)
+
+
+def _that_read(who: str, kinds: set[str]) -> str:
+    """Who reads what, and the sources that give it."""
+    fit = sorted(name for name, each in SOURCES.entries.items() if issubclass(each, SourceConfig) and each.gives in kinds)
+    return f"{who} read{'' if who.endswith('they') else 's'} {', '.join(sorted(kinds))}: {', '.join(fit)}"

@@ -1,0 +1,194 @@
+"""Several tasks in one run: one vocabulary, batches and losses of each, resume, evaluation of each, and the task that an input is for."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mmlm.base.errors import RecipeError
+from mmlm.cli import main
+from mmlm.joint import Apart
+from mmlm.recipe import Recipe
+from mmlm.run import Records, _learner, build_parts, build_task, load_run, preview, train
+from mmlm.training.log import read_log
+
+RECIPE = """
+schema: 1
+name: joint
+tasks:
+  - {type: text, name: write, context: 24, batch_size: 3, weight: 0.5}
+  - {type: grounded, name: see, kinds: {caption: 1}, patches: patches}
+data:
+  train:
+    - {type: text_files, path: FOLDER, hold_out: 0.25, validate_share: 0.25}
+    - {type: scenes}
+  validate: [{type: scenes, split: validate}]
+  test: [{type: scenes, split: test, count: 3}]
+  validate_samples: 3
+tokenizers:
+  text: {type: text, vocabulary_size: 300}
+  patches: {type: image_patches, patch: 8, margin: 4, max_side: 32, places: true}
+  boxes: {type: boxes, num_bins: 8}
+encoders: {vision: {type: patch_stem, channels: [4, 4, 8]}}
+backbone: {width: 16, num_layers: 1, pattern: [{type: attention, num_heads: 2}]}
+heads: {language_model: {type: language_model, ranges: [text, special, obj, loc]}}
+train: {steps: 4, batch_size: 2, log_every: 1, validate_every: 2, sample_every: 4, checkpoint_every: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("texts")
+    lines = [json.dumps({"text": f"The {number}. line says how many lines came before it: {number}."}) for number in range(24)]
+    (root / "lines.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return root
+
+
+def recipe(folder, *overrides: str) -> Recipe:
+    return Recipe.read(RECIPE.replace("FOLDER", str(folder)), overrides)
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "run"
+    train(recipe(folder, f"output={output}"))
+    return output
+
+
+def test_a_recipe_of_several_tasks_is_that_of_each_with_its_own_data(folder):
+    whole = recipe(folder)
+    write, see = whole.alone
+    assert [source.type for source in write.data.train] == ["text_files"] and write.data.validation == write.data.test == []
+    assert [source.type for source in see.data.train] == ["scenes"] and len(see.data.validation) == 1
+    assert write.tasks == [whole.tasks[0]] and see.tokenizers == whole.tokenizers
+    (alone,) = write.alone
+    assert alone is write
+
+
+def test_the_vocabulary_holds_each_range_once_and_a_shared_tokenizer_reads_the_texts_of_all(folder):
+    parts = build_parts(recipe(folder))
+    write, see = (part.task for part in parts)
+    assert write.text is see.text and write.vocabulary["text"] == see.vocabulary["text"]
+    learner, _ = _learner(recipe(folder), parts)
+    assert learner.model.vocabulary.sizes == {**write.vocabulary, **see.vocabulary}
+    words = "left of the circle"  # which no line says
+    alone = build_task(recipe(folder).alone[0]).text
+    assert len(write.text.ids([words])[0]) < len(alone.ids([words])[0])
+
+
+def test_losses_are_means_over_each_task_and_count_by_its_weight(folder):
+    parts = build_parts(recipe(folder))
+    learner, made = _learner(recipe(folder), parts)
+    batches = []
+    for part, make in zip(parts, made, strict=True):
+        samples = make(Records.of_training(part.recipe, part.task))
+        batches.append(Apart(part.name, samples.collate([samples.sample(0, np.random.default_rng(at)) for at in range(part.size)])))
+    assert [one.num_tokens > 0 for one in batches] == [True, True]
+    for one in batches:
+        found, weights = learner(one), learner.loss_weights(one)
+        assert found.keys() == weights.keys() == {f"{one.name}.language_model"}
+        plain = learner.model.losses(one.batch)["language_model"]
+        assert torch.equal(found[f"{one.name}.language_model"][0], plain[0]) and float(plain[1]) == weights[f"{one.name}.language_model"]
+    assert learner.weight_of("write.language_model") == 0.5 and learner.weight_of("see.language_model") == 1.0
+
+
+def test_a_step_reads_samples_of_each_task_and_the_log_tells_them_apart(run):
+    log = [line for line in read_log(run / "log.jsonl") if line.get("loss") is not None]
+    assert len(log) == 4
+    for line in log:
+        write, see = line["loss.write.language_model"], line["loss.see.language_model"]
+        assert line["loss"] == pytest.approx(0.5 * write + see)
+    (checked, last) = [line for line in read_log(run / "log.jsonl") if "validation.loss" in line]
+    assert {"validation.write.bits_per_byte", "validation.see.loss", "validation.see.rouge_l"} <= last.keys() == checked.keys()
+    assert last["validation.loss"] == pytest.approx(0.5 * last["validation.write.loss"] + last["validation.see.loss"])
+    drawn = run / "samples" / "step_000004"
+    assert {path.name for path in drawn.iterdir()} == {"write", "see"} and all(any(path.iterdir()) for path in drawn.iterdir())
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(run, folder, tmp_path):
+    from mmlm.joint import JointSamples
+    from mmlm.run import build_parts
+    from mmlm.training.trainer import Trainer
+
+    whole = recipe(folder, f"output={tmp_path / 'run'}", "train.validate_every=0", "train.sample_every=0")
+    parts = build_parts(whole, run)
+    for until in (2, None):
+        learner, made = _learner(whole, parts)
+        each = [make(Records.of_training(part.recipe, part.task)) for part, make in zip(parts, made, strict=True)]
+        Trainer(learner, JointSamples(parts, each), whole.train, tmp_path / "run", seed=whole.seed).fit(until=until)
+    _, _, known = load_run(run)
+    for (name, one), other in zip(known.state_dict().items(), learner.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_each_task_is_measured_and_has_a_report(run, capsys):
+    assert main(["evaluate", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert "\nwrite\n" in told and "\nsee\n" in told and "bits_per_byte" in told and "cider" in told
+    found = json.loads((run / "metrics.json").read_text())["tasks"]
+    assert found.keys() == {"write", "see"} and found["see"]["data"]["records"] == {"scenes": 3}
+    for part in found:
+        assert json.loads((run / part / "metrics.json").read_text()) == found[part]
+        page = (run / part / "report.html").read_text()
+        assert "<h2>Measured" in page and "<h2>Training" not in page
+    whole = (run / "report.html").read_text()
+    assert '<a href="see/report.html">' in whole and "<h2>Training" in whole and "bits per byte" in whole
+    card = (run / "README.md").read_text()
+    assert "`text`, `grounded`" in card and "### write" in card and "### see" in card and "--text" in card
+
+
+def test_an_input_goes_to_the_task_that_it_is_for(run, tmp_path, capsys):
+    from PIL import Image
+
+    assert load_run(run)[1].config.type == "text"
+    some, task, _ = load_run(run, fits=lambda config: config.type == "grounded")
+    assert task.config.type == "grounded" and [each.type for each in some.data.train] == ["scenes"]
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    assert main(["generate", str(run), "--image", str(tmp_path / "red.png"), "--output", str(tmp_path / "told")]) == 0
+    assert "red.png" in capsys.readouterr().out
+    assert main(["generate", str(run), "--audio", str(tmp_path / "red.png")]) == 2
+    assert "--audio needs a run that does" in capsys.readouterr().err
+
+
+def test_every_task_is_shown_before_training(folder):
+    told = preview(recipe(folder), 1)
+    assert "task write" in told and "task see" in told and "a batch of 3:" in told and "a batch of 2:" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("tasks.1.name=write", "tasks: several are called write; give each a name of its own"),
+        ("tasks.1={type: codec}", "tasks: codec trains a network of its own"),
+        ("data.train.1.tasks=[looks]", "data.train.1.tasks: unknown task 'looks'. Known: see, write."),
+        ("data.train.1.tasks=[write]", "data.train.1: 'scenes' gives pictures, but the task write reads texts"),
+        (
+            "data.train.1={type: asterisk, hold_out: 0}",
+            "data.train.1: 'asterisk' gives speech, but no task reads that; they read pictures, texts",
+        ),
+        ("data.train.1=null", "data.train"),
+        ("train.keep_best={metric: accuracy}", "train.keep_best.metric: unknown validation metric 'accuracy'"),
+    ],
+)
+def test_what_does_not_fit_together_is_told(folder, change, message, tmp_path):
+    with pytest.raises(RecipeError, match=None) as error:
+        train(recipe(folder, change, f"output={tmp_path / 'run'}"))
+    assert message in str(error.value)
+
+
+def test_a_task_without_data_and_tokenizers_that_differ_are_told(folder):
+    with pytest.raises(RecipeError, match="data.train: has no source for the task see, which reads pictures: .*scenes"):
+        recipe(
+            folder,
+            f"data.train=[{{type: text_files, path: {folder}, hold_out: 0.25}}]",
+            "data.validate=[]",
+            "data.test=[]",
+            "train.validate_every=0",
+            "train.sample_every=0",
+        )
+    other = recipe(folder, "tokenizers.words={type: text, vocabulary_size: 290}", "tasks.1.text=words")
+    with pytest.raises(RecipeError, match="tasks: write has 287 ids 'text', see has 290; let both use the same tokenizer"):
+        _learner(other, build_parts(other))
