@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from mmlm.base.errors import RecipeError
 from mmlm.cli import main
-from mmlm.joint import Apart
+from mmlm.joint import Apart, JointSamples, Part, vocabulary_of
 from mmlm.recipe import Recipe
 from mmlm.run import Records, _learner, build_parts, build_task, load_run, preview, train
 from mmlm.training.log import read_log
@@ -68,6 +69,27 @@ def test_a_recipe_of_several_tasks_is_that_of_each_with_its_own_data(folder):
     assert alone is write
 
 
+def test_a_source_is_for_all_tasks_that_read_it_or_for_those_it_names(folder):
+    source = f"{{type: text_files, path: {folder}, hold_out: 0, tasks: [again]}}"
+    two = recipe(
+        folder, "tasks=[{type: text, name: write}, {type: text, name: again}]", f"data.train.1={source}", "data.validate=[]", "data.test=[]"
+    )
+    write, again = two.alone
+    assert len(write.data.train) == 1 and len(again.data.train) == 2 and write.data.train[0] == again.data.train[0] == two.data.train[0]
+
+
+def test_of_special_ids_each_task_uses_the_first():
+    def part(name: str, **sizes: int) -> Part:
+        task = SimpleNamespace(vocabulary=sizes, features={}, channels={})
+        return Part(SimpleNamespace(tasks=[SimpleNamespace(called=name)]), task)
+
+    assert vocabulary_of([part("a", special=1, unit=5), part("b", special=3, mask=1), part("c", special=2)]) == {
+        "special": 3,
+        "unit": 5,
+        "mask": 1,
+    }
+
+
 def test_the_vocabulary_holds_each_range_once_and_a_shared_tokenizer_reads_the_texts_of_all(folder):
     parts = build_parts(recipe(folder))
     write, see = (part.task for part in parts)
@@ -92,6 +114,9 @@ def test_losses_are_means_over_each_task_and_count_by_its_weight(folder):
         assert found.keys() == weights.keys() == {f"{one.name}.language_model"}
         plain = learner.model.losses(one.batch)["language_model"]
         assert torch.equal(found[f"{one.name}.language_model"][0], plain[0]) and float(plain[1]) == weights[f"{one.name}.language_model"]
+    assert JointSamples(
+        parts, [make(Records.of_training(each.recipe, each.task)) for each, make in zip(parts, made, strict=True)]
+    ).sizes == [3, 2]
     assert learner.weight_of("write.language_model") == 0.5 and learner.weight_of("see.language_model") == 1.0
 
 
@@ -109,7 +134,6 @@ def test_a_step_reads_samples_of_each_task_and_the_log_tells_them_apart(run):
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(run, folder, tmp_path):
-    from mmlm.joint import JointSamples
     from mmlm.run import build_parts
     from mmlm.training.trainer import Trainer
 
@@ -120,6 +144,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(run, folder, tmp_path):
         each = [make(Records.of_training(part.recipe, part.task)) for part, make in zip(parts, made, strict=True)]
         Trainer(learner, JointSamples(parts, each), whole.train, tmp_path / "run", seed=whole.seed).fit(until=until)
     _, _, known = load_run(run)
+    assert known.stop == ()  # an end of texts ends nothing else
     for (name, one), other in zip(known.state_dict().items(), learner.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 

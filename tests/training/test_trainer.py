@@ -468,3 +468,23 @@ def test_a_half_written_line_is_cut_off_and_not_read(tmp_path):
     log.write({"step": 2})
     log.close()
     assert read_log(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_parts_of_the_samples_have_random_numbers_of_their_own(toy, tmp_path):
+    class Told(toy.ToySamples):
+        def __init__(self):
+            super().__init__()
+            self.drawn = []
+
+        def sample(self, index, rng):
+            self.drawn.append(int(rng.integers(1 << 60)))
+            return super().sample(index, np.random.default_rng(0))
+
+    class Both(toy.ToySamples):
+        parts, sizes = [Told(), Told()], [3, 2]
+
+    config = TrainConfig(steps=3, batch_size=8, log_every=1)
+    assert Trainer(toy.Toy(dropout=0.0), Both(), config, tmp_path).fit().step == 3
+    one, other = (part.drawn for part in Both.parts)
+    assert len(one) == 9 and len(other) == 6 and not set(one) & set(other)
+    assert read_log(tmp_path / "log.jsonl")[-1]["epoch"] == 14 // len(Both())
