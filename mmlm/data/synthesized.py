@@ -1,4 +1,5 @@
-"""Speech made by a synthesizer that is installed: espeak-ng or flite, run as programs. What was spoken once is kept and spoken no more.
+"""Speech made by a synthesizer that is installed: espeak-ng or flite, run as programs; without the program espeak-ng, by the library that
+the package espeakng-loader brings. What was spoken once is kept and spoken no more.
 
 A file in the user's cache folder is named by program, version, voice and text. Every utterance says that it is made.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from mmlm.base.errors import DataError, unknown_name
 from mmlm.data.config import SynthesizedConfig
 from mmlm.data.episodes import find_file
+from mmlm.data.espeak_library import espeak_library
 from mmlm.data.listed import Bad
 from mmlm.data.real_tables import user_cache_folder
 from mmlm.data.speech import Utterance
@@ -75,10 +77,19 @@ def _utterances(voices: Sequence[str], sentences: Sequence[tuple[str, int, str]]
 def check_voice(voice: str) -> None:
     """Raise DataError where the program of a voice is not installed, or has no such voice."""
     program, _, name = voice.partition(":")
+    if _by_library(program):
+        if not espeak_library().has(name):
+            raise DataError(f"synthesized: espeak-ng has no voice {name!r}; its voices are languages such as en-us or fr, or en-us+f3.")
+        return
     if shutil.which(program) is None:
         raise DataError(f"synthesized: the program {program} is not installed. Install it with: apt-get install {program}")
     if name not in (known := _voices(program)) and name.partition("+")[0] not in known:
         raise DataError(f"synthesized: {unknown_name(f'voice of {program}', name, known)}")
+
+
+def _by_library(program: str) -> bool:
+    """Whether a program is missing in whose place a library speaks."""
+    return program == "espeak-ng" and shutil.which(program) is None
 
 
 @functools.cache
@@ -92,6 +103,8 @@ def _voices(program: str) -> frozenset[str]:
 
 @functools.cache
 def _version(program: str) -> str:
+    if _by_library(program):
+        return espeak_library().version
     found = re.search(r"\d[\w.-]*", _run([program, "--version"]).replace("1999-2016", ""))  # the years of flite's copyright
     return found.group() if found else "unknown"
 
@@ -121,7 +134,9 @@ def speak(text: str, voice: str) -> Path:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made, said = Path(folder) / "made.wav", Path(folder) / "said.txt"
             said.write_text(text + "\n", encoding="utf-8")
-            if program == "espeak-ng":
+            if _by_library(program):
+                espeak_library().speak(text, name, made)
+            elif program == "espeak-ng":
                 _run(["espeak-ng", "-v", name, "-f", str(said), "-w", str(made)])
             else:
                 _run(["flite", "-voice", name, "-f", str(said), "-o", str(made)])

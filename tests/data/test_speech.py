@@ -6,13 +6,15 @@ import gzip
 import json
 import logging
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmlm.base.errors import DataError, RecipeError
+from mmlm.base.errors import DataError, MissingExtra, RecipeError
 from mmlm.base.schema import check
 from mmlm.data import asterisk, speech_check, synthesized
 from mmlm.data.audio_files import write_sound
@@ -25,8 +27,10 @@ from mmlm.data.config import (
     SpeechManifestConfig,
     SynthesizedConfig,
 )
+from mmlm.data.espeak_library import espeak_library
 from mmlm.data.speech import Speech, Utterance
 from mmlm.data.speech_source import dealt
+from mmlm.data.synthesized import check_voice
 from mmlm.sound import Sound
 
 soundfile = pytest.importorskip("soundfile")
@@ -358,8 +362,8 @@ def test_options_without_effect_and_data_in_two_places_are_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"validate\.0: the recordings in .* are trained on too|is trained on too"):
         check(DataConfig, {"train": [one], "validate": [one]}, "data")
     apart = [{**one, "speakers": [name]} for name in ("ann", "bob")]
-    assert check(DataConfig, {"train": apart[:1], "test": apart[1:]}, "data").faults("speech") == []
-    assert "gives speech, but the task reads texts" in check(DataConfig, {"train": apart[:1]}, "data").faults("texts")[0]
+    assert check(DataConfig, {"train": apart[:1], "test": apart[1:]}, "data").faults({"say": "speech"}) == []
+    assert "gives speech, but the task reads texts" in check(DataConfig, {"train": apart[:1]}, "data").faults({"write": "texts"})[0]
 
 
 needs_prompts = pytest.mark.skipif(not asterisk.SOUNDS.is_dir(), reason="Debian's asterisk-core-sounds-*-g722 are not installed")
@@ -417,6 +421,30 @@ def test_sentences_are_spoken_once_and_said_to_be_made(voice, tmp_path, monkeypa
     assert [each.path for each in config.build().everything()] == [first.path, second.path] and calls == []
     with pytest.raises(DataError, match=f"unknown voice of {program} 'nobody'"):
         SynthesizedConfig(sentences=["x"], voices=[f"{program}:nobody"]).build()
+
+
+def test_without_the_program_the_library_of_espeak_ng_speaks(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(synthesized, "user_cache_folder", lambda: tmp_path)
+    synthesized._version.cache_clear()
+    try:
+        config = SynthesizedConfig(
+            sentences=["Good morning.", "A red circle, left of the blue square."], voices=["espeak-ng:en-us+f3"], hold_out=0
+        )
+        short, long = config.build().everything()
+        assert short.is_made and re.fullmatch(r"espeak-ng \d+\.\d+.*", short.labels["made_by"])
+        assert 0.4 < short.seconds < long.seconds < 5 and np.abs(long.sound().wave_n).max() > 0.05
+        other = SynthesizedConfig(sentences=["Good morning."], voices=["espeak-ng:en-us"], hold_out=0).build().everything()[0]
+        assert other.path != short.path and other.seconds > 0.4
+        with pytest.raises(DataError, match="espeak-ng has no voice 'nobody'; its voices are languages such as en-us"):
+            SynthesizedConfig(sentences=["x"], voices=["espeak-ng:nobody"]).build()
+        monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+        espeak_library.cache_clear()
+        with pytest.raises(MissingExtra, match=r"apt-get install espeak-ng\); in its place"):
+            check_voice("espeak-ng:en-us")
+    finally:
+        synthesized._version.cache_clear()
+        espeak_library.cache_clear()
 
 
 def test_a_synthesizer_that_is_not_there_is_told_with_the_command(monkeypatch):
