@@ -262,7 +262,7 @@ class TextToSpeechTask:
             pieces = None if hear is None else _Pieces(self.codec, start, hear)
             written = generate_staged(model, writing.prompts(), writing.stages(), seed=seed + start, listen=pieces)
             said_now = [writing.spoken(so_far) for so_far in written]
-            sounds = self._decoded([each.codes for each in said_now])
+            sounds = self._decoded([each.codes for each in said_now]) if pieces is None else pieces.sounds
             for number, (each, sound) in enumerate(zip(said_now, sounds, strict=True), start):
                 found.append(Spoken(texts[number], sound, each))
                 if listen is not None:
@@ -278,8 +278,7 @@ class TextToSpeechTask:
     def _decoded(self, codes: Sequence[Tensor]) -> list[Sound]:
         """Sounds of codes; where a model ended before its first frame, one frame of silence."""
         spoken = iter(self.codec.decode_many([each for each in codes if len(each)]))
-        silent = Sound(np.zeros(self.codec.hop, dtype=np.float32), self.codec.rate_hz)
-        return [next(spoken) if len(each) else silent for each in codes]
+        return [next(spoken) if len(each) else _silence(self.codec) for each in codes]
 
     def _voice(self, voice: Utterance | None) -> Said:
         if voice is None:
@@ -345,6 +344,12 @@ class _Pieces:
     def __init__(self, codec: Codec, start: int, hear: Callable[[int, Sound], None]) -> None:
         self.codec, self.start, self.hear = codec, start, hear
         self.decoders: dict[int, StreamingDecoder] = {}
+        self.told: dict[int, list[np.ndarray]] = {}
+
+    @property
+    def sounds(self) -> list[Sound]:
+        """What was told of each text, whole."""
+        return [Sound(np.concatenate(self.told[number]), self.codec.rate_hz) for number in sorted(self.told)]
 
     def __call__(self, chunk: Chunk) -> None:
         if chunk.stage != SPEECH:
@@ -352,8 +357,18 @@ class _Pieces:
         decoder = self.decoders.setdefault(chunk.number, StreamingDecoder(self.codec))
         parts = [decoder.push(chunk.ids)] if len(chunk.ids) else []
         parts += [decoder.flush()] if chunk.is_last else []
-        if parts and len(wave_n := np.concatenate(parts)):
+        wave_n = np.concatenate([np.zeros(0, dtype=np.float32), *parts])
+        told = self.told.setdefault(chunk.number, [])
+        if chunk.is_last and not told and not len(wave_n):
+            wave_n = _silence(self.codec).wave_n
+        if len(wave_n):
+            told.append(wave_n)
             self.hear(self.start + chunk.number, Sound(wave_n, self.codec.rate_hz))
+
+
+def _silence(codec: Codec) -> Sound:
+    """What a model says that ends before its first frame: one frame of silence."""
+    return Sound(np.zeros(codec.hop, dtype=np.float32), codec.rate_hz)
 
 
 def _manner(record: Utterance) -> str:

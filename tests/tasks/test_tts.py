@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
 from mmlm.cli import main
@@ -19,6 +20,8 @@ from mmlm.recipe import Recipe
 from mmlm.run import build_task, evaluate, load_run, preview, train
 from mmlm.sound import Sound
 from mmlm.speaking import Speaker
+from mmlm.staged import Chunk
+from mmlm.tasks import tts
 from tests.tasks.untrained import save_codec
 
 for package in ("soundfile", "soxr", "librosa"):
@@ -153,10 +156,21 @@ def test_delayed_codebooks_are_heard_while_they_are_written(home, finished, pros
     voiced = {"voice": sound.sound(), "voice_text": sound.text, "seed": 1}
     (whole,) = speaker.say("busy", **voiced)
     assert np.allclose(np.concatenate([piece.wave_n for piece in speaker.stream("busy", **voiced)]), whole.wave_n, atol=1e-5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(speaker.task.codec), "decode_many", lambda *given: pytest.fail("what was heard is decoded again"))
+        assert sum(piece.seconds for piece in speaker.stream("busy", seed=2)) > 0
     with pytest.raises(DataError):
         next(speaker.stream("..."))
     with pytest.raises(RecipeError, match="task.order=delay to hear pieces"):
         next(Speaker(finished).stream("busy"))
+
+
+def test_a_model_that_ends_before_its_first_frame_is_heard_as_one_silent_frame(finished) -> None:
+    codec, heard = load_run(finished)[1].codec, []
+    pieces = tts._Pieces(codec, 3, lambda number, sound: heard.append((number, sound)))
+    pieces(Chunk(1, tts.SPEECH, 0, torch.zeros(0, codec.num_books, dtype=torch.long), is_last=True))
+    assert [number for number, _ in heard] == [4] and len(heard[0][1].wave_n) == codec.hop and not heard[0][1].wave_n.any()
+    assert [len(sound.wave_n) for sound in pieces.sounds] == [codec.hop]
 
 
 def test_speech_that_nobody_listens_to_any_more_is_given_up(finished, monkeypatch) -> None:
