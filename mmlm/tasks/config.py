@@ -391,7 +391,19 @@ class GenseCodesConfig(GenseConfig):
     headline: ClassVar[dict[str, str]] = {"mel_distance": "min"}
     type: Literal["gense_codes"] = "gense_codes"
     codec: str = Field("codec", description="which of the recipe's tokenizers gives the codes")
-    units_run: str = Field(description="the finished run of the first step, whose units these are")
+    units_run: str | None = Field(
+        None, description="the finished run of the first step, whose units these are; null: codes are written from codes alone, in one step"
+    )
     written_units: float = Field(0.1, ge=0, le=1, description="share of the training samples that read units which the first step wrote")
     base: int = Field(1000, ge=1, description="position at which everything clean begins; noisy tokens begin at 0")
     reads_codes: bool = Field(True, description="the codes of what was given are read too; without them the voice is lost")
+
+    @model_validator(mode="after")
+    def _reads_something(self) -> Self:
+        if self.units_run is None and not self.reads_codes:
+            raise ValueError("reads_codes: false leaves nothing to read, as units_run is null")
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """Units are those of the first step."""
+        return {} if self.units_run is not None else dict.fromkeys(("units", "written_units"), "units_run is null")

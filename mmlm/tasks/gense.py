@@ -204,7 +204,9 @@ class GenseCodesTask(DegradedSpeech):
     metrics = ("mel_distance", "accuracy")
 
     def __init__(self, config: GenseCodesConfig, tokenizers: Mapping[str, Any]) -> None:
-        self.units = tokenizer_of(tokenizers, config.units, "task.units", UnitTokenizer, "units")
+        self.units: UnitTokenizer | None = None
+        if config.units_run is not None:
+            self.units = tokenizer_of(tokenizers, config.units, "task.units", UnitTokenizer, "units")
         self.codec = tokenizer_of(tokenizers, config.codec, "task.codec", Codec, "small_codec or single_codec")
         super().__init__(config.degrade, config.degrade_test, self.codec.rate_hz)
         self.config, self.tokenizers = config, tokenizers
@@ -217,7 +219,7 @@ class GenseCodesTask(DegradedSpeech):
     @property
     def vocabulary(self) -> Mapping[str, int]:
         """A token to begin with, one for what is hidden, the units and the codes."""
-        return {SPECIAL: 1, MASK: 1, **self.units.sizes, **self.codec.sizes}
+        return {SPECIAL: 1, MASK: 1, **({} if self.units is None else self.units.sizes), **self.codec.sizes}
 
     @property
     def asks(self) -> float:
@@ -233,6 +235,7 @@ class GenseCodesTask(DegradedSpeech):
     def first(self) -> MultimodalLM:
         """The model of the first step. Raises CheckpointError where its run is gone or was trained on other units."""
         if self._first is None:
+            assert self.config.units_run is not None and self.units is not None
             run = Path(self.config.units_run)
             known = [json.loads(path.read_text(encoding="utf-8"))["fingerprint"] for path in run.glob(f"tokenizers/*/{ABOUT}")]
             if not known:
@@ -254,27 +257,40 @@ class GenseCodesTask(DegradedSpeech):
         """Units and codes of a sound degraded and clean; in some samples the clean units are those that the first step predicts."""
         clean = record.sound(self.rate_hz)
         given, _ = self.chain(clean, rng)
-        noisy_t, clean_t = _units(self.units, [given, clean])
-        if rng.random() < self.config.written_units:
-            clean_t = read_units(self.first, noisy_t, clean_t, self.first_reading)
+        units = None if self.units is None else self._units_read(self.units, given, clean, rng)
         given_tu, codes_tu = _codes(self.codec, [given, clean])
         steps_su = self.part.forward(codes_tu)
         hidden_su = drawn_cells(steps_su.shape, self.config.code_dropout, rng) & (steps_su != EMPTY)
-        return self.stream(noisy_t, clean_t, given_tu, steps_su, hidden_su)
+        return self.stream(units, given_tu, steps_su, hidden_su)
+
+    def _units_read(self, units: UnitTokenizer, given: Sound, clean: Sound, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        noisy_t, clean_t = _units(units, [given, clean])
+        if rng.random() < self.config.written_units:
+            clean_t = read_units(self.first, noisy_t, clean_t, self.first_reading)
+        return noisy_t, clean_t
 
     def stream(
-        self, noisy_t: Tensor, clean_t: Tensor, given_tu: Tensor, steps_su: Tensor | None = None, hidden_su: Tensor | None = None
+        self,
+        units: tuple[Tensor, Tensor] | None,
+        given_tu: Tensor,
+        steps_su: Tensor | None = None,
+        hidden_su: Tensor | None = None,
     ) -> Stream:
-        """What the second step reads, and the steps of clean codes with their loss where they are given. hidden: bool [s, u], of these."""
-        rate = self.codec.token_rate / Fraction(*self.units.rate_hz)
-        times_t = torch.arange(len(noisy_t)) * rate.numerator // rate.denominator
-        base = self.config.base
-        reading = self.reading
-        mark = None if reading.reach is None else times_t
-        segments = [
-            Segment(UNIT, noisy_t, position=_at(times_t), mark=mark, mutual=reading.group(UNITS)),
-            Segment(UNIT, clean_t, position=_at(base + times_t), mark=mark, mutual=reading.group(UNITS)),
-        ]
+        """What the second step reads, and the steps of clean codes with their loss where they are given.
+
+        units: noisy and clean ones [t], None in one step.   hidden: bool [s, u], of the steps.
+        """
+        base, reading = self.config.base, self.reading
+        segments = []
+        if units is not None:
+            assert self.units is not None
+            rate = self.codec.token_rate / Fraction(*self.units.rate_hz)
+            times_t = torch.arange(len(units[0])) * rate.numerator // rate.denominator
+            mark = None if reading.reach is None else times_t
+            segments = [
+                Segment(UNIT, units_t, position=_at(start + times_t), mark=mark, mutual=reading.group(UNITS))
+                for start, units_t in zip((0, base), units, strict=True)
+            ]
         segments.append(Segment(SPECIAL, torch.zeros(1, dtype=torch.long)))
         if self.config.reads_codes:
             time_t = torch.arange(len(given_tu))
@@ -299,9 +315,9 @@ class GenseCodesTask(DegradedSpeech):
         """What the queries that predict the steps of so many frames see, see `near`."""
         return near(self.part.num_steps(frames), self.reading.reach)
 
-    def write_codes(self, model: MultimodalLM, noisy: Sequence[Tensor], clean: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+    def write_codes(self, model: MultimodalLM, units: Sequence[tuple[Tensor, Tensor] | None], given: Sequence[Tensor]) -> list[Tensor]:
         """Clean codes [t, u], as many as `given` holds, for units noisy and clean and codes of what was given."""
-        prompts = [self.stream(*each) for each in zip(noisy, clean, given, strict=True)]
+        prompts = [self.stream(*each) for each in zip(units, given, strict=True)]
         stage = Stage(
             "codes", CODEC, Length.exactly(lambda so_far: len(given[so_far.number])), self.part, position=self.config.base,
             sampling=_sampling(self.config.temperature),
@@ -319,8 +335,11 @@ class GenseCodesTask(DegradedSpeech):
         return [made for made, _ in self._written(model, sounds, _codes(self.codec, sounds))]
 
     def _written(self, model: MultimodalLM, sounds: Sequence[Sound], given: Sequence[Tensor]) -> list[tuple[Sound, Tensor]]:
-        noisy = _units(self.units, sounds)
-        codes = self.write_codes(model, noisy, write_units(self.first, noisy, self.config.temperature, self.first_reading), given)
+        units: list[tuple[Tensor, Tensor] | None] = [None] * len(sounds)
+        if self.units is not None:
+            noisy = _units(self.units, sounds)
+            units = list(zip(noisy, write_units(self.first, noisy, self.config.temperature, self.first_reading), strict=True))
+        codes = self.write_codes(model, units, given)
         return [(self._sound(codes_tu, len(sound.wave_n)), codes_tu) for codes_tu, sound in zip(codes, sounds, strict=True)]
 
     def _sound(self, codes_tu: Tensor, num_samples: int) -> Sound:

@@ -182,10 +182,10 @@ def test_of_a_codec_with_several_books_each_is_written_a_step_later(runs):
     pairs = [task.pair(record) for record in records(runs / "delayed")]
     clean, noisy = ([each.ids for each in task.units.encode_many(sounds)] for sounds in zip(*pairs, strict=True))
     given = [each.ids for each in task.codec.encode_many([sound for _, sound in pairs])]
-    written = task.write_codes(model, noisy, clean, given)
+    written = task.write_codes(model, list(zip(noisy, clean, strict=True)), given)
     for units, true, codes, found in zip(noisy, clean, given, written, strict=True):
         assert found.shape == codes.shape and codes.shape[1] == 2
-        stream = task.stream(units, true, codes, task.part.forward(found))
+        stream = task.stream((units, true), codes, task.part.forward(found))
         assert positions(stream)[-1][:, 0].tolist() == list(range(64, 64 + len(codes) + 1))
         batch = pack([stream], model.vocabulary)
         (h_td,) = unpack(model.hidden(batch)[0], batch.layout)
@@ -210,7 +210,7 @@ def test_what_is_written_sees_what_training_saw(runs, monkeypatch):
 
     monkeypatch.setattr(gense, "generate_staged", catch)
     with pytest.raises(InterruptedError):
-        task.write_codes(model, [noisy], [clean], [given])
+        task.write_codes(model, [(noisy, clean)], [given])
     rows, before = asked["stage"].reach(SoFar(0, asked["prompt"]), len(steps)), asked["prompt"].segments[-1]
     assert torch.equal(rows, stream.segments[-1].reach) and torch.equal(before.reach, stream.segments[-2].reach)
     assert task.reading == Reading(6, both_ways=True) and before.reach[-1].tolist() == [-6, 6] and rows[0].tolist() == [-5, 7]
@@ -268,3 +268,24 @@ def test_the_first_model_is_not_trained(runs):
     assert isinstance(task.first, MultimodalLM) and task.first is task.first
     assert model.vocabulary.sizes == {SPECIAL: 1, MASK: 1, UNIT: 8, "codec.0": 16}
     assert len(units_stream(torch.zeros(3, dtype=torch.long))) == 4
+
+
+def test_in_one_step_codes_are_written_from_codes_alone(runs, tmp_path):
+    change = ["task.units_run=null", f"tokenizers={{codec: {{type: single_codec, path: {runs}/codec}}}}"]
+    one = codes_recipe(runs, "one", *change)
+    train(one)
+    _, task, model = load_run(runs / "one")
+    stream = task.example(records(runs / "one")[0], np.random.default_rng(0))
+    assert [each.modality for each in stream.segments] == [SPECIAL, "codec", "codec"] and model.vocabulary.sizes.keys() == {
+        SPECIAL,
+        MASK,
+        "codec.0",
+    }
+    assert stream.segments[1].mutual and (stream.segments[2].position[0] == 64).all()
+    write_sound(tmp_path / "a.wav", Sound((0.2 * np.sin(np.arange(16_000) / 8)).astype(np.float32), 16_000))
+    (target,), failed = enhance(runs / "one", tmp_path / "a.wav")
+    assert not failed and len(read_sound(target).wave_n) == 16_000
+    with pytest.raises(RecipeError, match="reads_codes: false leaves nothing to read, as units_run is null"):
+        codes_recipe(runs, "x", *change, "task.reads_codes=false")
+    with pytest.raises(RecipeError, match="written_units: has no effect: units_run is null"):
+        codes_recipe(runs, "x", *change, "task.written_units=0.5")
