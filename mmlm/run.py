@@ -172,18 +172,19 @@ def _fit(name: str, tokenizer: Any, users: Sequence[Part]) -> None:
     if not hasattr(tokenizer, "fit"):
         kind = recipe.tokenizers[name].type
         raise RecipeError(f"tokenizers.{name}: {kind!r} is trained by a run of its own; give that run as its `path`.")
+    by_sounds = getattr(tokenizer, "is_fitted_on_sounds", False)
+    if by_sounds and (deaf := [part for part in users if not isinstance(part.task, GivesSounds)]):
+        raise RecipeError(f"tokenizers.{name}: is fitted on sounds, but the task {deaf[0].config.type!r} has none.")
     drawn = [
         (part.task, records.draw(rng), rng)
         for part in users
         for records in [Records.of_training(part.recipe, part.task)]
         for rng in (np.random.default_rng([recipe.seed, number]) for number in range(FITTED_ON))
     ]
-    if not getattr(tokenizer, "is_fitted_on_sounds", False):
+    if by_sounds:
+        tokenizer.fit(sound for task, record, _ in drawn for sound in task.sounds(record))
+    else:
         tokenizer.fit([text for task, record, rng in drawn for text in task.texts(record, rng)])
-        return
-    if deaf := [part for part in users if not isinstance(part.task, GivesSounds)]:
-        raise RecipeError(f"tokenizers.{name}: is fitted on sounds, but the task {deaf[0].config.type!r} has none.")
-    tokenizer.fit(sound for task, record, _ in drawn for sound in task.sounds(record))
 
 
 def build_model(recipe: Recipe, task: Task) -> MultimodalLM:

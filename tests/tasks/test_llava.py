@@ -87,7 +87,7 @@ def test_a_stage_goes_on_from_the_one_before(text_run, seeing_run) -> None:
     for more, fault in (
         (["encoders.vision.layer=1"], "encoders.vision: that of backbone.pretrained, .*, is another; leave it out"),
         (["projectors.vision=linear"], "projectors.vision: that of backbone.pretrained, .*, is mlp; leave it out"),
-        (["tokenizers.boxes.num_bins=50"], "has the vocabulary .* but the task needs"),
+        (["tokenizers.boxes.num_bins=50"], "has the vocabulary .* but the task 'grounded' needs"),
         (
             ["tokenizers.pictures={type: image_patches, patch: 8}"],
             r"reads the features \{'vision': 3\}, but the task 'grounded' gives \{'vision': 192\}",

@@ -14,8 +14,9 @@ from mmlm.data import token_shards
 from mmlm.data.audio_files import read_sound
 from mmlm.data.speech import Utterance
 from mmlm.recipe import Recipe
-from mmlm.run import build_task, evaluate, load_run, preview, train
+from mmlm.run import Part, _fit, build_task, evaluate, load_run, preview, train
 from mmlm.speaking import Speaker
+from mmlm.tokenizers.config import UnitsConfig
 from tests.tasks.untrained import save_codec
 
 for package in ("soundfile", "soxr", "librosa"):
@@ -109,13 +110,9 @@ def test_texts_and_units_are_fitted_on_what_samples_hold(finished, home) -> None
     assert task.units.is_fitted and task.reader.size <= 300
     text = "say slowly: «two people are waiting»"
     assert len(task.reader.text.ids([text])[0]) < 0.85 * len(text.encode())
+    texts = Recipe.read("schema: 1\nname: t\ntask: {type: text}\ndata: {train: [{type: python_docs}]}\n")
     with pytest.raises(RecipeError, match="tokenizers.units: is fitted on sounds, but the task 'text' has none"):
-        build_task(
-            Recipe.read(
-                "schema: 1\nname: t\ntask: {type: text}\ndata: {train: [{type: python_docs}]}\n"
-                "tokenizers: {text: {type: text}, units: {type: units}}\n"
-            )
-        )
+        _fit("units", UnitsConfig(type="units").build(), [Part(texts, object())])
 
 
 def test_joined_recordings_share_voice_and_style_and_one_instruction_asks_for_all(finished, home) -> None:
