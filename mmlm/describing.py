@@ -18,7 +18,7 @@ from mmlm.tasks.config import Kind
 from mmlm.tasks.grounded import GroundedTask, Request, Said, as_json
 from mmlm.tokenizers.boxes import Grounded
 
-CAPTIONS: tuple[Kind, ...] = ("grounded_caption", "caption", "detection")  # what is said of a picture that nothing is asked of
+CAPTIONS: tuple[Kind, ...] = ("grounded_caption", "caption", "detection", "name")  # what is said of a picture that nothing is asked of
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,8 @@ class TextTaskConfig(TaskConfig):
     packing: Literal["document", "joined"] = Field("document", description="what a token may look back at: its document | its sample")
 
 
-Kind = Literal["grounded_caption", "expression", "phrases", "caption", "question", "detection"]
-KINDS: tuple[Kind, ...] = ("grounded_caption", "expression", "phrases", "caption", "question", "detection")  # in the order of their marks
+Kind = Literal["grounded_caption", "expression", "phrases", "caption", "question", "detection", "name"]
+KINDS: tuple[Kind, ...] = ("grounded_caption", "expression", "phrases", "caption", "question", "detection", "name")  # order of their marks
 
 
 class AskingConfig(TaskConfig):
@@ -128,12 +128,13 @@ class AskingConfig(TaskConfig):
 
 @TASKS.register("mmlm.tasks.grounded:GroundedTask", source="UniTAB, arXiv:2111.12085; SOLO, arXiv:2407.06438; LLaVA, arXiv:2304.08485")
 class GroundedConfig(AskingConfig):
-    """Say what is in a picture and point at it: grounded captions, expressions, phrases, captions, questions and lists of things by one
-    model."""
+    """Say what is in a picture and point at it: grounded captions, expressions, phrases, captions, questions, lists of things and names by
+    one model."""
 
     reads: ClassVar[str] = "pictures"
     headline: ClassVar[dict[str, str]] = {
         "f1_all": "max", "acc_50": "max", "r_1": "max", "cider": "max", "answers": "max", "ap_50": "max",
+        "names": "max",
     }  # fmt: skip
     type: Literal["grounded"] = "grounded"
     kinds: dict[Kind, float] = Field(

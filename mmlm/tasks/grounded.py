@@ -11,6 +11,7 @@ picture is read once, sees none of the questions, and each request goes on from 
     caption              nothing           a caption
     question             a question        its answer
     detection            nothing           every thing as a group: its class and its box, from the top down
+    name                 nothing           what the only thing in the picture is called; not asked of several
 
 There is no head for boxes: they are tokens, see mmlm.tokenizers.boxes. A picture is read as patches of pixels, or whole by an encoder that
 makes its patches. Source: UniTAB, arXiv:2111.12085, on the shared decoder in place of an encoder and a decoder; whole pictures, LLaVA,
@@ -54,6 +55,8 @@ from mmlm.tokenizers.whole_images import WholeImages
 
 TWIN = "the same model, shown another picture"
 RANDOM_BOX, COMMONEST, TRUTH = "a random box", "the commonest answer", "the true answers"
+EXACT = {"answers": "question", "names": "name"}  # metrics that count answers which are the true one
+WORDS = ("caption", "question", "name")  # answered in words alone
 POINTING = ("grounded_caption", "expression", "phrases", "detection")
 
 
@@ -99,6 +102,7 @@ class GroundedTask(AskingTask[Picture]):
             "phrases": ("r_1",),
             "question": ("answers",),
             "detection": ("ap_50", "ap_50_95"),
+            "name": ("names",),
         }
         found = [name for kind, names in named.items() if kind in self.config.kinds for name in names]
         return [*dict.fromkeys(found), *(["malformed"] if self._points else [])]
@@ -125,6 +129,8 @@ class GroundedTask(AskingTask[Picture]):
         if record.things:
             things = [Thing(each.label, record.share(each.box)) for each in record.things]
             found.append(Request("detection", "", every_thing(things)))
+        if len(record.things) == 1:
+            found.append(Request("name", "", Grounded(record.things[0].label)))
         return self._wanted(found)
 
     @staticmethod
@@ -167,14 +173,14 @@ class GroundedTask(AskingTask[Picture]):
             return PhrasesGrammar(self.pieces(request.truth), spans, end, room, self.boxes)
         if not self.config.constrained:
             return None
-        if request.kind in ("caption", "question"):
+        if request.kind in WORDS:
             return Words(spans[TEXT], end, room)
         only = request.kind
         return GroundedGrammar(spans, end, room, self.boxes, is_one_group=only == "expression", has_groups_alone=only == "detection")
 
     def score(self, outputs: Sequence[list[Said]], records: Sequence[Picture]) -> dict[str, float]:
         """f1_all, f1_loc: of grounded captions.   cider, bleu_4, rouge_l: of captions.   acc_50: share of expressions with IoU above 0.5.
-        r_1: share of phrases.   answers: share that are the true ones.   ap_50, ap_50_95: average precision of lists of things, at an IoU
+        r_1: share of phrases.   answers, names: share that are the true ones.   ap_50, ap_50_95: average precision of lists of things, at an IoU
         of 0.5 and over 0.5 to 0.95.   malformed: share of what points with a fault in its marks."""
         said = by_kind([one for each in outputs for one in each])
         found: dict[str, float] = {}
@@ -191,8 +197,9 @@ class GroundedTask(AskingTask[Picture]):
         if phrases := said.get("phrases"):
             pairs = [pair for one in phrases for pair in zip(one.answer.phrases, one.request.truth.phrases, strict=True)]
             found["r_1"] = recall_at([mine.boxes for mine, _ in pairs], [true.boxes for _, true in pairs])
-        if questions := said.get("question"):
-            found["answers"] = float(np.mean([plain(one.answer.text) == plain(one.request.truth.text) for one in questions]))
+        for name, kind in EXACT.items():
+            if answers := said.get(kind):
+                found[name] = float(np.mean([plain(one.answer.text) == plain(one.request.truth.text) for one in answers]))
         if lists := said.get("detection"):
             precision = average_precision([_things(one.answer) for one in lists], [_things(one.request.truth) for one in lists])
             found |= {"ap_50": precision.ap_50, "ap_50_95": precision.ap_50_95}
@@ -210,8 +217,9 @@ class GroundedTask(AskingTask[Picture]):
         if true := [each.truth.phrases[0].boxes[0] for each in requests if each.kind == "expression"]:
             drawn_4n = np.sort(rng.random((len(true), 2, 2)), axis=1).reshape(-1, 4)
             found[RANDOM_BOX] = {"acc_50": accuracy_at([(box[0], box[1], box[2], box[3]) for box in drawn_4n.tolist()], true)}
-        if answers := [each.truth.text for each in requests if each.kind == "question"]:
-            found[COMMONEST] = {"answers": Counter(answers).most_common(1)[0][1] / len(answers)}
+        for name, kind in EXACT.items():
+            if answers := [each.truth.text for each in requests if each.kind == kind]:
+                found.setdefault(COMMONEST, {})[name] = Counter(answers).most_common(1)[0][1] / len(answers)
         return found
 
     def curves(self, outputs: Sequence[list[Said]], records: Sequence[Picture]) -> dict[str, list[tuple[float, float]]]:
@@ -221,7 +229,7 @@ class GroundedTask(AskingTask[Picture]):
         for count in counts:
             pairs = [(output, record) for output, record in zip(outputs, records, strict=True) if len(record.things) == count]
             values = self.score([output for output, _ in pairs], [record for _, record in pairs])
-            for name in ("f1_all", "acc_50", "r_1", "answers", "ap_50"):
+            for name in ("f1_all", "acc_50", "r_1", "answers", "names", "ap_50"):
                 if name in values:
                     points.setdefault(name, []).append((float(count), values[name]))
         return points if len(counts) > 1 else {}
