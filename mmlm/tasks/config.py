@@ -128,8 +128,7 @@ class AskingConfig(TaskConfig):
 
 @TASKS.register("mmlm.tasks.grounded:GroundedTask", source="UniTAB, arXiv:2111.12085; SOLO, arXiv:2407.06438; LLaVA, arXiv:2304.08485")
 class GroundedConfig(AskingConfig):
-    """Say what is in a picture and point at it: grounded captions, expressions, phrases, captions, questions, lists of things and names by
-    one model."""
+    """Say what is in a picture and point at it: captions, phrases and expressions with boxes, questions, lists and names of things."""
 
     reads: ClassVar[str] = "pictures"
     headline: ClassVar[dict[str, str]] = {

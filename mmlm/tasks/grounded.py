@@ -180,8 +180,8 @@ class GroundedTask(AskingTask[Picture]):
 
     def score(self, outputs: Sequence[list[Said]], records: Sequence[Picture]) -> dict[str, float]:
         """f1_all, f1_loc: of grounded captions.   cider, bleu_4, rouge_l: of captions.   acc_50: share of expressions with IoU above 0.5.
-        r_1: share of phrases.   answers, names: share that are the true ones.   ap_50, ap_50_95: average precision of lists of things, at an IoU
-        of 0.5 and over 0.5 to 0.95.   malformed: share of what points with a fault in its marks."""
+        r_1: share of phrases.   answers, names: share that are the true ones.   ap_50, ap_50_95: average precision of lists of things, at
+        an IoU of 0.5 and over 0.5 to 0.95.   malformed: share of what points with a fault in its marks."""
         said = by_kind([one for each in outputs for one in each])
         found: dict[str, float] = {}
         if grounded := said.get("grounded_caption"):

@@ -19,15 +19,6 @@ pytest.importorskip("timm")
 QUICK = ["train.validate_every=0", "train.sample_every=0", "data.validate=[]", "train.batch_size=2", "train.log_every=1"]
 
 
-@pytest.fixture(scope="module")
-def text_run(tmp_path_factory) -> str:
-    """Two steps of the recipe of a small corpus."""
-    run = tmp_path_factory.mktemp("text") / "run"
-    small = ["train.steps=2", "train.batch_size=1", "tokenizers.text.vocabulary_size=300", "backbone.width=32", "task.context=64"]
-    train(Recipe.read("probes/text", [*QUICK, *small, "backbone.pattern=(*-)x2", f"output={run}"]))
-    return str(run)
-
-
 def recipe(text_run: str, *more: str) -> Recipe:
     given = [f"backbone.pretrained={text_run}", f"tokenizers.text.path={text_run}/tokenizers/text", "adapt.lora.rank=2"]
     return Recipe.read("grounded_captioning/llava", [*QUICK, *given, "train.steps=3", "data.test_samples=2", *more])
