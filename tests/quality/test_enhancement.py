@@ -1,4 +1,4 @@
-"""Enhancement of real speech after minutes of training: a mask beats the classical gate, and GenSE's two steps do what each is for.
+"""Enhancement of real speech after an hour of training: a mask beats the classical gate, and GenSE's two steps do what each is for.
 
 English and Italian prompts of Asterisk, one voice each; a tenth, by text, is held out, and the English ones of it are measured. Training
 hears white, pink and brown noise and French babble; tests add recorded noises (../shared beside the checkout; without it hum and Russian
@@ -34,7 +34,7 @@ def under(low_db: float, high_db: float) -> str:
 
 
 def mask_run(folder: Path) -> Path:
-    train(Recipe.read("enhancement/mask", [*DATA, *QUICK, BABBLE, "train.steps=600", f"output={folder / 'mask'}"]))
+    train(Recipe.read("enhancement/mask", [*DATA, *QUICK, BABBLE, f"output={folder / 'mask'}"]))
     return folder / "mask"
 
 
@@ -44,14 +44,14 @@ def codec_run(folder: Path) -> Path:
 
 
 def units_run(folder: Path) -> Path:
-    train(Recipe.read("enhancement/gense_units", [*DATA, *QUICK, BABBLE, "train.steps=500", f"output={folder / 'units'}"]))
+    train(Recipe.read("enhancement/gense_units", [*DATA, *QUICK, BABBLE, f"output={folder / 'units'}"]))
     return folder / "units"
 
 
 def codes_run(folder: Path, name: str = "codes", *overrides: str) -> Path:
     units, codec = units_run(folder), codec_run(folder)
     parts = [f"task.units_run={units}", f"tokenizers.units.path={units}", f"tokenizers.codec.path={codec}"]
-    train(Recipe.read("enhancement/gense", [*DATA, *QUICK, BABBLE, *parts, *overrides, "train.steps=500", f"output={folder / name}"]))
+    train(Recipe.read("enhancement/gense", [*DATA, *QUICK, BABBLE, *parts, *overrides, f"output={folder / name}"]))
     return folder / name
 
 
@@ -103,11 +103,16 @@ def test_what_is_said_is_not_lost_at_0_db(folder):
     assert rows["model"]["wer"] <= rows["what was given"]["wer"]
 
 
-def test_without_the_codes_of_what_was_given_the_voice_is_lost(folder, codes):
-    without = measured(codes_run(folder, "voiceless", "task.reads_codes=false"), "evaluate.judges=[voice]")
-    assert without["model"]["speaker_similarity"] <= codes["model"]["speaker_similarity"] - 0.05
+def test_without_the_codes_of_what_was_given_the_voice_is_lost(folder):
+    """Both for a quarter of the steps."""
+    heard = {}
+    for name, reads in (("short", "true"), ("voiceless", "false")):
+        run = codes_run(folder, name, "train.steps=500", f"task.reads_codes={reads}")
+        heard[name] = measured(run, "evaluate.judges=[voice]")["model"]["speaker_similarity"]
+    assert heard["voiceless"] <= heard["short"] - 0.05
 
 
 def test_without_the_first_step_more_words_are_lost(folder, codes, monkeypatch):
+    """The same model, which is given noisy units in place of clean ones."""
     monkeypatch.setattr(gense, "write_units", lambda model, noisy, temperature, reading: list(noisy))
     assert measured(codes_run(folder), "evaluate.judges=[words]")["model"]["wer"] > codes["model"]["wer"]
