@@ -268,8 +268,8 @@ def _unfit(prompts: Sequence[Prompt], by_reading: bool) -> str:
     for prompt in prompts:
         for segment in prompt.segments if isinstance(prompt, Stream) else ():
             hides = segment.mark is not None or segment.reach is not None
-            if torch.as_tensor(segment.branch).any() or (hides and any(each.mutual for each in prompt.segments)):
-                return "a prompt with branches, or with parts in both directions and marks"
+            if torch.as_tensor(segment.branch).any():
+                return "a prompt with branches"
             if segment.position is not None and len(prompt.axes) > 1:
                 return "a prompt with positions on several axes"
             if not by_reading and (segment.position is not None or hides):

@@ -227,7 +227,7 @@ def states_to_cache(decoder: Decoder, backbone: Backbone) -> Cache:
     """What a decoder keeps, as the layers keep it: copies."""
     lengths = torch.tensor(decoder.lengths)
     cache = backbone.init_cache(decoder.batch, int(lengths.max()))
-    cache.length = lengths
+    cache.length, cache.marks = lengths, decoder.marks
     for state, tensors in zip(cache.whole().layers, decoder.states(), strict=True):
         if state is not None and tensors is not None:
             state.length = lengths.clone()
@@ -237,4 +237,4 @@ def states_to_cache(decoder: Decoder, backbone: Backbone) -> Cache:
 
 def cache_to_states(cache: Cache, decoder: Decoder) -> None:
     """Let a decoder go on from what the layers kept. Raises Unsupported for the cache of another model."""
-    decoder.load([None if state is None else state.tensors for state in cache.whole().layers], cache.length)
+    decoder.load([None if state is None else state.tensors for state in cache.whole().layers], cache.length, cache.marks)

@@ -153,12 +153,15 @@ def parts(rng: np.random.Generator, sizes: list[int], marked: bool) -> list[Stre
     return found
 
 
+@pytest.mark.parametrize("both_ways", [False, True])
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @torch.no_grad()
-def test_positions_and_marks_of_their_own_are_read_as_the_layers_read_them(precision, marked):
+def test_positions_and_marks_of_their_own_are_read_as_the_layers_read_them(precision, marked, both_ways):
     model, rng = made(SHAPES["qwen3"]), np.random.default_rng(0)
     prompts = parts(rng, [5, 1, 9], marked)
+    for prompt in prompts if both_ways else ():
+        prompt.segments[0].mutual = 1
     layers, native = Decoding(model, prompts, 300), open_decoding(model, prompts, 4, precision, by_reading=True)
     assert isinstance(native, OneCallDecoding)
     rows, tolerance = torch.arange(40), {"fp32": 1e-4, "bf16": 5e-2, "int8": 1e-1}[precision]
@@ -176,6 +179,12 @@ def test_positions_and_marks_of_their_own_are_read_as_the_layers_read_them(preci
         layers.read(batch)
         native.read(batch)
     alike()
+    if marked:  # either goes on from what the other kept
+        layers.cache, native.cache = native.cache, layers.cache.snapshot()
+        batch = pad(parts(rng, [2, 1, 3], marked), model.vocabulary, starts=[60] * 3)
+        for decoding in (layers, native):
+            decoding.read(batch)
+        alike()
     if marked:  # a token that sees no marked token at all, itself included
         blind = Segment("text", ids(1), mark=torch.tensor([3]), reach=torch.tensor([[7, 7]]))
         for decoding in (layers, native):

@@ -77,6 +77,18 @@ void decoder_get_lengths(void* d, int64_t* to) {
     std::copy(lengths.begin(), lengths.end(), to);
 }
 void decoder_set_lengths(void* d, const int64_t* from) { decoder(d).set_lengths(from); }
+// Marks of all tokens, -1 for none; width: of a row, at least the longest length. They are set for the lengths set before.
+void decoder_get_marks(void* d, int64_t* to, int64_t width) {
+    const auto& sequences = decoder(d).pass.sequences;
+    for (int64_t b = 0; b < sequences.batch; b++)
+        for (int64_t i = 0; i < width; i++)
+            to[b * width + i] = sequences.mark.empty() || i >= sequences.length[b] ? -1 : sequences.mark[b][i];
+}
+void decoder_set_marks(void* d, const int64_t* from, int64_t width) {
+    auto& sequences = decoder(d).pass.sequences;
+    for (int64_t b = 0; b < sequences.batch; b++)
+        for (int64_t i = 0; i < sequences.length[b]; i++) sequences.set_mark(b, i, from[b * width + i]);
+}
 // Tensor `which` of the states of a layer, for the lengths set before; tokens: of its axis of tokens, if it has one.
 void decoder_put_state(void* d, int64_t layer, int64_t which, const float* from, int64_t tokens) {
     decoder(d).layers[layer].mixer->put_state(static_cast<int>(which), from, tokens, decoder(d).scratch[0]);

@@ -54,6 +54,8 @@ _FUNCTIONS: dict[str, list[Any]] = {
     "decoder_room": [_P],
     "decoder_get_lengths": [_P, _P],
     "decoder_set_lengths": [_P, _P],
+    "decoder_get_marks": [_P, _P, _I],
+    "decoder_set_marks": [_P, _P, _I],
     "decoder_put_state": [_P, _I, _I, _P, _I],
     "decoder_get_state": [_P, _I, _I, _P, _I],
     "decoder_extend": [_P, _P, _P, _P, _P, _P, _P, _P, _I, _I, _P],
@@ -172,8 +174,10 @@ class Decoder:
         self.hidden = torch.zeros(batch, self.spec.width)
         self._ones = torch.ones(batch, dtype=torch.long)
 
-    def load(self, states: Sequence[Mapping[str, Tensor] | None], lengths: Sequence[int] | Tensor) -> None:
+    def load(self, states: Sequence[Mapping[str, Tensor] | None], lengths: Sequence[int] | Tensor, marks: Tensor | None = None) -> None:
         """Go on from states computed elsewhere: for each layer what its mixer keeps of lengths[i] tokens of each sequence.
+
+        marks: long [b, t] of them, as in mmlm.layout; None: none has one.
 
         Named and shaped [b, ...] as `Part.states` says: keys (normed and turned) and values [b, g, t, k] of at least lengths[i] tokens,
         tails of convolutions, recurrent states.
@@ -184,6 +188,11 @@ class Decoder:
         given = [self._checked(layer, states[layer] if layer < len(states) else None, counts) for layer in range(len(self.spec.layers))]
         self.reset(len(counts), max(self.room, int(counts.max())))
         self._c.decoder_set_lengths(self._handle, counts.data_ptr())
+        if marks is not None:
+            held = marks.long().contiguous()
+            if held.shape[0] != len(counts) or held.shape[1] < int(counts.max()):
+                raise DataError(f"marks {list(held.shape)} must be one for each of {counts.tolist()} tokens.")
+            self._c.decoder_set_marks(self._handle, held.data_ptr(), held.shape[1])
         for layer, tensors in enumerate(given):
             for which, tensor in enumerate(tensors):
                 self._c.decoder_put_state(self._handle, layer, which, tensor.data_ptr(), tensor.shape[2] if tensor.dim() > 2 else 0)
@@ -202,6 +211,13 @@ class Decoder:
         if "key" in want and int(counts.max()) > max(tokens):
             raise DataError(f"lengths {counts.tolist()} must be from 0 to {max(tokens)}, the tokens given.")
         return [tensors[name].detach().float().contiguous() for name in want] if tensors else []
+
+    @property
+    def marks(self) -> Tensor | None:
+        """Marks long [b, t] of all tokens, -1 for none and behind a sequence; None where no token has one."""
+        held = torch.full((self._batch, max([1, *self.lengths])), -1)
+        self._c.decoder_get_marks(self._handle, held.data_ptr(), held.shape[1])
+        return held if bool((held >= 0).any()) else None
 
     def states(self) -> list[dict[str, Tensor] | None]:
         """What the mixers keep now, as `load` takes it: copies in float32, key and value tensors as long as the longest sequence."""
