@@ -45,6 +45,7 @@ from mmlm.tasks.base import GIVEN, tokenizer_of
 from mmlm.tasks.config import GenseCodesConfig, GenseUnitsConfig
 from mmlm.tasks.degraded import GATE, DegradedSpeech, Enhanced
 from mmlm.tasks.spectral_gate import spectral_gate
+from mmlm.tasks.windows import joined, windows
 from mmlm.tokenizers.codec.base import Codec
 from mmlm.tokenizers.config import CodebookOrder
 from mmlm.tokenizers.patterns import EMPTY, CodebookPattern
@@ -98,6 +99,14 @@ def write_units(model: MultimodalLM, noisy: Sequence[Tensor], temperature: float
         reach=None if reach is None else lambda so_far, tokens: _rows_of(len(noisy[so_far.number]), reach)[1 : 1 + tokens],
     )  # fmt: skip
     return [found.written["units"] for found in generate_staged(model, [units_stream(each, reading=reading) for each in noisy], [stage])]
+
+
+def write_units_by_windows(model: MultimodalLM, noisy: Sequence[Tensor], size: int, temperature: float, reading: Reading) -> list[Tensor]:
+    """The same of units that may be more than the `size` that training samples have at most."""
+    spans = [windows(len(each), size) for each in noisy]
+    cut = [each[start:end] for each, some in zip(noisy, spans, strict=True) for start, end in some]
+    written = iter(write_units(model, cut, temperature, reading))
+    return [joined([next(written) for _ in some], some) for some in spans]
 
 
 def _rows_of(count: int, reach: int) -> Tensor:
@@ -154,6 +163,11 @@ class GenseUnitsTask(DegradedSpeech):
         return units_stream(noisy_t, clean_t, drawn_cells(clean_t.shape, self.config.code_dropout, rng), self.reading)
 
     @property
+    def rate(self) -> Fraction:
+        """Units a second."""
+        return Fraction(*self.units.rate_hz)
+
+    @property
     def reading(self) -> Reading:
         """How units are read."""
         return _reading(self.config, self.units.rate_hz)
@@ -162,7 +176,7 @@ class GenseUnitsTask(DegradedSpeech):
         """Units of each record, degraded as its id decides."""
         pairs = [self.pair(record) for record in records]
         true, given = (_units(self.units, sounds) for sounds in zip(*pairs, strict=True))
-        made = write_units(model, given, self.config.temperature, self.reading)
+        made = write_units_by_windows(model, given, int(self.config.seconds * self.rate), self.config.temperature, self.reading)
         return [CleanUnits(*each) for each in zip(true, given, made, strict=True)]
 
     def score(self, outputs: Sequence[CleanUnits], records: Sequence[Utterance]) -> dict[str, float]:
@@ -335,11 +349,19 @@ class GenseCodesTask(DegradedSpeech):
         return [made for made, _ in self._written(model, sounds, _codes(self.codec, sounds))]
 
     def _written(self, model: MultimodalLM, sounds: Sequence[Sound], given: Sequence[Tensor]) -> list[tuple[Sound, Tensor]]:
-        units: list[tuple[Tensor, Tensor] | None] = [None] * len(sounds)
+        spans = [windows(len(each), int(self.config.seconds * self.codec.token_rate)) for each in given]
+        cut = [each[start:end] for each, some in zip(given, spans, strict=True) for start, end in some]
+        units: list[tuple[Tensor, Tensor] | None] = [None] * len(cut)
         if self.units is not None:
-            noisy = _units(self.units, sounds)
+            share = Fraction(*self.units.rate_hz) / self.codec.token_rate
+            noisy = [
+                each[int(start * share) : max(int(end * share), int(start * share) + 1) if end < len(codes_tu) else None]
+                for each, codes_tu, some in zip(_units(self.units, sounds), given, spans, strict=True)
+                for start, end in some
+            ]
             units = list(zip(noisy, write_units(self.first, noisy, self.config.temperature, self.first_reading), strict=True))
-        codes = self.write_codes(model, units, given)
+        written = iter(self.write_codes(model, units, cut))
+        codes = [joined([next(written) for _ in some], some) for some in spans]
         return [(self._sound(codes_tu, len(sound.wave_n)), codes_tu) for codes_tu, sound in zip(codes, sounds, strict=True)]
 
     def _sound(self, codes_tu: Tensor, num_samples: int) -> Sound:
