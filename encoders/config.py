@@ -107,18 +107,71 @@ class TimmConfig(ImageEncoderConfig):
         return self.model_copy(update={"path": None, "in_order": False, "pretrained": False})
 
 
+class PictureTowerConfig(Strict):
+    """A small vision transformer, or a model of timm."""
+
+    image_size: int = Field(64, ge=8, le=1024, description="pixels along a side of what is read")
+    timm: str | None = Field(None, description="timm's name of a model to be the tower; null: a vision transformer of these sizes")
+    patch_size: int = Field(8, ge=1, description="pixels along a side of a patch")
+    width: int = Field(96, ge=8, description="numbers of a patch's vector")
+    layers: int = Field(4, ge=1, description="number of layers")
+    heads: int = Field(3, ge=1, description="heads of attention; they share the width")
+
+    @model_validator(mode="after")
+    def _fits(self) -> PictureTowerConfig:
+        if self.timm is None and (self.image_size % self.patch_size or self.width % self.heads):
+            raise ValueError(
+                f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}), and width ({self.width}) of heads "
+                f"({self.heads})"
+            )
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """A model of timm has sizes of its own."""
+        keys = ("patch_size", "width", "layers", "heads")
+        return {} if self.timm is None else dict.fromkeys(keys, f"timm: {self.timm} has its own")
+
+
+class TextTowerConfig(Strict):
+    """A small causal transformer; its text vector is what stands at the end of the text."""
+
+    context: int = Field(32, ge=3, le=1024, description="most tokens of a text, with its begin and end; longer ones are cut")
+    width: int = Field(96, ge=8, description="numbers of a token's vector")
+    layers: int = Field(2, ge=1, description="number of layers")
+    heads: int = Field(3, ge=1, description="heads of attention; they share the width")
+
+    @model_validator(mode="after")
+    def _fits(self) -> TextTowerConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class TowersConfig(Strict):
+    """Sizes of a model of open_clip that has no name there."""
+
+    size: int = Field(96, ge=2, description="numbers of the vectors that both towers give")
+    picture: PictureTowerConfig = Field(PictureTowerConfig(), description="the tower of pictures")
+    text: TextTowerConfig = Field(TextTowerConfig(), description="the tower of texts")
+
+
 @ENCODERS.register("mmlm.encoders.image_models:OpenClipEncoder", source="OpenCLIP, arXiv:2212.07143")
 class OpenClipConfig(ImageEncoderConfig):
-    """Pictures through the image tower of any model of open_clip."""
+    """Pictures and texts through the towers of any model of open_clip."""
 
     type: Literal["open_clip"] = "open_clip"
     model: str = Field("ViT-B-32", description="open_clip's name of it")
+    sizes: TowersConfig | None = Field(None, description="instead of a name, the sizes of towers of your own")
     path: str | None = Field(None, description="weights in a file; null: as `pretrained` says")
     pretrained: str | None = Field(None, description="open_clip's name of weights on the hub, or in its cache on this machine; null: none")
 
     def without_weights(self) -> Self:
         """No file and no hub."""
         return self.model_copy(update={"path": None, "pretrained": None})
+
+    def without_effect(self) -> dict[str, str]:
+        """Towers of one's own have no name, and nobody has weights of them."""
+        return {} if self.sizes is None else dict.fromkeys(("model", "pretrained"), "sizes says what the model is")
 
 
 @ENCODERS.register("mmlm.encoders.pillars:Pillars", source="PointPillars, arXiv:1812.05784; dynamic voxels, arXiv:1910.06528")

@@ -5,17 +5,21 @@ Preprocessing and calls are the packages' own, so vectors equal theirs. Axes as 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmlm.base.errors import CheckpointError, RecipeError, nearest, require
-from mmlm.encoders.config import OpenClipConfig, TimmConfig
+from mmlm.encoders.config import OpenClipConfig, TimmConfig, TowersConfig
 from mmlm.encoders.images import ImageEncoder, Patches, PictureInput, load_in_order
 from mmlm.weights import read_foreign_tensors
+from mmlm.weights import copy_tensors, read_foreign_tensors
+
+TOKENS = 49408  # of open_clip's own tokenizer
 
 POOLING = ("head", "fc_norm", "attn_pool")  # of a model of timm without classes
 
@@ -128,25 +132,16 @@ class TimmEncoder(ImageEncoder):
 
 
 class OpenClipEncoder(ImageEncoder):
-    """The image tower of a model of open_clip; `encode_text` is its text tower."""
+    """The towers of a model of open_clip: pictures by `encode`, texts by `encode_texts`."""
 
     config: OpenClipConfig
 
     def __init__(self, config: OpenClipConfig, inputs: int | None = None) -> None:
         super().__init__(config, inputs)
-        package = require("open_clip", "vision")
-        known = package.list_models()
-        if config.model not in known:
-            raise RecipeError(f"encoder open_clip: {config.model!r} is no model of open_clip.{nearest(config.model, known)}")
-        weights = config.path if config.path is not None else config.pretrained
-        if config.path is not None and not Path(config.path).is_file():
-            raise CheckpointError(f"{config.path}: no such file.")
-        try:
-            with torch.device("cpu"):
-                self.model, _, self._transform = package.create_model_and_transforms(config.model, pretrained=weights)
-        except (RuntimeError, KeyError) as error:
-            raise CheckpointError(f"{weights}: does not fit {config.model}: {str(error)[:300]}") from None
-        self.tokenizer = package.get_tokenizer(config.model)
+        self.model, self._transform = _of_sizes(config) if config.sizes is not None else _of_name(config)
+        self.tokenizer = require("open_clip", "vision").get_tokenizer(
+            config.model if config.sizes is None else "", context_length=self.context
+        )
         self.size = int(
             self.model.text_projection.shape[1] if isinstance(self.model.text_projection, Tensor) else self.model.visual.output_dim
         )
@@ -161,6 +156,11 @@ class OpenClipEncoder(ImageEncoder):
         self.eval()
         self.places = self._places(visual, -1 if config.layer is None else config.layer)
         self.complete()
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a text."""
+        return int(self.model.context_length)
 
     @property
     def transform(self) -> Callable[[Any], Tensor]:
@@ -202,9 +202,62 @@ class OpenClipEncoder(ImageEncoder):
         return places
 
     @torch.no_grad()
-    def encode_text(self, texts: list[str], *, normalize: bool = True) -> Tensor:
-        """Vectors [texts, size] of texts."""
-        return self.model.encode_text(self.tokenizer(texts).to(next(self.model.parameters()).device), normalize=normalize)
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256, normalize: bool = False) -> np.ndarray:
+        """Vectors float32 [texts, size] in the space that both towers share, in their order; of length 1 if normalize."""
+        device = next(self.model.parameters()).device
+        found = [
+            self.model.encode_text(self.tokenizer(list(texts[at : at + batch_size])).to(device), normalize=normalize).float().cpu()
+            for at in range(0, len(texts), batch_size)
+        ]
+        return (torch.cat(found) if found else torch.zeros(0, self.size)).numpy()
+
+
+def _of_name(config: OpenClipConfig) -> tuple[Any, Any]:
+    """(a model that open_clip knows by name, its preprocessing)."""
+    package = require("open_clip", "vision")
+    known = package.list_models()
+    if config.model not in known:
+        raise RecipeError(f"encoder open_clip: {config.model!r} is no model of open_clip.{nearest(config.model, known)}")
+    weights = config.path if config.path is not None else config.pretrained
+    if config.path is not None and not Path(config.path).is_file():
+        raise CheckpointError(f"{config.path}: no such file.")
+    try:
+        with torch.device("cpu"):  # its rules of first weights want numbers
+            model, _, transform = package.create_model_and_transforms(config.model, pretrained=weights)
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{weights}: does not fit {config.model}: {str(error)[:300]}") from None
+    return model, transform
+
+
+def _of_sizes(config: OpenClipConfig) -> tuple[Any, Any]:
+    """(a model of own sizes, the preprocessing of its pictures)."""
+    package = require("open_clip", "vision")
+    assert config.sizes is not None
+    raw = model_config(config.sizes)
+    timm = require("timm", "vision")
+    if (name := config.sizes.picture.timm) is not None and name.split(".")[0] not in timm.list_models():
+        raise RecipeError(f"encoder open_clip: sizes.picture.timm: {name!r} is no model of timm.{nearest(name, timm.list_models())}")
+    with torch.device("cpu"):
+        model = package.CLIP(embed_dim=raw["embed_dim"], vision_cfg=raw["vision_cfg"], text_cfg=raw["text_cfg"])
+    if config.path is not None:
+        copy_tensors(model.state_dict(), read_foreign_tensors(Path(config.path)), config.path)
+    transform = require("open_clip.transform", "vision").image_transform_v2(
+        require("open_clip.transform", "vision").PreprocessCfg(size=config.sizes.picture.image_size), is_train=False
+    )
+    return model, transform
+
+
+def model_config(sizes: TowersConfig) -> dict[str, Any]:
+    """The sizes as open_clip writes them."""
+    picture, text = sizes.picture, sizes.text
+    vision: dict[str, Any] = {"image_size": picture.image_size}
+    if picture.timm is not None:
+        vision |= {"timm_model_name": picture.timm, "timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "linear"}
+    else:
+        shape = {"patch_size": picture.patch_size, "width": picture.width, "layers": picture.layers}
+        vision |= {**shape, "head_width": picture.width // picture.heads}
+    words = {"context_length": text.context, "width": text.width, "heads": text.heads, "layers": text.layers, "vocab_size": TOKENS}
+    return {"embed_dim": sizes.size, "vision_cfg": vision, "text_cfg": words}
 
 
 def _of_map(map_bdhw: Tensor, pooled_bd: Tensor | None = None) -> Patches:

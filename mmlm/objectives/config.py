@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mmlm.base.registry import Component, Registry
+from mmlm.base.schema import Strict
 
 OBJECTIVES = Registry("objective", "mmlm.objectives")
 
@@ -62,3 +63,45 @@ class DistillationConfig(Component):
     temperature: float = Field(1.0, gt=0, description="both scores are divided by it, the loss multiplied by its square")
     match_layers: bool = Field(True, description="layers whose mixer differs from the teacher's also copy its output, given its input")
     label_weight: float = Field(0.0, ge=0, description="weight of the ordinary loss on the labels")
+
+
+class SoftClipConfig(Strict):
+    """Vectors of pictures and texts: those of a pair score above others. With alpha 0 it is CLIP's loss."""
+
+    weight: float = Field(1.0, ge=0, description="of this loss; 0: it is left out")
+    alpha: float = Field(0.0, ge=0, lt=1, description="share of the targets that other pairs of the batch get at the end; it grows from 0")
+    spread: Literal["similarity", "uniform"] = Field("similarity", description="how they share it: by how alike they are now | evenly")
+    temperature: float = Field(0.1, gt=0, description="of the softmax of cosines by which they share it")
+
+    def without_effect(self) -> dict[str, str]:
+        """Nothing is spread, or evenly."""
+        if not self.alpha:
+            return dict.fromkeys(("spread", "temperature"), "alpha is 0: nothing is spread")
+        return {"temperature": "spread is uniform"} if self.spread == "uniform" else {}
+
+
+class TokenMatchingConfig(Strict):
+    """Words and patches: texts score by how well their words match patches of a picture."""
+
+    weight: float = Field(1.0, ge=0, description="of this loss; 0: it is left out")
+    plan: Literal["relaxed", "hungarian", "max"] = Field(
+        "relaxed", description="many words to many patches within their capacity | one to one, exact and slow | each to its best patch"
+    )
+    capacity: float = Field(2.0, gt=1, description="of all patches together, in masses of all words; each patch has the same share of it")
+    iterations: int = Field(10, ge=1, le=1000, description="proximal steps in which the plan is found")
+    inner: int = Field(1, ge=1, le=100, description="updates of the masses in each of them")
+    sharpness: float = Field(2.0, gt=0, description="of a step: the larger, the sooner each word keeps to its best patches")
+
+    def without_effect(self) -> dict[str, str]:
+        """The other plans are found at once."""
+        keys = ("capacity", "iterations", "inner", "sharpness")
+        return {} if self.plan == "relaxed" else dict.fromkeys(keys, f"plan is {self.plan}")
+
+
+class CaptionMlmConfig(Strict):
+    """Hidden words of a caption, read beside its picture, are to be said. What reads the picture is left out of the finished model."""
+
+    weight: float = Field(0.5, ge=0, description="of this loss; 0: it is left out")
+    rate: float = Field(0.15, gt=0, le=1, description="share of the words that is hidden; at least one of each caption")
+    stages: int | None = Field(None, ge=1, description="last layers of the text tower that see the picture; null: all")
+    num_heads: int = Field(4, ge=1, description="of the attention to the picture")

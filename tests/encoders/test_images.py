@@ -81,7 +81,7 @@ def test_vectors_are_those_of_open_clip(tiny_clip, tmp_path) -> None:
         wanted = torch.cat([theirs.encode_image(transform(Image.fromarray(each))[None]) for each in pictures()]).numpy()
         text = theirs.encode_text(open_clip.get_tokenizer(tiny_clip)(["a dog", "two cats"]), normalize=True)
     assert np.allclose(ours.encode(pictures(), batch_size=3), wanted, atol=1e-5) and ours.size == 24
-    assert torch.allclose(ours.encoder.encode_text(["a dog", "two cats"]), text, atol=1e-5)
+    assert torch.allclose(torch.from_numpy(ours.encode_texts(["a dog", "two cats"], normalize=True)), text, atol=1e-5)
     (patches, *_) = ours.patches(pictures(1))
     assert patches.grid == (4, 4) and patches.tokens_bnd.shape[1] == 16
 
