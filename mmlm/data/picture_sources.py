@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmlm.base.errors import DataError, nearest
+from mmlm.data.config.cutouts import CutoutsConfig
 from mmlm.data.config.pictures import CocoConfig, PictureFolderConfig, PictureManifestConfig, PicturesConfig, YoloConfig
 from mmlm.data.episodes import find_file
 from mmlm.data.listed import Bad, numbered_lines, tell
@@ -76,7 +77,7 @@ class PictureSource(Pictures):
         self.bad = [each for each in looked if isinstance(each, Bad)]
         good = [each for each in looked if isinstance(each, Picture)]
         tell(self.bad, len(looked), "pictures", where, config.on_bad)
-        self.groups = _dealt(good, config, where)
+        self.groups = dealt(good, config, where)
         super().__init__(self.groups[2], where)
 
     def kept_back(self) -> Pictures | None:
@@ -88,7 +89,7 @@ class PictureSource(Pictures):
         return Pictures(self.groups[0], self.where) if self.groups[0] else None
 
 
-def _dealt(pictures: Sequence[Picture], config: PicturesConfig, where: str) -> list[list[Picture]]:
+def dealt(pictures: Sequence[Picture], config: PicturesConfig | CutoutsConfig, where: str) -> list[list[Picture]]:
     """Those held out, kept back for validation, and trained on: where one belongs is a function of its file's name and the shares."""
     groups: list[list[Picture]] = [[], [], []]
     for each in pictures:

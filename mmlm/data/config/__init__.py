@@ -16,6 +16,8 @@ from mmlm.base.errors import unknown_name
 from mmlm.base.schema import Strict
 from mmlm.data.config.augment import AUGMENTATIONS as AUGMENTATIONS
 from mmlm.data.config.base import SOURCES, SourceConfig, true_path
+from mmlm.data.config.cutouts import EmojiConfig as EmojiConfig
+from mmlm.data.config.cutouts import StampsConfig as StampsConfig
 from mmlm.data.config.pictures import CocoConfig as CocoConfig
 from mmlm.data.config.pictures import Flickr30kConfig as Flickr30kConfig
 from mmlm.data.config.pictures import PictureFolderConfig as PictureFolderConfig
