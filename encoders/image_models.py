@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from mmlm.base.errors import CheckpointError, RecipeError, nearest, require
 from mmlm.encoders.config import OpenClipConfig, TimmConfig, TowersConfig
 from mmlm.encoders.images import ImageEncoder, Patches, PictureInput, load_in_order
-from mmlm.weights import read_foreign_tensors
 from mmlm.weights import copy_tensors, read_foreign_tensors
 
-TOKENS = 49408  # of open_clip's own tokenizer
+TOKENS = 49408  # of the tokenizer of open_clip
 
 POOLING = ("head", "fc_norm", "attn_pool")  # of a model of timm without classes
 
