@@ -240,10 +240,10 @@ def _of_sizes(config: OpenClipConfig) -> tuple[Any, Any]:
         model = package.CLIP(embed_dim=raw["embed_dim"], vision_cfg=raw["vision_cfg"], text_cfg=raw["text_cfg"])
     if config.path is not None:
         copy_tensors(model.state_dict(), read_foreign_tensors(Path(config.path)), config.path)
-    transform = require("open_clip.transform", "vision").image_transform_v2(
-        require("open_clip.transform", "vision").PreprocessCfg(size=config.sizes.picture.image_size), is_train=False
-    )
-    return model, transform
+    transforms = require("open_clip.transform", "vision")
+    shown = transforms.PreprocessCfg(size=config.sizes.picture.image_size)
+    model.visual.image_mean, model.visual.image_std = shown.mean, shown.std  # as open_clip leaves it at models that it makes by name
+    return model, transforms.image_transform_v2(shown, is_train=False)
 
 
 def model_config(sizes: TowersConfig) -> dict[str, Any]:

@@ -16,10 +16,13 @@ from mmlm.base.schema import Strict, problems, told_at_once
 from mmlm.data.audio_files import read_sound
 from mmlm.data.picture_files import read_picture
 from mmlm.encoders.config import ENCODERS, ImageEncoderConfig, SpeechEncoderConfig
+from mmlm.encoders.image_models import OpenClipEncoder
 from mmlm.encoders.images import FINER, ImageEncoder, Patches
 from mmlm.encoders.speech import Progress, SpeechEncoder
 from mmlm.recipe import Recipe
 from mmlm.sound import Sound
+from mmlm.tasks.config import ImageTextConfig
+from mmlm.tasks.image_text import finished_towers
 
 RECIPE = "recipe.yaml"
 Item = Sound | str | Path
@@ -100,6 +103,12 @@ class PictureEmbedder:
         """Vectors of the patches of each picture, and where they lie."""
         return self.encoder.encode_patches(_ReadPictures(items, self.encoder.needed), batch_size=batch_size, precision=precision)
 
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256, normalize: bool = False) -> np.ndarray:
+        """Vectors float32 [texts, size] in the space of the pictures' vectors. Raises RecipeError for an encoder that reads no texts."""
+        if not isinstance(self.encoder, OpenClipEncoder):
+            raise RecipeError(f"encoder {self.encoder.config.type!r} reads no texts; one of open_clip does.")
+        return self.encoder.encode_texts(texts, batch_size=batch_size, normalize=normalize)
+
 
 class _ReadPictures(Sequence[np.ndarray]):
     """Items as pictures, each read when it is its turn."""
@@ -125,7 +134,10 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
     if (Path(name) / RECIPE).is_file():
         if options:
             raise RecipeError(f"{name}: the run decides the options of its encoder; leave out {', '.join(options)}.")
-        return Embedder(_of_run(Path(name)).build())
+        recipe = Recipe.read(Path(name) / RECIPE)
+        if isinstance(towers := next(iter(recipe.tasks), None), ImageTextConfig):
+            return PictureEmbedder(finished_towers(towers, Path(name)))
+        return Embedder(_of_run(recipe, name).build())
     raw = yaml.parse(name, "encoder") if name.lstrip().startswith("{") else {"type": name}
     if isinstance(raw, dict):
         raw = {**raw, **options}
@@ -141,8 +153,7 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
     return Embedder(config.build())
 
 
-def _of_run(folder: Path) -> SpeechEncoderConfig:
-    recipe = Recipe.read(folder / RECIPE)
+def _of_run(recipe: Recipe, folder: str) -> SpeechEncoderConfig:
     configs = [*recipe.encoders.values(), *(getattr(each, "encoder", None) for each in recipe.tokenizers.values())]
     found = list({repr(config): config for config in configs if isinstance(config, SpeechEncoderConfig)}.values())
     if len(found) != 1:

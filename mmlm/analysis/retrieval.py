@@ -1,8 +1,8 @@
 """Finding texts by pictures and pictures by texts, and naming pictures by texts that were never trained on as classes.
 
-What belongs together is told by the texts: a text belongs to every picture that has the same one. The rank of a query is that of the best of
-what belongs to it; where scores are equal, it is the mean over all orders of them, and a share of hits is their share over all orders. So
-scores that are all equal give chance.
+What belongs together is told by the texts: a text belongs to every picture that has the same one. The rank of a query is that of the best
+of what belongs to it; where scores are equal, it is the mean over all orders of them, and a share of hits is their share over all orders.
+So scores that are all equal give chance.
 
 Axes: n queries   m things to find   k classes
 """
@@ -61,7 +61,7 @@ def class_vectors(vectors_tkd: np.ndarray) -> np.ndarray:
 
 
 def zero_shot(scores_nk: np.ndarray, truth_n: Sequence[int]) -> dict[str, float]:
-    """zero_shot_1, zero_shot_5: percent whose class is the first, or among five.   zero_shot_class: the first, as a mean over the classes."""
+    """zero_shot_1, zero_shot_5: percent whose class is first, or among five.   zero_shot_class: first, as a mean over the classes."""
     truth = np.asarray(truth_n)
     belongs_nk = truth[:, None] == np.arange(scores_nk.shape[1])
     classes = [Ranking(scores_nk[truth == each], belongs_nk[truth == each]).recall(1) for each in np.unique(truth)]

@@ -19,10 +19,9 @@ from mmlm.data.episodes import find_file
 from mmlm.data.listed import numbered_lines
 from mmlm.data.picture_sources import Pictures, dealt
 from mmlm.data.pictures import Picture
-from mmlm.data.speech_check import files_below
+from mmlm.data.tuxpaint import STAMPS, Stamp, read_stamps
 from mmlm.tokenizers.boxes import Grounded
 
-STAMPS = Path("/usr/share/tuxpaint/stamps")
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 STRIKE = 109  # the one size in which the font holds its pictures
 MARGIN = 0.04  # of a side, on every side of what is cut out
@@ -45,23 +44,16 @@ class Cutouts(Pictures):
 
 
 class Stamps(Cutouts):
-    """The stamps of Tux Paint that are stored in pixels and have an English text."""
+    """The stamps of Tux Paint that are stored in pixels and have an English text with a name in it."""
 
     def __init__(self, config: StampsConfig) -> None:
-        if not STAMPS.is_dir():
-            raise DataError("stamps: Tux Paint's stamps are not installed. Install them with: apt-get install tuxpaint-stamps-default")
-        super().__init__(config, f"stamps, {STAMPS}", list(_stamps(config)))
+        found, _ = read_stamps()
+        wanted = [each for each in found if config.kinds is None or each.folder in config.kinds]
+        super().__init__(config, f"stamps, {STAMPS}", [_stamp(each, config.side) for each in wanted])
 
 
-def _stamps(config: StampsConfig) -> Iterator[Picture]:
-    for path in files_below(STAMPS, [".png"]):
-        text, name = path.with_suffix(".txt"), path.relative_to(STAMPS).with_suffix("").as_posix()
-        kind = name.split("/")[0]
-        if not text.is_file() or (config.kinds is not None and kind not in config.kinds):
-            continue  # mirrored drawings have no text of their own
-        first = text.read_text(encoding="utf-8").splitlines()[:1]
-        if first and first[0].strip():
-            yield _picture(name, str(text), Drawn(partial(_file, path), config.side), first[0].strip(), kind)
+def _stamp(stamp: Stamp, side: int) -> Picture:
+    return _picture(stamp.stem, str(stamp.path.with_suffix(".txt")), Drawn(partial(_file, stamp.path), side), stamp.caption, stamp.folder)
 
 
 def _file(path: Path) -> Any:

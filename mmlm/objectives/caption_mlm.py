@@ -1,7 +1,7 @@
 """Hidden words of a caption are said from those around them that the tower sees and from the picture.
 
-The text tower reads the caption once more, some words shown as a mask, its layers looking at the whole picture through gates that are closed
-at first; gradients flow into both towers. What looks and what stands for a hidden word are parts of the loss, not of the towers.
+The text tower reads the caption once more, some words shown as a mask, its layers looking at the whole picture through gates that are
+closed at first; gradients flow into both towers. What looks and what stands for a hidden word are parts of the loss, not of the towers.
 Source: masked language modelling with fusion of LightCLIP, arXiv:2312.00674; all hidden words are shown as the mask.
 
 Axes: b samples   t tokens   w width   n hidden words
@@ -27,6 +27,7 @@ class CaptionMlm(nn.Module):
 
     def __init__(self, config: CaptionMlmConfig, width: int, num_layers: int, widths: Sequence[int]) -> None:
         super().__init__()
+        self.config = config
         stages = num_layers if config.stages is None else config.stages
         if stages > num_layers:
             raise RecipeError(f"task.caption_mlm.stages: the text tower has {num_layers} layers, not {stages}.")

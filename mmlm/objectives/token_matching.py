@@ -3,8 +3,8 @@
     score_ij = sum over words and patches of plan cos(word, patch)        plan: see `transport`, no gradient through it
     loss     = cross-entropy of softmax(scale score) to the own pair, mean of both directions
 
-The scale is learned here and belongs to no exported network. Source: token-level alignment of LightCLIP, arXiv:2312.00674 (relaxed bipartite
-matching, details chosen here); FILIP, arXiv:2111.07783, is the plan `max`.
+The scale is learned here and belongs to no exported network. Source: token-level alignment of LightCLIP, arXiv:2312.00674 (relaxed
+bipartite matching, details chosen here); FILIP, arXiv:2111.07783, is the plan `max`.
 
 Axes: b samples of this process   n samples of all processes   m words   g patches   d shared space   p pairs
 """

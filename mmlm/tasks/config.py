@@ -23,6 +23,8 @@ from mmlm.data.config.augment import (
     RoomConfig,
     TimeStretchConfig,
 )
+from mmlm.encoders.config import OpenClipConfig, TowersConfig
+from mmlm.objectives.config import CaptionMlmConfig, SoftClipConfig, TokenMatchingConfig
 from mmlm.tokenizers.config import CellTokens, RowText
 
 TASKS = Registry("task", "mmlm.tasks")
@@ -166,6 +168,34 @@ class SweepsConfig(AskingConfig):
         description="what is asked for, and its share of the samples",
     )
     sweep: str = Field("sweep", description="which of the recipe's tokenizers reads the sweeps")
+
+
+@TASKS.register("mmlm.tasks.image_text:ImageTextTask", source="CLIP, arXiv:2103.00020; LightCLIP, arXiv:2312.00674")
+class ImageTextConfig(TaskConfig):
+    """Vectors of pictures and texts in one space, so that either finds the other; two towers of open_clip are trained."""
+
+    reads: ClassVar[str] = "pictures"
+    has_own_network: ClassVar[bool] = True
+    headline: ClassVar[dict[str, str]] = {"mean_r1": "max"}
+    type: Literal["image_text"] = "image_text"
+    towers: OpenClipConfig = Field(
+        OpenClipConfig(type="open_clip", sizes=TowersConfig()), description="the towers: of sizes of your own, or a model of open_clip"
+    )
+    least_area: float = Field(
+        1.0, gt=0, le=1, description="a training sample shows a random part of its picture, of at least this share of the area; 1: all"
+    )
+    templates: list[str] = Field(
+        [], description="sentences with {} for a class, by which pictures whose class is known are named after training; none: they are not"
+    )
+    soft_clip: SoftClipConfig = Field(SoftClipConfig(), description="pairs against all others of the batch")
+    token_matching: TokenMatchingConfig | None = Field(None, description="words against patches; null: left out")
+    caption_mlm: CaptionMlmConfig | None = Field(None, description="hidden words of captions beside their pictures; null: left out")
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> Self:
+        if wrong := [each for each in self.templates if each.count("{}") != 1]:
+            raise ValueError(f"templates: {wrong[0]!r} must hold {{}} once, for the name of a class")
+        return self
 
 
 class AdversaryConfig(Strict):
