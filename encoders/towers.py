@@ -91,7 +91,9 @@ class Towers(nn.Module):
         rows = torch.arange(len(ids_bt), device=ids_bt.device)
         return Read(tokens_btd[rows, (ids_bt == self.end).int().argmax(-1)], tokens_btd)
 
-    def states(self, ids_bt: Tensor, hidden_bt: Tensor | None = None, mask_w: Tensor | None = None, between: Between | None = None) -> Tensor:
+    def states(
+        self, ids_bt: Tensor, hidden_bt: Tensor | None = None, mask_w: Tensor | None = None, between: Between | None = None
+    ) -> Tensor:
         """The last states [b, t, w] of texts; hidden_bt: words that are shown as mask_w; between: see above."""
         words, count = self._words, ids_bt.shape[1]
         x_btw = words.token_embedding(ids_bt)

@@ -42,7 +42,6 @@ def relaxed(cosines_pmn: Tensor, is_word_pm: Tensor, config: TokenMatchingConfig
             scale_pn = capacity / patches / taken_pn.clamp_min(1e-30)
         plan_pmn = rows_pm[..., None] * plan_pmn * scale_pn[:, None]
         dummy_pn = dummy_p[:, None] * had_pn * scale_pn
-        scale_pn = torch.ones_like(scale_pn)
     return plan_pmn
 
 

@@ -162,7 +162,7 @@ def hidden_words(is_word_bt: Tensor, rate: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Placed:
-    """Vectors of length 1 of a picture [d], of its texts [m, d] and of the sentences [s, d] that name its class; none where it is unknown."""
+    """Vectors of length 1 of a picture [d], of its texts [m, d] and of the sentences [s, d] that name its class; None if it is unknown."""
 
     picture_d: np.ndarray
     texts: list[str]
