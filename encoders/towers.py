@@ -1,7 +1,7 @@
 """The two towers of a model of open_clip, opened: besides the vectors that the model gives, those of patches and words in the same space
 and those between the layers, and a text may be read with something added before its layers. Nothing is added to the model.
 
-Axes: b samples   t tokens of a text   g patches   c, y, x channels and pixels   d shared space   w width of a tower   k words of the tokenizer
+Axes: b samples   t tokens of a text   g patches   c, y, x channels and pixels   d shared space   w width of a tower   k words
 """
 
 from __future__ import annotations

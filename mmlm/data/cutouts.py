@@ -129,5 +129,5 @@ def on_white(image: Any, side: int) -> np.ndarray:
     clear.alpha_composite(cut)
     small = clear.convert("RGB").resize(tuple(max(1, round(each * share)) for each in cut.size), Image.Resampling.BICUBIC)
     square = Image.new("RGB", (side, side), (255, 255, 255))
-    square.paste(small, tuple((side - each) // 2 for each in small.size))
+    square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
     return np.asarray(square)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import distributed as dist
-from torch import multiprocessing
 
 from mmlm.encoders.fusion import Fusion
 from mmlm.objectives.config import SoftClipConfig, TokenMatchingConfig
 from mmlm.objectives.contrastive import divergence, soft_clip, soft_targets
-from mmlm.objectives.gathering import gathered
 from mmlm.objectives.token_matching import TokenMatching
 from mmlm.objectives.transport import plan
 
@@ -81,13 +81,13 @@ def test_the_relaxed_plan_finds_planted_matches_as_the_exact_assignment_does():
 
 
 def test_words_give_their_mass_patches_take_no_more_than_they_can_and_padding_has_none():
-    config = TokenMatchingConfig(iterations=200, inner=2)
+    config = TokenMatchingConfig(iterations=20, inner=20)
     cosines = torch.rand(3, 7, 12, generator=torch.Generator().manual_seed(0))
     is_word = torch.ones(3, 7, dtype=torch.bool)
     is_word[1, 4:] = is_word[2, 1:] = False
     found = plan(cosines, is_word, config)
     assert (found.sum(1) <= config.capacity / 12 + 1e-6).all() and not found[1, 4:].any() and not found[2, 1:].any()
-    torch.testing.assert_close(found.sum(2), is_word / is_word.sum(1, keepdim=True), atol=2e-3, rtol=0)
+    torch.testing.assert_close(found.sum(2), is_word / is_word.sum(1, keepdim=True), atol=5e-3, rtol=0)
     one_sided = plan(cosines, is_word, TokenMatchingConfig(plan="max"))
     assert (one_sided.sum(1) > config.capacity / 12 + 0.05).any()  # which no capacity holds back
     mixed = torch.randperm(7, generator=torch.Generator().manual_seed(1))
@@ -111,7 +111,7 @@ def test_what_matches_scores_above_what_does_not_and_padding_changes_nothing(kin
     is_word = torch.ones(4, 5, dtype=torch.bool)
     near = matching(patches, words, patches, words, is_word, 0)
     far = matching(patches.roll(1, 0), words, patches.roll(1, 0), words, is_word, 0)
-    assert float(near) < 0.5 * float(far)
+    assert float(near.detach()) < 0.5 * float(far.detach())
     longer, filled = torch.cat([words, unit(4, 3, 16, seed=5)], 1), torch.cat([is_word, torch.zeros(4, 3, dtype=torch.bool)], 1)
     torch.testing.assert_close(matching(patches, longer, patches, longer, filled, 0), near)
     matching.log_scale.data.fill_(9.0)
@@ -132,38 +132,45 @@ def test_closed_gates_change_nothing_and_learn():
     assert not torch.equal(fusion(3, x, stages), x) and torch.equal(fusion(1, x, stages), x)
 
 
-def _one_of_two(rank: int, port: int, queue) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+ONE_OF_TWO = """
+import sys
+import numpy as np, torch
+from torch import distributed as dist
+from mmlm.objectives.config import SoftClipConfig
+from mmlm.objectives.contrastive import soft_clip
+from mmlm.objectives.gathering import gathered
+rank, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+given = np.load(f"{folder}/given.npz")
+pictures, texts = (torch.tensor(given[name], requires_grad=True) for name in ("pictures", "texts"))
+mine = slice(4 * rank, 4 * rank + 4)
+(all_pictures, first), (all_texts, _) = gathered(pictures[mine]), gathered(texts[mine])
+config = SoftClipConfig(alpha=0.2)
+loss = soft_clip(pictures[mine], texts[mine], all_pictures, all_texts, torch.tensor(10.0), first, 0.2, config)
+loss.backward()
+total = loss.detach().clone()
+for each in (total, pictures.grad, texts.grad):  # as the trainer adds up
+    dist.all_reduce(each)
+np.savez(f"{folder}/{rank}.npz", loss=total.numpy(), pictures=pictures.grad.numpy(), texts=texts.grad.numpy())
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_have_the_loss_and_gradient_of_one(tmp_path):
     pictures, texts = unit(8, 16).requires_grad_(True), unit(8, 16, seed=1).requires_grad_(True)
-    mine = slice(4 * rank, 4 * rank + 4)
-    all_pictures, first = gathered(pictures[mine])
-    all_texts, _ = gathered(texts[mine])
-    loss = soft_clip(pictures[mine], texts[mine], all_pictures, all_texts, torch.tensor(10.0), first, 0.2, SOFT)
-    loss.backward()
-    for each in (pictures.grad, texts.grad):  # as the trainer adds gradients up
-        dist.all_reduce(each)
-    total = loss.detach().clone()
-    dist.all_reduce(total)
-    queue.put((rank, float(total), pictures.grad.numpy(), texts.grad.numpy()))
-    dist.destroy_process_group()
-
-
-def test_two_processes_have_the_loss_and_gradient_of_one():
+    np.savez(tmp_path / "given.npz", pictures=pictures.detach().numpy(), texts=texts.detach().numpy())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    workers = [context.Process(target=_one_of_two, args=(rank, port, queue)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    found = [queue.get(timeout=120) for _ in workers]
-    for worker in workers:
-        worker.join()
-    pictures, texts = unit(8, 16).requires_grad_(True), unit(8, 16, seed=1).requires_grad_(True)
+    command = [sys.executable, "-c", ONE_OF_TWO]
+    workers = [
+        subprocess.Popen([*command, str(rank), str(port), str(tmp_path)], cwd=Path(__file__).resolve().parents[2]) for rank in range(2)
+    ]
+    assert [worker.wait(120) for worker in workers] == [0, 0]
     loss = soft_clip(pictures, texts, pictures, texts, torch.tensor(10.0), 0, 0.2, SOFT)
     loss.backward()
-    for _, total, of_pictures, of_texts in found:
-        assert total == pytest.approx(float(loss), abs=1e-4)
-        np.testing.assert_allclose(of_pictures, pictures.grad.numpy(), atol=1e-5)
-        np.testing.assert_allclose(of_texts, texts.grad.numpy(), atol=1e-5)
+    for rank in range(2):
+        found = np.load(tmp_path / f"{rank}.npz")
+        assert float(found["loss"]) == pytest.approx(float(loss.detach()), abs=1e-4)
+        np.testing.assert_allclose(found["pictures"], pictures.grad.numpy(), atol=1e-5)
+        np.testing.assert_allclose(found["texts"], texts.grad.numpy(), atol=1e-5)
