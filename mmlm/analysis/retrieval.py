@@ -25,7 +25,7 @@ class Ranking:
         if not belongs_nm.any(axis=1).all():
             raise DataError(f"query {int(np.argmin(belongs_nm.any(axis=1)))}: nothing belongs to it.")
         best_n1 = np.where(belongs_nm, scores_nm, -np.inf).max(axis=1, keepdims=True)
-        self.above_n = ((scores_nm > best_n1) & ~belongs_nm).sum(1)
+        self.above_n = (scores_nm > best_n1).sum(1)
         self.equal_n = ((scores_nm == best_n1) & ~belongs_nm).sum(1)
         self.own_n = ((scores_nm == best_n1) & belongs_nm).sum(1)
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import mmlm
 from mmlm.base.errors import DataError, RecipeError
@@ -63,6 +64,8 @@ def test_every_loss_counts_pairs_and_can_be_left_out():
         found, weights = learner(batch), learner.loss_weights(batch)
         assert found.keys() == weights.keys() == names and set(weights.values()) == {6.0}
         assert all(float(weight) == 6 and torch.isfinite(total) for total, weight in found.values())
+        words = [float(total) / 6 / 0.5 for name, (total, _) in found.items() if name == "caption_mlm"]
+        assert all(abs(each - np.log(49408)) < 1 for each in words)  # a mean over hidden words: nothing is known of them yet
     lighter = recipe(ALL, "task.token_matching.weight=0.5", "task.caption_mlm.weight=0.25")
     less = build_task(lighter).learner(0)
     torch.manual_seed(1)
@@ -82,6 +85,10 @@ def test_plain_training_is_the_loss_of_open_clip_and_targets_soften_over_the_run
         pictures, texts, scale = model(batch.pictures_bcyx, batch.ids_bt)
         plain = open_clip.ClipLoss()(pictures, texts, scale)
         assert float(learner(batch)["soft_clip"][0]) / 6 == pytest.approx(float(plain), abs=1e-5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            seen, read, found = learner.model.see(batch.pictures_bcyx), learner.model.read(batch.ids_bt), learner(batch)["soft_clip"][0]
+        exact = open_clip.ClipLoss()(*(F.normalize(each.pooled_bd.float(), dim=-1) for each in (seen, read)), scale)
+        assert float(found) / 6 == pytest.approx(float(exact), abs=1e-5)
     soft = build_task(recipe(ALL)).learner(0)
     shares = []
     for step in (0, 5, 10):
