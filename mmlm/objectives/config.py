@@ -68,7 +68,7 @@ class DistillationConfig(Component):
 class SoftClipConfig(Strict):
     """Vectors of pictures and texts: those of a pair score above others. With alpha 0 it is CLIP's loss."""
 
-    weight: float = Field(1.0, ge=0, description="of this loss; 0: it is left out")
+    weight: float = Field(1.0, ge=0, description="of this loss beside the others")
     alpha: float = Field(0.0, ge=0, lt=1, description="share of the targets that other pairs of the batch get at the end; it grows from 0")
     spread: Literal["similarity", "uniform"] = Field("similarity", description="how they share it: by how alike they are now | evenly")
     temperature: float = Field(0.1, gt=0, description="of the softmax of cosines by which they share it")
@@ -83,7 +83,7 @@ class SoftClipConfig(Strict):
 class TokenMatchingConfig(Strict):
     """Words and patches: texts score by how well their words match patches of a picture."""
 
-    weight: float = Field(1.0, ge=0, description="of this loss; 0: it is left out")
+    weight: float = Field(1.0, gt=0, description="of this loss beside the others")
     plan: Literal["relaxed", "hungarian", "max"] = Field(
         "relaxed", description="many words to many patches within their capacity | one to one, exact and slow | each to its best patch"
     )
@@ -101,7 +101,7 @@ class TokenMatchingConfig(Strict):
 class CaptionMlmConfig(Strict):
     """Hidden words of a caption, read beside its picture, are to be said. What reads the picture is left out of the finished model."""
 
-    weight: float = Field(0.5, ge=0, description="of this loss; 0: it is left out")
+    weight: float = Field(0.5, gt=0, description="of this loss beside the others")
     rate: float = Field(0.15, gt=0, le=1, description="share of the words that is hidden; at least one of each caption")
     stages: int | None = Field(None, ge=1, description="last layers of the text tower that see the picture; null: all")
     num_heads: int = Field(4, ge=1, description="of the attention to the picture")

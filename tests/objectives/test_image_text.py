@@ -88,6 +88,8 @@ def test_words_give_their_mass_patches_take_no_more_than_they_can_and_padding_ha
     found = plan(cosines, is_word, config)
     assert (found.sum(1) <= config.capacity / 12 + 1e-6).all() and not found[1, 4:].any() and not found[2, 1:].any()
     torch.testing.assert_close(found.sum(2), is_word / is_word.sum(1, keepdim=True), atol=5e-3, rtol=0)
+    few = plan(cosines, is_word, TokenMatchingConfig(iterations=200, inner=2))  # which begins each step with the scales of the last one
+    torch.testing.assert_close(few.sum(2), is_word / is_word.sum(1, keepdim=True), atol=5e-3, rtol=0)
     one_sided = plan(cosines, is_word, TokenMatchingConfig(plan="max"))
     assert (one_sided.sum(1) > config.capacity / 12 + 0.05).any()  # which no capacity holds back
     mixed = torch.randperm(7, generator=torch.Generator().manual_seed(1))
