@@ -22,8 +22,8 @@ from mmlm.run import load_run, train
 from mmlm.stream import NO_LABEL, pack
 
 pytestmark = pytest.mark.quality
-STEPS = 300  # of a stage that is compared with and without texts
-STAGED = 150  # of each of two stages, against twice as many of the second alone
+STEPS = 150  # of a stage that is compared with and without texts
+STAGED = 75  # of each of two stages, against twice as many of the second alone
 CAPTIONS = 100
 QUIET = ["train.validate_every=0", "train.sample_every=0", "data.validate=[]", "train.max_seconds=null"]
 CAPTION = ["tasks.0.kinds={caption: 1}", "tasks.0.requests=1"]
