@@ -20,8 +20,9 @@ from mmlm.encoders.image_models import OpenClipEncoder
 from mmlm.encoders.images import FINER, ImageEncoder, Patches
 from mmlm.encoders.speech import Progress, SpeechEncoder
 from mmlm.recipe import Recipe
+from mmlm.run import load_run
 from mmlm.sound import Sound
-from mmlm.tasks.config import ImageTextConfig
+from mmlm.tasks.config import ImageTextConfig, PictureClassesConfig
 from mmlm.tasks.image_text import finished_towers
 
 RECIPE = "recipe.yaml"
@@ -128,7 +129,7 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
     """An encoder of sound or pictures by name, such as encoder("timm", model="vit_tiny_patch16_224"), or the one that a run uses.
 
     A text in braces is read as in a recipe: "{type: whisper, layer: 3}". Raises RecipeError for an unknown name or option,
-    CheckpointError where a run uses no encoder of speech, or several.
+    CheckpointError where a run uses no encoder of speech, or several. A run that names classes of pictures gives its trained encoder.
     """
     name = str(name_or_run)
     if (Path(name) / RECIPE).is_file():
@@ -137,6 +138,8 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
         recipe = Recipe.read(Path(name) / RECIPE)
         if isinstance(towers := next(iter(recipe.tasks), None), ImageTextConfig):
             return PictureEmbedder(finished_towers(towers, Path(name)))
+        if isinstance(next(iter(recipe.tasks), None), PictureClassesConfig):
+            return PictureEmbedder(load_run(name)[2].encoder)
         return Embedder(_of_run(recipe, name).build())
     raw = yaml.parse(name, "encoder") if name.lstrip().startswith("{") else {"type": name}
     if isinstance(raw, dict):

@@ -23,7 +23,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voice-text", default="", metavar="TEXT", help="what is said in it")
     parser.add_argument("--pace", type=float, default=1.0, metavar="X", help="how fast a text is said; 2 is twice as fast; default 1")
     parser.add_argument("--audio", help="sound to mend: a file, or a folder with files; any rate, channels and length")
-    parser.add_argument("--image", help="picture to describe: a file, or a folder with files")
+    parser.add_argument("--image", help="picture to describe or to name: a file, or a folder with files")
     parser.add_argument("--expression", metavar="TEXT", help="words for one thing in it, to be pointed at")
     parser.add_argument("--question", metavar="TEXT", help="a question about it")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="most tokens to write after a text; default 64")
@@ -123,8 +123,12 @@ def _audio(arguments: argparse.Namespace) -> int:
 
 
 def _image(arguments: argparse.Namespace) -> int:
-    """Describe pictures."""
+    """Describe pictures, or say what they show."""
+    from mmlm.classifying import names_classes
     from mmlm.describing import Described, describe
+
+    if names_classes(arguments.folder):
+        return _classes(arguments)
 
     def listen(one: Described) -> None:
         answers = " | ".join(said.answer.text for said in one.said)
@@ -136,6 +140,24 @@ def _image(arguments: argparse.Namespace) -> int:
     if failed:
         lines = "\n".join(f"  {each.why}" for each in failed)
         raise DataError(f"{arguments.image}: {len(failed)} of {len(failed) + len(found)} files could not be described:\n{lines}")
+    return 0
+
+
+def _classes(arguments: argparse.Namespace) -> int:
+    """Name the classes of pictures."""
+    from mmlm.classifying import Classified, classify
+
+    if named := [name for name in ASKING if getattr(arguments, name) is not None]:
+        raise RecipeError(f"mmlm generate: --{named[0]} has no effect: {arguments.folder} names what a picture shows and answers nothing.")
+
+    def listen(one: Classified) -> None:
+        print(f"{one.path}: " + ", ".join(f"{name} {chance:.3f}" for name, chance in one.classes), flush=True)
+
+    output = Path(arguments.output) if arguments.output else None
+    found, failed = classify(arguments.folder, Path(arguments.image), output, listen)
+    if failed:
+        lines = "\n".join(f"  {each}" for each in failed)
+        raise DataError(f"{arguments.image}: {len(failed)} of {len(failed) + len(found)} files could not be read:\n{lines}")
     return 0
 
 

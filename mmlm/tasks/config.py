@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mmlm.base.registry import Component, Registry
 from mmlm.base.schema import Strict
@@ -23,7 +23,7 @@ from mmlm.data.config.augment import (
     RoomConfig,
     TimeStretchConfig,
 )
-from mmlm.encoders.config import OpenClipConfig, TowersConfig
+from mmlm.encoders.config import ENCODERS, ImageEncoderConfig, OpenClipConfig, TimmConfig, TowersConfig
 from mmlm.objectives.config import CaptionMlmConfig, SoftClipConfig, TokenMatchingConfig
 from mmlm.tokenizers.config import CellTokens, RowText
 
@@ -437,3 +437,34 @@ class GenseCodesConfig(GenseConfig):
     def without_effect(self) -> dict[str, str]:
         """Units are those of the first step."""
         return {} if self.units_run is not None else dict.fromkeys(("units", "written_units"), "units_run is null")
+
+
+@TASKS.register("mmlm.tasks.picture_classes:PictureClassesTask", source="one vector a picture and a linear layer")
+class PictureClassesConfig(TaskConfig):
+    """Say what a picture shows: an encoder of pictures with a linear layer for the classes, trained together or the layer alone."""
+
+    reads: ClassVar[str] = "pictures"
+    has_own_network: ClassVar[bool] = True
+    headline: ClassVar[dict[str, str]] = {"top1": "max"}
+    type: Literal["picture_classes"] = "picture_classes"
+    encoder: ENCODERS.choice = Field(TimmConfig(), description="any encoder of whole pictures")  # type: ignore[name-defined]
+    learns: Literal["all", "head"] = Field("all", description="all | head: the layer alone, so that the encoder stays as it is")
+    classes: list[str] | None = Field(
+        None, min_length=2, description="what there is to choose from; null: what the pictures of all sources show"
+    )
+    mirror: bool = Field(False, description="half of the training pictures are mirrored; not where left and right matter, as in digits")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label that is spread over all classes")
+
+    @field_validator("encoder")
+    @classmethod
+    def _reads_pictures(cls, value: Component) -> Component:
+        if not isinstance(value, ImageEncoderConfig):
+            raise ValueError(f"{value.type!r} reads no whole pictures")  # type: ignore[attr-defined]
+        return value
+
+    @field_validator("classes")
+    @classmethod
+    def _are_apart(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and (repeated := [each for each in value if value.count(each) > 1]):
+            raise ValueError(f"{repeated[0]!r} is named twice")
+        return value

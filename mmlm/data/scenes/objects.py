@@ -135,13 +135,8 @@ def picture(rng: np.random.Generator, items: list[Item], width: int, height: int
     """The scene as pixels, uint8 [y, x, 3]."""
     canvas = _background(rng, width, height)
     for item in items:
-        x1, y1, x2, y2 = item.box
-        left, top = max(int(x1), 0), max(int(y1), 0)
-        right, bottom = min(int(x2) + 2, width), min(int(y2) + 2, height)
+        (left, top, right, bottom), cover = _cover(item, width, height)
         size = ((right - left) * SCALE, (bottom - top) * SCALE)
-        mask = Image.new("L", size)
-        _fill(ImageDraw.Draw(mask), item, left, top)
-        cover = np.asarray(mask.reduce(SCALE), dtype=np.float32)[:, :, None] / 255
         color: np.ndarray = np.array(item.rgb, dtype=np.float32)
         if item.fill == "striped":
             stripes = np.asarray(_stripes(item, size).reduce(SCALE), dtype=np.float32)[:, :, None] / 255
@@ -151,6 +146,25 @@ def picture(rng: np.random.Generator, items: list[Item], width: int, height: int
     if noise:
         canvas += rng.normal(0, 255 * noise, canvas.shape).astype(np.float32)
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+
+
+def mask(items: list[Item], width: int, height: int) -> np.ndarray:
+    """Which pixels things cover at least half of, bool [y, x]."""
+    found_yx = np.zeros((height, width), dtype=bool)
+    for item in items:
+        (left, top, right, bottom), cover = _cover(item, width, height)
+        found_yx[top:bottom, left:right] |= cover[:, :, 0] >= 0.5
+    return found_yx
+
+
+def _cover(item: Item, width: int, height: int) -> tuple[tuple[int, int, int, int], np.ndarray]:
+    """(left, top, right, bottom of the part of the picture that a thing is drawn into, its share of each pixel there [y, x, 1])."""
+    x1, y1, x2, y2 = item.box
+    left, top = max(int(x1), 0), max(int(y1), 0)
+    right, bottom = min(int(x2) + 2, width), min(int(y2) + 2, height)
+    drawn = Image.new("L", ((right - left) * SCALE, (bottom - top) * SCALE))
+    _fill(ImageDraw.Draw(drawn), item, left, top)
+    return (left, top, right, bottom), np.asarray(drawn.reduce(SCALE), dtype=np.float32)[:, :, None] / 255
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
