@@ -136,9 +136,10 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
         if options:
             raise RecipeError(f"{name}: the run decides the options of its encoder; leave out {', '.join(options)}.")
         recipe = Recipe.read(Path(name) / RECIPE)
-        if isinstance(towers := next(iter(recipe.tasks), None), ImageTextConfig):
-            return PictureEmbedder(finished_towers(towers, Path(name)))
-        if isinstance(next(iter(recipe.tasks), None), PictureClassesConfig):
+        task = next(iter(recipe.tasks), None)
+        if isinstance(task, ImageTextConfig):
+            return PictureEmbedder(finished_towers(task, Path(name)))
+        if isinstance(task, PictureClassesConfig):
             return PictureEmbedder(load_run(name)[2].encoder)
         return Embedder(_of_run(recipe, name).build())
     raw = yaml.parse(name, "encoder") if name.lstrip().startswith("{") else {"type": name}

@@ -64,9 +64,7 @@ def _to_one(values_yx: np.ndarray) -> np.ndarray:
 
 def _enlarged(values_yx: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Each pixel has the value of the patch that its middle lies in."""
-    rows, columns = (
-        ((np.arange(size) + 0.5) * count / size).astype(int) for size, count in zip(shape, values_yx.shape, strict=True)
-    )
+    rows, columns = (((np.arange(size) + 0.5) * count / size).astype(int) for size, count in zip(shape, values_yx.shape, strict=True))
     return values_yx[rows[:, None], columns]
 
 

@@ -79,6 +79,9 @@ def _use(recipe: Recipe) -> list[str]:
         name, codec = next(iter(recipe.tokenizers.items()))
         use = ["As a tokenizer of another recipe:", "", f"    tokenizers: {{{name}: {{type: {codec.type}, path: {recipe.output}}}}}"]
         return ["## Use", "", *use, ""]
+    if recipe.tasks[0].type == "picture_classes":
+        use = [f"    mmlm generate {recipe.output} --image picture.jpg", "", "Its encoder, for vectors of pictures:", ""]
+        return ["## Use", "", *use, f'    import mmlm\n    mmlm.encoder("{recipe.output}").encode(["picture.jpg"])', ""]
     if getattr(recipe.tasks[0], "mends_sound", False):
         return ["## Use", "", f"    mmlm generate {recipe.output} --audio noisy.wav --output clean.wav", ""]
     found = examples.get(getattr(recipe.tasks[0], "reads", "tables"))

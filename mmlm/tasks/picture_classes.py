@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mmlm.analysis.drawing import write_png
 from mmlm.base.errors import CheckpointError, DataError
 from mmlm.base.files import write_text_whole
-from mmlm.data.base import Listed
+from mmlm.data.base import HoldsOut, KeepsBack, Listed
 from mmlm.data.pictures import Picture
 from mmlm.encoders.images import ImageEncoder
 from mmlm.objectives.base import Losses
@@ -95,7 +95,7 @@ class ClassLearner(nn.Module):
 
 
 class ClassSamples:
-    """Pictures with the numbers of their classes. mirror: half of them are mirrored."""
+    """Pictures with the numbers of their classes."""
 
     def __init__(self, records: Draws, task: PictureClassesTask) -> None:
         self.records, self.task, self.fingerprint = records, task, records.fingerprint
@@ -231,8 +231,8 @@ class PictureClassesTask:
         return list(self.probabilities(model, [record.read() for record in records]))
 
     def score(self, outputs: Sequence[np.ndarray], records: Sequence[Picture]) -> dict[str, float]:
-        """top1, top5: share of the pictures whose class is the likeliest, or among the five likeliest.   per_class: top1 of each class, mean
-        over the classes that occur. A class that is none of the known ones is a miss."""
+        """top1, top5: share of the pictures whose class is the likeliest, or among the five likeliest.   per_class: top1 of each class,
+        mean over the classes that occur. A class that is none of the known ones is a miss."""
         orders = [[self.classes[int(place)] for place in np.argsort(-one, kind="stable")] for one in outputs]
         return _scores(orders, [class_of(record) for record in records])
 
@@ -274,12 +274,13 @@ def class_of(record: Picture) -> str:
 
 
 def _looked_at(source: Any) -> list[Picture]:
-    """Pictures of a source: those drawn, and all that it lists."""
+    """All pictures of a source of files, or of one that draws, what it lists and some more."""
     rng = np.random.default_rng(0)
     listed = list(source.everything()) if isinstance(source, Listed) else []
-    parts = [part() for name in ("kept_back", "held_out_records") if (part := getattr(source, name, None)) is not None]
+    parts = [source.kept_back()] if isinstance(source, KeepsBack) else []
+    parts += [source.held_out_records()] if isinstance(source, HoldsOut) else []
     listed += [record for part in parts if part is not None for record in part.everything()]
-    return listed if parts else [*listed, *(source.draw(rng, None) for _ in range(LOOKED_AT))]
+    return listed if isinstance(source, HoldsOut) else [*listed, *(source.draw(rng, None) for _ in range(LOOKED_AT))]
 
 
 def _scores(orders: Sequence[Sequence[str]], true: Sequence[str]) -> dict[str, float]:

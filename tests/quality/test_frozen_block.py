@@ -72,7 +72,9 @@ def pictures(split: str, count: int, classes: list[str], prepare) -> ClassBatch:
     records = ScenesConfig(max_things=1, split=split, count=count, width=SIDE, height=SIDE).build().everything()
     known = classes or sorted({class_of(record) for record in records})
     classes[:] = known
-    return ClassBatch(torch.stack([prepare(record.read()) for record in records]), torch.tensor([known.index(class_of(r)) for r in records]))
+    return ClassBatch(
+        torch.stack([prepare(record.read()) for record in records]), torch.tensor([known.index(class_of(r)) for r in records])
+    )
 
 
 def learned(model: PictureClassifier, data: ClassBatch, seed: int) -> None:
