@@ -16,6 +16,7 @@ from mmlm.recipe import Recipe
 from mmlm.run import Records, build_task, evaluate, load_run, preview, train
 from mmlm.tasks.image_text import hidden_words, part_of
 from mmlm.tokenizers.boxes import Grounded
+from mmlm.training import checkpoint
 
 open_clip = pytest.importorskip("open_clip")
 RECIPE = """
@@ -117,6 +118,10 @@ def test_the_finished_run_holds_two_towers_as_open_clip_writes_them(run):
     assert {name: value.shape for name, value in towers.model.state_dict().items()} == {
         name: value.shape for name, value in plain.state_dict().items()
     }
+    trained = checkpoint.read(run / "checkpoints" / "step_000004")[0]["model"]
+    for name, value in towers.model.state_dict().items():
+        assert name == "attn_mask" or torch.equal(value, trained[f"model.model.{name}"]), name
+    assert any(name.startswith("mlm.fusion") for name in trained)  # which the towers do not have
     package, _, transform = open_clip.create_model_and_transforms(f"local-dir:{run}")
     package.eval()
     from PIL import Image
