@@ -1,6 +1,7 @@
 """Pictures of one's own with what is known of them: lists, folders, COCO's and YOLO's annotations.
 
-Every picture is looked at once when a source is built: its header, its boxes and spans. What cannot be used is told with its file and line.
+Every picture is looked at when a source is built: its header, its boxes and spans, and the first time the whole file is decoded, as damage
+shows only then. That a file is whole is remembered under its size and time of change. What cannot be used is told with its file and line.
 Boxes are those of the stored file and turn with a picture that is shown turned; what lies outside by a pixel is cut, by more it is bad.
 """
 
@@ -25,10 +26,12 @@ from mmlm.data.episodes import find_file
 from mmlm.data.listed import Bad, numbered_lines, tell
 from mmlm.data.picture_files import ENDINGS, PictureFacts, picture_facts, read_picture
 from mmlm.data.pictures import Expression, Picture, Question, Thing
+from mmlm.data.remembered import Remembered, key_of
 from mmlm.data.speech_check import files_below
 from mmlm.data.speech_source import place_of
 from mmlm.tokenizers.boxes import Box, Grounded, Phrase
 
+VERSION = 1  # of what is remembered of a file
 SLACK = 1.0  # pixels by which a box may leave its picture
 
 
@@ -72,8 +75,10 @@ class PictureSource(Pictures):
     def __init__(self, config: PicturesConfig, where: str, found: Iterable[Listed | Bad]) -> None:
         listed = list(found)
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        known = Remembered(PictureFacts, "pictures", where, "pictures", VERSION)
         with ThreadPoolExecutor(max_workers=threads) as pool:
-            looked = list(pool.map(partial(_looked_at, config=config), listed))
+            looked = list(pool.map(partial(_looked_at, config=config, known=known), listed))
+        known.write()
         self.bad = [each for each in looked if isinstance(each, Bad)]
         good = [each for each in looked if isinstance(each, Picture)]
         tell(self.bad, len(looked), "pictures", where, config.on_bad)
@@ -101,13 +106,23 @@ def dealt(pictures: Sequence[Picture], config: PicturesConfig | CutoutsConfig, w
     return groups
 
 
-def _looked_at(listed: Listed | Bad, config: PicturesConfig) -> Picture | Bad:
+def _whole(path: Path, known: Remembered[PictureFacts]) -> PictureFacts:
+    """The header of a file that can be decoded to its end. Raises DataError."""
+    key = key_of(path)
+    facts = known.get(key)
+    if facts is None:
+        facts = picture_facts(path)
+        read_picture(path, 16)  # a file that is cut short shows it only when it is decoded
+        known.put(key, facts)
+    return facts
+
+
+def _looked_at(listed: Listed | Bad, config: PicturesConfig, known: Remembered[PictureFacts]) -> Picture | Bad:
     """A picture whose file and boxes have been looked at, or why it cannot be used."""
     if isinstance(listed, Bad):
         return listed
     try:
-        facts = picture_facts(listed.path)
-        read_picture(listed.path, 16)  # a file that is cut short shows it only when it is decoded
+        facts = _whole(listed.path, known)
         box = partial(_box, facts=facts)
         captions = [_captioned(text, phrases, box) for text, phrases in [(listed.caption, listed.phrases), *listed.further] if text]
         expressions = tuple(Expression(_text(text, "expression"), box(each)) for text, each in listed.expressions)

@@ -8,15 +8,11 @@ Axes: n samples   f frames
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +21,9 @@ from mmlm.base.errors import DataError
 from mmlm.data.audio_files import read_sound, sound_facts
 from mmlm.data.config import SpeechConfig
 from mmlm.data.listed import Bad
-from mmlm.data.real_tables import user_cache_folder
+from mmlm.data.remembered import Remembered, key_of
 from mmlm.data.speech import Utterance
 from mmlm.sound import Sound
-
-logger = logging.getLogger(__name__)
 
 VERSION = 1
 SILENT_DB = -60.0  # of full scale; a recording whose loudest 20 ms lie below is silent
@@ -54,7 +48,7 @@ class Looked:
 
 def checked(utterances: Sequence[Utterance], config: SpeechConfig, where: str) -> tuple[list[Utterance], list[Bad], Counter[str]]:
     """(those that can be used, with start and end after trimming; bad ones with the reason; how many are too short or too long)."""
-    cache = _Cache(where)
+    cache = Remembered(Looked, "speech", where, "recordings", VERSION)
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) as pool:
         found = list(pool.map(lambda each: _looked_at(each, config, cache), utterances))
     cache.write()
@@ -93,7 +87,7 @@ def _fault(utterance: Utterance, looked: Looked, config: SpeechConfig) -> str:
     return ""
 
 
-def _looked_at(utterance: Utterance, config: SpeechConfig, cache: _Cache) -> Looked | str:
+def _looked_at(utterance: Utterance, config: SpeechConfig, cache: Remembered[Looked]) -> Looked | str:
     """What is in a recording, or why it cannot be read."""
     try:
         if utterance.held is not None:
@@ -136,52 +130,9 @@ def look(sound: Sound, config: SpeechConfig) -> Looked:
 def _key(utterance: Utterance, config: SpeechConfig) -> str:
     """Changes with the file, the part of it and how it is looked at. Raises DataError without the file."""
     assert utterance.path is not None
-    try:
-        state = utterance.path.stat()
-    except OSError:
-        raise DataError(f"{utterance.path}: no such file.") from None
     part = (utterance.start_seconds, utterance.end_seconds, utterance.channel)
     trim = (config.trim_level_db, config.trim_margin_seconds)
-    return json.dumps([str(utterance.path), state.st_size, state.st_mtime_ns, *part, *trim])
-
-
-class _Cache:
-    """What was found before in the recordings of one corpus. A file that cannot be read or written costs time, nothing else."""
-
-    def __init__(self, where: str) -> None:
-        name = hashlib.blake2b(where.encode(), digest_size=12).hexdigest()
-        self.path, self.is_changed = user_cache_folder() / "speech" / f"{name}.json", False
-        self.found: dict[str, Looked] = {}
-        if not self.path.is_file():
-            return
-        try:
-            held = json.loads(self.path.read_text(encoding="utf-8"))
-            if held["version"] == VERSION:
-                self.found = {key: Looked(**value) for key, value in held["found"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            logger.warning("%s is damaged (%r); the recordings are looked at again.", self.path, error)
-
-    def get(self, key: str) -> Looked | None:
-        """What was found under a key."""
-        return self.found.get(key)
-
-    def put(self, key: str, looked: Looked) -> None:
-        """Keep it. Called by several threads: one assignment to a dict is whole."""
-        self.found[key] = looked
-        self.is_changed = True
-
-    def write(self) -> None:
-        """The file, whole or not at all."""
-        if not self.is_changed:
-            return
-        text = json.dumps({"version": VERSION, "found": {key: asdict(value) for key, value in self.found.items()}})
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
-                file.write(text)
-            os.replace(file.name, self.path)
-        except OSError as error:
-            logger.warning("%s cannot be written (%s); the recordings will be looked at again next time.", self.path, error)
+    return key_of(utterance.path, *part, *trim)
 
 
 def files_below(folder: Path, endings: Sequence[str]) -> list[Path]:

@@ -12,11 +12,18 @@ from PIL import Image
 
 from mmlm.analysis.grounding import iou
 from mmlm.base.errors import DataError
-from mmlm.data import picture_files
+from mmlm.data import picture_files, picture_sources
 from mmlm.data.config import CocoConfig, PictureFolderConfig, PictureManifestConfig, YoloConfig
 from mmlm.data.picture_files import ORIENTATION, picture_facts, read_picture
 from mmlm.data.picture_sources import listing
 from mmlm.data.pictures import Thing
+from mmlm.tokenizers.config import ImagePatchesConfig
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch) -> None:
+    """What is remembered of files stays in the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 def drawing(height: int = 48, width: int = 80) -> np.ndarray:
@@ -116,6 +123,22 @@ def test_jpegs_are_decoded_no_larger_than_needed(tmp_path) -> None:
     assert small.shape == (120, 200, 3) and iou(tuple(4 * v for v in dark(small)), tuple(10 * v for v in BOX)) > 0.9
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_jpegs_of_reduced_size_keep_boxes_of_the_stored_file(orientation, tmp_path) -> None:
+    """Stored large and decoded small: as shares of the sides a box lies where it lies in the whole picture."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(np.repeat(np.repeat(drawing(), 10, 0), 10, 1)).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    (tmp_path / "list.jsonl").write_text(json.dumps({"image": "a.jpg", "things": [{"label": "x", "box": [10 * v for v in BOX]}]}))
+    config = PictureManifestConfig(path=str(tmp_path / "list.jsonl"), hold_out=0, longest=150)
+    (found,) = config.build().everything()
+    pixels = found.read()
+    assert max(pixels.shape) == 200 and (found.width > found.height) == (pixels.shape[1] > pixels.shape[0]) == (orientation < 5)
+    seen = dark(pixels)
+    shares = (seen[0] / pixels.shape[1], seen[1] / pixels.shape[0], seen[2] / pixels.shape[1], seen[3] / pixels.shape[0])
+    assert np.abs(np.subtract(shares, found.share(found.things[0].box))).max() < 0.011
+
+
 def listed(folder: Path, *lines: dict | str) -> PictureManifestConfig:
     Image.fromarray(drawing()).save(folder / "a.png")
     path = folder / "list.jsonl"
@@ -156,7 +179,7 @@ def changed(**keys) -> dict:
     ("line", "message"),
     [
         ("{", "is not JSON"), ("[1]", "must be an object"), ({"img": "a.png"}, "has no 'image'|unknown key"),
-        (changed(image="b.png"), "No such file"), (changed(expression=[]), "unknown key 'expression'. Did you mean 'expressions'?"),
+        (changed(image="b.png"), "no such file"), (changed(expression=[]), "unknown key 'expression'. Did you mean 'expressions'?"),
         (changed(phrases=[{"span": [2, 99], "boxes": [BOX]}]), r"span \[2, 99\] does not fit"),
         (changed(phrases=[{"span": [5, 2], "boxes": [BOX]}]), r"span \[5, 2\] does not fit"),
         (changed(phrases=[{"boxes": [BOX]}]), "not as a line must be"),
@@ -174,6 +197,60 @@ def test_faults_of_a_line_are_told_with_it_and_left_out_if_asked(line, message, 
         config.build()
     assert len(config.model_copy(update={"on_bad": "skip"}).build().everything()) == 1
     assert "line 2" in caplog.text
+
+
+def test_files_are_decoded_the_first_time_only_and_told_again_where_they_changed(tmp_path, monkeypatch) -> None:
+    """Where a file has changed it is decoded again; one that is bad is told each time."""
+    read, plain = list[str](), picture_sources.read_picture
+    monkeypatch.setattr(picture_sources, "read_picture", lambda path, *more: read.append(path.name) or plain(path, *more))
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8))
+    noise.save(tmp_path / "b.jpg")
+    config = listed(tmp_path, GOOD, changed(image="b.jpg"))
+    first = config.build().everything()
+    assert sorted(read) == ["a.png", "b.jpg"]
+    again = config.build().everything()
+    assert len(read) == 2 and [each.things for each in again] == [each.things for each in first]
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:-900])
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"line 2: .*b.jpg: cannot be read"):
+            config.build()
+    assert read[2:] == ["b.jpg", "b.jpg"]
+
+
+def test_a_file_that_is_damaged_after_the_start_is_told_with_its_line(tmp_path) -> None:
+    (found,) = listed(tmp_path, GOOD).build().everything()
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
+    with pytest.raises(DataError, match=r"list.jsonl, line 1: .*a.png: cannot be read"):
+        found.read()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, I am no picture", b"\x89PNG\r\n\x1a\n" + bytes(40), None])
+def test_damaged_and_huge_files_are_told_with_their_line(content, tmp_path, monkeypatch) -> None:
+    config = listed(tmp_path, GOOD, changed(image="b.png"))
+    if content is None:
+        Image.new("L", (300, 300)).save(tmp_path / "b.png")
+        monkeypatch.setattr(picture_files, "MAX_PIXELS", 80_000)
+    else:
+        (tmp_path / "b.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"list.jsonl, line 2: .*b.png: (is empty|is no picture|cannot be read|has 300 x 300 pixels)"):
+        config.build()
+
+
+def test_pictures_of_every_kind_are_listed_with_their_boxes_and_read_as_patches(tmp_path) -> None:
+    """Gray, CMYK, 16 bits, moving, of one pixel: none stops a list, and each becomes patches."""
+    image = Image.fromarray(drawing())
+    deep = Image.fromarray(np.linspace(0, 65535, 48 * 80).reshape(48, 80).astype(np.uint16))
+    image.convert("L").save(tmp_path / "gray.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    deep.save(tmp_path / "deep.png")
+    image.save(tmp_path / "moving.gif", save_all=True, append_images=[image.convert("L")])
+    names = ["gray.png", "cmyk.jpg", "deep.png", "moving.gif"]
+    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
+    lines = [{"image": name, "things": [{"label": "box", "box": BOX}]} for name in names]
+    found = listed(tmp_path, *lines, {"image": "one.png", "things": [{"label": "box", "box": [0, 0, 1, 1]}]}).build().everything()
+    assert [each.share(each.things[0].box) for each in found] == [(10 / 80, 20 / 48, 30 / 80, 44 / 48)] * 4 + [(0, 0, 1, 1)]
+    patches = ImagePatchesConfig(patch=8, max_side=64).build()
+    assert [len(patches.encode(each.read())) for each in found] == [5 * 8 + 5 + 1] * 4 + [3]
 
 
 def test_boxes_a_pixel_outside_are_cut_and_ids_are_told_apart(tmp_path) -> None:
