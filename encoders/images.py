@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
 from mmlm.encoders.config import ImageEncoderConfig
 from mmlm.encoders.frozen_block import FrozenBlock
+from mmlm.encoders.packed import can_pack, pack_
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHANNELS = 3
@@ -234,14 +235,15 @@ class ImageEncoder(nn.Module):
             raise DataError(f"picture {number}: {error}") from None
 
     def _cast(self, precision: str) -> tuple[nn.Module, torch.dtype]:
-        """The network in a precision; a copy of its weights is made once."""
+        """The network in a precision; a copy of its weights is made once, in bfloat16 with its matrices packed."""
         name = self.config.precision if precision == "auto" else precision
         if name not in PRECISIONS:
             raise RecipeError(f"precision must be one of auto, {', '.join(PRECISIONS)}, but is {precision!r}.")
         dtype = PRECISIONS[name]
         if dtype not in self._copies:
-            own = next(self.network.parameters()).dtype
-            made = self.network if own == dtype else copy.deepcopy(self.network).to(dtype)
+            own, packs = next(self.network.parameters()).dtype, dtype == torch.bfloat16 and can_pack()
+            made = self.network if own == dtype and not packs else copy.deepcopy(self.network).to(dtype)
+            made = pack_(made) if packs else made
             self._copies[dtype] = made.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self._copies[dtype], dtype
 

@@ -37,9 +37,10 @@ from mmlm.model_config import ModelConfig
 from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
 from mmlm.stream import Batch, Stream
-from mmlm.tasks.base import GivesSounds, MeetsModel, MeetsSources, OwnNetwork, ReadsAhead, TabularLike, Task, TestsApart
+from mmlm.tasks.base import GivesSounds, LearnsPriors, MeetsModel, MeetsSources, OwnNetwork, ReadsAhead, TabularLike, Task, TestsApart
 from mmlm.training.config import AdaptConfig, LoraConfig, TrainConfig
 from mmlm.training.learner import Learner
+from mmlm.training.order import evaluation_rng
 from mmlm.training.trainer import Result, Trainer
 from mmlm.vocabulary import Vocabulary
 
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 RECIPE, METRICS, TOKENIZERS, ADAPTER = "recipe.yaml", "metrics.json", "tokenizers", "adapter"
 ENDLESS = 1 << 40  # samples that a source of drawn tasks claims to have
 TRIES = 50
-FITTED_ON = 500  # drawn tasks whose texts a tokenizer is fitted on
+FITTED_ON = 500  # drawn tasks whose texts a tokenizer is fitted on, and records that a baseline learns from
 
 
 class DrawnSamples:
@@ -450,6 +451,9 @@ def _evaluate(folder: Path, part: Part, model: Any, progress: Callable[[int, int
         name: records_of(source, task.asks, count=recipe.data.test_samples, seed=recipe.seed, number=number)
         for number, (name, source) in enumerate(sources.items())
     }
+    if isinstance(task, LearnsPriors):
+        drawn = Records.of_training(recipe, task)
+        task.learn_priors(drawn.draw(evaluation_rng(recipe.seed, len(sources), at)) for at in range(FITTED_ON))
     if isinstance(task, TestsApart):
         task.begin_tests()
     is_heard = getattr(recipe.tasks[0], "makes_sound", False)

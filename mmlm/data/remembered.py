@@ -1,4 +1,4 @@
-"""What was found in files, kept in the user's cache folder under their size and time of change, so that they are decoded the first time only."""
+"""What was found in files, kept in the user's cache folder under their size and time of change: they are decoded the first time only."""
 
 from __future__ import annotations
 

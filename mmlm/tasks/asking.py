@@ -7,13 +7,15 @@ Several requests of one sample go on from what is seen, each in a branch of its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from mmlm.analysis.question_prior import QuestionPrior
 from mmlm.generation import Grammar, generate
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream, next_position
@@ -25,6 +27,7 @@ from mmlm.tokenizers.text import TextTokenizer
 SPECIAL = "special"
 ANSWER = "answer"  # pieces of words, marks and bins
 END = 0  # of an answer; behind it the marks of the kinds
+COMMONEST, QUESTION_ALONE = "the commonest answer", "the question alone"
 AT_ONCE = 32  # prompts that are read together
 
 
@@ -66,6 +69,7 @@ class AskingTask(Generic[Record]):
     kinds: ClassVar[Sequence[str]]
     twin: ClassVar[str]
     boxes: BoxBins
+    prior: QuestionPrior | None = None
 
     def __init__(self, config: AskingConfig, tokenizers: Mapping[str, Any]) -> None:
         self.config, self.tokenizers = config, tokenizers
@@ -196,6 +200,26 @@ class AskingTask(Generic[Record]):
         names = [vocabulary.name_of(index) for index in ids]
         tokens = [(name, index - vocabulary.span(name).start) for name, index in zip(names, ids, strict=True)]
         return parse(tokens, self.text.decode, self.boxes, logs=logs)
+
+    def learn_priors(self, records: Iterable[Record]) -> None:
+        """Learn from records of training what can be answered from a question alone, where questions are asked."""
+        if "question" not in self.config.kinds:
+            return
+        asked = [request for record in records for request in self.requests(record) if request.kind == "question"]
+        if asked:
+            self.prior = QuestionPrior([each.question for each in asked], [each.truth.text for each in asked])
+
+    def without_looking(self, requests: Sequence[Request]) -> dict[str, dict[str, float]]:
+        """Of questions the share that the commonest answer fits, and that can be answered from the question alone."""
+        questions = [each for each in requests if each.kind == "question"]
+        if not questions:
+            return {}
+        true = [plain(each.truth.text) for each in questions]
+        found = {COMMONEST: {"answers": Counter(true).most_common(1)[0][1] / len(true)}}
+        if self.prior is not None:
+            said = self.prior([each.question for each in questions])
+            found[QUESTION_ALONE] = {"answers": float(np.mean([plain(one) == other for one, other in zip(said, true, strict=True)]))}
+        return found
 
     def predict(self, model: MultimodalLM, records: Sequence[Record]) -> list[list[Said]]:
         """Of each record the answers to all that may be asked."""

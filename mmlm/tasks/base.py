@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -152,6 +152,14 @@ class TestsApart(Protocol):
 
     def begin_tests(self) -> None:
         """Called before the first test record."""
+
+
+@runtime_checkable
+class LearnsPriors(Protocol):
+    """A task with a baseline that learns from records of training."""
+
+    def learn_priors(self, records: Iterable[Any]) -> None:
+        """Learn it; called before anything is measured. The records are made as they are asked for."""
 
 
 @runtime_checkable

@@ -37,7 +37,7 @@ from mmlm.data.pictures import Picture, Thing, every_thing
 from mmlm.generation import Grammar
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.asking import AskingTask, Request, Said, Words, by_kind, first_box, plain
+from mmlm.tasks.asking import COMMONEST, AskingTask, Request, Said, Words, by_kind, first_box, plain
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import KINDS, GroundedConfig
 from mmlm.tokenizers.boxes import (
@@ -54,7 +54,7 @@ from mmlm.tokenizers.image_patches import VISION, ImagePatches
 from mmlm.tokenizers.whole_images import WholeImages
 
 TWIN = "the same model, shown another picture"
-RANDOM_BOX, COMMONEST, TRUTH = "a random box", "the commonest answer", "the true answers"
+RANDOM_BOX, TRUTH = "a random box", "the true answers"
 EXACT = {"answers": "question", "names": "name"}  # metrics that count answers which are the true one
 WORDS = ("caption", "question", "name")  # answered in words alone
 POINTING = ("grounded_caption", "expression", "phrases", "detection")
@@ -209,7 +209,7 @@ class GroundedTask(AskingTask[Picture]):
         return {name: found.get(name, 0.0) for name in self.metrics}
 
     def baselines(self, records: Sequence[Picture]) -> dict[str, dict[str, float]]:
-        """A box drawn at random, the commonest answer, and the true ones: F1 counts of two things of a class only the first, so its best is
+        """A box drawn at random, answers without looking, and the true answers: F1 counts of two things of a class only the first, so its best is
         not always 1."""
         asked = [self.requests(record) for record in records]
         requests = [request for each in asked for request in each]
@@ -217,9 +217,9 @@ class GroundedTask(AskingTask[Picture]):
         if true := [each.truth.phrases[0].boxes[0] for each in requests if each.kind == "expression"]:
             drawn_4n = np.sort(rng.random((len(true), 2, 2)), axis=1).reshape(-1, 4)
             found[RANDOM_BOX] = {"acc_50": accuracy_at([(box[0], box[1], box[2], box[3]) for box in drawn_4n.tolist()], true)}
-        for name, kind in EXACT.items():
-            if answers := [each.truth.text for each in requests if each.kind == kind]:
-                found.setdefault(COMMONEST, {})[name] = Counter(answers).most_common(1)[0][1] / len(answers)
+        found |= self.without_looking(requests)
+        if names := [each.truth.text for each in requests if each.kind == "name"]:
+            found.setdefault(COMMONEST, {})["names"] = Counter(names).most_common(1)[0][1] / len(names)
         return found
 
     def curves(self, outputs: Sequence[list[Said]], records: Sequence[Picture]) -> dict[str, list[tuple[float, float]]]:

@@ -32,7 +32,7 @@ from mmlm.encoders.views import VIEWS
 from mmlm.generation import Grammar
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.asking import AskingTask, Request, Said, Words, by_kind, first_box, plain
+from mmlm.tasks.asking import COMMONEST, AskingTask, Request, Said, Words, by_kind, first_box, plain
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import SWEEP_KINDS, SweepsConfig
 from mmlm.tokenizers.boxes import TEXT, Grounded, GroundedGrammar, Phrase
@@ -40,7 +40,7 @@ from mmlm.tokenizers.boxes3d import Box3dTokenizer
 from mmlm.tokenizers.sweeps import LIDAR, SweepTokens
 
 TWIN = "the same model, shown another sweep"
-COMMONEST, TRUTH = "the commonest answer", "the true answers"
+TRUTH = "the true answers"
 POINTING = ("grounded_caption", "expression")
 METRICS = {
     "grounded_caption": ("cider", "bleu_4"), "caption": ("cider", "bleu_4"), "expression": ("bev_iou",), "class": ("class_accuracy",),
@@ -152,14 +152,13 @@ class SweepsTask(AskingTask[Sweep]):
         return {name: found.get(name, 0.0) for name in self.metrics}
 
     def baselines(self, records: Sequence[Sweep]) -> dict[str, dict[str, float]]:
-        """The commonest class and answer, and the true ones."""
+        """The commonest class, what is answered without looking, and the true answers."""
         asked = [self.requests(record) for record in records]
         found = {TRUTH: self.score([[Said(each, each.truth) for each in some] for some in asked], records)}
-        common = {}
-        for kind, name in (("class", "class_accuracy"), ("question", "answers")):
-            if answers := [each.truth.text for some in asked for each in some if each.kind == kind]:
-                common[name] = Counter(answers).most_common(1)[0][1] / len(answers)
-        return found | ({COMMONEST: common} if common else {})
+        found |= self.without_looking([each for some in asked for each in some])
+        if classes := [each.truth.text for some in asked for each in some if each.kind == "class"]:
+            found.setdefault(COMMONEST, {})["class_accuracy"] = Counter(classes).most_common(1)[0][1] / len(classes)
+        return found
 
     def curves(self, outputs: Sequence[list[Said]], records: Sequence[Sweep]) -> dict[str, list[tuple[float, float]]]:
         """Shares over the number of things in a sweep."""

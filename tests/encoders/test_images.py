@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import mmlm
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
 from mmlm.embedding import PictureEmbedder
 from mmlm.encoders.config import OpenClipConfig, TimmConfig
+from mmlm.encoders.packed import PackedLinear, can_pack, pack_
 from mmlm.weights import read_foreign_tensors, write_tensors
 
 timm = pytest.importorskip("timm")
@@ -150,3 +153,30 @@ def test_real_weights_classify() -> None:
     for picture, word in ((data.chelsea(), "cat"), (data.coffee(), "espresso")):
         scores = ours.encode([picture]) @ weight.numpy().T + bias.numpy()
         assert word in names.index_to_description(int(scores.argmax()))
+
+
+@pytest.mark.skipif(not can_pack(), reason="needs a CPU with AMX")
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_packed_layers_give_what_plain_ones_do(approximate) -> None:
+    """With the GELU in the same pass; what is no plain linear layer stays."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(24, 40), nn.GELU(approximate), nn.Linear(40, 8, bias=False), nn.ReLU()).bfloat16().eval()
+    packed = pack_(copy.deepcopy(plain))
+    assert [type(each) for each in packed] == [PackedLinear, nn.Identity, PackedLinear, nn.ReLU]
+    x = torch.randn(3, 5, 24).bfloat16()
+    with torch.no_grad():
+        true, found = plain.float()(x.float()), packed(x)
+    assert found.dtype == torch.bfloat16 and (found.float() - true).abs().max() < 0.02 * true.abs().max()
+    attention = nn.MultiheadAttention(8, 2).bfloat16()
+    assert type(pack_(attention).out_proj) is type(nn.MultiheadAttention(8, 2).out_proj)
+
+
+@pytest.mark.skipif(not can_pack(), reason="needs a CPU with AMX")
+def test_the_packed_copy_leaves_the_encoder_as_it_is() -> None:
+    pytest.importorskip("timm")
+    encoder = TimmConfig(model="test_vit").build()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 60, 3), dtype=np.uint8)
+    half, whole = (encoder.encode(list(pixels), precision=name) for name in ("bf16", "fp32"))
+    assert any(isinstance(part, PackedLinear) for part in encoder._copies[torch.bfloat16].modules())
+    assert not any(isinstance(part, PackedLinear) for part in encoder.modules())
+    assert float(torch.cosine_similarity(torch.from_numpy(half), torch.from_numpy(whole)).min()) > 0.999

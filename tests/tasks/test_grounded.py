@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmlm.analysis.drawing import as_html, drawn
+from mmlm.analysis.question_prior import QuestionPrior
 from mmlm.base.errors import RecipeError
 from mmlm.data.config import ScenesConfig
 from mmlm.data.pictures import Expression, Picture, Question, Thing
@@ -17,7 +18,8 @@ from mmlm.model import MultimodalLM
 from mmlm.recipe import Recipe
 from mmlm.run import build_model, build_task, evaluate, load_run, train
 from mmlm.stream import NO_LABEL, Stream, pack
-from mmlm.tasks.grounded import COMMONEST, RANDOM_BOX, TRUTH, TWIN, GroundedTask, Said
+from mmlm.tasks.asking import COMMONEST, QUESTION_ALONE
+from mmlm.tasks.grounded import RANDOM_BOX, TRUTH, TWIN, GroundedTask, Said
 from mmlm.tokenizers.boxes import Grounded, Phrase
 
 KINDS = "task.kinds={grounded_caption: 1, expression: 1, phrases: 1, caption: 1, question: 1}"
@@ -74,6 +76,29 @@ def test_true_answers_score_one_and_those_of_another_picture_do_not(built) -> No
     assert set(task.curves(outputs, records)) == {"f1_all", "acc_50", "r_1", "answers"}
     baselines = task.baselines(records)
     assert baselines[TRUTH] == found and baselines[RANDOM_BOX]["acc_50"] < 0.2 and 0.1 < baselines[COMMONEST]["answers"] < 0.6
+
+
+def test_what_a_question_tells_by_itself_is_a_baseline_learned_from_other_pictures(built) -> None:
+    """Better than one answer for all, as the question says whether a colour or a number is asked for, and far from seeing."""
+    recipe = Recipe.read("grounded_captioning/quickstart", [KINDS, *SMALL])
+    task, records = build_task(recipe), scenes(150)
+    assert QUESTION_ALONE not in task.baselines(records)
+    task.learn_priors(ScenesConfig(count=400).build().everything())
+    found = task.baselines(records)
+    alone = found[QUESTION_ALONE]["answers"]
+    print(f"question alone {alone:.3f}, commonest {found[COMMONEST]['answers']:.3f}")
+    assert found[COMMONEST]["answers"] + 0.05 < alone < 0.55
+    without = build_task(Recipe.read("grounded_captioning/quickstart", SMALL))
+    without.learn_priors(iter([]))
+    assert QUESTION_ALONE not in without.baselines(records)
+
+
+def test_the_prior_knows_what_always_follows_from_a_question() -> None:
+    questions = [f"what colour is the {thing}" for thing in ("sky", "grass") * 5] + ["how many dogs are there"] * 5
+    answers = ["blue", "green"] * 5 + ["two"] * 5
+    prior = QuestionPrior(questions, answers)
+    assert prior(["What colour is the sky?", "the grass is what colour", "how many cats are there"]) == ["blue", "green", "two"]
+    assert len(prior(["nothing of this was ever asked"])) == 1
 
 
 def test_wrong_and_malformed_answers_are_counted(built) -> None:
@@ -150,7 +175,7 @@ def test_a_run_trains_shows_measures_and_stops_at_nothing(tmp_path) -> None:
     assert {f"{name}: scenes, split {split}" for name in ("f1_all", "acc_50", "malformed") for split in ("test", "compose")} <= set(
         found["metrics"]
     )
-    assert {TWIN, RANDOM_BOX, COMMONEST, TRUTH} <= set(found["baselines"])
+    assert {TWIN, RANDOM_BOX, COMMONEST, QUESTION_ALONE, TRUTH} <= set(found["baselines"])
     (folder,) = (tmp_path / "run" / "samples").glob("step*")
     said = json.loads((folder / "1.json").read_text())
     assert said[0]["kind"] in ("caption", "grounded_caption") and list(folder.glob("1_*_grounded_caption.png"))

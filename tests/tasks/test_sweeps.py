@@ -16,7 +16,8 @@ from mmlm.run import build_model, build_task, evaluate, train
 from mmlm.stream import NO_LABEL, pack
 from mmlm.tasks.asking import Said
 from mmlm.tasks.config import SWEEP_KINDS
-from mmlm.tasks.sweeps import COMMONEST, TRUTH, TWIN, SweepsTask
+from mmlm.tasks.asking import COMMONEST, QUESTION_ALONE
+from mmlm.tasks.sweeps import TRUTH, TWIN, SweepsTask
 from mmlm.tokenizers.boxes import Grounded
 
 KINDS = "task.kinds={grounded_caption: 1, caption: 1, expression: 1, class: 1, question: 1}"
@@ -126,6 +127,6 @@ def test_a_run_trains_shows_and_measures(tmp_path) -> None:
     train(Recipe.read("lidar/quickstart", options))
     found = evaluate(tmp_path / "run")
     assert {"bev_iou", "class_accuracy", "answers", "cider"} <= set(found["metrics"])
-    assert {TWIN, COMMONEST, TRUTH} <= set(found["baselines"])
+    assert {TWIN, COMMONEST, QUESTION_ALONE, TRUTH} <= set(found["baselines"])
     texts = list((tmp_path / "run").rglob("samples/**/1.txt"))
     assert texts and "said" in texts[0].read_text() and list(texts[0].parent.glob("1_*_expression.png"))
