@@ -5,7 +5,7 @@
     box    := loc loc loc loc                      x1 y1 x2 y2 with x2 > x1 and y2 > y1; of other boxes as many as they have numbers
 
 A box of a picture is four numbers from 0 to 1: shares of its own width and height, origin at the top left, y down. So bins do not depend on
-the size to which a picture is brought. Boxes in space are those of mmlm.tokenizers.boxes3d. What is written is a list of pieces, each of
+the size to which a picture is brought. Other codecs of them are in mmlm.tokenizers.box_codecs, boxes in space in boxes3d. What is written is a list of pieces, each of
 ids of one range: `text`, `obj` (0 opens, 1 closes) and `loc`.
 
 Source: UniTAB, arXiv:2111.12085, and its code, which rounds down (`floor`) into 200 bins; offsets from a grid point are GiT's, 2403.09394.
@@ -25,7 +25,7 @@ import torch
 
 from mmlm.base.errors import CheckpointError, DataError
 from mmlm.stream import Segment
-from mmlm.tokenizers.config import BinsConfig, BoxesConfig
+from mmlm.tokenizers.config import AbsoluteBoxesConfig, BinsConfig, BoxesConfig
 
 Box: TypeAlias = tuple[float, ...]  # four numbers in a picture, seven in space
 Piece: TypeAlias = tuple[str, list[int]]  # a range, and ids of it
@@ -133,24 +133,30 @@ class BoxBins:
         return self
 
 
+def checked_share(box: Sequence[float]) -> tuple[float, float, float, float]:
+    """The corners of a box of a picture. Raises DataError where they are swapped or not within 0 and 1."""
+    x1, y1, x2, y2 = (float(value) for value in box)
+    if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
+        raise DataError(f"box {[round(float(v), 4) for v in box]}: 0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1 must hold.")
+    return x1, y1, x2, y2
+
+
 class BoxTokenizer(BoxBins):
     """Boxes of a picture, [x1, y1, x2, y2] as shares of its sides."""
 
     count = 4
-    config: BoxesConfig
+    config: BoxesConfig | AbsoluteBoxesConfig
 
     def bins(self, box: Sequence[float]) -> list[int]:
         """The four bins of a box. Raises DataError where its corners are swapped or not within 0 and 1."""
-        x1, y1, x2, y2 = (float(value) for value in box)
-        if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
-            raise DataError(f"box {[round(float(v), 4) for v in box]}: 0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1 must hold.")
+        x1, y1, x2, y2 = checked_share(box)
         last = self.config.num_bins - 1
         lower = [min(self._bin(value), last - 1) for value in (x1, y1)]  # a box has an extent in bins too
         return [*lower, *(max(self._bin(value), at + 1) for value, at in zip((x2, y2), lower, strict=True))]
 
     def _bin(self, value: float) -> int:
         scaled = value * (self.config.num_bins - 1)
-        return int(scaled) if self.config.rounding == "floor" else int(scaled + 0.5)
+        return int(scaled) if isinstance(self.config, BoxesConfig) and self.config.rounding == "floor" else int(scaled + 0.5)
 
     def box(self, bins: Sequence[int]) -> Box:
         """The box of four bins as they are."""

@@ -73,6 +73,27 @@ class BoxesConfig(BinsConfig):
     rounding: Literal["round", "floor"] = Field("round", description="to the nearest bin | to the one below, as UniTAB's weights have it")
 
 
+@TOKENIZERS.register("mmlm.tokenizers.box_codecs:AbsoluteBoxes", source="pixels of a fixed canvas")
+class AbsoluteBoxesConfig(BinsConfig):
+    """Boxes as four bins each, the pixels of a square canvas to which the picture is stretched; whole pixels are exact."""
+
+    type: Literal["absolute_boxes"] = "absolute_boxes"
+
+
+@TOKENIZERS.register("mmlm.tokenizers.box_codecs:ResidualBoxes", source="GiT, arXiv:2403.09394")
+class ResidualBoxesConfig(BinsConfig):
+    """Boxes as five bins each: a cell of a grid, how far the middle lies from the cell's, width and height."""
+
+    type: Literal["residual_boxes"] = "residual_boxes"
+    grid: int = Field(8, ge=1, le=64, description="cells down and across; their number is at most num_bins")
+
+    @model_validator(mode="after")
+    def _cells_are_bins(self) -> ResidualBoxesConfig:
+        if self.grid**2 > self.num_bins:
+            raise ValueError(f"grid ({self.grid}) has {self.grid**2} cells, each a bin, but num_bins is {self.num_bins}")
+        return self
+
+
 @TOKENIZERS.register("mmlm.tokenizers.boxes3d:Box3dTokenizer", source="LiDAR-LLM, arXiv:2312.14074; bins of a fixed range")
 class Boxes3dConfig(BinsConfig):
     """Boxes in space as seven bins each: middle, length, width, height and heading."""

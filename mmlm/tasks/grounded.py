@@ -40,6 +40,7 @@ from mmlm.stream import Segment, Stream
 from mmlm.tasks.asking import COMMONEST, AskingTask, Request, Said, Words, by_kind, first_box, plain
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import KINDS, GroundedConfig
+from mmlm.tokenizers.box_codecs import ResidualBoxes
 from mmlm.tokenizers.boxes import (
     TEXT,
     Box,
@@ -67,7 +68,7 @@ class GroundedTask(AskingTask[Picture]):
     kinds = KINDS
     twin = TWIN
     config: GroundedConfig
-    boxes: BoxTokenizer
+    boxes: BoxTokenizer | ResidualBoxes
 
     def __init__(self, config: GroundedConfig, tokenizers: Mapping[str, Any]) -> None:
         super().__init__(config, tokenizers)
@@ -75,7 +76,8 @@ class GroundedTask(AskingTask[Picture]):
         self.patches: ImagePatches | WholeImages = tokenizer_of(
             tokenizers, config.patches, "task.patches", kinds, "image_patches or whole_images"
         )
-        self.boxes = tokenizer_of(tokenizers, config.boxes, "task.boxes", BoxTokenizer, "boxes")
+        codecs = (BoxTokenizer, ResidualBoxes)
+        self.boxes = tokenizer_of(tokenizers, config.boxes, "task.boxes", codecs, "boxes, absolute_boxes or residual_boxes")
 
     def meet_model(self, model: MultimodalLM) -> None:
         """Raises RecipeError where an encoder of whole pictures reads others than these."""
