@@ -5,10 +5,10 @@
     box    := loc loc loc loc                      x1 y1 x2 y2 with x2 > x1 and y2 > y1; of other boxes as many as they have numbers
 
 A box of a picture is four numbers from 0 to 1: shares of its own width and height, origin at the top left, y down. So bins do not depend on
-the size to which a picture is brought. Other codecs of them are in mmlm.tokenizers.box_codecs, boxes in space in boxes3d. What is written is a list of pieces, each of
-ids of one range: `text`, `obj` (0 opens, 1 closes) and `loc`.
+the size to which a picture is brought. Other codecs of them are in mmlm.tokenizers.box_codecs, boxes in space in boxes3d. What is written
+is a list of pieces, each of ids of one range: `text`, `obj` (0 opens, 1 closes) and `loc`.
 
-Source: UniTAB, arXiv:2111.12085, and its code, which rounds down (`floor`) into 200 bins; offsets from a grid point are GiT's, 2403.09394.
+Source: UniTAB, arXiv:2111.12085, and its code, which rounds down (`floor`) into 200 bins.
 """
 
 from __future__ import annotations

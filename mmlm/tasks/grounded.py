@@ -211,8 +211,8 @@ class GroundedTask(AskingTask[Picture]):
         return {name: found.get(name, 0.0) for name in self.metrics}
 
     def baselines(self, records: Sequence[Picture]) -> dict[str, dict[str, float]]:
-        """A box drawn at random, answers without looking, and the true answers: F1 counts of two things of a class only the first, so its best is
-        not always 1."""
+        """A box drawn at random, what is answered without looking, and the true answers: F1 counts of two things of a class only the first,
+        so its best is not always 1."""
         asked = [self.requests(record) for record in records]
         requests = [request for each in asked for request in each]
         rng, found = np.random.default_rng(0), {TRUTH: self.score([[Said(each, each.truth) for each in some] for some in asked], records)}

@@ -106,7 +106,11 @@ def test_a_step_of_the_quickstart_beside_transformers(tmp_path):
         for half, tolerance in ((False, 1e-4), (True, 2e-2)):
             torch.testing.assert_close(loss_of(ours, half), loss_of(theirs, half), rtol=0, atol=tolerance)
     sides = {"transformers": theirs, "mmlm": ours}
-    steps = {(side, kind): lambda model=model, kind=kind: step(model, kind == "bf16") for kind in ("fp32", "bf16") for side, model in sides.items()}
+    steps = {
+        (side, kind): lambda model=model, kind=kind: step(model, kind == "bf16")
+        for kind in ("fp32", "bf16")
+        for side, model in sides.items()
+    }
     found = compare(steps, rounds=5, seconds=0)
     tokens, rows = sum(map(len, streams)), given[3].numel()
     print(f"\n{len(streams)} samples, {tokens} tokens ({tokens / rows:.0%} of the padded batch); forward, backward, fused AdamW")

@@ -19,7 +19,8 @@ from mmlm.joint import PartSamples
 from mmlm.model import MultimodalLM
 from mmlm.recipe import Recipe
 from mmlm.run import Records, _learner, build_parts, evaluate, train
-from mmlm.tasks.grounded import COMMONEST, GroundedTask, Said
+from mmlm.tasks.asking import COMMONEST
+from mmlm.tasks.grounded import GroundedTask, Said
 from mmlm.tokenizers.boxes import Grounded
 from mmlm.tokenizers.image_patches import VISION
 from mmlm.weights import read_tensors

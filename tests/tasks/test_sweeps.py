@@ -14,9 +14,8 @@ from mmlm.model import MultimodalLM
 from mmlm.recipe import Recipe
 from mmlm.run import build_model, build_task, evaluate, train
 from mmlm.stream import NO_LABEL, pack
-from mmlm.tasks.asking import Said
+from mmlm.tasks.asking import COMMONEST, QUESTION_ALONE, Said
 from mmlm.tasks.config import SWEEP_KINDS
-from mmlm.tasks.asking import COMMONEST, QUESTION_ALONE
 from mmlm.tasks.sweeps import TRUTH, TWIN, SweepsTask
 from mmlm.tokenizers.boxes import Grounded
 

@@ -1,4 +1,4 @@
-"""Other codecs of boxes: whole pixels are exact, errors have their bound, everything is serialized, read and constrained as other bins are."""
+"""Other codecs of boxes: whole pixels are exact, errors have a bound, and all is serialized, read and constrained as other bins are."""
 
 from __future__ import annotations
 
