@@ -452,7 +452,7 @@ def _evaluate(folder: Path, part: Part, model: Any, progress: Callable[[int, int
         for number, (name, source) in enumerate(sources.items())
     }
     if isinstance(task, LearnsPriors):
-        drawn = Records.of_training(recipe, task)
+        drawn = Records.of_training(recipe, part.task)
         task.learn_priors(drawn.draw(evaluation_rng(recipe.seed, len(sources), at)) for at in range(FITTED_ON))
     if isinstance(task, TestsApart):
         task.begin_tests()
