@@ -37,7 +37,7 @@ from mmlm.model_config import ModelConfig
 from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
 from mmlm.stream import Batch, Stream
-from mmlm.tasks.base import GivesSounds, MeetsModel, MeetsSources, OwnNetwork, ReadsAhead, TabularLike, Task, TestsApart
+from mmlm.tasks.base import GivesSounds, KnowsTraining, MeetsModel, MeetsSources, OwnNetwork, ReadsAhead, TabularLike, Task, TestsApart
 from mmlm.training.config import AdaptConfig, LoraConfig, TrainConfig
 from mmlm.training.learner import Learner
 from mmlm.training.trainer import Result, Trainer
@@ -450,6 +450,8 @@ def _evaluate(folder: Path, part: Part, model: Any, progress: Callable[[int, int
         name: records_of(source, task.asks, count=recipe.data.test_samples, seed=recipe.seed, number=number)
         for number, (name, source) in enumerate(sources.items())
     }
+    if isinstance(task, KnowsTraining):
+        task.take_training(Records.of_training(recipe, task).everything())
     if isinstance(task, TestsApart):
         task.begin_tests()
     is_heard = getattr(recipe.tasks[0], "makes_sound", False)

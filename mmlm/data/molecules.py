@@ -91,6 +91,7 @@ def scaffold(smiles: str) -> str:
     return str(chemistry().MolToSmiles(murcko.GetScaffoldForMol(parsed(smiles)), isomericSmiles=False))
 
 
+@cache
 def _descriptors() -> dict[str, Callable[[Any], float]]:
     crippen, more = require("rdkit.Chem.Crippen", "molecules"), require("rdkit.Chem.rdMolDescriptors", "molecules")
     return {

@@ -92,11 +92,11 @@ class Permutation(Objective):
         asked = [mine & (_weights(each) > 0) for mine, each in zip(is_target, stream.segments, strict=True)]
         if not np.concatenate(asked).any() or not np.concatenate(rest).any():
             raise DataError(f"{stream.source or stream.name}: needs tokens with weight of {', '.join(config.targets)} and of something else.")
-        hidden = {"property": asked, "sequence": [_spans(each, config.span_share, config.max_span, rng) for each in rest]}
+        hidden = {"property": asked, "sequence": [spans(each, config.span_share, config.max_span, rng) for each in rest]}
         if not np.concatenate(hidden["sequence"]).any():
             hidden["sequence"] = rest
         if config.plain_share:
-            both = [_spans(one | other, config.plain_rate, config.plain_span, rng) for one, other in zip(asked, rest, strict=True)]
+            both = [spans(one | other, config.plain_rate, config.plain_span, rng) for one, other in zip(asked, rest, strict=True)]
             hidden["plain"] = both if np.concatenate(both).any() else asked
         views: dict[View, Stream] = {}
         places: dict[str, tuple[Tensor, Tensor]] = {}
@@ -229,7 +229,7 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
     return [(first, last) for first, last in zip(borders, borders[1:], strict=False) if last > first]
 
 
-def _spans(may: np.ndarray, share: float, longest: int, rng: np.random.Generator) -> np.ndarray:
+def spans(may: np.ndarray, share: float, longest: int, rng: np.random.Generator) -> np.ndarray:
     """bool [t]: spans of 1 to `longest` tokens, drawn until a share of those that may be hidden is."""
     hidden, wanted = np.zeros(len(may), dtype=bool), round(share * int(may.sum()))
     places = np.flatnonzero(may)
