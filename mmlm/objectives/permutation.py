@@ -166,67 +166,59 @@ def arranged(
     hide: bool [t] of each segment. rng: of the order in which they are asked for; None: that of the stream. The last one itself is left
     out, as nobody could see it. multiple: the stream is filled up to a multiple of so many tokens, which nothing sees.
     """
-    parts = [(segment, position, mine) for segment, position, mine in zip(stream.segments, positions(stream), hide, strict=True)]
     if any(each.ids is None or each.ids.ndim > 1 or each.pieces is not None or each.features is not None for each in stream.segments):
         raise DataError(f"{stream.source or stream.name}: only tokens of one range each, without features, can be hidden in an order.")
-    starts = np.cumsum([0, *(len(each) for each in stream.segments)])
-    query_of, token_of = torch.full((int(starts[-1]),), -1), torch.full((int(starts[-1]),), -1)
-    segments: list[Segment] = []
-    at = 0
-    for start, (segment, position, mine) in zip(starts, parts, strict=False):
-        kept = torch.from_numpy(np.flatnonzero(~mine))
-        if len(kept):
-            segments.append(dataclasses.replace(_taken(segment, position, kept), weight=0.0, mutual=SHOWN))
-            token_of[int(start) + kept] = torch.arange(at, at + len(kept))
-            at += len(kept)
-    order = [(number, int(place)) for number, (_, _, mine) in enumerate(parts) for place in np.flatnonzero(mine)]
-    if rng is not None:
-        order = [order[place] for place in rng.permutation(len(order))]
-    branch = 0
-    for first, last in _runs([number for number, _ in order]):
-        segment, position, _ = parts[order[first][0]]
-        place = torch.tensor([place for _, place in order[first:last]])
-        twice = place.repeat_interleave(2)
-        is_last = last == len(order)
-        twice = twice[:-1] if is_last else twice
-        is_query = torch.arange(len(twice)) % 2 == 0
-        told = _taken(segment, position, twice)
-        assert told.ids is not None
-        labels = torch.where(is_query, told.ids, NO_LABEL)
-        numbers = torch.where(is_query, branch + 1 + torch.arange(len(twice)) // 2, 0)
-        channels = {name: value.masked_fill(_as_wide(is_query, value), _nothing(value)) for name, value in told.channels.items()}
-        weight = told.weight if isinstance(told.weight, Tensor) else torch.full((len(twice),), float(told.weight))
-        segments.append(
-            dataclasses.replace(told, labels=labels, hidden=is_query, branch=numbers, channels=channels, weight=weight * is_query)
+    sizes = [len(each) for each in stream.segments]
+    hidden_t = np.concatenate(list(hide))
+    order = np.flatnonzero(hidden_t)
+    order = order if rng is None else rng.permutation(order)
+    kept = np.flatnonzero(~hidden_t)
+    asked = order.repeat(2)[:-1]
+    fill = -(len(kept) + len(asked)) % multiple
+    place = np.concatenate([kept, asked, order[-1:].repeat(fill)])
+    is_query = np.concatenate([np.zeros(len(kept), bool), np.arange(len(asked)) % 2 == 0, np.ones(fill, bool)])
+    is_asked = is_query & (np.arange(len(place)) < len(kept) + len(asked))
+    number = np.concatenate([np.zeros(len(kept), int), 1 + np.arange(len(asked)) // 2, np.full(fill, len(order) + 1)])
+    at_query, at_token = np.flatnonzero(is_asked), np.flatnonzero(~is_query)
+    query_of, token_of = np.full(len(hidden_t), -1), np.full(len(hidden_t), -1)
+    query_of[place[at_query]], token_of[place[at_token]] = at_query, at_token
+    index, query = torch.from_numpy(place), torch.from_numpy(is_query)
+    ids = torch.cat([each.ids for each in stream.segments])[index]  # type: ignore[misc]
+    weight = np.concatenate([_weights(each) for each in stream.segments])[place] * is_asked
+    segment = Segment(
+        "hidden and shown",
+        ids,
+        pieces=_pieces(np.arange(len(sizes)).repeat(sizes)[place], [each.modality for each in stream.segments]),
+        weight=torch.from_numpy(weight.astype(np.float32)),
+        labels=ids.masked_fill(~torch.from_numpy(is_asked), NO_LABEL),
+        hidden=query,
+        position=torch.cat(positions(stream))[index],
+        mutual=torch.from_numpy(np.where(np.arange(len(place)) < len(kept), SHOWN, 0)),
+        branch=torch.from_numpy(np.where(is_query, number, 0)),
+        channels={name: value[index].masked_fill(_as_wide(query, value), _nothing(value)) for name, value in _channels(stream).items()},
+    )
+    found = Stream([segment], stream.name, stream.source, stream.axes)
+    return found, torch.from_numpy(query_of), torch.from_numpy(token_of)
+
+
+def _pieces(segment_t: np.ndarray, names: Sequence[str]) -> list[tuple[str, int]]:
+    """The range of each run of tokens, and how long it is. segment_t: number of each token's segment."""
+    borders = np.concatenate([[0], np.flatnonzero(np.diff(segment_t)) + 1, [len(segment_t)]])
+    return [(names[segment_t[first]], int(last - first)) for first, last in zip(borders, borders[1:], strict=False)]
+
+
+def _channels(stream: Stream) -> dict[str, Tensor]:
+    """Channels of all tokens of a stream, with nothing where a segment has none."""
+    firsts = {name: value for each in stream.segments for name, value in each.channels.items()}
+    return {
+        name: torch.cat(
+            [
+                each.channels.get(name, first.new_full((len(each), *first.shape[1:]), _nothing(first)))
+                for each in stream.segments
+            ]
         )
-        offset = torch.arange(len(place))
-        query_of[int(starts[order[first][0]]) + place] = at + 2 * offset
-        seen = place[:-1] if is_last else place
-        token_of[int(starts[order[first][0]]) + seen] = at + 2 * offset[: len(seen)] + 1
-        at, branch = at + len(twice), branch + len(place)
-    if fill := -at % multiple:
-        last_one = segments[-1]
-        assert last_one.ids is not None
-        blank = Segment(
-            last_one.modality, torch.zeros(fill, dtype=torch.long), hidden=torch.ones(fill, dtype=torch.bool), branch=branch + 1,
-            position=torch.zeros(fill, len(stream.axes), dtype=torch.long),
-        )  # fmt: skip
-        segments.append(blank)
-    return dataclasses.replace(Stream(segments, stream.name, stream.source, stream.axes)), query_of, token_of
-
-
-def _taken(segment: Segment, position: Tensor, index: Tensor) -> Segment:
-    """Some tokens of a segment, repeats allowed, with their positions."""
-    assert segment.ids is not None
-    weight = segment.weight[index] if isinstance(segment.weight, Tensor) else segment.weight
-    channels = {name: value[index] for name, value in segment.channels.items()}
-    return Segment(segment.modality, segment.ids[index], weight=weight, position=position[index], channels=channels)
-
-
-def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """(first, last + 1) of each run of equal numbers."""
-    borders = [0, *(at for at in range(1, len(numbers)) if numbers[at] != numbers[at - 1]), len(numbers)]
-    return [(first, last) for first, last in zip(borders, borders[1:], strict=False) if last > first]
+        for name, first in firsts.items()
+    }
 
 
 def spans(may: np.ndarray, share: float, longest: int, rng: np.random.Generator) -> np.ndarray:
