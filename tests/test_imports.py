@@ -32,7 +32,8 @@ RANKS: list[tuple[str, ...]] = [
     ("mmlm.evaluation",),
     ("mmlm.joint",),
     ("mmlm.run",),
-    ("mmlm.predictor", "mmlm.compare", "mmlm.embedding", "mmlm.classifying", "mmlm.describing", "mmlm.enhancing", "mmlm.speaking"),
+    ("mmlm.predictor", "mmlm.compare", "mmlm.embedding", "mmlm.classifying", "mmlm.describing", "mmlm.designing",
+     "mmlm.enhancing", "mmlm.speaking"),
     ("mmlm.cli", "mmlm.serving", "mmlm.__main__"),
     ("mmlm.demos",),
 ]

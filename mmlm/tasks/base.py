@@ -155,6 +155,14 @@ class TestsApart(Protocol):
 
 
 @runtime_checkable
+class Pictured(Protocol):
+    """A task whose report shows pictures of what was made."""
+
+    def pictures(self, outputs: Sequence[Any], records: Sequence[Any]) -> list[str]:
+        """Some of them, as SVG elements."""
+
+
+@runtime_checkable
 class KnowsTraining(Protocol):
     """A task that compares a finished model with what is fitted on its training records."""
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from mmlm.analysis.chemistry import compound_baselines, designed_scores, reached
 from mmlm.analysis.numbers import number_scores
 from mmlm.base.errors import DataError, RecipeError
-from mmlm.data.molecules import Compound, respelled, svg
+from mmlm.data.molecules import DESCRIPTORS, Compound, computed, is_valid, respelled, svg
 from mmlm.data.speech_source import place_of
 from mmlm.filling import fill
 from mmlm.generation import Sampling
@@ -39,6 +39,7 @@ from mmlm.tokenizers.numbers import NUMBER, NumberTokenizer
 from mmlm.tokenizers.proteins import ProteinTokenizer
 
 PROPERTY = "property"
+PICTURED = 3  # seeds whose designs are drawn in a report
 AT_ONCE = 128  # sequences that are filled together
 
 
@@ -263,6 +264,19 @@ class RegressionTransformerTask:
         designs = [one for out in outputs for one in out.designs]
         points = reached(designs, self.config.properties[0]) if designs and self.kind == "molecule" else {}
         return {f"{self.config.properties[0]} by RDKit": points} if points else {}
+
+    def pictures(self, outputs: Sequence[Found], records: Sequence[Compound]) -> list[str]:
+        """The first seeds of molecules, each with its designs in the order of the wanted values; of invalid ones there is no drawing."""
+        if self.kind != "molecule":
+            return []
+        found, name = list[str](), self.config.properties[0]
+        for out in [each for each in outputs if each.designs][:PICTURED]:
+            found.append(svg(out.designs[0].seed, legend="seed"))
+            for one in out.designs:
+                if is_valid(one.text):
+                    value = f", is {computed(one.text, [name])[name]:.2f}" if name in DESCRIPTORS else ""
+                    found.append(svg(one.text, legend=f"wanted {name} {one.wanted:.2f}{value}"))
+        return found
 
     def write_samples(self, model: MultimodalLM, records: Sequence[Compound], folder: Path) -> None:
         """numbers.txt: what was read beside the truth; molecules as NUMBER.svg."""

@@ -25,7 +25,8 @@ def test_ten_thousand_numbers_come_back_exactly():
 def test_a_number_is_sign_digits_and_point_with_their_orders():
     tokenizer = NumbersConfig(whole_digits=2, decimals=2).build()
     assert [tokenizer.symbol(index) for index in tokenizer.ids(-3.94)] == ["-", "0e1", "3e0", ".", "9e-1", "4e-2"]
-    assert [tokenizer.symbol(index) for index in NumbersConfig(whole_digits=1, decimals=0).build().ids(7)] == ["+", "7e0"]
+    whole = NumbersConfig(whole_digits=1, decimals=0).build()
+    assert [whole.symbol(index) for index in whole.ids(7)] == ["+", "7e0"]
 
 
 def test_rounding_is_to_the_last_place_and_never_gives_a_negative_zero():
