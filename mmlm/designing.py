@@ -36,7 +36,8 @@ class Designer:
     ) -> list[dict[str, Any]]:
         """`count` sequences from each seed with parts written anew to the wanted numbers: what is hidden and drawn differs between them.
 
-        Of each: seed, wanted, smiles or protein, model (its numbers as the model reads them), of molecules is_valid and what RDKit computes.
+        Of each: seed, wanted, smiles or protein, model (its numbers as the model reads them), of molecules is_valid and rdkit, what it
+        computes.
         Raises DataError for seeds that are none, RecipeError for properties that the run does not know.
         """
         self._check(seeds)

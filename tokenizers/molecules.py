@@ -78,7 +78,9 @@ class MoleculeTokenizer(Symbols):
             return found
         if self.is_selfies:
             unknown = next(symbol for symbol in found if symbol not in self.index)
-            raise DataError(f"SMILES {text[:80]!r}: its SELFIES symbol {unknown} at place {found.index(unknown) + 1} was in no training data.")
+            raise DataError(
+                f"SMILES {text[:80]!r}: its SELFIES symbol {unknown} at place {found.index(unknown) + 1} was in no training data."
+            )
         letters = [letter for symbol in found for letter in ([symbol] if symbol in self.index else symbol)]
         if unknown_ones := [letter for letter in letters if letter not in self.index]:
             raise DataError(f"SMILES {text[:80]!r}: {unknown_ones[0]!r} at place {text.index(unknown_ones[0]) + 1} is no letter of SMILES.")

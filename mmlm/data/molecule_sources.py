@@ -216,7 +216,9 @@ def _columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
         found = {}
         for name in set(names) & set(table.names):
             column = table.column(name)
-            found[name] = [None if np.isnan(value) else float(value) for value in column.values] if column.kind == "number" else table.texts(name)
+            found[name] = (
+                [None if np.isnan(value) else float(value) for value in column.values] if column.kind == "number" else table.texts(name)
+            )
         header = list(table.names)
     if missing := [name for name in names if name not in found]:
         raise DataError(f"{path}: {unknown_name('column', missing[0], header)}")

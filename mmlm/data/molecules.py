@@ -33,7 +33,12 @@ class Compound:
 @cache
 def chemistry() -> Any:
     """RDKit's module Chem. Raises MissingExtra without RDKit."""
-    for part in ("rdkit.Chem.Scaffolds.MurckoScaffold", "rdkit.Chem.rdFingerprintGenerator", "rdkit.Chem.Draw.rdMolDraw2D", "rdkit.Chem.QED"):
+    for part in (
+        "rdkit.Chem.Scaffolds.MurckoScaffold",
+        "rdkit.Chem.rdFingerprintGenerator",
+        "rdkit.Chem.Draw.rdMolDraw2D",
+        "rdkit.Chem.QED",
+    ):
         require(part, "molecules")
     return require("rdkit.Chem", "molecules")
 

@@ -91,7 +91,9 @@ class Permutation(Objective):
         rest = [~mine & (_weights(each) > 0) for mine, each in zip(is_target, stream.segments, strict=True)]
         asked = [mine & (_weights(each) > 0) for mine, each in zip(is_target, stream.segments, strict=True)]
         if not np.concatenate(asked).any() or not np.concatenate(rest).any():
-            raise DataError(f"{stream.source or stream.name}: needs tokens with weight of {', '.join(config.targets)} and of something else.")
+            raise DataError(
+                f"{stream.source or stream.name}: needs tokens with weight of {', '.join(config.targets)} and of something else."
+            )
         hidden = {"property": asked, "sequence": [spans(each, config.span_share, config.max_span, rng) for each in rest]}
         if not np.concatenate(hidden["sequence"]).any():
             hidden["sequence"] = rest
@@ -212,10 +214,7 @@ def _channels(stream: Stream) -> dict[str, Tensor]:
     firsts = {name: value for each in stream.segments for name, value in each.channels.items()}
     return {
         name: torch.cat(
-            [
-                each.channels.get(name, first.new_full((len(each), *first.shape[1:]), _nothing(first)))
-                for each in stream.segments
-            ]
+            [each.channels.get(name, first.new_full((len(each), *first.shape[1:]), _nothing(first))) for each in stream.segments]
         )
         for name, first in firsts.items()
     }

@@ -119,7 +119,9 @@ def test_moses_is_read_whole_or_in_even_parts_that_do_not_overlap():
     one, other = (MosesConfig(split="test_scaffolds", count=1000, offset=offset).build() for offset in (0, 1))
     whole = MosesConfig(split="test_scaffolds").build()
     assert len(whole.texts) == 176_225 and len(one.texts) == 1000 and not set(one.texts) & set(other.texts)
-    assert one.draw(np.random.default_rng(0), None).properties["logp"] == pytest.approx(computed(one.compound(0).text, ["logp"])["logp"], abs=5)
+    assert one.draw(np.random.default_rng(0), None).properties["logp"] == pytest.approx(
+        computed(one.compound(0).text, ["logp"])["logp"], abs=5
+    )
     with pytest.raises(DataError, match="has 176 parts of 1000 molecules, but offset is 176"):
         MosesConfig(split="test_scaffolds", count=1000, offset=176).build()
 

@@ -110,7 +110,9 @@ def learner(model, **options) -> Learner:
 
 def test_steps_alternate_and_name_their_losses(model):
     one = learner(model, alternate_every=3, plain_share=0.2)
-    batch = one.objective.collate([one.objective.prepare(stream(), model.vocabulary, np.random.default_rng(n)) for n in range(4)], model.vocabulary)
+    batch = one.objective.collate(
+        [one.objective.prepare(stream(), model.vocabulary, np.random.default_rng(n)) for n in range(4)], model.vocabulary
+    )
     batch.views = {name: cast(view) for name, view in batch.views.items()}
     seen = []
     for step in range(20):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ def test_a_run_is_measured_beside_plain_predictors_and_shows_its_designs(run, re
     assert {"rmse", "r2", "spearman", "unparsable", "validity"} <= found["metrics"].keys()
     ridge, mean = found["baselines"][RIDGE], found["baselines"]["the mean of the training compounds"]
     assert ridge["rmse"] < mean["rmse"] and abs(mean["spearman"]) == 0
-    assert "<svg" in open(f"{run}/report.html", encoding="utf-8").read()
+    assert "<svg" in Path(run, "report.html").read_text(encoding="utf-8")
 
 
 def test_the_command_line_reads_numbers_and_designs(run, capsys, tmp_path):

@@ -1,7 +1,7 @@
 """Configs of the data: what of it is used. Imports no torch and no numpy.
 
-Each source says what it `gives`: tables, labels (sequences with labels at some tokens), texts, speech, pictures or molecules; a task reads one of
-these.
+Each source says what it `gives`: tables, labels (sequences with labels at some tokens), texts, speech, pictures or molecules; a task reads
+one of these.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ class CompoundsConfig(SourceConfig):
     compute: list[Descriptor] = Field([], description="numbers that RDKit computes of each molecule, beside those that are given")
     max_atoms: int = Field(150, ge=1, description="molecules with more atoms that are not hydrogen cannot be used")
     max_residues: int = Field(1024, ge=1, description="nor can longer proteins")
-    salts: Literal["refuse", "keep"] = Field("refuse", description="molecules of several parts, such as salts: cannot be used | as they are")
+    salts: Literal["refuse", "keep"] = Field(
+        "refuse", description="molecules of several parts, such as salts: cannot be used | as they are"
+    )
     on_bad: Literal["stop", "skip"] = Field("stop", description="what cannot be used: told as an error | listed and left out")
     split_by: Literal["scaffold", "random"] = Field(
         "scaffold", description="molecules of one Bemis-Murcko scaffold are all trained on, or none | each by itself, as proteins always"
