@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise RecipeError(f"mmlm generate: --{way} and --{named[0]} exclude each other.")
         return do(arguments)
     if missing := [name for name, value in given.items() if value is None]:
-        raise RecipeError(f"mmlm generate: give --text, --audio, --image, --smiles, or --table, --target and --shots; --{missing[0]} is missing.")
+        ways = "--text, --audio, --image, --smiles, or --table, --target and --shots"
+        raise RecipeError(f"mmlm generate: give {ways}; --{missing[0]} is missing.")
     return _table(arguments)
 
 
