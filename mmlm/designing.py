@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch.nn import functional
+
 from mmlm.base.errors import RecipeError
-from mmlm.data.molecules import DESCRIPTORS, computed, is_valid, parsed
+from mmlm.chemistry import DESCRIPTORS, computed, is_valid, parsed
 from mmlm.run import load_run
 from mmlm.tasks.regression_transformer import RegressionTransformerTask
 
@@ -46,6 +50,37 @@ class Designer:
             texts = self.task.design(self.model, seeds, [wanted] * len(seeds), mask_fraction=mask_fraction, seed=seed * 1_000_003 + number)
             found += [{"seed": one, "wanted": dict(wanted), **self._told(text)} for one, text in zip(seeds, texts, strict=True)]
         return found
+
+    @torch.no_grad()
+    def encode(
+        self,
+        items: Sequence[str],
+        *,
+        batch_size: int = 128,
+        normalize: bool = False,
+        precision: str = "auto",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """float32 [items, width]: the mean of the model's last states over each sequence with hidden numbers; of length 1 if normalize.
+
+        batch_size: sequences that are read together; it changes no vector. precision: auto or fp32. progress(done, in all) is called after
+        each batch. Raises DataError for what is no molecule or protein.
+        """
+        if precision not in ("auto", "fp32"):
+            raise RecipeError(f"precision must be auto or fp32, but is {precision!r}.")
+        self._check(items)
+        parts = [torch.zeros(0, self.model.config.backbone.width)]
+        for start in range(0, len(items), batch_size):
+            parts.append(self.task.states(self.model, items[start : start + batch_size]))
+            if progress is not None:
+                progress(min(start + batch_size, len(items)), len(items))
+        vectors_nd = torch.cat(parts)
+        return (functional.normalize(vectors_nd, dim=-1) if normalize else vectors_nd).numpy()
+
+    @property
+    def size(self) -> int:
+        """Numbers of a vector of `encode`."""
+        return int(self.model.config.backbone.width)
 
     def _check(self, texts: Sequence[str]) -> None:
         for text in texts:

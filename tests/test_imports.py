@@ -21,7 +21,7 @@ RANKS: list[tuple[str, ...]] = [
     ("mmlm.*.config", "mmlm.model_config"),
     ("mmlm.recipe",),
     ("mmlm.kernels",),
-    ("mmlm.alignment", "mmlm.layout", "mmlm.parameters", "mmlm.sound", "mmlm.stream", "mmlm.vocabulary", "mmlm.weights"),
+    ("mmlm.alignment", "mmlm.chemistry", "mmlm.layout", "mmlm.parameters", "mmlm.sound", "mmlm.stream", "mmlm.vocabulary", "mmlm.weights"),
     ("mmlm.tokenizers", "mmlm.encoders"),
     ("mmlm.backbone",),
     ("mmlm.objectives", "mmlm.heads"),

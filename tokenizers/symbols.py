@@ -49,7 +49,7 @@ class Symbols:
 
     def decode(self, segment: Any) -> str:
         """The text of a segment or of ids."""
-        ids = segment.ids if isinstance(segment, Segment) else segment
+        ids: Any = segment.ids if isinstance(segment, Segment) else segment
         return self.join([self.symbols[int(index)] for index in ids])
 
     def save(self, folder: Path | str) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 
 from mmlm.analysis.numbers import spearman
 from mmlm.base.errors import require
-from mmlm.data.molecules import DESCRIPTORS, Compound, canonical, computed, diversity, fingerprints, is_valid
+from mmlm.chemistry import DESCRIPTORS, canonical, computed, diversity, fingerprints, is_valid
+from mmlm.data.molecules import Compound
 from mmlm.tokenizers.proteins import LETTERS
 
 MOST_COMPARED = 1000  # designs whose likeness to one another is taken
@@ -31,7 +32,7 @@ class Designed(Protocol):
 
 def designed_scores(designs: Sequence[Designed], known: AbstractSet[str], name: str, *, is_molecule: bool) -> dict[str, float]:
     """validity: share that RDKit reads.   uniqueness: different ones among these.   novelty: share of the different ones not in `known`
-    (as it is spelled there, or canonical).   diversity: see `mmlm.data.molecules.diversity`.   changed: share that is not the seed.
+    (as it is spelled there, or canonical).   diversity: see `mmlm.chemistry.diversity`.   changed: share that is not the seed.
     Where RDKit knows the property: wanted_error, mean |wanted - RDKit|; steering: rank correlation of wanted and RDKit's value over the
     designs of each seed, its mean over seeds; steering_all: over all designs; steering_shuffled: as steering, wanted values shuffled.
     Of proteins all are valid; uniqueness, novelty and changed alone are told."""

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from mmlm.base.errors import DataError, unknown_name
+from mmlm.chemistry import chemistry, computed, parsed, scaffold
 from mmlm.data.config.molecules import CompoundsConfig, DatamolConfig, MoleculeManifestConfig, MoleculeTableConfig, MosesConfig
 from mmlm.data.episodes import find_file
 from mmlm.data.listed import Bad, numbered_lines, tell
-from mmlm.data.molecules import Compound, Kind, chemistry, computed, parsed, scaffold
+from mmlm.data.molecules import Compound, Kind
 from mmlm.data.speech_source import place_of
 from mmlm.data.table_reader import read_raw, read_table
 from mmlm.tokenizers.config import ProteinsConfig

@@ -24,14 +24,15 @@ from torch import Tensor
 from mmlm.analysis.chemistry import compound_baselines, designed_scores, reached
 from mmlm.analysis.numbers import number_scores
 from mmlm.base.errors import DataError, RecipeError
-from mmlm.data.molecules import DESCRIPTORS, Compound, computed, is_valid, respelled, svg
+from mmlm.chemistry import DESCRIPTORS, computed, is_valid, respelled, svg
+from mmlm.data.molecules import Compound
 from mmlm.data.speech_source import place_of
 from mmlm.filling import fill
 from mmlm.generation import Sampling
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ChannelConfig
 from mmlm.objectives.permutation import spans
-from mmlm.stream import Segment, Stream
+from mmlm.stream import Segment, Stream, pack, positions, unpack
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import RegressionTransformerConfig
 from mmlm.tokenizers.molecules import MoleculeTokenizer
@@ -175,6 +176,20 @@ class RegressionTransformerTask:
                 said = [self.numbers.decode(some) for each, some in zip(stream.segments, ids, strict=True) if each.modality == NUMBER]
                 found.append(dict(zip((name for name in self.config.properties if name in names), said, strict=True)))
         return found
+
+    def states(self, model: MultimodalLM, texts: Sequence[str]) -> Tensor:
+        """float32 [n, d]: the mean over each sequence of the model's last states, as it reads it before it writes the numbers."""
+        names = dict.fromkeys(self.config.properties, 0.0)
+        streams = [self.stream(text, names) for text in texts]
+        shown = [[each for each in stream.segments if each.modality != NUMBER] for stream in streams]
+        for stream, segments in zip(streams, shown, strict=True):
+            places = [position for each, position in zip(stream.segments, positions(stream), strict=True) if each.modality != NUMBER]
+            for segment, position in zip(segments, places, strict=True):
+                segment.position, segment.mutual, segment.weight = position, 1, 0.0
+        batch = pack([Stream(segments) for segments in shown], model.vocabulary, shift=False).to(model.device)
+        h_btd, _ = model.hidden(batch)
+        parts = [h_td[-len(segments[-1]) :].float().mean(0) for h_td, segments in zip(unpack(h_btd, batch.layout), shown, strict=True)]
+        return torch.stack(parts).cpu()
 
     def design(
         self, model: MultimodalLM, seeds: Sequence[str], wanted: Sequence[Mapping[str, float]], *, mask_fraction: float | None = None,

@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("rdkit")
 
 from mmlm.base.errors import DataError
+from mmlm.chemistry import canonical, computed, diversity, fingerprints, is_valid, respelled, scaffold, svg
 from mmlm.data import molecule_sources
 from mmlm.data.config import DatamolConfig, MoleculeManifestConfig, MoleculeTableConfig, MosesConfig
-from mmlm.data.molecules import canonical, computed, diversity, fingerprints, is_valid, respelled, scaffold, svg
 
 RINGS = ["c1ccccc1C", "c1ccccc1CC", "C1CCCCC1O", "c1ccncc1C", "C1CC1N", "c1ccsc1C", "C1CCNC1C", "c1ccoc1C", "c1ccc2ccccc2c1O", "C1CCC1O"]
 BOTH = {"hold_out": 0.0, "validate_share": 0.0}

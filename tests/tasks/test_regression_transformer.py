@@ -14,7 +14,9 @@ pytest.importorskip("rdkit")
 from mmlm import cli
 from mmlm.analysis.chemistry import RIDGE, designed_scores, steering
 from mmlm.base.errors import DataError, RecipeError
-from mmlm.data.molecules import Compound, computed
+from mmlm.chemistry import computed
+from mmlm.data.molecules import Compound
+from mmlm.embedding import encoder
 from mmlm.filling import fill
 from mmlm.generation import Sampling
 from mmlm.objectives.permutation import arranged
@@ -136,6 +138,22 @@ def test_a_run_is_measured_beside_plain_predictors_and_shows_its_designs(run, re
     ridge, mean = found["baselines"][RIDGE], found["baselines"]["the mean of the training compounds"]
     assert ridge["rmse"] < mean["rmse"] and abs(mean["spearman"]) == 0
     assert "<svg" in Path(run, "report.html").read_text(encoding="utf-8")
+
+
+def test_molecules_become_vectors_by_a_run_or_as_fingerprints(run):
+    own, plain = encoder(run), encoder("fingerprints", size=256)
+    assert own.size == 32 and plain.size == 256
+    vectors = own.encode(SMILES[:5])
+    assert vectors.shape == (5, 32) and np.allclose(vectors, own.encode(SMILES[:5], batch_size=1), atol=1e-5)
+    assert np.allclose(np.linalg.norm(own.encode(SMILES[:5], normalize=True), axis=1), 1, atol=1e-5)
+    seen = []
+    bits = plain.encode(["CCO", "OCC", "CCN"], batch_size=2, progress=lambda done, total: seen.append((done, total)))
+    assert (bits[0] == bits[1]).all() and (bits[0] != bits[2]).any() and seen == [(2, 3), (3, 3)]
+    for one in (own, plain):
+        with pytest.raises(DataError, match="cannot be read"):
+            one.encode(["C1CC"])
+        with pytest.raises(RecipeError, match="must be auto or fp32"):
+            one.encode(["C"], precision="int8")
 
 
 def test_the_command_line_reads_numbers_and_designs(run, capsys, tmp_path):

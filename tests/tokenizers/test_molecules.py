@@ -42,7 +42,7 @@ def test_what_is_no_smiles_is_named_with_its_place(smiles, told):
 
 def test_selfies_keep_the_molecule_and_refuse_unknown_symbols():
     pytest.importorskip("selfies")
-    from mmlm.data.molecules import canonical
+    from mmlm.chemistry import canonical
 
     tokenizer = fitted(notation="selfies")
     for smiles in ("c1ccccc1O", "CC(=O)N"):
