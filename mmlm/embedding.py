@@ -15,7 +15,6 @@ from mmlm.base.errors import CheckpointError, RecipeError
 from mmlm.base.schema import Strict, problems, told_at_once
 from mmlm.data.audio_files import read_sound
 from mmlm.data.picture_files import read_picture
-from mmlm.encoders.config import ENCODERS, ImageEncoderConfig, SpeechEncoderConfig
 from mmlm.encoders.image_models import OpenClipEncoder
 from mmlm.designing import Designer
 from mmlm.encoders.config import ENCODERS, FingerprintsConfig, ImageEncoderConfig, SpeechEncoderConfig
@@ -147,8 +146,11 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
             return PictureEmbedder(load_run(name)[2].encoder)
         return Embedder(_of_run(recipe, name).build())
         if any(task.type == "regression_transformer" for task in Recipe.read(Path(name) / RECIPE).tasks):
+        if isinstance(towers := next(iter(recipe.tasks), None), ImageTextConfig):
+            return PictureEmbedder(finished_towers(towers, Path(name)))
+        if any(task.type == "regression_transformer" for task in recipe.tasks):
             return Designer(name)
-        return Embedder(_of_run(Path(name)).build())
+        return Embedder(_of_run(recipe, name).build())
     raw = yaml.parse(name, "encoder") if name.lstrip().startswith("{") else {"type": name}
     if isinstance(raw, dict):
         raw = {**raw, **options}
