@@ -15,9 +15,9 @@ from mmlm.base.errors import CheckpointError, RecipeError
 from mmlm.base.schema import Strict, problems, told_at_once
 from mmlm.data.audio_files import read_sound
 from mmlm.data.picture_files import read_picture
-from mmlm.encoders.image_models import OpenClipEncoder
 from mmlm.designing import Designer
 from mmlm.encoders.config import ENCODERS, FingerprintsConfig, ImageEncoderConfig, SpeechEncoderConfig
+from mmlm.encoders.image_models import OpenClipEncoder
 from mmlm.encoders.images import FINER, ImageEncoder, Patches
 from mmlm.encoders.molecules import Fingerprints
 from mmlm.encoders.speech import Progress, SpeechEncoder

@@ -105,6 +105,8 @@ class CaptionMlmConfig(Strict):
     rate: float = Field(0.15, gt=0, le=1, description="share of the words that is hidden; at least one of each caption")
     stages: int | None = Field(None, ge=1, description="last layers of the text tower that see the picture; null: all")
     num_heads: int = Field(4, ge=1, description="of the attention to the picture")
+
+
 @OBJECTIVES.register("mmlm.objectives.permutation:Permutation", source="Regression Transformer, arXiv:2202.01338; XLNet, arXiv:1906.08237")
 class PermutationConfig(Component):
     """Numbers are predicted from a sequence in some steps, parts of the sequence from the numbers in others; hidden tokens come in any

@@ -196,6 +196,8 @@ class ImageTextConfig(TaskConfig):
         if wrong := [each for each in self.templates if each.count("{}") != 1]:
             raise ValueError(f"templates: {wrong[0]!r} must hold {{}} once, for the name of a class")
         return self
+
+
 @TASKS.register("mmlm.tasks.regression_transformer:RegressionTransformerTask", source="Regression Transformer, arXiv:2202.01338")
 class RegressionTransformerConfig(TaskConfig):
     """Predict numbers of molecules or proteins, and write molecules or proteins to wanted numbers; with the objective `permutation`."""
