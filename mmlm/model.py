@@ -280,6 +280,8 @@ class FixedNumber(nn.Module):
     Source: the encodings of float numbers in the Regression Transformer, arXiv:2202.01338.
     """
 
+    row: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width

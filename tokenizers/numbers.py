@@ -98,7 +98,7 @@ class NumberTokenizer:
 
     def decode(self, segment: Any) -> float | None:
         """The number of a segment or of ids; None where it is none."""
-        ids = segment.ids if isinstance(segment, Segment) else segment
+        ids: Any = segment.ids if isinstance(segment, Segment) else segment
         return self.number([int(index) for index in ids])
 
     def save(self, folder: Path | str) -> None:

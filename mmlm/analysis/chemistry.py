@@ -25,9 +25,17 @@ MEAN, RIDGE, FOREST = "the mean of the training compounds", "ridge", "random for
 class Designed(Protocol):
     """A sequence that was written from a seed to a wanted value."""
 
-    seed: str
-    wanted: float
-    text: str
+    @property
+    def seed(self) -> str:
+        """What it was written from."""
+
+    @property
+    def wanted(self) -> float:
+        """The value that was asked for."""
+
+    @property
+    def text(self) -> str:
+        """What was written."""
 
 
 def designed_scores(designs: Sequence[Designed], known: AbstractSet[str], name: str, *, is_molecule: bool) -> dict[str, float]:

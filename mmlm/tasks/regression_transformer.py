@@ -277,7 +277,7 @@ class RegressionTransformerTask:
     def curves(self, outputs: Sequence[Found], records: Sequence[Compound]) -> dict[str, list[tuple[float, float]]]:
         """What designed molecules have, by RDKit, over what was wanted."""
         designs = [one for out in outputs for one in out.designs]
-        points = reached(designs, self.config.properties[0]) if designs and self.kind == "molecule" else {}
+        points = reached(designs, self.config.properties[0]) if designs and self.kind == "molecule" else []
         return {f"{self.config.properties[0]} by RDKit": points} if points else {}
 
     def pictures(self, outputs: Sequence[Found], records: Sequence[Compound]) -> list[str]:

@@ -33,7 +33,11 @@ def codes(length, seed=0, books=2, **fields):
     return Segment("codec", ids, **{"weight": 1.0, **fields})
 
 
-OPTIONS = {"distillation": {"teacher": "t"}, "masked_books": {"channel": "speaker", "share": "cosine", "first_book": 0}, "permutation": {"targets": ["label"]}}
+OPTIONS = {
+    "distillation": {"teacher": "t"},
+    "masked_books": {"channel": "speaker", "share": "cosine", "first_book": 0},
+    "permutation": {"targets": ["label"]},
+}
 NUMBER = Segment("label", torch.tensor([1, 4]), weight=1.0)  # what a permutation reads off the rest
 
 
