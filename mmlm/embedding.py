@@ -24,7 +24,7 @@ from mmlm.encoders.speech import Progress, SpeechEncoder
 from mmlm.recipe import Recipe
 from mmlm.run import load_run
 from mmlm.sound import Sound
-from mmlm.tasks.config import ImageTextConfig, PictureClassesConfig
+from mmlm.tasks.config import ImageTextConfig, PictureClassesConfig, RegressionTransformerConfig
 from mmlm.tasks.image_text import finished_towers
 
 RECIPE = "recipe.yaml"
@@ -144,11 +144,7 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
             return PictureEmbedder(finished_towers(task, Path(name)))
         if isinstance(task, PictureClassesConfig):
             return PictureEmbedder(load_run(name)[2].encoder)
-        return Embedder(_of_run(recipe, name).build())
-        if any(task.type == "regression_transformer" for task in Recipe.read(Path(name) / RECIPE).tasks):
-        if isinstance(towers := next(iter(recipe.tasks), None), ImageTextConfig):
-            return PictureEmbedder(finished_towers(towers, Path(name)))
-        if any(task.type == "regression_transformer" for task in recipe.tasks):
+        if isinstance(task, RegressionTransformerConfig):
             return Designer(name)
         return Embedder(_of_run(recipe, name).build())
     raw = yaml.parse(name, "encoder") if name.lstrip().startswith("{") else {"type": name}
