@@ -38,6 +38,15 @@ class PatchStemConfig(Component):
     places: int = Field(16, ge=0, description="numbers of a patch that tell where it lies: 16 if the tokenizer's places are true, else 0")
 
 
+@ENCODERS.register("mmlm.encoders.molecules:Fingerprints", source="extended-connectivity fingerprints, doi:10.1021/ci100050t, by RDKit")
+class FingerprintsConfig(Component):
+    """Molecules, given as SMILES, as fingerprints that nobody trains."""
+
+    type: Literal["fingerprints"] = "fingerprints"
+    radius: int = Field(2, ge=0, le=8, description="bonds around an atom that an environment reaches")
+    size: int = Field(2048, ge=64, description="numbers of a vector, on which the environments are hashed")
+
+
 class FrozenBlockConfig(Component):
     """A block of a pretrained decoder as the last layer of an encoder: it stays as it is, the two matrices around it learn."""
 

@@ -15,14 +15,16 @@ from mmlm.base.errors import CheckpointError, RecipeError
 from mmlm.base.schema import Strict, problems, told_at_once
 from mmlm.data.audio_files import read_sound
 from mmlm.data.picture_files import read_picture
-from mmlm.encoders.config import ENCODERS, ImageEncoderConfig, SpeechEncoderConfig
+from mmlm.designing import Designer
+from mmlm.encoders.config import ENCODERS, FingerprintsConfig, ImageEncoderConfig, SpeechEncoderConfig
 from mmlm.encoders.image_models import OpenClipEncoder
 from mmlm.encoders.images import FINER, ImageEncoder, Patches
+from mmlm.encoders.molecules import Fingerprints
 from mmlm.encoders.speech import Progress, SpeechEncoder
 from mmlm.recipe import Recipe
 from mmlm.run import load_run
 from mmlm.sound import Sound
-from mmlm.tasks.config import ImageTextConfig, PictureClassesConfig
+from mmlm.tasks.config import ImageTextConfig, PictureClassesConfig, RegressionTransformerConfig
 from mmlm.tasks.image_text import finished_towers
 
 RECIPE = "recipe.yaml"
@@ -125,8 +127,9 @@ class _ReadPictures(Sequence[np.ndarray]):
         return item if isinstance(item, np.ndarray) else read_picture(item, shortest=FINER * self.needed)
 
 
-def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedder:
-    """An encoder of sound or pictures by name, such as encoder("timm", model="vit_tiny_patch16_224"), or the one that a run uses.
+def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedder | Fingerprints | Designer:
+    """An encoder of sound, pictures or molecules by name, such as encoder("timm", model="vit_tiny_patch16_224"), or the one that a run
+    uses; a run that reads molecules or proteins is one itself.
 
     A text in braces is read as in a recipe: "{type: whisper, layer: 3}". Raises RecipeError for an unknown name or option,
     CheckpointError where a run uses no encoder of speech, or several. A run that names classes of pictures gives its trained encoder.
@@ -141,6 +144,8 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
             return PictureEmbedder(finished_towers(task, Path(name)))
         if isinstance(task, PictureClassesConfig):
             return PictureEmbedder(load_run(name)[2].encoder)
+        if isinstance(task, RegressionTransformerConfig):
+            return Designer(name)
         return Embedder(_of_run(recipe, name).build())
     raw = yaml.parse(name, "encoder") if name.lstrip().startswith("{") else {"type": name}
     if isinstance(raw, dict):
@@ -152,6 +157,8 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
         raise told_at_once("encoder", problems(error, _Choice, given)) from None
     if isinstance(config, ImageEncoderConfig):
         return PictureEmbedder(config.build())
+    if isinstance(config, FingerprintsConfig):
+        return config.build()
     if not isinstance(config, SpeechEncoderConfig):
         raise RecipeError(f"encoder {config.type!r} is a part of a model and reads no files.")
     return Embedder(config.build())

@@ -135,6 +135,10 @@ class JointLearner(nn.Module):
         super().__init__()
         self.model, self.objective, self.weights = model, objective, dict(weights)
 
+    def begin_step(self, step: int, steps: int) -> None:
+        """Told before each training step: how many were taken, and how many the run has."""
+        self.objective.begin_step(step, steps)
+
     def forward(self, one: Apart) -> dict[str, tuple[Tensor, Tensor]]:
         """Loss sums and weights by the names of task and loss."""
         return {f"{one.name}.{name}": loss for name, loss in self.objective.losses(self.model, one.batch).items()}

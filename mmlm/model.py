@@ -58,7 +58,9 @@ class MultimodalLM(nn.Module):
         )
         self.channels = nn.ModuleDict(
             {
-                name: nn.Embedding(channel.size, width)
+                name: FixedNumber(width)
+                if channel.kind == "number"
+                else nn.Embedding(channel.size, width)
                 if channel.kind == "ids"
                 else linear(channel.size, width, "channel", "residual", bias=False)
                 for name, channel in config.channels.items()
@@ -270,6 +272,32 @@ class TokenEmbedding(nn.Embedding):
         """[..., d] of ids [...]."""
         x = super().forward(ids)
         return x if self.scale == 1 else x * self.scale
+
+
+class FixedNumber(nn.Module):
+    """A number v as the row whose component j, from 0, is (-1)^j v / (2 floor(j / 2) + 1); nothing of it is trained.
+
+    Source: the encodings of float numbers in the Regression Transformer, arXiv:2202.01338.
+    """
+
+    row: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.register_buffer("row", self._row(), persistent=False)
+
+    def _row(self) -> Tensor:
+        place = torch.arange(self.width)
+        return (1 - 2 * (place % 2)) / (2 * (place // 2) + 1)
+
+    def reset_buffers(self) -> None:
+        """Compute the row anew, for a module made without memory."""
+        self.row = self._row().to(self.row.device)
+
+    def forward(self, value_bt1: Tensor) -> Tensor:
+        """[b, t, d] of numbers [b, t, 1]."""
+        return value_bt1 * self.row
 
 
 def _rows(table: nn.Embedding, ids: Tensor) -> Tensor:

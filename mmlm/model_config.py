@@ -15,7 +15,9 @@ from mmlm.heads.config import HEADS, LanguageModelHeadConfig
 class ChannelConfig(Strict):
     """Values added to the token embeddings."""
 
-    kind: Literal["ids", "values"] = Field("values", description="ids: a learned table; values: a linear map")
+    kind: Literal["ids", "values", "number"] = Field(
+        "values", description="ids: a learned table; values: a linear map; number: one number, times a fixed row that is not trained"
+    )
     size: int = Field(ge=1, description="number of ids, or of values per token")
 
 

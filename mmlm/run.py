@@ -37,7 +37,18 @@ from mmlm.model_config import ModelConfig
 from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
 from mmlm.stream import Batch, Stream
-from mmlm.tasks.base import GivesSounds, LearnsPriors, MeetsModel, MeetsSources, OwnNetwork, ReadsAhead, TabularLike, Task, TestsApart
+from mmlm.tasks.base import (
+    GivesSounds,
+    KnowsTraining,
+    LearnsPriors,
+    MeetsModel,
+    MeetsSources,
+    OwnNetwork,
+    ReadsAhead,
+    TabularLike,
+    Task,
+    TestsApart,
+)
 from mmlm.training.config import AdaptConfig, LoraConfig, TrainConfig
 from mmlm.training.learner import Learner
 from mmlm.training.order import evaluation_rng
@@ -454,6 +465,8 @@ def _evaluate(folder: Path, part: Part, model: Any, progress: Callable[[int, int
     if isinstance(task, LearnsPriors):
         drawn = Records.of_training(recipe, part.task)
         task.learn_priors(drawn.draw(evaluation_rng(recipe.seed, len(sources), at)) for at in range(FITTED_ON))
+    if isinstance(task, KnowsTraining):
+        task.take_training(Records.of_training(recipe, task).everything())
     if isinstance(task, TestsApart):
         task.begin_tests()
     is_heard = getattr(recipe.tasks[0], "makes_sound", False)

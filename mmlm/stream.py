@@ -25,7 +25,7 @@ from mmlm.vocabulary import Vocabulary
 
 T = TypeVar("T")
 NO_LABEL = -100
-PER_TOKEN = ("weight", "labels", "hidden", "branch", "mark", "reach")  # of a segment: tensors with a row for each token, or none
+PER_TOKEN = ("weight", "labels", "hidden", "mutual", "branch", "mark", "reach")  # of a segment: tensors with a row for each token, or none
 NOWHERE, NO_WEIGHT = torch.zeros(0, dtype=torch.long), torch.zeros(0)
 
 
@@ -35,7 +35,8 @@ class Segment:
 
     modality: name of the vocabulary range of `ids` (for codes: ranges "<modality>.0", "<modality>.1", ...).
     ids: long [t] or [t, u], local to the range, -1 for a cell of [t, u] that is not filled; None where the tokens are continuous features
-    alone.   pieces: where ids [t] are of several ranges, these and how many tokens each, in order; `modality` then names the whole.
+    alone.   pieces: where ids [t], and labels, are of several ranges, these and how many tokens each, in order; `modality` then names
+    the whole.
     features: float [n, f], read by `encoder`; they fill the tokens `feature_at` (long [n]; default all t = n tokens).   whole: they are
     those of one thing, float [rows, ...], such as the points of a sweep, of which the encoder makes as many vectors as tokens are filled.
     weight: loss weight, one number or [t]; 0 means read only.   labels: local ids, as ids [t] or [t, u], to predict *at* these tokens
@@ -43,7 +44,7 @@ class Segment:
     num_options: only the first ids of the range are possible answers for what is predicted of this segment (0: all; not with codebooks).
     hidden: bool [t], tokens that show the id of the range "mask" instead of their own, or [t, u], such cells.
     position: long [t, p] on the axes of the stream; None counts on from the token before.
-    mutual: tokens of a stream with the same number above 0 see one another in both directions.
+    mutual: tokens of a stream with the same number above 0 see one another in both directions. One number or long [t].
     branch: 0 for the trunk; tokens of branch k see the trunk and branch k only. One number or long [t].
     mark: long [t], numbers of the tokens for queries that do not see all; -1 for none.   reach: long [t, 2], the first and the last mark
     that each token sees; None: all.
@@ -61,7 +62,7 @@ class Segment:
     num_options: int = 0
     hidden: Tensor | None = None
     position: Tensor | None = None
-    mutual: int = 0
+    mutual: int | Tensor = 0
     branch: int | Tensor = 0
     mark: Tensor | None = None
     reach: Tensor | None = None
@@ -181,7 +182,7 @@ def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = Tru
             if _has_books(segment):
                 codes.append((total, ids))
             columns["document"].append(torch.full((size,), number))
-            columns["mutual"].append(torch.full((size,), segment.mutual))
+            columns["mutual"].append(_spread(segment.mutual, size, torch.long))
             columns["branch"].append(_spread(segment.branch, size, torch.long))
             columns["position"].append(position)
             labelled[where], weight[where] = True, weights
@@ -419,8 +420,8 @@ def _check(segment: Segment, vocabulary: Vocabulary) -> None:
             raise DataError(f"a hidden token of {name!r} would show its features.")
     elif segment.whole:
         raise DataError(f"{name!r} is said to be one thing, but has no features.")
-    if segment.pieces is not None and (segment.labels is not None or segment.num_options):
-        raise DataError(f"{name!r} has pieces of several ranges, with which neither labels nor num_options go.")
+    if segment.pieces is not None and segment.num_options:
+        raise DataError(f"{name!r} has pieces of several ranges, with which num_options does not go.")
     if segment.num_options and _has_books(segment):
         raise DataError(f"{name!r} has several codebooks, for which num_options says nothing.")
     if segment.num_options and segment.num_options > (most := len(vocabulary.span(name))):
@@ -443,7 +444,10 @@ def _labels(segment: Segment, ids: Tensor, vocabulary: Vocabulary, at: int, shif
         given = segment.labels != NO_LABEL
         inside = (given.any(1) if books else given).nonzero()[:, 0]
         labels, place = segment.labels[inside], inside + at
-        labels = _cells(labels, segment.modality, vocabulary, NO_LABEL) if books else vocabulary.to_global(segment.modality, labels)
+        if segment.pieces is not None:
+            labels = _joined(segment.labels.masked_fill(~given, 0), segment.pieces, vocabulary)[inside]
+        else:
+            labels = _cells(labels, segment.modality, vocabulary, NO_LABEL) if books else vocabulary.to_global(segment.modality, labels)
     else:
         move = 1 if shift else 0
         inside = ((weight > 0) & (ids >= 0).any(1)).nonzero()[:, 0]

@@ -282,11 +282,14 @@ def test_pieces_of_several_ranges_in_one_segment_are_those_of_several_segments()
     one, other = (pack([Stream([Segment("text", torch.tensor([5])), *some])], vocabulary) for some in ([whole], apart))
     assert torch.equal(one.ids, other.ids) and torch.equal(one.labels, other.labels) and torch.equal(one.weight, other.weight)
     part = cut(whole, 2, 5)
+    told = pack([Stream([Segment("answer", ids, pieces=names, labels=ids.masked_fill(ids == 3, -100), weight=1.0)])], vocabulary)
+    assert torch.equal(told.labels[0], one.ids[0, 1:].masked_fill(ids == 3, -100))
     assert part.pieces == [("text", 1), ("obj", 1), ("loc", 1)] and part.ids.tolist() == [3, 1, 0]
     for faulty, message in (
         (Segment("answer", ids, pieces=names[:-1]), "hold 6 tokens, but it has ids"),
         (Segment("answer", torch.tensor([1, 9, 3, 2, 0, 3, 7]), pieces=names), "id 2 at token 3 lies outside its range"),
-        (Segment("answer", ids, pieces=names, labels=ids), "neither labels nor num_options"),
+        (Segment("answer", ids, pieces=names, num_options=2), "with which num_options does not go"),
+        (Segment("answer", ids, pieces=names, labels=torch.where(ids == 3, 99, ids)), "id 99 at token 2 lies outside its range"),
     ):
         with pytest.raises(DataError, match=message):
             pack([Stream([faulty])], vocabulary)

@@ -59,6 +59,34 @@ class TextConfig(Component):
     vocabulary_size: int = Field(4096, ge=260, le=1 << 20, description="most tokens when it is fitted")
 
 
+@TOKENIZERS.register("mmlm.tokenizers.molecules:MoleculeTokenizer", source="Schwaller et al. 2018; SELFIES, arXiv:1905.13741")
+class MoleculesConfig(Component):
+    """Molecules, given as SMILES, as tokens."""
+
+    type: Literal["molecules"] = "molecules"
+    notation: Literal["smiles", "selfies"] = Field(
+        "smiles", description="letter by letter, lossless | SELFIES, of which any sequence is a molecule: valid ones then prove nothing"
+    )
+    max_brackets: int = Field(256, ge=0, description="most atoms in brackets, or SELFIES symbols, that are tokens; the commonest are")
+
+
+@TOKENIZERS.register("mmlm.tokenizers.proteins:ProteinTokenizer", source="one-letter codes of IUPAC-IUB, doi:10.1021/bi00848a001")
+class ProteinsConfig(Component):
+    """Proteins and peptides as one token for each residue."""
+
+    type: Literal["proteins"] = "proteins"
+
+
+@TOKENIZERS.register("mmlm.tokenizers.numbers:NumberTokenizer", source="Regression Transformer, arXiv:2202.01338")
+class NumbersConfig(Component):
+    """Numbers as a token for each digit that knows its power of ten."""
+
+    type: Literal["numbers"] = "numbers"
+    whole_digits: int = Field(2, ge=1, le=15, description="digits before the point, with leading zeros; larger numbers are refused")
+    decimals: int = Field(2, ge=0, le=15, description="digits after the point, to which numbers are rounded")
+    largest: float = Field(10.0, gt=0, description="size of the fixed encoding of a 9 in the first place, the largest there is")
+
+
 class BinsConfig(Component):
     """What every kind of box has."""
 

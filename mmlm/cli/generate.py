@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from mmlm.base.errors import DataError, RecipeError
+from mmlm.base.files import write_text_whole
 
 TABLE = ("table", "target", "shots")
 
@@ -26,6 +28,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", help="picture to describe or to name: a file, or a folder with files")
     parser.add_argument("--expression", metavar="TEXT", help="words for one thing in it, to be pointed at")
     parser.add_argument("--question", metavar="TEXT", help="a question about it")
+    parser.add_argument("--smiles", metavar="SMILES", help="molecule whose numbers are read, or from which others are designed")
+    parser.add_argument("--wanted", metavar="NAME=NUMBER", help="a number that is wanted of designed molecules, such as logp=2.5")
+    parser.add_argument("--designs", type=int, default=1, metavar="N", help="molecules that are designed; default 1")
+    parser.add_argument("--mask-fraction", type=float, metavar="X", help="share of the molecule that is written anew; default: the run's")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="most tokens to write after a text; default 64")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default: always the likeliest token")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides the draws at a temperature above 0")
@@ -38,9 +44,11 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fill a column of a table, continue or say a text, mend sounds, or describe pictures."""
+    """Fill a column of a table, continue or say a text, mend sounds, describe pictures, or read and design molecules."""
     if arguments.image is None and (named := [name for name in ASKING if getattr(arguments, name) is not None]):
         raise RecipeError(f"mmlm generate: --{named[0]} is asked of a picture; give it as --image.")
+    if arguments.smiles is None and arguments.wanted is not None:
+        raise RecipeError("mmlm generate: --wanted goes with --smiles, the molecule to begin from.")
     given = {name: getattr(arguments, name) for name in (*WAYS, *TABLE)}
     for way, do in WAYS.items():
         if given.pop(way) is None:
@@ -49,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise RecipeError(f"mmlm generate: --{way} and --{named[0]} exclude each other.")
         return do(arguments)
     if missing := [name for name, value in given.items() if value is None]:
-        raise RecipeError(f"mmlm generate: give --text, --audio, --image, or --table, --target and --shots; --{missing[0]} is missing.")
+        ways = "--text, --audio, --image, --smiles, or --table, --target and --shots"
+        raise RecipeError(f"mmlm generate: give {ways}; --{missing[0]} is missing.")
     return _table(arguments)
 
 
@@ -161,6 +170,34 @@ def _classes(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _smiles(arguments: argparse.Namespace) -> int:
+    from mmlm.designing import Designer
+
+    designer = Designer(arguments.folder)
+    if arguments.wanted is None:
+        (numbers,) = designer.read([arguments.smiles])
+        lines = [{"smiles": arguments.smiles, "model": numbers}]
+    else:
+        wanted, share = _wanted(arguments.wanted), arguments.mask_fraction
+        lines = designer.design([arguments.smiles], wanted, mask_fraction=share, count=arguments.designs, seed=arguments.seed)
+    for line in lines:
+        numbers = {**line["model"], **{f"{name} by RDKit": value for name, value in line.get("rdkit", {}).items()}}
+        told = ", ".join(f"{name} {'none' if value is None else format(value, '.4g')}" for name, value in numbers.items())
+        is_bad = line.get("is_valid") is False
+        print(f"{line['smiles']}: {told}" + (" (no molecule)" if is_bad else ""))
+    if arguments.output:
+        write_text_whole(Path(arguments.output), "".join(json.dumps(line) + "\n" for line in lines))
+    return 0
+
+
+def _wanted(item: str) -> dict[str, float]:
+    name, _, value = item.partition("=")
+    try:
+        return {name: float(value)}
+    except ValueError:
+        raise RecipeError(f"mmlm generate: --wanted {item!r} must look like NAME=NUMBER.") from None
+
+
 def _table(arguments: argparse.Namespace) -> int:
     from mmlm.predictor import fill_column
 
@@ -172,7 +209,7 @@ def _table(arguments: argparse.Namespace) -> int:
     return 0
 
 
-WAYS = {"text": _text, "audio": _audio, "image": _image}
+WAYS = {"text": _text, "audio": _audio, "image": _image, "smiles": _smiles}
 ASKING = ("expression", "question")
 SPEAKING: dict[str, Any] = {"voice": None, "voice_text": "", "pace": 1.0}
 WRITING: dict[str, Any] = {"max_new_tokens": 64, "temperature": 0.0, "precision": "auto"}

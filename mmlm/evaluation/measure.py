@@ -14,7 +14,7 @@ from mmlm.base.registry import Component
 from mmlm.data.base import Listed, Source
 from mmlm.evaluation.judges import MODEL, Judges, Verdict
 from mmlm.model import MultimodalLM
-from mmlm.tasks.base import HasTwins, MakesSound, Measured
+from mmlm.tasks.base import HasTwins, MakesSound, Measured, Pictured
 from mmlm.training.order import evaluation_rng
 
 RECORDS_AT_ONCE = 64
@@ -23,7 +23,8 @@ RECORDS_AT_ONCE = 64
 @dataclass
 class Measurement:
     """By the name of a test source.   values: {metric: value}.   baselines: {name: {metric: value}}.   curves: see `Measured.curves`.
-    records: how many there were.   first: the first of them.   seconds: of CPU time, by who predicted.   verdicts: of what can be heard."""
+    records: how many there were.   first: the first of them.   seconds: of CPU time, by who predicted.   verdicts: of what can be heard.
+    pictures: SVG elements."""
 
     values: dict[str, dict[str, float]] = field(default_factory=dict)
     baselines: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class Measurement:
     records: dict[str, int] = field(default_factory=dict)
     first: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    pictures: dict[str, list[str]] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
 
 
@@ -89,6 +91,8 @@ def measure(
         if isinstance(task, HasTwins):
             found.baselines[name] |= {twin: task.score(some, records) for twin, some in task.twins(model, records).items()}
         found.curves[name] = task.curves(outputs, records)
+        if isinstance(task, Pictured):
+            found.pictures[name] = task.pictures(outputs, records)
         found.records[name], found.first[name] = len(records), records[0]
         if judges is not None:
             assert isinstance(task, MakesSound)

@@ -34,6 +34,8 @@ def write_measured_report(
         measured_table(found),
         *(part for name, verdict in found.verdicts.items() for part in _verdict(folder, name, verdict)),
     ]
+    for name, drawn in found.pictures.items():
+        parts += [f"<h3>Made: {escape(name)}</h3>", f'<div class="drawn">{"".join(drawn)}</div>'] if drawn else []
     names = list(dict.fromkeys(title for curves in found.curves.values() for title in curves))
     for title in names:
         series = {name: curves[title] for name, curves in found.curves.items() if title in curves}

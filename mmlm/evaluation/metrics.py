@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from mmlm.analysis.numbers import mae, r2, rmse, spearman
 from mmlm.base.errors import DataError, RecipeError, unknown_name
 
 Kind = Literal["classes", "numbers", "bins"]
@@ -114,50 +115,14 @@ def brier(p_nc: np.ndarray, truth_n: np.ndarray) -> float:
     return float((((p_nc - hot_nc) ** 2).sum(1) + ~inside_n).mean())
 
 
-def _numbers(guess_n: np.ndarray, truth_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    guess_n, truth_n = np.asarray(guess_n, dtype=np.float64), np.asarray(truth_n, dtype=np.float64)
-    if guess_n.shape != truth_n.shape or guess_n.ndim != 1 or not len(guess_n):
-        raise DataError(f"predicted and true numbers must have one equal length, but have shapes {guess_n.shape} and {truth_n.shape}.")
-    if not (np.isfinite(guess_n).all() and np.isfinite(truth_n).all()):
-        raise DataError("predicted and true numbers must be finite.")
-    return guess_n, truth_n
-
-
-@register("mae", "mean absolute error", "numbers", is_better_high=False)
-def mae(guess_n: np.ndarray, truth_n: np.ndarray) -> float:
-    """Mean of |predicted - true|."""
-    guess_n, truth_n = _numbers(guess_n, truth_n)
-    return float(np.abs(guess_n - truth_n).mean())
-
-
-@register("rmse", "root mean squared error", "numbers", is_better_high=False)
-def rmse(guess_n: np.ndarray, truth_n: np.ndarray) -> float:
-    """Square root of the mean of (predicted - true)^2."""
-    guess_n, truth_n = _numbers(guess_n, truth_n)
-    return float(np.sqrt(((guess_n - truth_n) ** 2).mean()))
-
-
-@register("r2", "R2", "numbers", is_better_high=True)
-def r2(guess_n: np.ndarray, truth_n: np.ndarray) -> float:
-    """1 - squared error / squared error of the mean of the true numbers; for constant ones 1 if all are hit, else 0."""
-    guess_n, truth_n = _numbers(guess_n, truth_n)
-    error, total = ((guess_n - truth_n) ** 2).sum(), ((truth_n - truth_n.mean()) ** 2).sum()
-    return float(1 - error / total) if total else float(error == 0)
-
-
-def _ranks(values_n: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal values sharing the mean of theirs."""
-    _, inverse, counts = np.unique(values_n, return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[inverse]
-
-
-@register("spearman", "Spearman correlation", "numbers", is_better_high=True)
-def spearman(guess_n: np.ndarray, truth_n: np.ndarray) -> float:
-    """Correlation of the ranks, ties sharing the mean rank; 0 if one side is constant."""
-    guess_n, truth_n = _numbers(guess_n, truth_n)
-    left, right = (ranks - ranks.mean() for ranks in (_ranks(guess_n), _ranks(truth_n)))
-    scale = np.sqrt((left @ left) * (right @ right))
-    return float(left @ right / scale) if scale else 0.0
+NUMBERS: tuple[tuple[str, str, bool, Callable[[Any, Any], float]], ...] = (
+    ("mae", "mean absolute error", False, mae),
+    ("rmse", "root mean squared error", False, rmse),
+    ("r2", "R2", True, r2),
+    ("spearman", "Spearman correlation", True, spearman),
+)
+for _name, _title, _is_better_high, _compute in NUMBERS:
+    register(_name, _title, "numbers", is_better_high=_is_better_high)(_compute)
 
 
 @register("crps", "CRPS", "bins", is_better_high=False)

@@ -30,6 +30,9 @@ class Objective:
     shift = True
     causal = True
 
+    def begin_step(self, step: int, steps: int) -> None:
+        """Told before each training step: how many were taken, and how many the run has."""
+
     def prepare(self, stream: Stream, vocabulary: Vocabulary, rng: np.random.Generator) -> Stream:
         """The stream as the model shall see it. All randomness comes from rng, which belongs to this sample."""
         return stream

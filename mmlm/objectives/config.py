@@ -105,3 +105,24 @@ class CaptionMlmConfig(Strict):
     rate: float = Field(0.15, gt=0, le=1, description="share of the words that is hidden; at least one of each caption")
     stages: int | None = Field(None, ge=1, description="last layers of the text tower that see the picture; null: all")
     num_heads: int = Field(4, ge=1, description="of the attention to the picture")
+
+
+@OBJECTIVES.register("mmlm.objectives.permutation:Permutation", source="Regression Transformer, arXiv:2202.01338; XLNet, arXiv:1906.08237")
+class PermutationConfig(Component):
+    """Numbers are predicted from a sequence in some steps, parts of the sequence from the numbers in others; hidden tokens come in any
+    order, each seeing those before it."""
+
+    type: Literal["permutation"] = "permutation"
+    targets: list[str] = Field(["number"], min_length=1, description="vocabulary ranges that are hidden whole, as the property")
+    alternate_every: int = Field(50, ge=1, description="steps of the property, then as many of the sequence, and so on")
+    span_share: float = Field(0.4, gt=0, le=1, description="share of the sequence that is hidden in steps of the sequence")
+    max_span: int = Field(12, ge=1, description="longest hidden span of it")
+    self_consistency: float = Field(1.0, ge=0, description="weight of reading the property off the sequence as the model filled it; 0: not")
+    plain_share: float = Field(0.0, ge=0, le=1, description="share of the steps, the first ones, that hide spans of everything")
+    plain_rate: float = Field(1 / 6, gt=0, le=1, description="share of the tokens that these hide")
+    plain_span: int = Field(5, ge=1, description="longest span of theirs")
+    multiple: int = Field(8, ge=1, description="samples are filled up to a multiple of so many tokens, so that many are alike; speed only")
+
+    def without_effect(self) -> dict[str, str]:
+        """Without plain steps nothing hides spans of everything."""
+        return {} if self.plain_share else dict.fromkeys(("plain_rate", "plain_span"), "plain_share is 0")

@@ -163,6 +163,22 @@ class LearnsPriors(Protocol):
 
 
 @runtime_checkable
+class Pictured(Protocol):
+    """A task whose report shows pictures of what was made."""
+
+    def pictures(self, outputs: Sequence[Any], records: Sequence[Any]) -> list[str]:
+        """Some of them, as SVG elements."""
+
+
+@runtime_checkable
+class KnowsTraining(Protocol):
+    """A task that compares a finished model with what is fitted on its training records."""
+
+    def take_training(self, records: Sequence[Any]) -> None:
+        """The records of the sources of training that can tell them, before the first test record."""
+
+
+@runtime_checkable
 class MeetsSources(Protocol):
     """A task that takes something, such as its vocabulary, from the configs of the sources it will read."""
 

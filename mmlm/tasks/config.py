@@ -198,6 +198,25 @@ class ImageTextConfig(TaskConfig):
         return self
 
 
+@TASKS.register("mmlm.tasks.regression_transformer:RegressionTransformerTask", source="Regression Transformer, arXiv:2202.01338")
+class RegressionTransformerConfig(TaskConfig):
+    """Predict numbers of molecules or proteins, and write molecules or proteins to wanted numbers; with the objective `permutation`."""
+
+    reads: ClassVar[str] = "molecules"
+    headline: ClassVar[dict[str, str]] = {"rmse": "min", "steering": "max"}
+    type: Literal["regression_transformer"] = "regression_transformer"
+    properties: list[str] = Field(["logp"], min_length=1, description="numbers of the records that are read and wanted, in this order")
+    sequence: str = Field("sequence", description="which of the recipe's tokenizers reads molecules, or proteins")
+    numbers: str = Field("numbers", description="which of them reads numbers")
+    max_tokens: int = Field(128, ge=1, description="training sequences with more tokens are left out")
+    respell: float = Field(0.0, ge=0, le=1, description="share of the training molecules that are spelled from another atom on")
+    mask_fraction: float = Field(0.4, gt=0, le=1, description="share of a seed that is written anew in a design")
+    max_span: int = Field(12, ge=1, description="longest part of it that is written anew at once")
+    temperature: float = Field(1.0, ge=0, description="of what is written in a design; 0: always the likeliest token")
+    primers: int = Field(10, ge=3, description="evenly spaced wanted values of the first property that each seed is written to in tests")
+    seed_share: float = Field(0.25, ge=0, le=1, description="share of the test records that are seeds of designs; 0: nothing is designed")
+
+
 class AdversaryConfig(Strict):
     """Discriminators of spectra at several scales, which learn to tell what is decoded from what was said."""
 

@@ -16,6 +16,10 @@ class Learner(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
+    def begin_step(self, step: int, steps: int) -> None:
+        """Told before each training step: how many were taken, and how many the run has."""
+        self.objective.begin_step(step, steps)
+
     def forward(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Loss sums and weights by name."""
         return self.objective.losses(self.model, batch)

@@ -33,7 +33,17 @@ def codes(length, seed=0, books=2, **fields):
     return Segment("codec", ids, **{"weight": 1.0, **fields})
 
 
-OPTIONS = {"distillation": {"teacher": "t"}, "masked_books": {"channel": "speaker", "share": "cosine", "first_book": 0}}
+OPTIONS = {
+    "distillation": {"teacher": "t"},
+    "masked_books": {"channel": "speaker", "share": "cosine", "first_book": 0},
+    "permutation": {"targets": ["label"]},
+}
+NUMBER = Segment("label", torch.tensor([1, 4]), weight=1.0)  # what a permutation reads off the rest
+
+
+def further(name, frames):
+    """Segments that an objective needs beside words."""
+    return [codes(frames)] if name == "masked_books" else [dataclasses.replace(NUMBER)] if name == "permutation" else []
 
 
 def prepared(made, stream, seed=0):
@@ -41,16 +51,17 @@ def prepared(made, stream, seed=0):
 
 
 def test_all_objectives_are_here():
-    assert sorted(OBJECTIVES.entries) == ["causal", "distillation", "masked", "masked_books", "prefix"]
+    assert sorted(OBJECTIVES.entries) == ["causal", "distillation", "masked", "masked_books", "permutation", "prefix"]
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES.entries))
 def test_the_same_seed_epoch_and_sample_give_the_same_stream_and_the_given_one_is_not_changed(name):
     made = objective(name, **{"prefix": {"split": "random"}, **OPTIONS}.get(name, {}))
-    stream = Stream([words(12), words(9, 1, weight=torch.ones(9)), *([codes(9)] if name == "masked_books" else [])])
+    stream = Stream([words(12), words(9, 1, weight=torch.ones(9)), *further(name, 9)])
     before = [dataclasses.replace(s, ids=s.ids.clone()) for s in stream.segments]
     keys = [(1, 0, 5), (1, 0, 5), (1, 1, 5), (2, 0, 5), (1, 0, 6)]
     batches = [made.collate([made.prepare(stream, VOCABULARY, sample_rng(*key))], VOCABULARY) for key in keys]
+    batches = [getattr(batch, "views", {}).get("sequence", batch) for batch in batches]
     found = [batch.labels * batch.weight if batch.code_labels is None else batch.code_labels for batch in batches]
     assert torch.equal(batches[0].ids, batches[1].ids) and torch.equal(found[0], found[1])
     if name not in ("causal", "distillation"):
@@ -63,7 +74,10 @@ def test_the_same_seed_epoch_and_sample_give_the_same_stream_and_the_given_one_i
 def test_a_sample_is_treated_alike_in_any_batch(tiny, name):
     heads = {"language_model": {"type": "language_model"}, "books": {"type": "codebooks", "ranges": ["codec.0", "codec.1"]}}
     made, model = objective(name, **OPTIONS.get(name, {})), tiny([{"type": "attention", "num_heads": 2}], heads)
-    loss, books = "language_model", [codes(5)] if name == "masked_books" else []
+    loss, books = "language_model", further(name, 5)
+    if name == "permutation":
+        loss = "sequence"
+        model.eval()
     if name == "masked_books":
         loss = "codebooks"
     if name == "distillation":

@@ -1,7 +1,7 @@
 """Configs of the data: what of it is used. Imports no torch and no numpy.
 
-Each source says what it `gives`: tables, labels (sequences with labels at some tokens), texts, speech or pictures; a task reads one of
-these.
+Each source says what it `gives`: tables, labels (sequences with labels at some tokens), texts, speech, pictures or molecules; a task reads
+one of these.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from mmlm.data.config.augment import AUGMENTATIONS as AUGMENTATIONS
 from mmlm.data.config.base import SOURCES, SourceConfig, true_path
 from mmlm.data.config.cutouts import EmojiConfig as EmojiConfig
 from mmlm.data.config.cutouts import StampsConfig as StampsConfig
+from mmlm.data.config.molecules import DatamolConfig as DatamolConfig
+from mmlm.data.config.molecules import MoleculeManifestConfig as MoleculeManifestConfig
+from mmlm.data.config.molecules import MoleculeTableConfig as MoleculeTableConfig
+from mmlm.data.config.molecules import MosesConfig as MosesConfig
 from mmlm.data.config.pictures import CocoConfig as CocoConfig
 from mmlm.data.config.pictures import Flickr30kConfig as Flickr30kConfig
 from mmlm.data.config.pictures import PictureFolderConfig as PictureFolderConfig

@@ -1,0 +1,174 @@
+"""Numbers are read and molecules designed by filling hidden tokens, the same as in training; a run does both from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("rdkit")
+
+from mmlm import cli
+from mmlm.analysis.chemistry import RIDGE, designed_scores, steering
+from mmlm.base.errors import DataError, RecipeError
+from mmlm.chemistry import computed
+from mmlm.data.molecules import Compound
+from mmlm.embedding import encoder
+from mmlm.filling import fill
+from mmlm.generation import Sampling
+from mmlm.objectives.permutation import arranged
+from mmlm.recipe import Recipe
+from mmlm.run import build_model, build_task, evaluate, train
+from mmlm.stream import pack
+from mmlm.tasks.regression_transformer import Design, Found
+
+SMILES = [
+    f"{ring}{tail}"
+    for ring in ("c1ccccc1", "C1CCCCC1", "c1ccncc1", "C1CC1", "c1ccsc1", "C1CCNC1", "c1ccoc1", "C1CCC1", "c1ccc2ccccc2c1", "C1CCOC1")
+    for tail in ("C", "O", "CC", "CN", "CCO", "C(=O)O")
+]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("molecules")
+    lines = [{"smiles": smiles, "properties": {"size": len(smiles) / 10}} for smiles in SMILES]
+    (folder / "some.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Recipe.read(
+        {
+            "schema": 1,
+            "name": "tiny",
+            "output": str(folder / "run"),
+            "task": {"type": "regression_transformer", "properties": ["logp"], "respell": 0.5, "seed_share": 1.0, "primers": 3},
+            "data": {"train": [{"type": "molecule_manifest", "path": str(folder / "some.jsonl"), "compute": ["logp"]}]},
+            "tokenizers": {"sequence": {"type": "molecules"}, "numbers": {"type": "numbers", "whole_digits": 1, "decimals": 1}},
+            "backbone": {"width": 32, "num_layers": 2, "pattern": [{"type": "attention", "num_heads": 2}]},
+            "objective": {"type": "permutation", "alternate_every": 2},
+            "train": {"steps": 6, "batch_size": 4, "validate_every": 6, "sample_every": 6},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def task(recipe):
+    return build_task(recipe)
+
+
+@pytest.fixture(scope="module")
+def model(recipe, task):
+    return build_model(recipe, task).eval()
+
+
+@pytest.fixture(scope="module")
+def run(recipe):
+    train(recipe)
+    return recipe.output
+
+
+def test_filling_one_after_the_other_gives_the_scores_of_training(task, model):
+    texts = ["c1ccccc1CCO", "CCO", "c1ccncc1C(=O)O"]
+    streams = [task.stream(text, {"logp": 1.2}) for text in texts]
+    rng = np.random.default_rng(0)
+    hide = [[torch.zeros(len(each), dtype=torch.bool) for each in stream.segments] for stream in streams]
+    for masks in hide:
+        masks[-1][torch.from_numpy(rng.permutation(len(masks[-1]))[:2])] = True
+    found = fill(model, streams, hide, Sampling(), task._channels)
+    for stream, masks, ids in zip(streams, hide, found, strict=True):
+        for segment, some in zip(stream.segments, ids, strict=True):
+            segment.ids = some
+        view, query_of, _ = arranged(stream, [mask.numpy() for mask in masks], None)
+        batch = pack([view], model.vocabulary, shift=False)
+        h_btd, _ = model.hidden(batch)
+        span = model.vocabulary.span("molecule")
+        at = query_of[query_of >= 0]
+        best = model.heads["language_model"].predict(h_btd[0, at], span).argmax(-1)
+        assert best.tolist() == ids[-1][masks[-1]].tolist()
+
+
+def test_numbers_are_read_alike_alone_and_together(task, model):
+    together = task.read_numbers(model, SMILES[:7])
+    assert together == [task.read_numbers(model, [smiles])[0] for smiles in SMILES[:7]]
+
+
+def test_a_design_keeps_what_was_not_to_be_written_anew(task, model, monkeypatch):
+    seed = task.sequence.ids("c1ccccc1CCO")
+    monkeypatch.setattr(task.sequence, "decode", lambda ids: ids.tolist())
+    given = (["c1ccccc1CCO"] * 3, [{"logp": value} for value in (-1.0, 0.0, 3.0)])
+    found = task.design(model, *given, mask_fraction=0.3, seed=1)
+    assert {len(ids) for ids in found} == {11} and any(ids != seed for ids in found)
+    places = {place for ids in found for place in range(11) if ids[place] != seed[place]}
+    assert 0 < len(places) <= round(0.3 * 11)
+    assert found == task.design(model, *given, mask_fraction=0.3, seed=1) != task.design(model, *given, mask_fraction=0.3, seed=2)
+    with pytest.raises(RecipeError, match="knows the properties logp, not 'qed'"):
+        task.design(model, ["CCO"], [{"qed": 0.5}])
+    with pytest.raises(RecipeError, match="mask_fraction must be above 0"):
+        task.design(model, ["CCO"], [{"logp": 0.5}], mask_fraction=0)
+
+
+def test_numbers_that_cannot_be_read_are_counted(task):
+    records = [Compound(str(number), "CCO", {"logp": float(number)}) for number in range(4)]
+    outputs = [Found({"logp": 0.0}), Found({"logp": 1.0}), Found({"logp": None}), Found({"logp": 3.0})]
+    assert task.score(outputs, records) == {"rmse": 0, "r2": 1, "spearman": 1, "unparsable": 0.25}
+
+
+def test_a_protein_is_no_molecule(task, model):
+    record = Compound("p", "MKT", {"logp": 1.0}, "list, line 4", "protein")
+    with pytest.raises(DataError, match="line 4: is a protein, but the tokenizer 'sequence' reads molecules"):
+        task.predict(model, [record])
+
+
+def test_designs_are_judged_by_rdkit():
+    designs = [Design("CCO", 0.0, text) for text in ("CCO", "OCC", "CCCl", "C1CC", "CCN")]
+    found = designed_scores(designs, {"CCO", "CCN"}, "logp", is_molecule=True)
+    assert found["validity"] == 0.8 and found["uniqueness"] == 0.75 and found["novelty"] == pytest.approx(1 / 3)
+    assert found["changed"] == 0.75 and found["wanted_error"] == pytest.approx(
+        np.mean([abs(computed(text, ["logp"])["logp"]) for text in ("CCO", "OCC", "CCCl", "CCN")])
+    )
+    wanted = np.tile(np.arange(10.0), 20)
+    told = steering(wanted, wanted**2, [str(number // 10) for number in range(200)])
+    assert told["steering"] == 1 and abs(told["steering_shuffled"]) < 0.2
+
+
+def test_a_run_is_measured_beside_plain_predictors_and_shows_its_designs(run, recipe):
+    found = evaluate(run)
+    assert {"rmse", "r2", "spearman", "unparsable", "validity"} <= found["metrics"].keys()
+    ridge, mean = found["baselines"][RIDGE], found["baselines"]["the mean of the training compounds"]
+    assert ridge["rmse"] < mean["rmse"] and abs(mean["spearman"]) == 0
+    assert "<svg" in Path(run, "report.html").read_text(encoding="utf-8")
+
+
+def test_molecules_become_vectors_by_a_run_or_as_fingerprints(run):
+    own, plain = encoder(run), encoder("fingerprints", size=256)
+    assert own.size == 32 and plain.size == 256
+    vectors = own.encode(SMILES[:5])
+    assert vectors.shape == (5, 32) and np.allclose(vectors, own.encode(SMILES[:5], batch_size=1), atol=1e-5)
+    assert np.allclose(np.linalg.norm(own.encode(SMILES[:5], normalize=True), axis=1), 1, atol=1e-5)
+    seen = []
+    bits = plain.encode(["CCO", "OCC", "CCN"], batch_size=2, progress=lambda done, total: seen.append((done, total)))
+    assert (bits[0] == bits[1]).all() and (bits[0] != bits[2]).any() and seen == [(2, 3), (3, 3)]
+    for one in (own, plain):
+        with pytest.raises(DataError, match="cannot be read"):
+            one.encode(["C1CC"])
+        with pytest.raises(RecipeError, match="must be auto or fp32"):
+            one.encode(["C"], precision="int8")
+
+
+def test_the_command_line_reads_numbers_and_designs(run, capsys, tmp_path):
+    assert cli.main(["generate", run, "--smiles", "c1ccccc1O"]) == 0
+    (line,) = capsys.readouterr().out.strip().splitlines()
+    assert line.startswith("c1ccccc1O") and "logp" in line
+    output = tmp_path / "designs.jsonl"
+    assert cli.main(["generate", run, "--smiles", "c1ccccc1O", "--wanted", "logp=2.5", "--designs", "3", "--output", str(output)]) == 0
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(lines) == 3 and lines[0].keys() == {"seed", "wanted", "smiles", "is_valid", "rdkit", "model"}
+    for arguments, told in (
+        (["--smiles", "C1CC"], "cannot be read"),
+        (["--smiles", "CCO", "--wanted", "size=1"], "knows the properties logp"),
+        (["--smiles", "CCO", "--wanted", "logp"], "must look like NAME=NUMBER"),
+        (["--wanted", "logp=1"], "--wanted goes with --smiles"),
+    ):
+        assert cli.main(["generate", run, *arguments]) == 2
+        assert told in capsys.readouterr().err
