@@ -80,6 +80,11 @@ class SweepsTask(AskingTask[Sweep]):
         found = [name for kind, names in METRICS.items() if kind in self.config.kinds for name in names]
         return [*dict.fromkeys(found), *(["malformed"] if any(kind in POINTING for kind in self.config.kinds) else [])]
 
+    @property
+    def reach(self) -> float:
+        """Metres to each side that boxes can lie within."""
+        return max(map(abs, (*self.boxes.config.low[:2], *self.boxes.config.high[:2])))
+
     def requests(self, record: Sweep) -> list[Request]:
         """All that may be asked of a sweep, of the kinds of the recipe. Boxes that the tokenizer does not reach are neither asked about
         nor asked for."""
@@ -181,14 +186,13 @@ class SweepsTask(AskingTask[Sweep]):
     def write_samples(self, model: MultimodalLM, records: Sequence[Sweep], folder: Path) -> None:
         """Of each sweep what was asked, the truth and the answers: NUMBER.txt; of those that point a picture from above, the true
         boxes gray."""
-        reach = max(map(abs, (*self.boxes.config.low[:2], *self.boxes.config.high[:2])))
         for number, (said, record) in enumerate(zip(self.predict(model, records), records, strict=True), 1):
             lines = [self.title(record), *(_told(thing) for thing in record.things)]
             for place, one in enumerate(said, 1):
                 lines.append(f"{self.asked(one.request)}\n  true {self.written(one.request.truth)}\n  said {one.answer.text}")
                 lines += [f"    {one.answer.words(each)} at {_metres(box)}" for each in one.answer.phrases for box in each.boxes]
                 if one.answer.phrases or one.request.truth.phrases:
-                    picture = seen_from_above(record.read(), one.answer, one.request.truth, reach=reach)
+                    picture = seen_from_above(record.read(), one.answer, one.request.truth, reach=self.reach)
                     write_png(folder / f"{number}_{place}_{one.request.kind}.png", picture)
             (folder / f"{number}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
