@@ -79,7 +79,8 @@ class ViewAware(nn.Module):
             return None
         config, side = self.config.pillars, math.isqrt(self.config.queries.num_queries)
         xs, ys = (
-            [low + (at + 0.5) * (high - low) / side for at in range(side)] for low, high in zip(config.low[:2], config.high[:2], strict=True)
+            [low + (at + 0.5) * (high - low) / side for at in range(side)]
+            for low, high in zip(config.low[:2], config.high[:2], strict=True)
         )
         return [(x, y) for y in ys for x in xs]
 

@@ -18,8 +18,8 @@ from mmlm.run import evaluate, train
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "lidar_sustech"
 SMALL = [
-    "task.constrained=true", "task.max_tokens=40", "task.kinds={grounded_caption: 1, expression: 1, class: 1, question: 1}", "task.requests=4",
-    "backbone.width=16", "backbone.num_layers=1", "tokenizers.sweep.num_tokens=4", "encoders.lidar.pillars.channels=4",
+    "task.constrained=true", "task.max_tokens=40", "task.kinds={grounded_caption: 1, expression: 1, class: 1, question: 1}",
+    "task.requests=4", "backbone.width=16", "backbone.num_layers=1", "tokenizers.sweep.num_tokens=4", "encoders.lidar.pillars.channels=4",
     "encoders.lidar.queries={num_queries: 4, num_layers: 1, num_heads: 2, width: 16}", "encoders.lidar.pillars.cell=1.6",
     "train.steps=2", "train.batch_size=2", "train.validate_every=0", "train.sample_every=0", "data.validate=[]",
 ]  # fmt: skip

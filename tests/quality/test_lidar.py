@@ -50,8 +50,8 @@ def viewed(tmp_path_factory):
     made = {}
     for has_vectors in (True, False):
         folder = tmp_path_factory.mktemp("views") / str(has_vectors)
-        options = ["task.kinds={question: 1}", "train.max_seconds=240", "train.validate_every=0", "train.sample_every=0", "data.validate=[]",
-                   f"encoders.lidar.view_vectors={str(has_vectors).lower()}", f"output={folder}"]  # fmt: skip
+        options = ["task.kinds={question: 1}", "train.max_seconds=240", "train.validate_every=0", "train.sample_every=0",
+                   "data.validate=[]", f"encoders.lidar.view_vectors={str(has_vectors).lower()}", f"output={folder}"]  # fmt: skip
         train(Recipe.read("lidar/quickstart", options))
         _, task, model = load_run(folder)
         made[has_vectors] = task, model.eval()

@@ -11,9 +11,9 @@ from mmlm.data.config.base import SOURCES, SourceConfig, true_path
 
 @SOURCES.register("mmlm.data.sweep_source:SweepFolder", source="files of your own; labels as SUSTechPOINTS writes them")
 class SweepFolderConfig(SourceConfig):
-    """A folder of sweeps (.bin, .npy, .npz, .pcd, .las), each with its boxes in NAME.json beside it: a list of objects with obj_type and psr
-    (position, scale and rotation, each with x, y and z; of rotations z alone counts). Captions, expressions and questions are made of the
-    boxes. Sweeps without labels show nothing that could be asked about."""
+    """A folder of sweeps (.bin, .npy, .npz, .pcd, .las), each with its boxes in NAME.json beside it: a list of objects with obj_type and
+    psr (position, scale and rotation, each with x, y and z; of rotations z alone counts). Captions, expressions and questions are made
+    of the boxes. Sweeps without labels show nothing that could be asked about."""
 
     gives: ClassVar[str] = "sweeps"
     type: Literal["sweep_folder"] = "sweep_folder"
