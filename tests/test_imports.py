@@ -32,11 +32,10 @@ RANKS: list[tuple[str, ...]] = [
     ("mmlm.evaluation",),
     ("mmlm.joint",),
     ("mmlm.run",),
-<<<<<<< HEAD
-    ("mmlm.predictor", "mmlm.compare", "mmlm.embedding", "mmlm.classifying", "mmlm.describing", "mmlm.enhancing", "mmlm.speaking"),
-=======
-    ("mmlm.predictor", "mmlm.compare", "mmlm.embedding", "mmlm.describing", "mmlm.describing_sweeps", "mmlm.enhancing", "mmlm.speaking"),
->>>>>>> 47337ed (Sweeps of one's own with boxes; three stages on a text decoder; mmlm generate --sweep)
+    (
+        "mmlm.predictor", "mmlm.compare", "mmlm.embedding", "mmlm.classifying", "mmlm.describing", "mmlm.describing_sweeps",
+        "mmlm.enhancing", "mmlm.speaking",
+    ),  # fmt: skip
     ("mmlm.cli", "mmlm.serving", "mmlm.__main__"),
     ("mmlm.demos",),
 ]
