@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -228,7 +229,20 @@ class ViewAwareConfig(Component):
     type: Literal["view_aware"] = "view_aware"
     pillars: PillarsConfig = Field(PillarsConfig(), description="the map seen from above")
     queries: QueryFormerConfig = Field(QueryFormerConfig(), description="what looks at the map")
+    near: float | None = Field(
+        None,
+        gt=0,
+        description="queries stand on a square grid over the map, know their places, and look the less at a cell the farther it is, "
+        "by a Gaussian of so many metres; null: they look everywhere alike, as published",
+    )
     view_vectors: bool = Field(True, description="a learned vector of each view, zero at first; without them nothing tells the view")
+
+    @model_validator(mode="after")
+    def _square(self) -> ViewAwareConfig:
+        count = self.queries.num_queries
+        if self.near is not None and math.isqrt(count) ** 2 != count:
+            raise ValueError(f"near: queries on a square grid are a square number, such as 64, but num_queries is {count}")
+        return self
 
 
 class SpeechEncoderConfig(Component):

@@ -8,7 +8,7 @@ folded into the channels.
 
 Sources: PointPillars, arXiv:1812.05784; dynamic voxels, arXiv:1910.06528; SECOND, Yan et al. 2018, for the scales.
 
-Axes: n points   k cells that hold any   b samples   c, d channels   h, w cells along y and x   z bins of height
+Axes: n points   k cells   b samples   c, d channels   h, w cells along y and x   z bins of height
 """
 
 from __future__ import annotations
@@ -56,19 +56,15 @@ class Pillars(nn.Module):
         at_n2 = torch.minimum(at_n2, at_n2.new_tensor([width - 1, height - 1]))
         level_n = ((points_n4[:, 2] - low[2]) / (high[2] - low[2]) * bins).long().clamp(max=bins - 1)
         cell_n = ((sample_n * bins + level_n) * height + at_n2[:, 1]) * width + at_n2[:, 0]
-        cells_k, of_n = torch.unique(cell_n, return_inverse=True)
-        count_k1 = torch.zeros(len(cells_k), 1, dtype=points_n4.dtype, device=cell_n.device).index_add_(
-            0, of_n, torch.ones_like(points_n4[:, :1])
-        )
-        mean_k3 = points_n4.new_zeros(len(cells_k), 3).index_add_(0, of_n, points_n4[:, :3]) / count_k1
+        cells = samples * bins * height * width
+        count_k1 = points_n4.new_zeros(cells, 1).index_add_(0, cell_n, torch.ones_like(points_n4[:, :1])).clamp_min_(1)
+        mean_k3 = points_n4.new_zeros(cells, 3).index_add_(0, cell_n, points_n4[:, :3]) / count_k1
         middle_n2 = low[:2] + (at_n2 + 0.5) * config.cell
-        numbers_n = torch.cat([points_n4, points_n4[:, :3] - mean_k3[of_n], points_n4[:, :2] - middle_n2], dim=1)
+        numbers_n = torch.cat([points_n4, points_n4[:, :3] - mean_k3[cell_n], points_n4[:, :2] - middle_n2], dim=1)
         made_nc = F.relu(self.norm(self.linear(numbers_n))) if len(numbers_n) else numbers_n.new_zeros(0, config.channels)
         channels = made_nc.shape[1]
-        largest_kc = made_nc.new_zeros(len(cells_k), channels).scatter_reduce(
-            0, of_n[:, None].expand(-1, channels), made_nc, "amax", include_self=False
-        )
-        flat = made_nc.new_zeros(samples * bins * height * width, channels).index_copy(0, cells_k, largest_kc)
+        # behind a ReLU nothing is below 0, which is what cells without points hold
+        flat = made_nc.new_zeros(cells, channels).scatter_reduce(0, cell_n[:, None].expand(-1, channels), made_nc, "amax")
         canvas = flat.view(samples, bins, height, width, channels).permute(0, 4, 1, 2, 3)
         return canvas if bins > 1 else canvas[:, :, 0]
 

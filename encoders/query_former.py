@@ -31,13 +31,27 @@ class QueryFormer(nn.Module):
         """Queries differ from the start, or all would learn the same."""
         nn.init.normal_(self.queries, std=1.0)
 
-    def forward(self, vectors_bnd: Tensor, added_bd: Tensor | None = None, mask_bn: Tensor | None = None) -> Tensor:
-        """added_bd: what is added to the queries of each sample. mask_bn: which vectors are there; of a sample at least one is."""
+    def forward(
+        self,
+        vectors_bnd: Tensor,
+        added_bd: Tensor | None = None,
+        mask_bn: Tensor | None = None,
+        *,
+        places_kd: Tensor | None = None,
+        bias_kn: Tensor | None = None,
+    ) -> Tensor:
+        """added_bd: what is added to the queries of each sample, places_kd: to each query. mask_bn: which vectors are there; of a sample at
+        least one is. bias_kn: added to the scores of each query and vector."""
         q_bkd = self.queries.expand(len(vectors_bnd), -1, -1)
         if added_bd is not None:
             q_bkd = q_bkd + added_bd[:, None]
+        if places_kd is not None:
+            q_bkd = q_bkd + places_kd
+        seen = None if mask_bn is None else mask_bn[:, None, None]
+        if bias_kn is not None:
+            seen = bias_kn[None, None].to(q_bkd) if seen is None else bias_kn.masked_fill(~seen, -torch.inf).to(q_bkd)
         for layer in self.layers:
-            q_bkd = layer(q_bkd, vectors_bnd, mask_bn)
+            q_bkd = layer(q_bkd, vectors_bnd, seen)
         out: Tensor = self.norm(q_bkd)
         return out
 
@@ -52,11 +66,11 @@ class QueryLayer(nn.Module):
         self.up = linear(width, 4 * width, "query", "query_ffn", bias=True)
         self.down = linear(4 * width, width, "query_ffn", "query", bias=True)
 
-    def forward(self, q_bkd: Tensor, vectors_bnd: Tensor, mask_bn: Tensor | None) -> Tensor:
-        """[b, k, d] again."""
+    def forward(self, q_bkd: Tensor, vectors_bnd: Tensor, seen: Tensor | None) -> Tensor:
+        """[b, k, d] again. seen: which vectors, or what is added to the scores; it spreads to [b, h, k, n]."""
         held = self.norms[0](q_bkd)
         q_bkd = q_bkd + self.among(held, held, None)
-        q_bkd = q_bkd + self.across(self.norms[1](q_bkd), vectors_bnd, mask_bn)
+        q_bkd = q_bkd + self.across(self.norms[1](q_bkd), vectors_bnd, seen)
         return q_bkd + self.down(F.gelu(self.up(self.norms[2](q_bkd)), approximate="tanh"))
 
 
@@ -70,11 +84,12 @@ class QueryAttention(nn.Module):
         self.kv = linear(width, 2 * width, "query", "heads", bias=False)
         self.out = linear(width, width, "heads", "query", bias=True)
 
-    def forward(self, q_bkd: Tensor, x_bnd: Tensor, mask_bn: Tensor | None) -> Tensor:
-        """[b, k, d]."""
+    def forward(self, q_bkd: Tensor, x_bnd: Tensor, seen: Tensor | None) -> Tensor:
+        """[b, k, d]. seen: as in QueryLayer."""
         q_bhke = self.q(q_bkd).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k_bhne, v_bhne = self.kv(x_bnd).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = None if mask_bn is None else mask_bn[:, None, None]
+        if seen is not None and seen.dtype != torch.bool:
+            seen = seen.to(q_bhke.dtype)
         out_bhke = F.scaled_dot_product_attention(q_bhke, k_bhne, v_bhne, attn_mask=seen)
         out: Tensor = self.out(out_bhke.transpose(1, 2).flatten(2))
         return out

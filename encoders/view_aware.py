@@ -6,7 +6,7 @@ Each view has a learned vector, zero at first. Of one view that vector alone is 
 whole scene each cell gets that of its own sector and the queries the mean. So the view is known by these vectors and by nothing else.
 
 Source: view-aware transformer of LiDAR-LLM, arXiv:2312.14074; that sectors are cut by the azimuth of a cell, and the whole scene, are
-chosen here.
+chosen here, and so is that queries may stand on a grid, from which they look at what is near.
 
 Axes: n points   s sweeps   c channels of the map   m cells of the map   k queries   d width   v views
 """
@@ -27,6 +27,7 @@ from mmlm.parameters import linear
 
 NUMBERS = 5  # of a point: x, y, z, intensity, and the view that its sweep is asked about, -1 for the whole scene
 FREQUENCIES = 6  # of the sines of each coordinate of a cell
+FARTHEST = 20.0  # most that is taken off a score: beyond it the numbers would be too small to be normal, which are slow
 
 
 class ViewAware(nn.Module):
@@ -34,6 +35,8 @@ class ViewAware(nn.Module):
 
     sector_m: Tensor
     sines_mf: Tensor
+    sines_kf: Tensor | None
+    bias_km: Tensor | None
 
     def __init__(self, config: ViewAwareConfig, inputs: int) -> None:
         super().__init__()
@@ -53,11 +56,33 @@ class ViewAware(nn.Module):
         """Of every cell of the map its sector and sines of its place, which follow from the config."""
         middles = self.middles()
         self.register_buffer("sector_m", torch.tensor([view_of(x, y) for x, y in middles]), persistent=False)
+        self.register_buffer("sines_mf", self._sines(middles), persistent=False)
+        standing = self.standing()
+        self.register_buffer("sines_kf", None if standing is None else self._sines(standing), persistent=False)
+        bias_km = None
+        if standing is not None and self.config.near is not None:
+            far_km = torch.cdist(torch.tensor(standing), torch.tensor(middles)) / self.config.near
+            bias_km = -(far_km.square() / 2).clamp_max(FARTHEST)
+        self.register_buffer("bias_km", bias_km, persistent=False)
+
+    def _sines(self, places: list[tuple[float, float]]) -> Tensor:
+        """Sines and cosines of places, x and y in metres: [places, 4 * FREQUENCIES]."""
         config = self.config.pillars
         low, high = torch.tensor(config.low[:2]), torch.tensor(config.high[:2])
-        shares_m2 = (torch.tensor(middles) - low) / (high - low)
+        shares_m2 = (torch.tensor(places) - low) / (high - low)
         angles_m2f = shares_m2[..., None] * (math.pi * 2.0 ** torch.arange(FREQUENCIES))
-        self.register_buffer("sines_mf", torch.cat([angles_m2f.sin(), angles_m2f.cos()], -1).flatten(1), persistent=False)
+        return torch.cat([angles_m2f.sin(), angles_m2f.cos()], -1).flatten(1)
+
+    def standing(self) -> list[tuple[float, float]] | None:
+        """Where the queries stand, x and y in metres, row after row along y; None: nowhere."""
+        if self.config.near is None:
+            return None
+        config, side = self.config.pillars, math.isqrt(self.config.queries.num_queries)
+        xs, ys = (
+            [low + (at + 0.5) * (high - low) / side for at in range(side)]
+            for low, high in zip(config.low[:2], config.high[:2], strict=True)
+        )
+        return [(x, y) for y in ys for x in xs]
 
     def middles(self) -> list[tuple[float, float]]:
         """x and y in metres of the middle of each cell of the map, which are two of the canvas along a side; row after row along y."""
@@ -85,4 +110,5 @@ class ViewAware(nn.Module):
             here_sm = is_whole_s1 | (self.sector_m == asked_s[:, None])
             x_smd = x_smd + self.views_vd[self.sector_m] * here_sm[..., None]
             added_sd = torch.where(is_whole_s1, self.views_vd.mean(0), own_sd)
-        return self.former(self.norm(x_smd), added_sd).flatten(0, 1)
+        places_kd = None if self.sines_kf is None else self.places(self.sines_kf)
+        return self.former(self.norm(x_smd), added_sd, places_kd=places_kd, bias_kn=self.bias_km).flatten(0, 1)

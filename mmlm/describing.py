@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mmlm.analysis.drawing import drawn, write_png
 from mmlm.base.errors import DataError, RecipeError
@@ -55,9 +58,7 @@ class Describer:
             if text is not None:
                 wanted.append(Request(kind, text, Grounded(text)))  # type: ignore[arg-type]
         wanted = wanted or [Request(kind, "", Grounded("")) for kind in CAPTIONS if kind in self.kinds][:1]
-        if missing := [each.kind for each in wanted if each.kind not in self.kinds] or ([] if wanted else ["caption"]):
-            raise RecipeError(f"this run has not learned {missing[0]}; it knows {', '.join(self.kinds)}. Ask it for one of these.")
-        return wanted
+        return learned(wanted, self.kinds)
 
     def describe(self, path: Path, requests: list[Request]) -> tuple[Picture, list[Said]]:
         """A file and the answers. Raises DataError for one that cannot be read."""
@@ -83,16 +84,44 @@ def describe(
     """
     describer = Describer(run)
     requests = describer.requests(expression, question)
+
+    def say(path: Path) -> Told:
+        record, said = describer.describe(path, requests)
+        return said, [as_json(record, one) for one in said], drawn(record.read(), together(said))
+
+    return each_file(given, output, ENDINGS, "image", say, listen)
+
+
+def learned(wanted: list[Request], kinds: Sequence[str]) -> list[Request]:
+    """The requests. Raises RecipeError where there is none, or one of a kind that a run has not learned."""
+    if missing := [each.kind for each in wanted if each.kind not in kinds] or ([] if wanted else ["caption"]):
+        raise RecipeError(f"this run has not learned {missing[0]}; it knows {', '.join(kinds)}. Ask it for one of these.")
+    return wanted
+
+
+Told = tuple[list[Said], list[dict[str, Any]], np.ndarray]  # answers, these with boxes for JSON, and a drawing
+
+
+def each_file(
+    given: Path,
+    output: Path | None,
+    endings: Sequence[str],
+    flag: str,
+    say: Callable[[Path], Told],
+    listen: Callable[[Described], None] | None = None,
+) -> tuple[list[Described], list[Failed]]:
+    """What is said of a file, or of all below a folder that end so, written as NAME.json and NAME.png into the output. Raises DataError for
+    a single file that cannot be read, for a folder without any, and for an output that is a file."""
     folder = output or given.with_name(f"{given.stem}.described")
     if folder.is_file():
-        raise DataError(f"{folder}: is a file; the output of --image is a folder.")
-    paths = files_below(given, ENDINGS) if given.is_dir() else [given]
+        raise DataError(f"{folder}: is a file; the output of --{flag} is a folder.")
+    paths = files_below(given, tuple(endings)) if given.is_dir() else [given]
     if not paths:
-        raise DataError(f"{given}: no file below this folder ends in {', '.join(ENDINGS)}.")
+        raise DataError(f"{given}: no file below this folder ends in {', '.join(endings)}.")
     found, failed = list[Described](), list[Failed]()
     for path in paths:
         try:
-            record, said = describer.describe(path, requests)
+            said, told, picture = say(path)
         except DataError as error:
             if not given.is_dir():
                 raise
@@ -101,14 +130,14 @@ def describe(
         name = path.relative_to(given).as_posix().replace("/", "_") if given.is_dir() else path.name
         folder.mkdir(parents=True, exist_ok=True)
         target = Described(path, said, folder / f"{name}.json", folder / f"{name}.png")
-        write_text_whole(target.json, json.dumps([as_json(record, one) for one in said], indent=1, ensure_ascii=False) + "\n")
-        write_png(target.picture, drawn(record.read(), _together(said)))
+        write_text_whole(target.json, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        write_png(target.picture, picture)
         found.append(target)
         if listen is not None:
             listen(target)
     return found, failed
 
 
-def _together(said: list[Said]) -> Grounded:
+def together(said: list[Said]) -> Grounded:
     """All boxes of several answers, for one drawing."""
     return Grounded("", tuple(phrase for one in said for phrase in one.answer.phrases))

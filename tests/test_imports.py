@@ -31,10 +31,12 @@ RANKS: list[tuple[str, ...]] = [
     ("mmlm.data", "mmlm.training", "mmlm.compression", "mmlm.analysis"),
     ("mmlm.tasks", "mmlm.retrieval"),
     ("mmlm.evaluation",),
-    ("mmlm.joint",),
+    ("mmlm.joint", "mmlm.records"),
     ("mmlm.run",),
-    ("mmlm.predictor", "mmlm.compare", "mmlm.embedding", "mmlm.classifying", "mmlm.describing", "mmlm.designing",
-     "mmlm.enhancing", "mmlm.speaking"),
+    (
+        "mmlm.predictor", "mmlm.compare", "mmlm.embedding", "mmlm.classifying", "mmlm.describing", "mmlm.describing_sweeps",
+        "mmlm.designing", "mmlm.enhancing", "mmlm.speaking",
+    ),  # fmt: skip
     ("mmlm.cli", "mmlm.serving", "mmlm.__main__"),
     ("mmlm.demos",),
 ]

@@ -13,7 +13,8 @@ from mmlm.base.errors import RecipeError
 from mmlm.cli import main
 from mmlm.joint import Apart, JointSamples, Part, vocabulary_of
 from mmlm.recipe import Recipe
-from mmlm.run import Records, _learner, build_parts, build_task, load_run, preview, train
+from mmlm.records import Records
+from mmlm.run import _learner, build_parts, build_task, load_run, preview, train
 from mmlm.training.log import read_log
 
 RECIPE = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,12 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pace", type=float, default=1.0, metavar="X", help="how fast a text is said; 2 is twice as fast; default 1")
     parser.add_argument("--audio", help="sound to mend: a file, or a folder with files; any rate, channels and length")
     parser.add_argument("--image", help="picture to describe or to name: a file, or a folder with files")
-    parser.add_argument("--expression", metavar="TEXT", help="words for one thing in it, to be pointed at")
+    parser.add_argument("--sweep", help="sweep of LiDAR to describe: .bin, .npy, .npz, .pcd or .las, or a folder with files")
+    parser.add_argument("--view", metavar="NAME", help="the part of a sweep that is asked about: front, 'front left', ...; default: all")
+    parser.add_argument(
+        "--front", type=float, default=0.0, metavar="DEGREES", help="where ahead lies in a sweep, from x towards y; default 0"
+    )
+    parser.add_argument("--expression", metavar="TEXT", help="words for one thing in it, to be pointed at; of a picture or a sweep")
     parser.add_argument("--question", metavar="TEXT", help="a question about it")
     parser.add_argument("--smiles", metavar="SMILES", help="molecule whose numbers are read, or from which others are designed")
     parser.add_argument("--wanted", metavar="NAME=NUMBER", help="a number that is wanted of designed molecules, such as logp=2.5")
@@ -39,14 +45,16 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         help="file to write, or folder for a folder; default: what was given with .filled or .enhanced, the terminal for a text, "
-        "spoken.wav for speech, a folder for pictures",
+        "spoken.wav for speech, a folder for pictures and sweeps",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fill a column of a table, continue or say a text, mend sounds, describe pictures, or read and design molecules."""
-    if arguments.image is None and (named := [name for name in ASKING if getattr(arguments, name) is not None]):
-        raise RecipeError(f"mmlm generate: --{named[0]} is asked of a picture; give it as --image.")
+    """Fill a column of a table, continue or say a text, mend sounds, describe pictures and sweeps, or read and design molecules."""
+    if arguments.image is None and arguments.sweep is None and (named := [name for name in ASKING if getattr(arguments, name) is not None]):
+        raise RecipeError(f"mmlm generate: --{named[0]} is asked of a picture or a sweep; give it as --image or --sweep.")
+    if arguments.sweep is None and (named := [name for name, usual in OF_SWEEPS.items() if getattr(arguments, name) != usual]):
+        raise RecipeError(f"mmlm generate: --{named[0]} is of a sweep; give it as --sweep.")
     if arguments.smiles is None and arguments.wanted is not None:
         raise RecipeError("mmlm generate: --wanted goes with --smiles, the molecule to begin from.")
     given = {name: getattr(arguments, name) for name in (*WAYS, *TABLE)}
@@ -57,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise RecipeError(f"mmlm generate: --{way} and --{named[0]} exclude each other.")
         return do(arguments)
     if missing := [name for name, value in given.items() if value is None]:
-        ways = "--text, --audio, --image, --smiles, or --table, --target and --shots"
+        ways = "--text, --audio, --image, --sweep, --smiles, or --table, --target and --shots"
         raise RecipeError(f"mmlm generate: give {ways}; --{missing[0]} is missing.")
     return _table(arguments)
 
@@ -134,21 +142,33 @@ def _audio(arguments: argparse.Namespace) -> int:
 def _image(arguments: argparse.Namespace) -> int:
     """Describe pictures, or say what they show."""
     from mmlm.classifying import names_classes
-    from mmlm.describing import Described, describe
+    from mmlm.describing import describe
 
     if names_classes(arguments.folder):
         return _classes(arguments)
+    return _described(describe, arguments, arguments.image)
 
-    def listen(one: Described) -> None:
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    """Describe sweeps."""
+    from mmlm.describing_sweeps import describe_sweeps
+
+    return _described(describe_sweeps, arguments, arguments.sweep, view=arguments.view, front_degrees=arguments.front)
+
+
+def _described(do: Callable[..., tuple[list[Any], list[Any]]], arguments: argparse.Namespace, given: str, **more: Any) -> int:
+    """Tell of each file as it is done."""
+
+    def listen(one: Any) -> None:
         answers = " | ".join(said.answer.text for said in one.said)
         print(f"{one.path}: {answers}\n  boxes in {one.json}, drawn in {one.picture}", flush=True)
 
     output = Path(arguments.output) if arguments.output else None
     asked = {name: getattr(arguments, name) for name in ASKING}
-    found, failed = describe(arguments.folder, Path(arguments.image), output, **asked, listen=listen)
+    found, failed = do(arguments.folder, Path(given), output, **asked, **more, listen=listen)
     if failed:
         lines = "\n".join(f"  {each.why}" for each in failed)
-        raise DataError(f"{arguments.image}: {len(failed)} of {len(failed) + len(found)} files could not be described:\n{lines}")
+        raise DataError(f"{given}: {len(failed)} of {len(failed) + len(found)} files could not be described:\n{lines}")
     return 0
 
 
@@ -209,7 +229,8 @@ def _table(arguments: argparse.Namespace) -> int:
     return 0
 
 
-WAYS = {"text": _text, "audio": _audio, "image": _image, "smiles": _smiles}
+WAYS = {"text": _text, "audio": _audio, "image": _image, "sweep": _sweep, "smiles": _smiles}
 ASKING = ("expression", "question")
+OF_SWEEPS: dict[str, Any] = {"view": None, "front": 0.0}
 SPEAKING: dict[str, Any] = {"voice": None, "voice_text": "", "pace": 1.0}
 WRITING: dict[str, Any] = {"max_new_tokens": 64, "temperature": 0.0, "precision": "auto"}

@@ -211,7 +211,9 @@ def _columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     raw = read_raw(path)
     if raw is not None:
         header, *rows = raw[1]
-        found = {name: [row[place] if place < len(row) else "" for row in rows] for place, name in enumerate(header) if name in names}
+        found: dict[str, list[Any]] = {
+            name: [row[place] if place < len(row) else "" for row in rows] for place, name in enumerate(header) if name in names
+        }
     else:
         table = read_table(path)
         found = {}

@@ -22,13 +22,13 @@ import numpy as np
 from mmlm.base.errors import DataError, nearest
 from mmlm.data.config.cutouts import CutoutsConfig
 from mmlm.data.config.pictures import CocoConfig, PictureFolderConfig, PictureManifestConfig, PicturesConfig, YoloConfig
+from mmlm.data.dealing import deal
 from mmlm.data.episodes import find_file
 from mmlm.data.listed import Bad, numbered_lines, tell
 from mmlm.data.picture_files import ENDINGS, PictureFacts, picture_facts, read_picture
 from mmlm.data.pictures import Expression, Picture, Question, Thing
 from mmlm.data.remembered import Remembered, key_of
 from mmlm.data.speech_check import files_below
-from mmlm.data.speech_source import place_of
 from mmlm.tokenizers.boxes import Box, Grounded, Phrase
 
 VERSION = 1  # of what is remembered of a file
@@ -96,14 +96,8 @@ class PictureSource(Pictures):
 
 def dealt(pictures: Sequence[Picture], config: PicturesConfig | CutoutsConfig, where: str) -> list[list[Picture]]:
     """Those held out, kept back for validation, and trained on: where one belongs is a function of its file's name and the shares."""
-    groups: list[list[Picture]] = [[], [], []]
-    for each in pictures:
-        place = place_of(each.labels["file"])
-        groups[int(place >= config.hold_out) + int(place >= config.hold_out + config.validate_share)].append(each)
-    for key, share, group in zip(("hold_out", "validate_share"), (config.hold_out, config.validate_share), groups, strict=False):
-        if share and pictures and not group:
-            raise DataError(f"{where}: {key}: {share:g} of {len(pictures)} pictures is none; raise it.")
-    return groups
+    shares = {"hold_out": config.hold_out, "validate_share": config.validate_share}
+    return deal(pictures, lambda each: each.labels["file"], shares, where, "pictures")
 
 
 def _whole(path: Path, known: Remembered[PictureFacts]) -> PictureFacts:

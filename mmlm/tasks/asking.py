@@ -109,10 +109,14 @@ class AskingTask(Generic[Record]):
         mutual = int(self.config.mask == "prefix") * min(self.config.requests, 2)
         segments = [Segment(SPECIAL, torch.tensor([1 + self.kinds.index(request.kind)]), mutual=mutual)]
         if request.box is not None:
-            segments.insert(0, Segment(LOC, torch.tensor(self.boxes.bins(request.box)), mutual=mutual))
+            segments.insert(0, Segment(LOC, torch.tensor(self._about(request.box)), mutual=mutual))
         if request.question:
             segments.insert(0, Segment(TEXT, torch.tensor(self.text.ids([request.question])[0]), mutual=mutual))
         return segments
+
+    def _about(self, box: Box) -> list[int]:
+        """The bins by which a box is asked about."""
+        return self.boxes.bins(box)
 
     def pieces(self, said: Grounded) -> list[Piece]:
         """An answer as ids of ranges, without its end."""

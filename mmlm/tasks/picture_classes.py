@@ -277,7 +277,7 @@ def _looked_at(source: Any) -> list[Picture]:
     """All pictures of a source of files, or of one that draws, what it lists and some more."""
     rng = np.random.default_rng(0)
     listed = list(source.everything()) if isinstance(source, Listed) else []
-    parts = [source.kept_back()] if isinstance(source, KeepsBack) else []
+    parts: list[Any] = [source.kept_back()] if isinstance(source, KeepsBack) else []
     parts += [source.held_out_records()] if isinstance(source, HoldsOut) else []
     listed += [record for part in parts if isinstance(part, Listed) for record in part.everything()]
     return listed if isinstance(source, HoldsOut) else [*listed, *(source.draw(rng, None) for _ in range(LOOKED_AT))]

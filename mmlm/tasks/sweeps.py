@@ -1,13 +1,14 @@
 """Sweeps of LiDAR in words that point: captions, boxes of expressions, classes of boxes and questions, all by one model.
 
-    [sweep, of a view or whole] [question] [box] kind -> answer end
+    [sweep, of a view or whole] [question] [place] kind -> answer end
 
     grounded_caption     nothing           a caption of the view or of the whole scene, whose phrases carry boxes
     caption              nothing           the same without boxes
     expression           an expression     one group: the expression again and its box
-    class                a box             what stands there
+    class                a place           what stands there
     question             a question        its answer
 
+A place is the middle of a box, x, y and z: from its size the class would be known without a look at the sweep.
 What is asked of one view does not name it: that is known by the vector that the encoder adds, see mmlm.encoders.view_aware. Boxes of
 the answers are in metres. Where a sample answers several requests, all are of one view, as its sweep is read once.
 
@@ -35,12 +36,13 @@ from mmlm.stream import Segment, Stream
 from mmlm.tasks.asking import COMMONEST, AskingTask, Request, Said, Words, by_kind, first_box, plain
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import SWEEP_KINDS, SweepsConfig
-from mmlm.tokenizers.boxes import TEXT, Grounded, GroundedGrammar, Phrase
+from mmlm.tokenizers.boxes import TEXT, Box, Grounded, GroundedGrammar, Phrase
 from mmlm.tokenizers.boxes3d import Box3dTokenizer
 from mmlm.tokenizers.sweeps import LIDAR, SweepTokens
 
 TWIN = "the same model, shown another sweep"
 TRUTH = "the true answers"
+PLACE = 3  # numbers of a box that say where its middle is
 POINTING = ("grounded_caption", "expression")
 METRICS = {
     "grounded_caption": ("cider", "bleu_4"), "caption": ("cider", "bleu_4"), "expression": ("bev_iou",), "class": ("class_accuracy",),
@@ -78,6 +80,11 @@ class SweepsTask(AskingTask[Sweep]):
         found = [name for kind, names in METRICS.items() if kind in self.config.kinds for name in names]
         return [*dict.fromkeys(found), *(["malformed"] if any(kind in POINTING for kind in self.config.kinds) else [])]
 
+    @property
+    def reach(self) -> float:
+        """Metres to each side that boxes can lie within."""
+        return max(map(abs, (*self.boxes.config.low[:2], *self.boxes.config.high[:2])))
+
     def requests(self, record: Sweep) -> list[Request]:
         """All that may be asked of a sweep, of the kinds of the recipe. Boxes that the tokenizer does not reach are neither asked about
         nor asked for."""
@@ -96,6 +103,9 @@ class SweepsTask(AskingTask[Sweep]):
 
     def _read(self, seen: np.ndarray, request: Request) -> Segment:
         return self.points.encode(seen, request.view)
+
+    def _about(self, box: Box) -> list[int]:
+        return self.boxes.bins(box)[:PLACE]
 
     def _fits(self, one: Request, other: Request) -> bool:
         return one.view == other.view
@@ -122,7 +132,7 @@ class SweepsTask(AskingTask[Sweep]):
 
     def asked(self, request: Request) -> str:
         """What is asked, for people."""
-        box = "" if request.box is None else "".join(f"<{index}>" for index in self.boxes.bins(request.box))
+        box = "" if request.box is None else "".join(f"<{index}>" for index in self._about(request.box))
         where = "" if request.view is None else f" [{VIEWS[request.view]}]"
         return f"{request.kind}{where}: {request.question}{box}".rstrip(": ")
 
@@ -135,7 +145,7 @@ class SweepsTask(AskingTask[Sweep]):
 
     def score(self, outputs: Sequence[list[Said]], records: Sequence[Sweep]) -> dict[str, float]:
         """cider, bleu_4: of captions.   bev_iou: mean share of the footprints of expressions' boxes, no box counts as 0.   class_accuracy:
-        of given boxes.   answers: share that are the true ones.   malformed: share of what points with a fault in its marks."""
+        at given places.   answers: share that are the true ones.   malformed: share of what points with a fault in its marks."""
         said = by_kind([one for each in outputs for one in each])
         found: dict[str, float] = {}
         if captions := [*said.get("grounded_caption", []), *said.get("caption", [])]:
@@ -175,14 +185,13 @@ class SweepsTask(AskingTask[Sweep]):
     def write_samples(self, model: MultimodalLM, records: Sequence[Sweep], folder: Path) -> None:
         """Of each sweep what was asked, the truth and the answers: NUMBER.txt; of those that point a picture from above, the true
         boxes gray."""
-        reach = max(map(abs, (*self.boxes.config.low[:2], *self.boxes.config.high[:2])))
         for number, (said, record) in enumerate(zip(self.predict(model, records), records, strict=True), 1):
             lines = [self.title(record), *(_told(thing) for thing in record.things)]
             for place, one in enumerate(said, 1):
                 lines.append(f"{self.asked(one.request)}\n  true {self.written(one.request.truth)}\n  said {one.answer.text}")
                 lines += [f"    {one.answer.words(each)} at {_metres(box)}" for each in one.answer.phrases for box in each.boxes]
                 if one.answer.phrases or one.request.truth.phrases:
-                    picture = seen_from_above(record.read(), one.answer, one.request.truth, reach=reach)
+                    picture = seen_from_above(record.read(), one.answer, one.request.truth, reach=self.reach)
                     write_png(folder / f"{number}_{place}_{one.request.kind}.png", picture)
             (folder / f"{number}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -92,6 +92,27 @@ def test_sweeps_of_a_batch_are_those_alone_and_cells_lie_where_points_do() -> No
     assert abs(x - 9.0) <= 0.8 and abs(y + 6.0) <= 0.8
 
 
+@torch.no_grad()
+def test_queries_that_stand_somewhere_see_what_is_near_and_know_where_they_are() -> None:
+    encoder = built(near=2.0, queries={**QUERIES, "num_queries": 16, "num_layers": 1})
+    standing, middles = torch.tensor(encoder.standing()), torch.tensor(encoder.middles())
+    assert standing[0].tolist() == pytest.approx([-9.6, -9.6]) and standing[1].tolist() == pytest.approx([-3.2, -9.6])
+    seen = {}
+    hook = encoder.former.register_forward_pre_hook(lambda _, given, named: seen.update(cells=given[0], **named), with_kwargs=True)
+    read(encoder, sweep(1, 2))
+    hook.remove()
+    cells, places = seen.pop("cells"), seen["places_kd"]
+    assert not torch.equal(places[0], places[1]) and float(seen["bias_kn"].min()) >= -20
+    cell = int((middles - torch.tensor([8.0, 8.0])).norm(dim=1).argmin())
+    moved = cells.clone()
+    moved[0, cell] += torch.randn(16, generator=torch.Generator().manual_seed(0))
+    change_k = (encoder.former(moved, **seen) - encoder.former(cells, **seen)).norm(dim=-1)[0]
+    distance_k = (standing - middles[cell]).norm(dim=1)
+    assert int(change_k.argmax()) == int(distance_k.argmin()) and float(change_k[distance_k > 14].max()) < 0.01 * float(change_k.max())
+    with pytest.raises(ValidationError, match="near: queries on a square grid are a square number"):
+        ViewAwareConfig.model_validate({"near": 2.0, "queries": QUERIES})
+
+
 def test_what_cannot_be_is_told() -> None:
     encoder = built()
     mixed = sweep(1, 2)

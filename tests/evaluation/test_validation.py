@@ -13,7 +13,8 @@ import torch
 from mmlm.base.errors import RecipeError
 from mmlm.evaluation.validation import Validation
 from mmlm.recipe import Recipe
-from mmlm.run import DrawnSamples, Records, build_model, build_task, load_run, train
+from mmlm.records import DrawnSamples, Records
+from mmlm.run import build_model, build_task, load_run, train
 from mmlm.training import checkpoint
 from mmlm.training.learner import Learner
 from mmlm.training.log import read_log

@@ -13,7 +13,8 @@ import mmlm
 from mmlm.base.errors import DataError, RecipeError
 from mmlm.data.pictures import Picture
 from mmlm.recipe import Recipe
-from mmlm.run import Records, build_task, evaluate, load_run, preview, train
+from mmlm.records import Records
+from mmlm.run import build_task, evaluate, load_run, preview, train
 from mmlm.tasks.image_text import hidden_words, part_of
 from mmlm.tokenizers.boxes import Grounded
 from mmlm.training import checkpoint

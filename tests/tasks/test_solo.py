@@ -18,7 +18,8 @@ from mmlm.interop.load import load
 from mmlm.joint import PartSamples
 from mmlm.model import MultimodalLM
 from mmlm.recipe import Recipe
-from mmlm.run import Records, _learner, build_parts, evaluate, train
+from mmlm.records import Records
+from mmlm.run import _learner, build_parts, evaluate, train
 from mmlm.tasks.asking import COMMONEST
 from mmlm.tasks.grounded import GroundedTask, Said
 from mmlm.tokenizers.boxes import Grounded

@@ -14,7 +14,7 @@ from mmlm.model import MultimodalLM
 from mmlm.recipe import Recipe
 from mmlm.run import build_model, build_task, evaluate, train
 from mmlm.stream import NO_LABEL, pack
-from mmlm.tasks.asking import COMMONEST, QUESTION_ALONE, Said
+from mmlm.tasks.asking import COMMONEST, QUESTION_ALONE, Request, Said
 from mmlm.tasks.config import SWEEP_KINDS
 from mmlm.tasks.sweeps import TRUTH, TWIN, SweepsTask
 from mmlm.tokenizers.boxes import Grounded
@@ -57,8 +57,20 @@ def test_a_stream_holds_what_its_record_says_of_one_view(built) -> None:
         boxes = [each.ids.tolist() for each in prompt if each.modality == "loc"]
         assert bool(boxes) == (kind == "class")
         if boxes:
-            assert any(task.boxes.bins(thing.box) == boxes[0] and thing.label == said.text for thing in record.things)
+            assert any(task.boxes.bins(thing.box)[:3] == boxes[0] and thing.label == said.text for thing in record.things)
     assert kinds == set(SWEEP_KINDS)
+
+
+def test_a_class_is_asked_of_a_place_and_not_of_a_size(built) -> None:
+    task, _ = built
+    (record,) = sweeps(1)
+    x, y, z, *_ = record.things[0].box
+    asked = []
+    for size in ((4.3, 1.8, 1.55, 0.3), (0.6, 0.6, 1.7, -1.0)):
+        request = Request("class", "", Grounded("car"), box=(x, y, z, *size))
+        asked.append([each.ids.tolist() for each in task.prompt(record.read(), request).segments[1:]])
+        assert task.asked(request).count("<") == 3
+    assert asked[0] == asked[1] == [task.boxes.bins(record.things[0].box)[:3], [1 + SWEEP_KINDS.index("class")]]
 
 
 def test_requests_of_a_sample_are_of_one_view(built) -> None:

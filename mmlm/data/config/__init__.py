@@ -37,6 +37,7 @@ from mmlm.data.config.speech import SynthesizedConfig as SynthesizedConfig
 from mmlm.data.config.stamps import TuxPaintConfig as TuxPaintConfig
 from mmlm.data.config.street import StreetConfig as StreetConfig
 from mmlm.data.config.styled import StyledSpeechConfig as StyledSpeechConfig
+from mmlm.data.config.sweeps import SweepFolderConfig as SweepFolderConfig
 
 
 class TableCleaning(Strict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,13 +59,14 @@ class Streets:
 
 
 def told(
-    rng: np.random.Generator, street: Street
+    rng: np.random.Generator, street: Street, labels: Sequence[str] = CLASSES
 ) -> tuple[tuple[Viewed[Grounded], ...], list[tuple[Expression, Program]], list[tuple[Viewed[Question], Program]]]:
-    """(captions of the whole scene and of a view, expressions, questions), the latter two with their programs."""
+    """(captions of the whole scene and of a view, expressions, questions), the latter two with their programs. labels: classes that are
+    asked about."""
     views = [int(view) for view in rng.permutation(len(VIEWS))[:ASKED_VIEWS]]
     captions = (Viewed(None, caption(street, None)), Viewed(views[0], caption(street, views[0])))
     pointed = {found[0].text: found for found in (expression(rng, street) for _ in range(EXPRESSIONS)) if found is not None}
-    drawn = [question(rng, street, view, CLASSES) for view in (None, *views) for _ in range(QUESTIONS)]
+    drawn = [question(rng, street, view, labels) for view in (None, *views) for _ in range(QUESTIONS)]
     asked = {(found[0].view, found[0].said.text): found for found in drawn if found is not None}
     return captions, list(pointed.values()), list(asked.values())
 

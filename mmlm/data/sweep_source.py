@@ -1,0 +1,132 @@
+"""Sweeps of one's own with the boxes of what is in them. Every file is read once when a source is built; what cannot be used is told with
+its file and place.
+
+Axes: n points
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmlm.base.errors import DataError
+from mmlm.data.config.sweeps import SweepFolderConfig
+from mmlm.data.dealing import deal
+from mmlm.data.listed import Bad, tell
+from mmlm.data.picture_sources import folder_of
+from mmlm.data.points import READERS, read_points
+from mmlm.data.speech_check import files_below
+from mmlm.data.street.source import told
+from mmlm.data.street.texts import Street
+from mmlm.data.sweeps import Cuboid, Sweep
+from mmlm.tokenizers.boxes import Box
+
+
+class Sweeps:
+    """Sweeps to draw from. Raises DataError without any."""
+
+    def __init__(self, sweeps: Sequence[Sweep], where: str) -> None:
+        if not sweeps:
+            raise DataError(f"{where}: holds no sweep.")
+        self.sweeps, self.where = list(sweeps), where
+
+    def draw(self, rng: np.random.Generator, asks: Any) -> Sweep:
+        """A sweep, all alike."""
+        return self.sweeps[int(rng.integers(len(self.sweeps)))]
+
+    def everything(self) -> list[Sweep]:
+        """Every sweep, in the order of the files' names."""
+        return list(self.sweeps)
+
+
+class SweepFolder(Sweeps):
+    """The sweeps of a folder that are trained on. `bad`: those that cannot be used."""
+
+    def __init__(self, config: SweepFolderConfig) -> None:
+        folder = folder_of(config.path)
+        looked = [_looked_at(path, folder, config) for path in files_below(folder, tuple(READERS))]
+        self.bad = [each for each in looked if isinstance(each, Bad)]
+        tell(self.bad, len(looked), "sweeps", str(folder), config.on_bad)
+        found = [each for each in looked if not isinstance(each, Bad)]
+        labels = sorted({thing.label for _, _, things in found for thing in things})
+        good = [_sweep(path, name, things, labels, config) for path, name, things in found]
+        shares = {"hold_out": config.hold_out, "validate_share": config.validate_share}
+        self.groups = deal(good, lambda each: each.id, shares, str(folder), "sweeps")
+        super().__init__(self.groups[2], str(folder))
+
+    def kept_back(self) -> Sweeps | None:
+        """The sweeps for validation."""
+        return Sweeps(self.groups[1], self.where) if self.groups[1] else None
+
+    def held_out_records(self) -> Sweeps | None:
+        """The sweeps to measure on."""
+        return Sweeps(self.groups[0], self.where) if self.groups[0] else None
+
+
+def _looked_at(path: Path, folder: Path, config: SweepFolderConfig) -> tuple[Path, str, tuple[Cuboid, ...]] | Bad:
+    labels = path.with_suffix(".json")
+    try:
+        read_points(path, config.columns)
+        things = read_labels(labels, config.front_degrees) if labels.is_file() else ()
+    except DataError as error:
+        return Bad(str(path), str(error))
+    return path, path.relative_to(folder).as_posix(), tuple(each for each in things if each.distance <= config.reach)
+
+
+def _sweep(path: Path, name: str, things: tuple[Cuboid, ...], labels: Sequence[str], config: SweepFolderConfig) -> Sweep:
+    """What can be said of a sweep is drawn by its name."""
+    read = partial(read_ahead, path, config.front_degrees, config.columns)
+    if not things:
+        return Sweep(name, str(path), read)
+    rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()))
+    captions, pointed, asked = told(rng, Street(things), labels)
+    return Sweep(name, str(path), read, things, captions, tuple(one for one, _ in pointed), tuple(one for one, _ in asked))
+
+
+def read_ahead(path: Path, front_degrees: float = 0.0, columns: int | None = None) -> np.ndarray:
+    """The points of a file, turned so that x lies ahead: float32 [n, 4]. Raises DataError."""
+    points_n4 = read_points(path, columns)
+    if front_degrees:
+        x_n, y_n = _turned(points_n4[:, 0], points_n4[:, 1], front_degrees)
+        points_n4[:, 0], points_n4[:, 1] = x_n, y_n
+    return points_n4
+
+
+def _turned(x: Any, y: Any, front_degrees: float) -> tuple[Any, Any]:
+    cos, sin = math.cos(math.radians(front_degrees)), math.sin(math.radians(front_degrees))
+    return x * cos + y * sin, y * cos - x * sin
+
+
+def read_labels(path: Path, front_degrees: float = 0.0) -> tuple[Cuboid, ...]:
+    """The things of a file of labels, turned as the points are. Raises DataError naming the file and the place in its list."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}.") from None
+    if not isinstance(held, list):
+        raise DataError(f"{path}: must be a list of objects with obj_type and psr, but is {json.dumps(held)[:60]}.")
+    return tuple(_thing(raw, f"{path}, object {number}", front_degrees) for number, raw in enumerate(held, 1))
+
+
+def _thing(raw: Any, where: str, front_degrees: float) -> Cuboid:
+    try:
+        place, scale, heading = raw["psr"]["position"], raw["psr"]["scale"], float(raw["psr"]["rotation"]["z"])
+        label, numbers = raw["obj_type"], [float(part[axis]) for part in (place, scale) for axis in "xyz"]
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else f"is not as it must be ({error})"
+        raise DataError(f"{where}: {what}; an object has obj_type and psr with position, scale and rotation, each of x, y, z.") from None
+    if not isinstance(label, str) or not label.strip():
+        raise DataError(f"{where}: obj_type must be a text, but is {json.dumps(label)[:40]}.")
+    if not all(map(math.isfinite, (*numbers, heading))) or min(numbers[3:]) <= 0:
+        raise DataError(f"{where}: numbers must be finite and the scale above 0, but are {numbers} and {heading}.")
+    x, y = _turned(numbers[0], numbers[1], front_degrees)
+    turned = (heading - math.radians(front_degrees) + math.pi) % (2 * math.pi) - math.pi
+    box: Box = (x, y, *numbers[2:], turned)
+    return Cuboid(label.strip().lower().replace("_", " "), box)

@@ -1,0 +1,90 @@
+"""Records drawn from weighted sources, and the streams that a task makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mmlm.base.errors import DataError, RecipeError
+from mmlm.data.base import KeepsBack, Listed, Source
+from mmlm.objectives.base import Objective
+from mmlm.recipe import Recipe
+from mmlm.stream import Batch, Stream
+from mmlm.tasks.base import ReadsAhead, Task
+from mmlm.vocabulary import Vocabulary
+
+ENDLESS = 1 << 40  # samples that a source of drawn tasks claims to have
+TRIES = 50
+
+
+class DrawnSamples:
+    """Streams of records drawn from weighted sources; sample number and seed decide everything."""
+
+    def __init__(self, task: Task, objective: Objective, vocabulary: Vocabulary, records: Records) -> None:
+        self.task, self.objective, self.vocabulary, self.records = task, objective, vocabulary, records
+        self.fingerprint = records.fingerprint
+        if isinstance(task, ReadsAhead):
+            task.read_ahead(records.everything())
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def sample(self, index: int, rng: np.random.Generator) -> Stream:
+        """One record as a stream, prepared by the objective. Raises DataError where none fits the context."""
+        return self.draw(rng)[1]
+
+    def draw(self, rng: np.random.Generator) -> tuple[Any, Stream]:
+        """The same with the record itself."""
+        for _ in range(TRIES):
+            record = self.records.draw(rng)
+            stream = self.task.example(record, rng)
+            if stream is not None:
+                return record, self.objective.prepare(stream, self.vocabulary, rng)
+        raise DataError(f"none of {TRIES} drawn records has a part that fits the context of the task.")
+
+    def collate(self, items: list[Stream]) -> Batch:
+        """Streams as one packed batch."""
+        return self.objective.collate(self.task.arrange(items), self.vocabulary)
+
+
+class Records:
+    """Records from weighted sources. asks: what they are told when they draw. origin: says which they are and what is made of them, for
+    the fingerprint."""
+
+    def __init__(self, sources: Sequence[tuple[Source, float]], asks: Any, origin: Any = None) -> None:
+        self.asks, self.fingerprint = asks, repr(origin)
+        self.sources = [source for source, _ in sources]
+        weights = np.array([weight for _, weight in sources])
+        self.borders = np.cumsum(weights / weights.sum())
+
+    @classmethod
+    def of_training(cls, recipe: Recipe, task: Task) -> Records:
+        """Those of data.train."""
+        sources = [(source.build(), source.weight) for source in recipe.data.train]
+        return cls(sources, task.asks, ({"train": [source.model_dump() for source in recipe.data.train]}, *cls._made(recipe)))
+
+    @staticmethod
+    def _made(recipe: Recipe) -> tuple[Any, Any]:
+        return recipe.tasks[0].model_dump(), {name: config.model_dump() for name, config in recipe.tokenizers.items()}
+
+    def for_validation(self, recipe: Recipe) -> Records:
+        """Those of data.validate, and of what these sources, of data.train, keep back. Raises RecipeError without any."""
+        sources: list[tuple[Source, float]] = [(source.build(), source.weight) for source in recipe.data.validation]
+        for source, config in zip(self.sources, recipe.data.train, strict=True):
+            kept = source.kept_back() if isinstance(source, KeepsBack) else None
+            sources += [] if kept is None else [(kept, config.weight)]
+        if not sources:
+            raise RecipeError("data.validate: is empty, and no source of data.train keeps anything back.")
+        origin = [[source.model_dump() for source in part] for part in (recipe.data.validation, recipe.data.train)]
+        return Records(sources, self.asks, (origin, *self._made(recipe)))
+
+    def everything(self) -> list[Any]:
+        """All records of the sources that can tell them."""
+        return [record for source in self.sources if isinstance(source, Listed) for record in source.everything()]
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """One record of one source."""
+        place = int(np.searchsorted(self.borders, rng.random(), side="right").clip(max=len(self.sources) - 1))
+        return self.sources[place].draw(rng, self.asks)
