@@ -27,15 +27,16 @@ def ids(texts: list[str]) -> list[list[int]]:
     return [[ord(character) for character in text] for text in texts]
 
 
-def test_every_box_of_whole_pixels_is_exact_on_its_canvas() -> None:
-    """All of a side of 24 pixels, one pixel alone included."""
-    canvas = AbsoluteBoxesConfig(num_bins=24).build()
-    spans = [(low, high) for low in range(24) for high in range(low + 1, 25)]
+@pytest.mark.parametrize(("side", "count"), [(24, 300), (49, 1225)])
+def test_every_box_of_whole_pixels_is_exact_on_its_canvas(side: int, count: int) -> None:
+    """All of a side, one pixel alone included; 1/49 of 49 is less than 1 in floating point."""
+    canvas = AbsoluteBoxesConfig(num_bins=side).build()
+    spans = [(low, high) for low in range(side) for high in range(low + 1, side + 1)]
     for low, high in spans:
-        for other in ((0, 24), (low, high), (23, 24)):
-            share = (low / 24, other[0] / 24, high / 24, other[1] / 24)
+        for other in ((0, side), (low, high), (side - 1, side)):
+            share = (low / side, other[0] / side, high / side, other[1] / side)
             assert canvas.bins(share) == [low, other[0], high - 1, other[1] - 1] and canvas.box(canvas.bins(share)) == share
-    assert len(spans) == 300
+    assert len(spans) == count
 
 
 def test_what_is_no_whole_pixel_is_covered_and_no_more() -> None:
