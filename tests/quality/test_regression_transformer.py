@@ -37,5 +37,6 @@ def test_logp_of_unseen_scaffolds_is_read(found):
 
 def test_designs_follow_the_wanted_logp_and_nothing_else(found):
     values = found["metrics"]
+    assert {"steering", "steering_shuffled"} <= values.keys(), "of some wanted value no design was a molecule"
     assert values["steering"] >= 0.5 and abs(values["steering_shuffled"]) < 0.1
     assert values["validity"] > 0.3
