@@ -82,8 +82,7 @@ class Parts:
             if theirs != ours:
                 theirs, ours = where_different(str(theirs), str(ours))
                 raise CheckpointError(
-                    f"{folder}: was written with {what} {theirs}, but the run has {ours}. "
-                    "Start over with --fresh or choose another output."
+                    f"{folder}: was written with {what} {theirs}, but the run has {ours}. Start over with --fresh or choose another output."
                 )
         if found.config.get("optimizer", {}).get("type") != now.config["optimizer"]["type"]:
             raise CheckpointError(
