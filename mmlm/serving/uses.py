@@ -12,6 +12,7 @@ from threading import RLock
 from typing import Any
 
 from mmlm.base.errors import CheckpointError, DataError, require
+from mmlm.recipe import Recipe
 from mmlm.run import load_parts
 from mmlm.tasks.forms import Data, Field, Table, Text, Usable, Values, checked
 
@@ -35,8 +36,8 @@ class Use:
     inputs: Mapping[str, Field]
     outputs: Mapping[str, Field]
     call: Callable[[Values], Iterator[Values]]
+    recipe: Recipe
     task: Any
-    model: Any
     lock: RLock = field(default_factory=RLock)
 
     @property
@@ -66,7 +67,7 @@ def uses_of(run: str | Path) -> list[Use]:
             inputs, outputs, call = TABLE_INPUTS, TABLE_OUTPUTS, _predicting(folder, (part.recipe, task, model))
         else:
             continue
-        found.append(Use(folder.resolve(), config.called, config.type, inputs, outputs, call, task, model, lock))
+        found.append(Use(folder.resolve(), config.called, config.type, inputs, outputs, call, part.recipe, task, lock))
     return found
 
 

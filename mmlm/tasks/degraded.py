@@ -49,6 +49,10 @@ class DegradedSpeech:
     inputs: Mapping[str, Field] = {"audio": Audio("Noisy speech", "any rate; a minute at most", most_seconds=60)}
     outputs: Mapping[str, Field] = {"audio": Audio("Mended")}
 
+    def given_by(self, record: Utterance) -> Values:
+        """What was done to it."""
+        return {"audio": self.pair(record)[1]}
+
     def answer(self, model: Any, given: Values) -> Iterator[Values]:
         """A sound, mended. Raises RecipeError for a task that mends none, such as a first step."""
         if not isinstance(self, Enhances):

@@ -173,6 +173,9 @@ class Usable(Protocol):
     def outputs(self) -> Mapping[str, Field]:
         """What it answers with."""
 
+    def given_by(self, record: Any) -> Values:
+        """Inputs by which a person would ask for a record, for examples; optional ones may be left out."""
+
     def answer(self, model: Any, given: Values) -> Iterator[Values]:
         """Values of outputs for checked values of all inputs; None where an optional one was left out. Raises DataError, RecipeError."""
 

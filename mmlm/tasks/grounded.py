@@ -37,7 +37,7 @@ from mmlm.data.pictures import Picture, Thing, every_thing
 from mmlm.generation import Grammar
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.asking import COMMONEST, AskingTask, Request, Said, Words, asked_by, by_kind, first_box, plain
+from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Request, Said, Words, asked_by, by_kind, first_box, plain
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import KINDS, GroundedConfig
 from mmlm.tasks.forms import Data, Field, Image, Text, Values
@@ -122,6 +122,11 @@ class GroundedTask(AskingTask[Picture]):
         return {"image": Image("Picture"), **self.questions}
 
     outputs: Mapping[str, Field] = {"image": Image("What it points at"), "text": Text("Answer"), "boxes": Data("Boxes in pixels")}
+
+    def given_by(self, record: Picture) -> Values:
+        """The picture, with an expression for a thing in it where there is one."""
+        worded = next((each for each in self.requests(record) if each.kind in WORDED), None)
+        return {"image": record.read(), **({} if worded is None else {"kind": worded.kind, "words": worded.question})}
 
     def answer(self, model: MultimodalLM, given: Values) -> Iterator[Values]:
         """An answer with its boxes. Raises DataError where it needs words and has none."""

@@ -262,6 +262,10 @@ class PictureClassesTask:
     inputs: Mapping[str, Field] = {"image": Image("Picture")}
     outputs: Mapping[str, Field] = {"classes": Shares("What it shows")}
 
+    def given_by(self, record: Picture) -> Values:
+        """The picture."""
+        return {"image": record.read()}
+
     def answer(self, model: PictureClassifier, given: Values) -> Iterator[Values]:
         """The classes with their probabilities, the likeliest first."""
         yield {"classes": dict(self.named(self.probabilities(model, [given["image"]])[0]))}

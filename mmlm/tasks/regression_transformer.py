@@ -231,6 +231,10 @@ class RegressionTransformerTask:
 
     outputs: Mapping[str, Field] = {"sequence": Text("Sequence"), "numbers": Data("Its numbers, as the model reads them")}
 
+    def given_by(self, record: Compound) -> Values:
+        """The sequence."""
+        return {"sequence": record.text}
+
     def answer(self, model: MultimodalLM, given: Values) -> Iterator[Values]:
         """The numbers of the sequence, or of one that is designed from it. Raises DataError for what is no sequence and no number."""
         text: str = given["sequence"].strip()

@@ -34,7 +34,7 @@ from mmlm.encoders.views import VIEWS
 from mmlm.generation import Grammar
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.asking import COMMONEST, AskingTask, Request, Said, Words, asked_by, by_kind, first_box, plain
+from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Request, Said, Words, asked_by, by_kind, first_box, plain
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import SWEEP_KINDS, SweepsConfig
 from mmlm.tasks.forms import Choice, Data, Field, Image, Points, Text, Values
@@ -95,6 +95,11 @@ class SweepsTask(AskingTask[Sweep]):
         return {"points": Points("Sweep", "points of LiDAR, x ahead, in metres"), **self.questions, "view": view}
 
     outputs: Mapping[str, Field] = {"image": Image("Seen from above"), "text": Text("Answer"), "boxes": Data("Boxes in metres")}
+
+    def given_by(self, record: Sweep) -> Values:
+        """The sweep, with an expression for a thing in it where there is one."""
+        worded = next((each for each in self.requests(record) if each.kind in WORDED and each.view is None), None)
+        return {"points": record.read(), **({} if worded is None else {"kind": worded.kind, "words": worded.question})}
 
     def answer(self, model: MultimodalLM, given: Values) -> Iterator[Values]:
         """An answer with its boxes. Raises DataError where it needs words and has none."""

@@ -32,6 +32,7 @@ CHARACTERS = 5  # that a source draws for each token of the context; a sample ke
 TOKENS_AT_ONCE, SCORES_AT_ONCE = 8192, 2048
 BINS = 16
 SAMPLES = "texts.txt"
+EXAMPLE_WORDS = 8
 SHOWN_START, SHOWN_TOKENS = 200, 100
 
 
@@ -94,6 +95,10 @@ class TextTask:
         "seed": Number("Seed", "decides the draws at a temperature above 0", True, 0, 0, 1_000_000, 1),
     }
     outputs: Mapping[str, Field] = {"text": Text("Continued")}
+
+    def given_by(self, record: Passage) -> Values:
+        """Its first words."""
+        return {"text": " ".join(record.parts[0].text.split()[:EXAMPLE_WORDS])}
 
     def answer(self, model: MultimodalLM, given: Values) -> Iterator[Values]:
         """The text with its continuation, token by token."""

@@ -246,6 +246,10 @@ class TextToSpeechTask:
 
     outputs: Mapping[str, Field] = {"audio": Audio("Speech")}
 
+    def given_by(self, record: Utterance) -> Values:
+        """Its text, or its first instruction."""
+        return {"text": self.reader.asked(record)}
+
     def answer(self, model: MultimodalLM, given: Values) -> Iterator[Values]:
         """The sound of a text."""
         voice = voice_of(given["voice"], given["voice_text"])
