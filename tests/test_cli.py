@@ -33,6 +33,7 @@ FLAGS = {
         "--designs",
         "--expression",
         "--front",
+        "--given",
         "--image",
         "--mask-fraction",
         "--max-new-tokens",

@@ -38,6 +38,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wanted", metavar="NAME=NUMBER", help="a number that is wanted of designed molecules, such as logp=2.5")
     parser.add_argument("--designs", type=int, default=1, metavar="N", help="molecules that are designed; default 1")
     parser.add_argument("--mask-fraction", type=float, metavar="X", help="share of the molecule that is written anew; default: the run's")
+    parser.add_argument(
+        "--given", action="append", default=[], metavar="NAME=VALUE", help="any input by the name that its task gives it; again for others"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="most tokens to write after a text; default 64")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default: always the likeliest token")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides the draws at a temperature above 0")
@@ -58,6 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.smiles is None and arguments.wanted is not None:
         raise RecipeError("mmlm generate: --wanted goes with --smiles, the molecule to begin from.")
     given = {name: getattr(arguments, name) for name in (*WAYS, *TABLE)}
+    if arguments.given:
+        if named := [name for name, value in given.items() if value is not None]:
+            raise RecipeError(f"mmlm generate: --given and --{named[0]} exclude each other.")
+        return _given(arguments)
     for way, do in WAYS.items():
         if given.pop(way) is None:
             continue
@@ -68,6 +75,39 @@ def run(arguments: argparse.Namespace) -> int:
         ways = "--text, --audio, --image, --sweep, --smiles, or --table, --target and --shots"
         raise RecipeError(f"mmlm generate: give {ways}; --{missing[0]} is missing.")
     return _table(arguments)
+
+
+def _given(arguments: argparse.Namespace) -> int:
+    """Ask the first task of a run that has inputs of these names; what it answers is printed, and written with an output."""
+    from mmlm.serving.files import from_word, write_value
+    from mmlm.serving.uses import uses_of
+    from mmlm.tasks.forms import Audio, Image
+
+    words = dict(_pair(item) for item in arguments.given)
+    uses = uses_of(arguments.folder)
+    use = next((use for use in uses if set(words) <= set(use.inputs)), None)
+    if use is None:
+        known = " | ".join(f"{use.name}: {', '.join(use.inputs)}" for use in uses)
+        raise RecipeError(
+            f"mmlm generate: --given {', '.join(words)}: no task of {arguments.folder} has these inputs. It has {known or 'none'}."
+        )
+    found: dict[str, Any] = {}
+    for answer in use.answer({name: from_word(use.inputs[name], name, word) for name, word in words.items()}):
+        found = dict(answer)
+    for name, value in found.items():
+        must = isinstance(use.outputs[name], Audio | Image)
+        if arguments.output or must:
+            print(f"{name}: {write_value(use.outputs[name], value, Path(arguments.output or '.') / name)}")
+        else:
+            print(f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+    return 0
+
+
+def _pair(item: str) -> tuple[str, str]:
+    name, sign, value = item.partition("=")
+    if not sign:
+        raise RecipeError(f"mmlm generate: --given {item!r} must look like NAME=VALUE.")
+    return name, value
 
 
 def _speech(arguments: argparse.Namespace) -> int:
