@@ -24,23 +24,28 @@ from mmlm.data.config.augment import (
     TimeStretchConfig,
 )
 from mmlm.encoders.config import ENCODERS, ImageEncoderConfig, OpenClipConfig, TimmConfig, TowersConfig
-from mmlm.objectives.config import CaptionMlmConfig, SoftClipConfig, TokenMatchingConfig
+from mmlm.objectives.config import OBJECTIVES, CaptionMlmConfig, SoftClipConfig, TokenMatchingConfig
 from mmlm.tokenizers.config import CellTokens, RowText
 
 TASKS = Registry("task", "mmlm.tasks")
 
 
 class TaskConfig(Component):
-    """What every task has; the three are for recipes with several `tasks`."""
+    """What every task has, for recipes with several `tasks`."""
 
     name: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]{0,31}$", description="by which it is told from others; null: its type")
     weight: float = Field(1.0, gt=0, description="its losses count so many times, before train.loss_weights")
     batch_size: int | None = Field(None, ge=1, description="its samples of an optimizer step; null: train.batch_size")
+    objective: OBJECTIVES.choice | None = Field(None, description="what of its samples is hidden or shifted; null: the recipe's objective")
 
     @property
     def called(self) -> str:
         """Its name."""
         return self.name or self.type  # type: ignore[attr-defined]
+
+    def without_effect(self) -> dict[str, str]:
+        """What trains no decoder has losses of its own."""
+        return {"objective": "the task trains a network of its own"} if getattr(self, "has_own_network", False) else {}
 
 
 @TASKS.register("mmlm.tasks.tabular:TabularTask", source="prior-data fitted networks, arXiv:2207.01848; cells as tokens, arXiv:2106.11959")
