@@ -1,8 +1,9 @@
 """Several tasks on one model in one run.
 
 Every optimizer step reads samples of each task, in micro-batches of one task under its own objective, whose losses are told apart by its
-name, such as `captions.language_model`. Each is a mean over what its own task asks for, so that a task with many tokens does not drown one with few. The
-vocabulary holds every range once: what two tasks both call `text` or `codec.0` is the same to the model, made by the same tokenizer.
+name, such as `captions.language_model`. Each is a mean over what its own task asks for, so that a task with many tokens does not drown one
+with few. The vocabulary holds every range once: what two tasks both call `text` or `codec.0` is the same to the model, made by the same
+tokenizer.
 """
 
 from __future__ import annotations

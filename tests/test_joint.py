@@ -241,7 +241,8 @@ def mixed(folder, *overrides: str) -> Recipe:
     path.write_text("\n".join(lines), encoding="utf-8")
     source = f"{{type: molecule_manifest, path: {path}, hold_out: 0.2, validate_share: 0.2}}"
     text = RECIPE.replace("FOLDER", str(folder)).replace("data:\n  train:", f"{MOLECULES.strip(chr(10))}\ndata:\n  train:\n    - {source}")
-    text = text.replace("tokenizers:", "tokenizers:\n  sequence: {type: molecules}\n  numbers: {type: numbers, whole_digits: 1, decimals: 1}")
+    tokenizers = "tokenizers:\n  sequence: {type: molecules}\n  numbers: {type: numbers, whole_digits: 1, decimals: 1}"
+    text = text.replace("tokenizers:", tokenizers)
     return Recipe.read(text.replace("[text, special, obj, loc]", "[text, special, obj, loc, number, molecule]"), overrides)
 
 
