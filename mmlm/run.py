@@ -37,6 +37,7 @@ from mmlm.model_config import ModelConfig
 from mmlm.recipe import Recipe
 from mmlm.records import DrawnSamples, Records
 from mmlm.tasks.base import (
+    FitsSeveral,
     GivesSounds,
     KnowsTraining,
     LearnsPriors,
@@ -121,7 +122,12 @@ def _fit(name: str, tokenizer: Any, users: Sequence[Part]) -> None:
     if by_sounds:
         tokenizer.fit(sound for task, record, _ in drawn for sound in task.sounds(record))
     else:
-        tokenizer.fit([text for task, record, rng in drawn for text in task.texts(record, rng)])
+        tokenizer.fit([text for task, record, rng in drawn for text in _texts(task, name, record, rng)])
+
+
+def _texts(task: Any, tokenizer: str, record: Any, rng: np.random.Generator) -> list[str]:
+    """What a tokenizer may be fitted on, of one record."""
+    return task.texts_of(tokenizer, record, rng) if isinstance(task, FitsSeveral) else list(task.texts(record, rng))
 
 
 def build_model(recipe: Recipe, task: Task) -> MultimodalLM:

@@ -59,6 +59,15 @@ class TabularConfig(TaskConfig):
     max_columns: int = Field(64, ge=1, description="most feature columns in a prediction; further ones are left out")
 
 
+class CellReading(Strict):
+    """Which of the recipe's tokenizers read the cells of a table that are no texts; null: they are read as texts."""
+
+    pictures: str | None = Field(None, description="reads pictures: image_patches or whole_images, with an encoder named vision")
+    sounds: str | None = Field(None, description="reads sounds: units")
+    molecules: str | None = Field(None, description="reads molecules: molecules")
+    numbers: str | None = Field(None, description="reads numbers: numbers, rounded to its places")
+
+
 @TASKS.register("mmlm.tasks.tabular_text:TabularTextTask", source="TabuLa-8B, arXiv:2406.12031")
 class TabularTextConfig(TaskConfig):
     """Predict a column of a table whose rows are written as text, from none to many example rows."""
@@ -66,6 +75,7 @@ class TabularTextConfig(TaskConfig):
     type: Literal["tabular_text"] = "tabular_text"
     tokenizer: str = Field("text", description="which of the recipe's tokenizers reads the rows")
     rows: RowText = Field(RowText(), description="how a row is written")
+    cells: CellReading = Field(CellReading(), description="how pictures, sounds, molecules and numbers in it are read")
     packing: Literal["table", "row", "plain"] = Field(
         "table", description="what a token may look back at: the rows of its table | its row alone | whatever lies before it in the batch"
     )
@@ -77,6 +87,14 @@ class TabularTextConfig(TaskConfig):
         "none", description="mend probabilities by content-free rows, or by examples that are each left out of their own prompt"
     )
     rows_at_once: int = Field(32, ge=1, description="rows to predict that are read together")
+
+    @model_validator(mode="after")
+    def _numbers_are_written_once(self) -> Self:
+        if self.cells.numbers is not None and self.rows.metafeatures:
+            raise ValueError("rows.metafeatures tell of numbers that are written as texts: leave out cells.numbers")
+        if self.cells.numbers is not None and self.calibration == "contextual":
+            raise ValueError("calibration: contextual asks with texts in place of numbers, which cells.numbers reads otherwise")
+        return self
 
 
 @TASKS.register("mmlm.tasks.labels:LabelsTask", source="synthetic tasks that tell mixers apart, such as those of arXiv:2312.04927")
