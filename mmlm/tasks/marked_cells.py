@@ -55,7 +55,7 @@ class CellReader:
     """Marks the cells that the recipe has tokenizers for, and reads them. Raises RecipeError for a tokenizer of another type."""
 
     def __init__(self, config: CellReading, tokenizers: Mapping[str, Any]) -> None:
-        names = {kind: getattr(config, f"{kind}s") for kind in READERS}
+        names = {"picture": config.pictures, "sound": config.sounds, "molecule": config.molecules, "number": config.numbers}
         self.names = {kind: name for kind, name in names.items() if name is not None}
         self.readers = {kind: tokenizer_of(tokenizers, name, f"task.cells.{kind}s", *READERS[kind]) for kind, name in self.names.items()}
         self.known: dict[tuple[str, str | float], Segment] = {}
