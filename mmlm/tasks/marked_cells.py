@@ -86,7 +86,7 @@ class CellReader:
 
     def _marked(self, column: Column, cells: list[Cell]) -> Column:
         kind = column.kind if column.medium is None else column.medium.kind
-        if any(MARK.search(word) for word in (column.name, *column.words)):
+        if any(MARK.search(word) for word in (column.name, *(column.used_words() if column.kind == "category" else ()))):
             raise DataError(f"column {column.name!r}: holds a character of the private plane U+F0000 to U+FFFFD, which no text may hold.")
         if kind not in self.readers:
             if column.medium is not None:

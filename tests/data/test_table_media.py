@@ -44,6 +44,7 @@ def test_columns_are_told_from_their_cells(folder):
     photo = found.column("photo")
     assert photo.words[:2] == [str(folder / "0.png"), str(folder / "1.png")] and photo.missing.tolist() == [False, False, True]
     assert photo.medium.places[1] == f"{path}, line 3, column 'photo'"
+    assert found.column("cry").medium.places == [f"{path}, line {line}, column 'cry'" for line in (2, 3)]
     assert found.take([1]).column("smiles").medium is found.column("smiles").medium
 
 
