@@ -74,17 +74,17 @@ class Decoding:
         self.h_bd = h_btd[torch.arange(len(last)), last]
 
     @classmethod
-    def behind(cls, model: Decodable, prefix: Prompt, prompts: Sequence[Tensor], room: int) -> Decoding:
-        """Prompts (ids [t], at least one token) that all go on from one prefix, which is read once."""
-        if not all(isinstance(prompt, Tensor) and prompt.ndim == 1 and len(prompt) for prompt in prompts):
-            raise RecipeError("a prompt behind a prefix must be ids [t] with at least one token.")
-        decoding = cls(model, [prefix], max(len(prompt) for prompt in prompts) + room)
-        decoding.cache = decoding.cache.fan_out(len(prompts))
-        decoding.next_position = decoding.next_position.expand(len(prompts))
-        ids_bt = torch.nn.utils.rnn.pad_sequence([prompt.to(model.device) for prompt in prompts], batch_first=True)
-        sizes = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-        h_btd = decoding.feed_many(ids_bt, (torch.arange(ids_bt.shape[1], device=model.device) < sizes[:, None]).int())
-        decoding.h_bd = h_btd[torch.arange(len(prompts)), sizes - 1]
+    def behind(cls, model: Decodable, prefix: Prompt, prompts: Sequence[Prompt], room: int) -> Decoding:
+        """Prompts (at least one token) that all go on from one prefix, which is read once."""
+        streams = [_stream(prompt, model.vocabulary) for prompt in prompts]
+        if not all(map(len, streams)):
+            raise RecipeError("a prompt behind a prefix must hold at least one token.")
+        decoding = cls(model, [prefix], max(map(len, streams)) + room)
+        start = int(decoding.next_position[0])
+        decoding.cache = decoding.cache.fan_out(len(streams))
+        decoding.h_bd = decoding.h_bd.expand(len(streams), -1)
+        decoding.read(pad(streams, model.vocabulary, starts=[start] * len(streams)))
+        decoding.next_position = torch.tensor([next_position(stream, start) for stream in streams], device=model.device)
         return decoding
 
     def scores(self) -> Tensor:

@@ -344,7 +344,7 @@ def score_options(
 ) -> list[Tensor]:
     """Log-probability of each option after each prompt; the prompt is read once and its cache shared by its options.
 
-    prefix: what stands before every prompt (then ids [t] each), read once for all.   options: for each prompt its options, long [t] each.
+    prefix: what stands before every prompt, read once for all.   options: for each prompt its options, long [t] each.
     length: sum over the option's tokens, mean over them, or the first token alone.   end_token: written after every option, so that labels
     which begin one another compare fairly.   prior: for each prompt log-probabilities [n] to subtract.
     Returns float32 [n] for each prompt. Raises RecipeError when `first` cannot tell two options apart.

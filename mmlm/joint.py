@@ -1,8 +1,9 @@
 """Several tasks on one model in one run.
 
-Every optimizer step reads samples of each task, in micro-batches of one task, whose losses are told apart by its name, such as
-`captions.language_model`. Each is a mean over what its own task asks for, so that a task with many tokens does not drown one with few. The
-vocabulary holds every range once: what two tasks both call `text` or `codec.0` is the same to the model, made by the same tokenizer.
+Every optimizer step reads samples of each task, in micro-batches of one task under its own objective, whose losses are told apart by its
+name, such as `captions.language_model`. Each is a mean over what its own task asks for, so that a task with many tokens does not drown one
+with few. The vocabulary holds every range once: what two tasks both call `text` or `codec.0` is the same to the model, made by the same
+tokenizer.
 """
 
 from __future__ import annotations
@@ -129,23 +130,28 @@ class JointSamples:
 
 
 class JointLearner(nn.Module):
-    """A model under its objective for batches of several tasks. weights: of each task, by name."""
+    """A model under the objective of each task, for batches of one task each. objectives, weights: by name of the task."""
 
-    def __init__(self, model: MultimodalLM, objective: Objective, weights: Mapping[str, float]) -> None:
+    def __init__(self, model: MultimodalLM, objectives: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
         super().__init__()
-        self.model, self.objective, self.weights = model, objective, dict(weights)
+        self.model, self.objectives, self.weights = model, dict(objectives), dict(weights)
 
     def begin_step(self, step: int, steps: int) -> None:
         """Told before each training step: how many were taken, and how many the run has."""
-        self.objective.begin_step(step, steps)
+        for objective in self.objectives.values():
+            objective.begin_step(step, steps)
 
     def forward(self, one: Apart) -> dict[str, tuple[Tensor, Tensor]]:
         """Loss sums and weights by the names of task and loss."""
-        return {f"{one.name}.{name}": loss for name, loss in self.objective.losses(self.model, one.batch).items()}
+        return {f"{one.name}.{name}": loss for name, loss in self.alone(one.name)(one.batch).items()}
 
     def loss_weights(self, one: Apart) -> dict[str, float]:
         """The weights that forward will report, without a forward pass."""
-        return {f"{one.name}.{name}": weight for name, weight in self.objective.loss_weights(self.model, one.batch).items()}
+        return {f"{one.name}.{name}": weight for name, weight in self.alone(one.name).loss_weights(one.batch).items()}
+
+    def alone(self, name: str) -> Learner:
+        """The same model under the objective of one task."""
+        return Learner(self.model, self.objectives[name])
 
     def weight_of(self, name: str) -> float:
         """How often a loss counts, from the weight of its task."""
@@ -161,19 +167,18 @@ class JointValidation:
 
     def check(self, learner: JointLearner) -> None:
         """Raises RecipeError where `keep_best` names no metric that these validations give."""
-        best, alone = self.config.keep_best, Learner(learner.model, learner.objective)
-        names = ["loss"]
+        best, names = self.config.keep_best, ["loss"]
         for part, validation in zip(self.parts, self.validations, strict=True):
-            names += [f"{part.name}.{name}" for name in validation.names(alone)]
+            names += [f"{part.name}.{name}" for name in validation.names(learner.alone(part.name))]
         if best is not None and best.metric not in names:
             raise RecipeError(f"train.keep_best.metric: {unknown_name('validation metric', best.metric, names)}")
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         """All metrics, and the weighted sum of the losses."""
         learner: Any = model
-        alone, found = Learner(learner.model, learner.objective).eval(), {"loss": 0.0}
+        found = {"loss": 0.0}
         for part, validation in zip(self.parts, self.validations, strict=True):
-            metrics = validation(alone, step)
+            metrics = validation(learner.alone(part.name), step)
             found["loss"] += learner.weights[part.name] * metrics["loss"]
             found |= {f"{part.name}.{name}": value for name, value in metrics.items()}
         return found

@@ -87,10 +87,14 @@ class Recipe(Strict):
 
     @property
     def alone(self) -> list[Recipe]:
-        """For each task a recipe of it alone, with the data that it uses."""
-        if len(self.tasks) <= 1:
-            return [self] if self.tasks else []
-        return [self.model_copy(update={"tasks": [task], "data": self.data.of(task.called, _reads(task))}) for task in self.tasks]
+        """For each task a recipe of it alone, with the data that it uses and its objective."""
+        found = list[Recipe]()
+        for task in self.tasks:
+            own = {"objective": self.objective if task.objective is None else task.objective}
+            if len(self.tasks) > 1:
+                own |= {"tasks": [task], "data": self.data.of(task.called, _reads(task))}
+            found.append(self if own == {"objective": self.objective} else self.model_copy(update=own))
+        return found
 
     def without_effect(self) -> dict[str, str]:
         """Of the section `evaluate`, what is not about what the tasks make; a task with a network of its own has no decoder."""
@@ -155,6 +159,8 @@ def _without_effect(task: Any) -> dict[str, str]:
         found = _keys_of_evaluate(EvaluateConfig.of_tables, f"the task {task.type!r} is measured on data.test")
     else:
         found["evaluate"] = f"the task {task.type!r} is measured on data.test"
+    if task.objective is not None:
+        found["objective"] = "each task has an objective of its own"
     parts = ("encoders", "projectors", "backbone", "heads", "adapt", "objective") if getattr(task, "has_own_network", False) else ()
     return found | dict.fromkeys(parts, f"the task {task.type!r} trains a network of its own")
 

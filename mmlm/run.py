@@ -34,10 +34,10 @@ from mmlm.interop.load import load
 from mmlm.joint import JointLearner, JointSamples, JointValidation, Part, merged, vocabulary_of
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
-from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
 from mmlm.records import DrawnSamples, Records
 from mmlm.tasks.base import (
+    FitsSeveral,
     GivesSounds,
     KnowsTraining,
     LearnsPriors,
@@ -122,7 +122,12 @@ def _fit(name: str, tokenizer: Any, users: Sequence[Part]) -> None:
     if by_sounds:
         tokenizer.fit(sound for task, record, _ in drawn for sound in task.sounds(record))
     else:
-        tokenizer.fit([text for task, record, rng in drawn for text in task.texts(record, rng)])
+        tokenizer.fit([text for task, record, rng in drawn for text in _texts(task, name, record, rng)])
+
+
+def _texts(task: Any, tokenizer: str, record: Any, rng: np.random.Generator) -> list[str]:
+    """What a tokenizer may be fitted on, of one record."""
+    return task.texts_of(tokenizer, record, rng) if isinstance(task, FitsSeveral) else list(task.texts(record, rng))
 
 
 def build_model(recipe: Recipe, task: Task) -> MultimodalLM:
@@ -217,15 +222,15 @@ def preview(recipe: Recipe, count: int = 2) -> str:
     if not recipe.tasks:
         raise RecipeError(f"recipe {recipe.name!r}: `task` is missing; there is nothing to show.")
     parts = build_parts(recipe)
-    vocabulary, objective = Vocabulary(vocabulary_of(parts)), recipe.objective.build()
-    return "\n\n".join(_preview(part, objective, vocabulary, count, is_named=len(parts) > 1) for part in parts)
+    vocabulary = Vocabulary(vocabulary_of(parts))
+    return "\n\n".join(_preview(part, vocabulary, count, is_named=len(parts) > 1) for part in parts)
 
 
-def _preview(part: Part, objective: Objective, vocabulary: Vocabulary, count: int, *, is_named: bool) -> str:
+def _preview(part: Part, vocabulary: Vocabulary, count: int, *, is_named: bool) -> str:
     """Samples of one task."""
     task, seed, size = part.task, part.recipe.seed, part.size
     records, own = Records.of_training(part.recipe, task), isinstance(task, OwnNetwork)
-    samples = task.samples(records) if own else DrawnSamples(task, objective, vocabulary, records)
+    samples = task.samples(records) if own else DrawnSamples(task, part.recipe.objective.build(), vocabulary, records)
     lines = [f"task {part.name}", ""] if is_named else []
     for number in range(count):
         rng = np.random.default_rng([seed, number])
@@ -234,10 +239,11 @@ def _preview(part: Part, objective: Objective, vocabulary: Vocabulary, count: in
     batch = samples.collate([samples.sample(number, np.random.default_rng([seed, number])) for number in range(size)])
     if own:
         return "\n".join([*lines, f"a batch of {size}: {batch.num_tokens:,} tokens"])
-    documents, tokens, weighted = int(batch.layout.document.max()), batch.num_tokens, int((batch.weight > 0).sum())
-    ranges = ", ".join(f"{name} {size}" for name, size in vocabulary.sizes.items())
-    lines += [f"a batch of {size}: {documents} documents, {tokens:,} tokens, {weighted:,} of them carry loss; vocabulary: {ranges}"]
-    return "\n".join(lines)
+    for name, view in getattr(batch, "views", {"": batch}).items():
+        documents, weighted = int(view.layout.document.max()), int((view.weight > 0).sum())
+        told = f"a batch of {size}{name and f', {name}'}"
+        lines += [f"{told}: {documents} documents, {view.num_tokens:,} tokens, {weighted:,} of them carry loss"]
+    return "\n".join([*lines, f"vocabulary: {', '.join(f'{name} {size}' for name, size in vocabulary.sizes.items())}"])
 
 
 def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[str, Any]], None] | None = None) -> Result:
@@ -280,13 +286,14 @@ def _learner(recipe: Recipe, parts: Sequence[Part]) -> tuple[Any, list[Callable[
     first = parts[0].task
     if isinstance(first, OwnNetwork):
         return first.learner(recipe.seed), [first.samples]
-    objective = recipe.objective.build()
+    objectives = {part.name: part.recipe.objective.build() for part in parts}
     model = _model(recipe, parts)
-    if (teacher := getattr(objective, "teacher_name", None)) is not None:
-        objective.set_teacher(load(teacher))
+    for objective in objectives.values():
+        if (teacher := getattr(objective, "teacher_name", None)) is not None:
+            objective.set_teacher(load(teacher))
     weights = {part.name: float(part.config.weight) for part in parts}
-    learner = Learner(model, objective) if len(parts) == 1 else JointLearner(model, objective, weights)
-    return learner, [partial(DrawnSamples, part.task, objective, model.vocabulary) for part in parts]
+    learner = Learner(model, objectives[parts[0].name]) if len(parts) == 1 else JointLearner(model, objectives, weights)
+    return learner, [partial(DrawnSamples, part.task, objectives[part.name], model.vocabulary) for part in parts]
 
 
 def save_run(folder: Path, recipe: Recipe, parts: Sequence[Part], model: MultimodalLM) -> None:

@@ -386,10 +386,10 @@ FAULTS = {
         lambda m: score_options(m, [ids(2)] * 2, [[ids(1)]] * 2, prior=[torch.zeros(1)]), RecipeError, "needs prior for each of the 2"
     ),
     "an empty prompt behind a prefix": (
-        lambda m: score_options(m, [ids(2), ids(1)[:0]], [[ids(1)]] * 2, prefix=ids(3)), RecipeError, "behind a prefix must be ids"
+        lambda m: score_options(m, [ids(2), ids(1)[:0]], [[ids(1)]] * 2, prefix=ids(3)), RecipeError, "at least one token, but has shape"
     ),
-    "a stream behind a prefix": (
-        lambda m: score_options(m, [Stream([])], [[ids(1)]], prefix=ids(3)), RecipeError, "behind a prefix must be ids"
+    "an empty stream behind a prefix": (
+        lambda m: score_options(m, [Stream([])], [[ids(1)]], prefix=ids(3)), RecipeError, "behind a prefix must hold at least one token"
     ),
     "equal first tokens": (
         lambda m: score_options(m, [ids(2)], [[torch.tensor([1, 2]), torch.tensor([1, 3])]], length="first"),

@@ -218,3 +218,129 @@ def test_a_task_without_data_and_tokenizers_that_differ_are_told(folder):
     other = recipe(folder, "tokenizers.words={type: text, vocabulary_size: 290}", "tasks.1.text=words")
     with pytest.raises(RecipeError, match="tasks: write has 287 ids 'text', see has 290; let both use the same tokenizer"):
         _learner(other, build_parts(other))
+
+
+# an objective for each task
+
+MOLECULES = """
+  - type: regression_transformer
+    name: molecules
+    properties: [size]
+    batch_size: 4
+    objective: {type: permutation, alternate_every: 2}
+"""
+COMPOUNDS = [
+    f"{ring}{tail}" for ring in ("c1ccccc1", "C1CCCCC1", "c1ccncc1", "C1CC1", "c1ccsc1", "C1CCNC1") for tail in ("C", "O", "CC", "CN")
+]
+
+
+def mixed(folder, *overrides: str) -> Recipe:
+    """The recipe above with molecules under an objective of their own."""
+    lines = [json.dumps({"smiles": smiles, "properties": {"size": len(smiles) / 10}}) for smiles in COMPOUNDS]
+    path = folder.with_name("compounds.jsonl")
+    path.write_text("\n".join(lines), encoding="utf-8")
+    source = f"{{type: molecule_manifest, path: {path}, hold_out: 0.2, validate_share: 0.2}}"
+    text = RECIPE.replace("FOLDER", str(folder)).replace("data:\n  train:", f"{MOLECULES.strip(chr(10))}\ndata:\n  train:\n    - {source}")
+    tokenizers = "tokenizers:\n  sequence: {type: molecules}\n  numbers: {type: numbers, whole_digits: 1, decimals: 1}"
+    text = text.replace("tokenizers:", tokenizers)
+    return Recipe.read(text.replace("[text, special, obj, loc]", "[text, special, obj, loc, number, molecule]"), overrides)
+
+
+@pytest.fixture(scope="module")
+def mixed_run(folder, tmp_path_factory):
+    pytest.importorskip("rdkit")
+    output = tmp_path_factory.mktemp("runs") / "mixed"
+    train(mixed(folder, f"output={output}"))
+    return output
+
+
+def test_each_task_has_its_own_objective_and_the_others_that_of_the_recipe(folder):
+    whole = mixed(folder, "objective={type: prefix}")
+    assert [alone.objective.type for alone in whole.alone] == ["prefix", "prefix", "permutation"]
+    assert [each.objective.type for alone in whole.alone for each in alone.alone] == ["prefix", "prefix", "permutation"]
+    assert Recipe.read(whole.dump() + "\n") == whole
+    only = {"type": "text_files", "path": str(folder), "hold_out": 0.25}
+    one = Recipe.read({"schema": 1, "name": "one", "task": {"type": "text", "objective": "masked"}, "data": {"train": [only]}})
+    assert one.alone[0].objective.type == "masked" and one.alone[0].alone[0] == one.alone[0]
+
+
+def test_a_step_takes_the_loss_of_each_objective(mixed_run):
+    lines = [line for line in read_log(mixed_run / "log.jsonl") if line.get("loss") is not None]
+    views = [sorted(name for name in line if name.startswith("loss.molecules.")) for line in lines]
+    sequence = ["loss.molecules.self_consistency", "loss.molecules.sequence"]
+    assert views == [["loss.molecules.property"]] * 2 + [sequence] * 2
+    for line in lines:
+        parts = {name: value for name, value in line.items() if name.startswith("loss.")}
+        weights = {name: 0.5 if name.startswith("loss.write.") else 1.0 for name in parts}
+        assert line["loss"] == pytest.approx(sum(weights[name] * parts[name] for name in parts))
+    (_, checked) = [line for line in read_log(mixed_run / "log.jsonl") if "validation.loss" in line]
+    assert {"validation.molecules.loss.property", "validation.molecules.loss.sequence", "validation.molecules.rmse"} <= checked.keys()
+
+
+def test_a_task_learns_beside_others_what_it_learns_under_its_objective_alone(folder):
+    whole = mixed(folder)
+    parts = build_parts(whole)
+    learner, made = _learner(whole, parts)
+    alone = whole.alone[2].objective.build()
+    samples = made[2](Records.of_training(parts[2].recipe, parts[2].task))
+    batch = samples.collate([samples.sample(0, np.random.default_rng(at)) for at in range(4)])
+    learner.train()
+    for step in (0, 2):
+        learner.begin_step(step, 4)
+        alone.begin_step(step, 4)
+        found, true = learner(Apart("molecules", batch)), alone.losses(learner.model, batch)
+        assert found.keys() == {f"molecules.{name}" for name in true} == learner.loss_weights(Apart("molecules", batch)).keys()
+        for name, (total, weight) in true.items():
+            assert torch.equal(found[f"molecules.{name}"][0], total) and torch.equal(found[f"molecules.{name}"][1], weight)
+    (text,) = [part for part in parts if part.name == "write"]
+    some = made[parts.index(text)](Records.of_training(text.recipe, text.task))
+    packed = some.collate([some.sample(0, np.random.default_rng(0))])
+    assert torch.equal(learner(Apart("write", packed))["write.language_model"][0], learner.model.losses(packed)["language_model"][0])
+
+
+def test_a_stopped_run_of_several_objectives_goes_on_bit_for_bit(mixed_run, folder, tmp_path):
+    from mmlm.training.trainer import Trainer
+
+    whole = mixed(folder, f"output={tmp_path / 'run'}", "train.validate_every=0", "train.sample_every=0")
+    parts = build_parts(whole, mixed_run)
+    for until in (3, None):
+        learner, made = _learner(whole, parts)
+        each = [make(Records.of_training(part.recipe, part.task)) for part, make in zip(parts, made, strict=True)]
+        Trainer(learner, JointSamples(parts, each), whole.train, tmp_path / "run", seed=whole.seed).fit(until=until)
+    _, _, known = load_run(mixed_run)
+    for (name, one), other in zip(known.state_dict().items(), learner.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_molecules_are_read_designed_and_measured_by_a_run_of_several_objectives(mixed_run, capsys):
+    some, task, _ = load_run(mixed_run, fits=lambda config: config.type == "regression_transformer")
+    assert some.objective.type == "permutation" and load_run(mixed_run)[0].objective.type == "causal"
+    assert main(["generate", str(mixed_run), "--smiles", "CCO"]) == 0
+    assert "CCO" in capsys.readouterr().out
+    assert main(["evaluate", str(mixed_run)]) == 0
+    capsys.readouterr()
+    found = json.loads((mixed_run / "metrics.json").read_text())["tasks"]
+    assert found.keys() == {"write", "see", "molecules"} and "rmse" in found["molecules"]["metrics"]
+    assert "Objectives: `causal` (write), `causal` (see), `permutation` (molecules)." in (mixed_run / "README.md").read_text()
+
+
+def test_every_view_of_a_task_is_shown_before_training(folder):
+    told = preview(mixed(folder), 1)
+    assert "a batch of 4, property: 4 documents" in told and "a batch of 4, sequence: 4 documents" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["tasks.0.objective=causual"], "tasks.0.objective: unknown objective 'causual'."),
+        (
+            ["tasks.0.objective=causal", "tasks.1.objective=causal", "objective=prefix"],
+            "objective: has no effect: each task has an objective of its own",
+        ),
+        (["tasks.1={type: codec, objective: causal}"], "objective: has no effect: the task trains a network of its own"),
+    ],
+)
+def test_an_objective_that_does_nothing_is_told(folder, changes, message):
+    with pytest.raises(RecipeError) as error:
+        recipe(folder, *changes)
+    assert message in str(error.value)

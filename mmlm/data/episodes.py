@@ -91,7 +91,7 @@ class TableFile(OneTable):
 
     def __init__(self, config: TableFileConfig) -> None:
         path = find_file(config.path)
-        self.whole = read_table(path, target=config.target, sheet=config.sheet)
+        self.whole = read_table(path, target=config.target, sheet=config.sheet, kinds=config.kinds)
         if not self.whole.features:
             raise DataError(f"{path}: has the target {config.target!r} and no other column; there is nothing to predict it from.")
         place = np.random.default_rng(self.whole.num_rows).random(self.whole.num_rows)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +20,8 @@ import numpy as np
 from mmlm.base.errors import DataError, MmlmError, nearest, require, unknown_name
 from mmlm.data.table_columns import Infinite, cell_text, column_of_cells, columns_of_frame
 from mmlm.data.table_marks import Notes
-from mmlm.data.table_text import MISSING_TEXTS, delimited_rows, read_delimited, text_encoding
+from mmlm.data.table_media import CellKind, with_media
+from mmlm.data.table_text import MISSING_TEXTS, delimited_rows, lines_of_rows, read_delimited, text_encoding
 from mmlm.data.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def read_table(
     sheet: str | int | None = None,
     limit_rows: int | None = None,
     infinite: Infinite = "error",
+    kinds: Mapping[str, CellKind] | None = None,
 ) -> Table:
     """A table from a file (.csv, .tsv, .parquet, .xlsx, .jsonl) or from the folder of a Hugging Face data set saved on disk.
 
@@ -54,7 +57,8 @@ def read_table(
     limit_rows: read only so many rows. infinite: whether an infinite number is an error or a missing cell. In text files and
     sheets the cells "", NA, N/A, NaN, null and their like are missing, and numbers and dates may be written as people write them
     (`table_marks`), which is said in a log line; a text file is UTF-8, UTF-16 with a byte-order mark, or
-    else read as Latin-1 with a log line. Raises DataError naming file and line for whatever is wrong with the file or the target.
+    else read as Latin-1 with a log line. kinds: what the cells of some columns are, in place of what is guessed (`table_media`).
+    Raises DataError naming file and line for whatever is wrong with the file, a cell or the target.
     """
     path = Path(path)
     options = Options(sheet, limit_rows, infinite)
@@ -66,10 +70,21 @@ def read_table(
         raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from None
     if not columns:
         raise DataError(f"{path}: no column is left to read.")
-    table = Table(path.stem, columns)
+    table = with_media(Table(path.stem, columns), kinds or {}, path, partial(_places, path))
     if table.num_rows == 0:
         raise DataError(f"{path}: has a header ({len(columns)} columns), but no row.")
     return table if target is None else checked_target(table, target, str(path))
+
+
+def _places(path: Path) -> list[str]:
+    """Where each row of a file stands, for messages: its line where the file has lines."""
+    reader = _READERS.get(path.suffix.lower())
+    if reader is _read_csv:
+        return [f"{path}, line {line}" for line in lines_of_rows(path, _separator_of(path))]
+    if reader is _read_json_lines:
+        with path.open(encoding=text_encoding(path), newline="\n") as file:
+            return [f"{path}, line {number}" for number, line in enumerate(file, start=1) if line.strip()]
+    return []
 
 
 def read_raw(path: Path) -> tuple[str, list[list[str]]] | None:

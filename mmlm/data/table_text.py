@@ -129,6 +129,14 @@ def delimited_rows(path: Path, separator: str | None) -> tuple[str, list[list[st
         return separator, list(_rows(path, csv.reader(file, delimiter=separator, strict=True, skipinitialspace=separator != "\t")))
 
 
+def lines_of_rows(path: Path, separator: str | None) -> list[int]:
+    """The line on which each row of data ends."""
+    with path.open(encoding=text_encoding(path), newline="") as file:
+        separator = separator or _separator(file)
+        reader = csv.reader(file, delimiter=separator, strict=True, skipinitialspace=separator != "\t")
+        return [reader.line_num for _ in _rows(path, reader)][1:]
+
+
 def read_delimited(
     path: Path, separator: str | None, max_columns: int, limit_rows: int | None = None, infinite: Infinite = "error"
 ) -> list[Column]:

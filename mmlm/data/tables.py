@@ -23,23 +23,37 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Kind = Literal["number", "category", "date"]
+MediumKind = Literal["picture", "sound", "molecule"]
 Texts = list[str | None]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LARGEST_EXACT_INTEGER = 2.0**53  # integers beyond this are not all float64 values
 _WHOLE_TEXT_BELOW = 1e16  # Python writes larger floats with an exponent
 
 
+@dataclass(frozen=True)
+class Medium:
+    """What the words of a category stand for: files of pictures or sounds by their paths, or molecules as SMILES.
+
+    places: where each word, by code, stands first, for messages. Words beyond these are texts.
+    """
+
+    kind: MediumKind
+    places: list[str]
+
+
 @dataclass(frozen=True, eq=False)
 class Column:
     """One column: `values` float64 [rows], NaN = missing; `words` are the texts of a category by code, else empty.
 
-    Raises DataError for an unknown kind, an infinite value or a code without a word.
+    medium: what the words stand for; None: for themselves. Raises DataError for an unknown kind, an infinite value or a code without a
+    word.
     """
 
     name: str
     kind: Kind
     values: np.ndarray
     words: list[str] = field(default_factory=list)
+    medium: Medium | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -280,10 +294,21 @@ def join_rows(tables: Sequence[Table]) -> Table:
         kind: Kind = kinds.pop() if len(kinds) == 1 else "category"
         parts = [part.as_category() if kind == "category" else part for part in parts]
         words = list(dict.fromkeys(word for part in parts for word in part.words)) if kind == "category" else []
+        medium = _common_medium(parts, words)
         place = {word: code for code, word in enumerate(words)}
         values = []
         for part in parts:
             mapping = np.array([*(place.get(word, 0) for word in part.words), np.nan], dtype=np.float64)
             values.append(mapping[part.codes()] if kind == "category" else part.values)
-        columns.append(Column(name, kind, np.concatenate(values), words))
+        columns.append(Column(name, kind, np.concatenate(values), words, medium))
     return Table(tables[0].name, columns)
+
+
+def _common_medium(parts: Sequence[Column], words: Sequence[str]) -> Medium | None:
+    """What the joined words of columns stand for: nothing but themselves where the columns differ in that."""
+    media = [part.medium for part in parts if part.words]
+    kinds = {None if medium is None else medium.kind for medium in media}
+    if len(kinds) != 1 or (kind := kinds.pop()) is None:
+        return None
+    place = {word: at for part in parts if part.medium for word, at in zip(part.words, part.medium.places, strict=False)}
+    return Medium(kind, [place.get(word, "") for word in words])

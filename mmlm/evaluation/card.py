@@ -18,13 +18,14 @@ def write_card(folder: Path, recipe: Recipe, metrics: dict[str, Any] | None) -> 
     begun = f"from the weights of `{recipe.backbone.pretrained}`" if recipe.backbone.pretrained else "from random weights"
     own = getattr(recipe.tasks[0], "has_own_network", False)
     types = ", ".join(f"`{task.type}`" for task in recipe.tasks)
+    objectives = "" if own else f" {_objectives(recipe)}"
     lines = [
         f"# {recipe.name}",
         "",
         *(line for task in recipe.tasks for line in (f"{type(task).__doc__ or ''}".strip(), "")),
         f"- Trained {begun} by mmlm, with the recipe in `recipe.yaml` (seed {recipe.seed}).",
         f"- Training data: {sources}. Its licences are those of the packages and files it comes from.",
-        f"- Task{'' if len(recipe.tasks) == 1 else 's'}: {types}." + ("" if own else f" Objective: `{recipe.objective.type}`."),
+        f"- Task{'' if len(recipe.tasks) == 1 else 's'}: {types}.{objectives}",
         *([f"- {found}"] if (found := told(run_log(folder), recipe)) else []),
         "",
         *(line for alone in recipe.alone for line in _use(alone)),
@@ -38,6 +39,14 @@ def write_card(folder: Path, recipe: Recipe, metrics: dict[str, Any] | None) -> 
     for alone, some in zip(recipe.alone, metrics["tasks"].values(), strict=True):
         lines += [f"### {alone.tasks[0].called}", "", *figures(alone, some), ""]
     return _write(folder, lines)
+
+
+def _objectives(recipe: Recipe) -> str:
+    """The objective, or those of the tasks where they differ."""
+    by_task = {alone.tasks[0].called: alone.objective.type for alone in recipe.alone}
+    if len(set(by_task.values())) == 1:
+        return f"Objective: `{recipe.alone[0].objective.type}`."
+    return f"Objectives: {', '.join(f'`{objective}` ({name})' for name, objective in by_task.items())}."
 
 
 def figures(recipe: Recipe, metrics: dict[str, Any]) -> list[str]:

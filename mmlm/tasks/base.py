@@ -203,6 +203,14 @@ class ReadsAhead(Protocol):
 
 
 @runtime_checkable
+class FitsSeveral(Protocol):
+    """A task whose tokenizers are fitted on different texts of its records."""
+
+    def texts_of(self, name: str, record: Any, rng: np.random.Generator) -> list[str]:
+        """What the tokenizer of this name may be fitted on."""
+
+
+@runtime_checkable
 class GivesSounds(Protocol):
     """A task whose records have sounds, which some tokenizers are fitted on (`is_fitted_on_sounds`)."""
 

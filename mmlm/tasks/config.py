@@ -24,23 +24,28 @@ from mmlm.data.config.augment import (
     TimeStretchConfig,
 )
 from mmlm.encoders.config import ENCODERS, ImageEncoderConfig, OpenClipConfig, TimmConfig, TowersConfig
-from mmlm.objectives.config import CaptionMlmConfig, SoftClipConfig, TokenMatchingConfig
+from mmlm.objectives.config import OBJECTIVES, CaptionMlmConfig, SoftClipConfig, TokenMatchingConfig
 from mmlm.tokenizers.config import CellTokens, RowText
 
 TASKS = Registry("task", "mmlm.tasks")
 
 
 class TaskConfig(Component):
-    """What every task has; the three are for recipes with several `tasks`."""
+    """What every task has, for recipes with several `tasks`."""
 
     name: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]{0,31}$", description="by which it is told from others; null: its type")
     weight: float = Field(1.0, gt=0, description="its losses count so many times, before train.loss_weights")
     batch_size: int | None = Field(None, ge=1, description="its samples of an optimizer step; null: train.batch_size")
+    objective: OBJECTIVES.choice | None = Field(None, description="what of its samples is hidden or shifted; null: the recipe's objective")
 
     @property
     def called(self) -> str:
         """Its name."""
         return self.name or self.type  # type: ignore[attr-defined]
+
+    def without_effect(self) -> dict[str, str]:
+        """What trains no decoder has losses of its own."""
+        return {"objective": "the task trains a network of its own"} if getattr(self, "has_own_network", False) else {}
 
 
 @TASKS.register("mmlm.tasks.tabular:TabularTask", source="prior-data fitted networks, arXiv:2207.01848; cells as tokens, arXiv:2106.11959")
@@ -54,6 +59,15 @@ class TabularConfig(TaskConfig):
     max_columns: int = Field(64, ge=1, description="most feature columns in a prediction; further ones are left out")
 
 
+class CellReading(Strict):
+    """Which of the recipe's tokenizers read the cells of a table that are no texts; null: they are read as texts."""
+
+    pictures: str | None = Field(None, description="reads pictures: image_patches or whole_images, with an encoder named vision")
+    sounds: str | None = Field(None, description="reads sounds: units")
+    molecules: str | None = Field(None, description="reads molecules: molecules")
+    numbers: str | None = Field(None, description="reads numbers: numbers, rounded to its places")
+
+
 @TASKS.register("mmlm.tasks.tabular_text:TabularTextTask", source="TabuLa-8B, arXiv:2406.12031")
 class TabularTextConfig(TaskConfig):
     """Predict a column of a table whose rows are written as text, from none to many example rows."""
@@ -61,6 +75,7 @@ class TabularTextConfig(TaskConfig):
     type: Literal["tabular_text"] = "tabular_text"
     tokenizer: str = Field("text", description="which of the recipe's tokenizers reads the rows")
     rows: RowText = Field(RowText(), description="how a row is written")
+    cells: CellReading = Field(CellReading(), description="how pictures, sounds, molecules and numbers in it are read")
     packing: Literal["table", "row", "plain"] = Field(
         "table", description="what a token may look back at: the rows of its table | its row alone | whatever lies before it in the batch"
     )
@@ -72,6 +87,14 @@ class TabularTextConfig(TaskConfig):
         "none", description="mend probabilities by content-free rows, or by examples that are each left out of their own prompt"
     )
     rows_at_once: int = Field(32, ge=1, description="rows to predict that are read together")
+
+    @model_validator(mode="after")
+    def _numbers_are_written_once(self) -> Self:
+        if self.cells.numbers is not None and self.rows.metafeatures:
+            raise ValueError("rows.metafeatures tell of numbers that are written as texts: leave out cells.numbers")
+        if self.cells.numbers is not None and self.calibration == "contextual":
+            raise ValueError("calibration: contextual asks with texts in place of numbers, which cells.numbers reads otherwise")
+        return self
 
 
 @TASKS.register("mmlm.tasks.labels:LabelsTask", source="synthetic tasks that tell mixers apart, such as those of arXiv:2312.04927")

@@ -17,7 +17,8 @@ tasks:
   - {type: grounded, name: see, kinds: {grounded_caption: 1, expression: 1}, requests: 3, batch_size: 10}
   - {type: tabular, name: tables, episode: {num_rows: 40, max_shots: 32, max_columns: 8}, batch_size: 4}
   - {type: text, name: write, context: 256, batch_size: 4}
-data: {train: [{type: scenes}, {type: structural_tables}, {type: python_docs}]}
+  - {type: regression_transformer, properties: [logp], max_tokens: 64, batch_size: 16, objective: {type: permutation, alternate_every: 1}}
+data: {train: [{type: scenes}, {type: structural_tables}, {type: python_docs}, {type: moses, count: 2000}]}
 """
 DECODER = f"""
 schema: 1
@@ -26,13 +27,27 @@ tokenizers:
   patches: {{type: image_patches, patch: 8, margin: 4, max_side: 64, places: true}}
   text: {{type: text, vocabulary_size: 400}}
   boxes: {{type: boxes, num_bins: 48}}
+  sequence: {{type: molecules}}
+  numbers: {{type: numbers, whole_digits: 1, decimals: 2}}
 encoders:
   vision: {{type: patch_stem, channels: [32, 64, 96]}}
   cell: {{type: table_cells, hidden: 128}}
-heads: {{language_model: {{type: language_model, ranges: [text, special, obj, loc, label]}}}}
+heads: {{language_model: {{type: language_model, ranges: [text, special, obj, loc, label, number, molecule]}}}}
 backbone: {{width: 128, num_layers: 4, pattern: [{{type: attention, num_heads: 4}}]}}
 train: {{steps: {STEPS}, batch_size: 4, log_every: 1000, checkpoint_every: 1000}}
 """
+USED = {
+    "tabular": ["cell"],
+    "text": ["text"],
+    "grounded": ["text", "boxes", "patches", "vision"],
+    "regression_transformer": ["sequence", "numbers"],
+}
+WRITTEN = {
+    "tabular": ["label"],
+    "text": ["text"],
+    "grounded": ["text", "special", "obj", "loc"],
+    "regression_transformer": ["number", "molecule"],
+}
 
 
 def seconds_a_step(recipe: Recipe, folder) -> float:
@@ -46,7 +61,7 @@ def test_a_step_of_all_tasks_costs_what_a_step_of_each_costs_together(tmp_path):
     joint = Recipe.read(DECODER + TASKS)
     alone = {}
     for one in joint.alone:
-        used = {"tabular": ["cell"], "text": ["text"], "grounded": ["text", "boxes", "patches", "vision"]}[one.tasks[0].type]
+        used = USED[one.tasks[0].type]
         parts = {key: {name: each for name, each in getattr(one, key).items() if name in used} for key in ("tokenizers", "encoders")}
         own = one.model_copy(update={**parts, "heads": _heads(one)})
         alone[one.tasks[0].called] = seconds_a_step(own, tmp_path / one.tasks[0].called)
@@ -58,5 +73,4 @@ def test_a_step_of_all_tasks_costs_what_a_step_of_each_costs_together(tmp_path):
 
 def _heads(recipe: Recipe):
     """The head of a task alone predicts its own ranges."""
-    ranges = {"tabular": ["label"], "text": ["text"], "grounded": ["text", "special", "obj", "loc"]}[recipe.tasks[0].type]
-    return {name: head.model_copy(update={"ranges": ranges}) for name, head in recipe.heads.items()}
+    return {name: head.model_copy(update={"ranges": WRITTEN[recipe.tasks[0].type]}) for name, head in recipe.heads.items()}

@@ -96,7 +96,8 @@ def test_a_task_of_another_package_gets_a_command_and_a_page(tmp_path):
     (tmp_path / "lines.txt").write_text("one line and another line\n" * 40)
     recipe = {
         "schema": 1, "name": "shout", "output": "run", "task": {"type": "shout", "context": 16},
-        "data": {"train": [{"type": "text_files", "path": "lines.txt", "hold_out": 0}]}, "tokenizers": {"text": {"type": "text", "vocabulary_size": 280}},
+        "data": {"train": [{"type": "text_files", "path": "lines.txt", "hold_out": 0}]},
+        "tokenizers": {"text": {"type": "text", "vocabulary_size": 280}},
         "backbone": {"width": 16, "num_layers": 1, "pattern": [{"type": "attention", "num_heads": 2}]},
         "train": {"steps": 2, "batch_size": 2},
     }  # fmt: skip

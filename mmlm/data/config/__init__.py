@@ -61,6 +61,9 @@ class TableCleaning(Strict):
     drop_duplicate_rows: bool = Field(True, description="keep one of several equal rows")
 
 
+CellKind = Literal["text", "picture", "sound", "molecule"]
+
+
 class EpisodeConfig(Strict):
     """How few-shot tasks are drawn from a table while training."""
 
@@ -109,6 +112,11 @@ class TableFileConfig(SourceConfig):
     path: str = Field(description="the file, or one that is shipped beside the recipes")
     target: str = Field(description="the column to predict")
     sheet: str | None = Field(None, description="sheet of a workbook or split of a data set; default the first")
+    kinds: dict[str, CellKind] = Field(
+        {},
+        description="what the cells of a column are, by its name: texts, paths of pictures or sounds, beside the table, or molecules as "
+        "SMILES; guessed where nothing is said. Read by tabular_text; others take them as texts",
+    )
     hold_out: float = Field(0.2, ge=0, lt=1, description="share of the rows that is never trained on; evaluate.split: file predicts them")
     validate_share: float = Field(
         0.0, ge=0, lt=1, description="further share of the rows that is never trained on: validation predicts them from the training rows"
