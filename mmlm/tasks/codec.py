@@ -25,8 +25,8 @@ from mmlm.tasks.base import Heard
 from mmlm.tasks.config import AdversaryConfig, CodecTaskConfig
 from mmlm.tokenizers.codec.base import Codec, CodecModel
 from mmlm.tokenizers.codec.griffin_lim import mel_griffin_lim
-from mmlm.tokenizers.codec.quantizers import perplexity
 from mmlm.tokenizers.codec.simcodec import ReorganizedVQ
+from mmlm.tokenizers.quantizers import perplexity
 
 PREFIXES = (1, 2, 4, 8, 16, 32)
 GRIFFIN_LIM = "mel and Griffin-Lim, as many frames"

@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,22 +31,6 @@ CONFIG, WEIGHTS, SAMPLES = "codec.json", "codec.safetensors", "samples"
 PIECE = 1000  # frames that are coded at once, without their context
 BATCH = 4 * PIECE  # frames that are coded at once of several sounds
 C = TypeVar("C", bound="Codec")
-
-
-class Quantizer(Protocol):
-    """Vectors to codes and back; called, it quantizes for training and gives losses."""
-
-    sizes: list[int]
-    names: Sequence[str]
-
-    def __call__(self, z_btd: Tensor) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """(quantized [b, t, d], codes [b, t, u], losses as sums and weights)."""
-
-    def encode(self, z_btd: Tensor, num_books: int) -> Tensor:
-        """Codes [b, t, num_books]."""
-
-    def decode(self, codes_btu: Tensor) -> Tensor:
-        """Vectors [b, t, d] of the first books."""
 
 
 class CodecModel(nn.Module):

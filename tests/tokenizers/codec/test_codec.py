@@ -19,6 +19,8 @@ from mmlm.tokenizers.config import TOKENIZERS
 KINDS = {
     "small": {"type": "small_codec", "num_books": 3, "book_size": 16},
     "causal": {"type": "small_codec", "num_books": 3, "book_size": 16, "causal": True},
+    "fsq": {"type": "small_codec", "quantizer": {"type": "fsq", "levels": [5, 4]}},
+    "lfq": {"type": "small_codec", "quantizer": {"type": "lfq", "bits": 4}},
     "groups": {"type": "single_codec", "group_size": 8, "kept": [4, 4]},
     "single": {"type": "single_codec", "kept": [4, 4], "stage_one": 0.0},
     "waveform": {
