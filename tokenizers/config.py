@@ -329,10 +329,44 @@ class LfqConfig(BooksConfig):
 
 
 class CodecConfig(Component):
-    """What every codec has: sound as numbers of one or several books, a fixed number of times a second."""
+    """What every codec has: sound, or a picture, as numbers of one or several books."""
 
     path: str | None = Field(None, description="a run that trained such a codec, or a folder with codec.json; null: weights to be trained")
     encode_books: int | None = Field(None, ge=1, description="books that encode uses, the first ones; null: all")
+
+
+def decided_at(config: CodecConfig) -> dict[str, str]:
+    """Keys that the codec at `path` decides, each with that reason; none without a path."""
+    keep = {"type", "path", "encode_books"}
+    return {} if config.path is None else dict.fromkeys(type(config).model_fields.keys() - keep, "the codec at `path` decides it")
+
+
+@TOKENIZERS.register(
+    "mmlm.tokenizers.image_codes:ImageCodes",
+    source="VQ-VAE, arXiv:1711.00937; blocks of ConvNeXt, arXiv:2201.03545",
+)
+class ImageCodesConfig(CodecConfig):
+    """Pictures as rows of codes, one for each square of pixels, and pictures from them; a run of the task image_codes trains it."""
+
+    type: Literal["image_codes"] = "image_codes"
+    quantizer: QUANTIZERS.choice = Field(VqConfig(), description="how a vector becomes a code")
+    patch: int = Field(8, ge=2, le=64, multiple_of=2, description="pixels along a side of the square that a code stands for")
+    max_side: int = Field(256, ge=2, description="pixels of the longest side; larger pictures are made smaller, none larger")
+    width: int = Field(128, ge=8, multiple_of=2, description="channels of the blocks; half as many in the fine ones")
+    encoder_blocks: int = Field(2, ge=0, description="blocks of the encoder, at one place a code")
+    decoder_blocks: int = Field(3, ge=0, description="blocks of the decoder, at one place a code")
+    fine_blocks: int = Field(1, ge=0, description="further blocks of each of the two, at two by two places a code")
+    latent_size: int = Field(16, ge=1, description="channels of the vectors that are quantized")
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> Self:
+        if self.max_side % self.patch:
+            raise ValueError(f"max_side ({self.max_side}) must be a multiple of patch ({self.patch})")
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """A trained one brings all but the number of books to use along."""
+        return decided_at(self)
 
 
 class SpectralConfig(CodecConfig):
@@ -357,8 +391,7 @@ class SpectralConfig(CodecConfig):
 
     def without_effect(self) -> dict[str, str]:
         """A trained codec brings all but the number of books to use along."""
-        keep = {"type", "path", "encode_books"}
-        return {} if self.path is None else dict.fromkeys(type(self).model_fields.keys() - keep, "the codec at `path` decides it")
+        return decided_at(self)
 
 
 @TOKENIZERS.register(
