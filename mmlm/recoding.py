@@ -9,7 +9,7 @@ from mmlm.base.errors import RecipeError
 from mmlm.data.picture_files import ENDINGS, read_picture
 from mmlm.describing import Described, Failed, Told, each_file
 from mmlm.run import is_run_of, load_run
-from mmlm.tokenizers.image_codes import ImageCodes, shape_of
+from mmlm.tokenizers.image_codes import ImageCodes, told
 
 TASK = "image_codes"
 
@@ -29,8 +29,6 @@ def recode(
 
     def say(path: Path) -> Told:
         segment = codec.encode(read_picture(path))
-        assert segment.ids is not None
-        rows, columns = shape_of(segment)
-        return [], [{"rows": rows, "columns": columns, "codes": segment.ids.T.tolist()}], codec.decode(segment)
+        return [], [told(segment)], codec.decode(segment)
 
     return each_file(given, output, ENDINGS, "image", say, listen, suffix="recoded")

@@ -198,14 +198,23 @@ def positions(rows: int, columns: int) -> Tensor:
 
 def shape_of(segment: Segment) -> tuple[int, int]:
     """Rows and columns of codes, as their positions tell. Raises DataError where they fill no rectangle row by row."""
-    place = segment.position
+    place, ids = segment.position, segment.ids
     if place is None or not len(place) or place.ndim != 2 or place.shape[1] != len(AXES):
         told = "none" if place is None else list(place.shape)
         raise DataError(f"codes of a picture need a position [codes, 2], their row and column; this is {told}.")
+    if ids is not None and len(ids) != len(place):
+        raise DataError(f"there are {len(ids)} codes, but positions of {len(place)}.")
     rows, columns = ((place[-1] - place[0]) + 1).tolist()
     if min(rows, columns) < 1 or len(place) != rows * columns or not torch.equal(place - place[0], positions(rows, columns)):
         raise DataError(f"{len(place)} codes do not fill {rows} rows of {columns}, row by row.")
     return rows, columns
+
+
+def told(segment: Segment) -> dict[str, Any]:
+    """Rows, columns, and of each book its codes row by row, as JSON can hold them."""
+    assert segment.ids is not None
+    rows, columns = shape_of(segment)
+    return {"rows": rows, "columns": columns, "codes": segment.ids.T.tolist()}
 
 
 def _gathered(x_byxd: Tensor, step: int) -> Tensor:

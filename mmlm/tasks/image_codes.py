@@ -6,7 +6,7 @@ Axes: b pictures   c colours   y, x pixels   t codes   u books
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from mmlm.data.pictures import Picture
 from mmlm.objectives.base import Losses
 from mmlm.tasks.base import Draws
 from mmlm.tasks.config import ImageCodesTaskConfig
+from mmlm.tasks.forms import Data, Field, Image, Values
 from mmlm.tasks.trains_codec import TrainsCodec
-from mmlm.tokenizers.image_codes import ImageCodes, ImageModel, to_network
+from mmlm.tokenizers.image_codes import ImageCodes, ImageModel, to_network, told
 from mmlm.tokenizers.image_patches import resized
 
 ENDLESS = 1 << 40
@@ -121,6 +122,11 @@ class ImageCodesTask(TrainsCodec[ImageCodes]):
 
     asks = None
     metrics = ("psnr", "ssim", "perplexity", "used")
+    inputs: Mapping[str, Field] = {"image": Image("Picture")}
+    outputs: Mapping[str, Field] = {
+        "image": Image("Decoded from its codes"),
+        "codes": Data("Codes", "rows, columns, and each book's row by row"),
+    }
 
     def __init__(self, config: ImageCodesTaskConfig, tokenizers: Mapping[str, Any]) -> None:
         super().__init__(config, tokenizers, ImageCodes, "image_codes")
@@ -159,6 +165,11 @@ class ImageCodesTask(TrainsCodec[ImageCodes]):
         segments = self.codec.encode_many(true)
         decoded = self.codec.decode_many(segments)
         return [Coded(one, each.ids, out, each.position) for one, each, out in zip(true, segments, decoded, strict=True)]  # type: ignore[arg-type]
+
+    def answer(self, model: ImageModel, given: Values) -> Iterator[Values]:
+        """The codes of a picture, and what they decode to."""
+        segment = self.codec.encode(given["image"])
+        yield {"image": self.codec.decode(segment), "codes": told(segment)}
 
     def score(self, outputs: Sequence[Coded], records: Sequence[Picture]) -> dict[str, float]:
         """psnr: dB.   ssim: structural similarity; both mean over the pictures, at the size at which these are coded.   perplexity: entries
