@@ -12,7 +12,7 @@ from mmlm.base.errors import CheckpointError, DataError, RecipeError
 from mmlm.base.schema import check
 from mmlm.stream import Segment, Stream, pack
 from mmlm.tokenizers.config import TOKENIZERS, SmallCodecConfig
-from mmlm.tokenizers.image_codes import AXES, ImageCodes, to_network, to_pixels
+from mmlm.tokenizers.image_codes import AXES, ImageCodes, _gathered, _scattered, to_network, to_pixels
 from mmlm.vocabulary import Vocabulary
 
 QUANTIZERS = {
@@ -73,6 +73,16 @@ def test_what_training_gives_is_what_encode_and_decode_give(codes) -> None:
         decoded, ids, _ = codes.model.eval()(to_network(pixels)[None])
     segment = codes.encode(pixels)
     assert torch.equal(ids[0], segment.ids) and np.array_equal(codes.decode(segment), to_pixels(decoded[0]))
+
+
+def test_squares_of_places_are_gathered_whole_and_scattered_again() -> None:
+    x_byxd = torch.arange(2 * 6 * 9 * 2).view(2, 6, 9, 2)
+    found = _gathered(x_byxd, 3)
+    assert found.shape == (2, 2, 3, 18) and torch.equal(_scattered(found, 3), x_byxd)
+    for row in range(2):
+        for column in range(3):
+            square = x_byxd[:, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3]
+            assert torch.equal(found[:, row, column], square.flatten(1))
 
 
 def test_a_code_sees_its_surroundings_alone_and_every_weight_learns(codes) -> None:
