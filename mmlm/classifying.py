@@ -11,8 +11,7 @@ from mmlm.base.errors import DataError, RecipeError
 from mmlm.base.files import write_text_whole
 from mmlm.data.picture_files import ENDINGS, read_picture
 from mmlm.data.speech_check import files_below
-from mmlm.recipe import Recipe
-from mmlm.run import RECIPE, load_run
+from mmlm.run import is_run_of, load_run
 
 TOLD = 5  # classes of a picture that are told
 
@@ -27,8 +26,7 @@ class Classified:
 
 def names_classes(folder: str | Path) -> bool:
     """Whether a folder holds a run that names what pictures show, by its recipe alone."""
-    path = Path(folder) / RECIPE
-    return path.is_file() and any(task.type == "picture_classes" for task in Recipe.read(path).tasks)
+    return is_run_of(folder, "picture_classes")
 
 
 def classify(

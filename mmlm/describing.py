@@ -109,10 +109,11 @@ def each_file(
     flag: str,
     say: Callable[[Path], Told],
     listen: Callable[[Described], None] | None = None,
+    suffix: str = "described",
 ) -> tuple[list[Described], list[Failed]]:
-    """What is said of a file, or of all below a folder that end so, written as NAME.json and NAME.png into the output. Raises DataError for
-    a single file that cannot be read, for a folder without any, and for an output that is a file."""
-    folder = output or given.with_name(f"{given.stem}.described")
+    """What is said of a file, or of all below a folder that end so, written as NAME.json and NAME.png into the output, by default GIVEN
+    with the suffix. Raises DataError for a single file that cannot be read, for a folder without any, and for an output that is a file."""
+    folder = output or given.with_name(f"{given.stem}.{suffix}")
     if folder.is_file():
         raise DataError(f"{folder}: is a file; the output of --{flag} is a folder.")
     paths = files_below(given, tuple(endings)) if given.is_dir() else [given]

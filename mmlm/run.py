@@ -332,6 +332,12 @@ def fine_tune(recipe: Recipe, task: Task, model: MultimodalLM, table: Table, lor
     model.eval()
 
 
+def is_run_of(folder: Path | str, kind: str) -> bool:
+    """Whether a folder holds a finished run of a task of this type, by its recipe alone."""
+    path = Path(folder) / RECIPE
+    return path.is_file() and any(task.type == kind for task in Recipe.read(path).tasks)
+
+
 def load_run(folder: Path | str, overrides: Sequence[str] = (), fits: Callable[[Any], bool] | None = None) -> tuple[Recipe, Any, Any]:
     """The recipe, task and model (or own network of the task) of a finished run. Raises CheckpointError where the folder holds none.
 

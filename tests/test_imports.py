@@ -35,7 +35,7 @@ RANKS: list[tuple[str, ...]] = [
     ("mmlm.run",),
     (
         "mmlm.predictor", "mmlm.compare", "mmlm.embedding", "mmlm.classifying", "mmlm.describing", "mmlm.describing_sweeps",
-        "mmlm.designing", "mmlm.enhancing", "mmlm.speaking",
+        "mmlm.designing", "mmlm.enhancing", "mmlm.recoding", "mmlm.speaking",
     ),  # fmt: skip
     ("mmlm.cli", "mmlm.serving", "mmlm.__main__"),
     ("mmlm.demos",),

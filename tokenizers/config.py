@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ from mmlm.base.schema import Strict
 from mmlm.encoders.config import ENCODERS, LogMelConfig
 
 TOKENIZERS = Registry("tokenizer", "mmlm.tokenizers")
+QUANTIZERS = Registry("quantizer", "mmlm.quantizers")
 
 _HEADER_ONCE = "form csv names the columns once for all rows"
 
@@ -265,11 +266,107 @@ class ProsodyConfig(Component):
         return self
 
 
+class BooksConfig(Component):
+    """What every quantizer can tell."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Entries of each of its books."""
+        raise NotImplementedError
+
+
+@QUANTIZERS.register("mmlm.tokenizers.quantizers:vq", source="VQ-VAE, arXiv:1711.00937; SoundStream, arXiv:2107.03312, section III.C")
+class VqConfig(BooksConfig):
+    """The nearest entry of a book of vectors, or of several books, each for what those before it left; entries are running means."""
+
+    type: Literal["vq"] = "vq"
+    num_books: int = Field(1, ge=1, le=64, description="books, one after the other; any first ones of them decode")
+    book_size: int = Field(256, ge=2, le=1 << 16, description="entries of a book")
+    memory: float = Field(0.9, ge=0, lt=1, description="memory of the running means that the entries are; longer for longer runs")
+    dropout: float = Field(0.0, ge=0, le=1, description="share of the training samples that get a random number of books instead of all")
+
+    @property
+    def sizes(self) -> list[int]:
+        """Books of one size."""
+        return [self.book_size] * self.num_books
+
+    def without_effect(self) -> dict[str, str]:
+        """One book cannot be left out."""
+        return {"dropout": "there is one book"} if self.num_books == 1 else {}
+
+
+@QUANTIZERS.register("mmlm.tokenizers.quantizers:fsq", source="finite scalar quantization, arXiv:2309.15505")
+class FsqConfig(BooksConfig):
+    """A few channels, each rounded to some levels; nothing is looked up and no loss is needed for it."""
+
+    type: Literal["fsq"] = "fsq"
+    levels: list[int] = Field([8, 6, 5], min_length=1, description="levels of each channel; their product is the number of codes")
+
+    @model_validator(mode="after")
+    def _are_few(self) -> Self:
+        if min(self.levels) < 3 or math.prod(self.levels) > 1 << 16:
+            raise ValueError(f"levels ({self.levels}) must be at least 3 (lfq has 2), and their product at most 65536")
+        return self
+
+    @property
+    def sizes(self) -> list[int]:
+        """One book."""
+        return [math.prod(self.levels)]
+
+
+@QUANTIZERS.register("mmlm.tokenizers.quantizers:lfq", source="lookup-free quantization of MAGVIT-v2, arXiv:2310.05737, section 3.1")
+class LfqConfig(BooksConfig):
+    """The signs of a few channels, with a loss of entropy that keeps all codes in use."""
+
+    type: Literal["lfq"] = "lfq"
+    bits: int = Field(8, ge=1, le=16, description="channels; there are 2 to the power of it codes")
+    temperature: float = Field(1.0, gt=0, description="of the probabilities of codes in the loss of entropy; lower is more like the signs")
+
+    @property
+    def sizes(self) -> list[int]:
+        """One book."""
+        return [1 << self.bits]
+
+
 class CodecConfig(Component):
-    """What every codec has: sound as numbers of one or several books, a fixed number of times a second."""
+    """What every codec has: sound, or a picture, as numbers of one or several books."""
 
     path: str | None = Field(None, description="a run that trained such a codec, or a folder with codec.json; null: weights to be trained")
     encode_books: int | None = Field(None, ge=1, description="books that encode uses, the first ones; null: all")
+
+
+def decided_at(config: CodecConfig) -> dict[str, str]:
+    """Keys that the codec at `path` decides, each with that reason; none without a path."""
+    keep = {"type", "path", "encode_books"}
+    return {} if config.path is None else dict.fromkeys(type(config).model_fields.keys() - keep, "the codec at `path` decides it")
+
+
+@TOKENIZERS.register(
+    "mmlm.tokenizers.image_codes:ImageCodes",
+    source="VQ-VAE, arXiv:1711.00937; blocks of ConvNeXt, arXiv:2201.03545",
+)
+class ImageCodesConfig(CodecConfig):
+    """Pictures as rows of codes, one for each square of pixels, and pictures from them; a run of the task image_codes trains it."""
+
+    type: Literal["image_codes"] = "image_codes"
+    quantizer: QUANTIZERS.choice = Field(VqConfig(), description="how a vector becomes a code")
+    patch: int = Field(8, ge=2, le=64, multiple_of=2, description="pixels along a side of the square that a code stands for")
+    max_side: int = Field(256, ge=2, description="pixels of the longest side; larger pictures are made smaller, none larger")
+    width: int = Field(128, ge=8, multiple_of=2, description="channels of the blocks; half as many in the fine ones")
+    encoder_blocks: int = Field(2, ge=0, description="blocks of the encoder, at one place a code")
+    decoder_blocks: int = Field(3, ge=0, description="blocks of the decoder, at one place a code")
+    fine_blocks: int = Field(1, ge=0, description="further blocks of each of the two, at two by two places a code")
+    latent_size: int = Field(16, ge=1, description="channels of the vectors that are quantized")
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> Self:
+        if self.max_side % self.patch:
+            raise ValueError(f"max_side ({self.max_side}) must be a multiple of patch ({self.patch})")
+        return self
+
+    def without_effect(self) -> dict[str, str]:
+        """A trained one brings all but the number of books to use along."""
+        return decided_at(self)
 
 
 class SpectralConfig(CodecConfig):
@@ -294,8 +391,7 @@ class SpectralConfig(CodecConfig):
 
     def without_effect(self) -> dict[str, str]:
         """A trained codec brings all but the number of books to use along."""
-        keep = {"type", "path", "encode_books"}
-        return {} if self.path is None else dict.fromkeys(type(self).model_fields.keys() - keep, "the codec at `path` decides it")
+        return decided_at(self)
 
 
 @TOKENIZERS.register(
@@ -310,6 +406,21 @@ class SmallCodecConfig(SpectralConfig):
     book_size: int = Field(256, ge=2, le=1 << 16, description="entries of a book")
     memory: float = Field(0.9, ge=0, lt=1, description="memory of the running means that the entries are; longer for longer runs")
     dropout: float = Field(1 / 3, ge=0, le=1, description="share of the training sounds that get a random number of books instead of all")
+    quantizer: QUANTIZERS.choice | None = Field(None, description="another one; null: residual books, as the keys above say")
+
+    @property
+    def books(self) -> Any:
+        """The quantizer."""
+        if self.quantizer is not None:
+            return self.quantizer
+        several = {"dropout": self.dropout} if self.num_books > 1 else {}
+        return VqConfig(num_books=self.num_books, book_size=self.book_size, memory=self.memory, **several)
+
+    def without_effect(self) -> dict[str, str]:
+        """Another quantizer has keys of its own."""
+        if self.path is not None or self.quantizer is None:
+            return super().without_effect()
+        return dict.fromkeys(("num_books", "book_size", "memory", "dropout"), f"the quantizer is {self.quantizer.type}")
 
 
 @TOKENIZERS.register("mmlm.tokenizers.codec.simcodec:SingleCodec", source="SimCodec of GenSE, arXiv:2502.02942, section 3.2")

@@ -26,7 +26,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voice-text", default="", metavar="TEXT", help="what is said in it")
     parser.add_argument("--pace", type=float, default=1.0, metavar="X", help="how fast a text is said; 2 is twice as fast; default 1")
     parser.add_argument("--audio", help="sound to mend: a file, or a folder with files; any rate, channels and length")
-    parser.add_argument("--image", help="picture to describe or to name: a file, or a folder with files")
+    parser.add_argument("--image", help="picture to describe, to name or to code: a file, or a folder with files")
     parser.add_argument("--sweep", help="sweep of LiDAR to describe: .bin, .npy, .npz, .pcd or .las, or a folder with files")
     parser.add_argument("--view", metavar="NAME", help="the part of a sweep that is asked about: front, 'front left', ...; default: all")
     parser.add_argument(
@@ -180,12 +180,16 @@ def _audio(arguments: argparse.Namespace) -> int:
 
 
 def _image(arguments: argparse.Namespace) -> int:
-    """Describe pictures, or say what they show."""
+    """Describe pictures, say what they show, or code and decode them."""
     from mmlm.classifying import names_classes
     from mmlm.describing import describe
+    from mmlm.recoding import TASK
+    from mmlm.run import is_run_of
 
     if names_classes(arguments.folder):
         return _classes(arguments)
+    if is_run_of(arguments.folder, TASK):
+        return _recoded(arguments)
     return _described(describe, arguments, arguments.image)
 
 
@@ -216,8 +220,7 @@ def _classes(arguments: argparse.Namespace) -> int:
     """Name the classes of pictures."""
     from mmlm.classifying import Classified, classify
 
-    if named := [name for name in ASKING if getattr(arguments, name) is not None]:
-        raise RecipeError(f"mmlm generate: --{named[0]} has no effect: {arguments.folder} names what a picture shows and answers nothing.")
+    _refuse_asking(arguments, "names what a picture shows")
 
     def listen(one: Classified) -> None:
         print(f"{one.path}: " + ", ".join(f"{name} {chance:.3f}" for name, chance in one.classes), flush=True)
@@ -228,6 +231,29 @@ def _classes(arguments: argparse.Namespace) -> int:
         lines = "\n".join(f"  {each}" for each in failed)
         raise DataError(f"{arguments.image}: {len(failed)} of {len(failed) + len(found)} files could not be read:\n{lines}")
     return 0
+
+
+def _recoded(arguments: argparse.Namespace) -> int:
+    """Code and decode pictures."""
+    from mmlm.recoding import recode
+
+    _refuse_asking(arguments, "codes pictures")
+
+    def listen(one: Any) -> None:
+        print(f"{one.path}: codes in {one.json}, decoded in {one.picture}", flush=True)
+
+    output = Path(arguments.output) if arguments.output else None
+    found, failed = recode(arguments.folder, Path(arguments.image), output, listen)
+    if failed:
+        lines = "\n".join(f"  {each.why}" for each in failed)
+        raise DataError(f"{arguments.image}: {len(failed)} of {len(failed) + len(found)} files could not be coded:\n{lines}")
+    return 0
+
+
+def _refuse_asking(arguments: argparse.Namespace, does: str) -> None:
+    """Raises RecipeError for a question to a run that answers none."""
+    if named := [name for name in ASKING if getattr(arguments, name) is not None]:
+        raise RecipeError(f"mmlm generate: --{named[0]} has no effect: {arguments.folder} {does} and answers nothing.")
 
 
 def _smiles(arguments: argparse.Namespace) -> int:

@@ -84,10 +84,11 @@ def _use(recipe: Recipe) -> list[str]:
             f'    mmlm generate {recipe.output} --text "A text that begins" --temperature 0.8',
         ],
     }
-    if recipe.tasks[0].type == "codec":
+    if recipe.tasks[0].type in ("codec", "image_codes"):
         name, codec = next(iter(recipe.tokenizers.items()))
         use = ["As a tokenizer of another recipe:", "", f"    tokenizers: {{{name}: {{type: {codec.type}, path: {recipe.output}}}}}"]
-        return ["## Use", "", *use, ""]
+        files = ["", "On files:", "", f"    mmlm generate {recipe.output} --image picture.jpg"] if codec.type == "image_codes" else []
+        return ["## Use", "", *use, *files, ""]
     if recipe.tasks[0].type == "picture_classes":
         use = [f"    mmlm generate {recipe.output} --image picture.jpg", "", "Its encoder, for vectors of pictures:", ""]
         return ["## Use", "", *use, f'    import mmlm\n    mmlm.encoder("{recipe.output}").encode(["picture.jpg"])', ""]

@@ -5,7 +5,7 @@ Axes: b sounds   n samples   t tokens   u books
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmlm.base.errors import RecipeError, unknown_name
+from mmlm.base.errors import RecipeError
 from mmlm.data.audio_files import write_sound
 from mmlm.data.crops import Crops, Draws, Waves
 from mmlm.data.speech import Utterance
@@ -23,12 +23,11 @@ from mmlm.objectives.base import Losses
 from mmlm.sound import Sound
 from mmlm.tasks.base import Heard
 from mmlm.tasks.config import AdversaryConfig, CodecTaskConfig
+from mmlm.tasks.trains_codec import TrainsCodec
 from mmlm.tokenizers.codec.base import Codec, CodecModel
 from mmlm.tokenizers.codec.griffin_lim import mel_griffin_lim
-from mmlm.tokenizers.codec.quantizers import perplexity
 from mmlm.tokenizers.codec.simcodec import ReorganizedVQ
 
-PREFIXES = (1, 2, 4, 8, 16, 32)
 GRIFFIN_LIM = "mel and Griffin-Lim, as many frames"
 
 
@@ -83,38 +82,21 @@ class CodecLearner(nn.Module):
         return found
 
 
-class CodecTask:
+class CodecTask(TrainsCodec[Codec]):
     """Trains one of the recipe's tokenizers, which must be a codec of ours."""
 
-    features: Mapping[str, int] = {}
-    over = "books that are decoded"
     metrics = ("mel_distance", "perplexity")
 
     def __init__(self, config: CodecTaskConfig, tokenizers: Mapping[str, Any]) -> None:
-        if config.tokenizer not in tokenizers:
-            raise RecipeError(f"tokenizers: {unknown_name('tokenizer', config.tokenizer, tokenizers)}")
-        self.config, self.tokenizers = config, tokenizers
-        codec = tokenizers[config.tokenizer]
-        if not isinstance(codec, Codec):
-            raise RecipeError(f"tokenizers.{config.tokenizer}: the task codec trains small_codec or single_codec, not this type.")
-        self.codec: Codec = codec
-        if config.seconds * codec.rate_hz < max(config.windows):
+        super().__init__(config, tokenizers, Codec, "small_codec or single_codec")
+        self.config = config
+        if config.seconds * self.codec.rate_hz < max(config.windows):
             raise RecipeError(f"task.seconds: {config.seconds:g} s are shorter than the longest of task.windows ({max(config.windows)}).")
-
-    @property
-    def vocabulary(self) -> Mapping[str, int]:
-        """The ranges of the codec."""
-        return self.codec.sizes
 
     @property
     def asks(self) -> float | None:
         """Seconds of a drawn part of an utterance."""
         return self.config.seconds
-
-    @property
-    def trains(self) -> Collection[str]:
-        """The codec."""
-        return (self.config.tokenizer,)
 
     def learner(self, seed: int) -> CodecLearner:
         """The codec under its losses."""
@@ -127,13 +109,6 @@ class CodecTask:
         hops = round(self.config.seconds * self.codec.rate_hz / self.codec.hop)
         size, gain = max(1, hops) * self.codec.hop, self.config.gain_db
         return Crops(records, rate_hz=self.codec.rate_hz, size=size, hop=self.codec.hop, gain_db=gain)
-
-    def save(self, folder: Path) -> None:
-        """Nothing: the codec is among the tokenizers."""
-
-    def load(self, folder: Path) -> CodecModel:
-        """The network of the codec."""
-        return self.codec.model
 
     def title(self, record: Utterance) -> str:
         """Who says what, as far as it is known."""
@@ -159,9 +134,7 @@ class CodecTask:
         """mel_distance: mean absolute difference of natural log-mel magnitudes.   perplexity: entries in use, in effect, as a share of a
         book's; mean over the books."""
         distances = [_mel_distance(one.decoded, one.true) for one in outputs]
-        codes_tu, sizes = torch.cat([one.codes_tu for one in outputs]), self.codec.book_sizes
-        shares = [perplexity(codes_tu[:, number], size) / size for number, size in enumerate(sizes)]
-        return {"mel_distance": float(np.mean(distances)), "perplexity": float(np.mean(shares))}
+        return {"mel_distance": float(np.mean(distances)), "perplexity": self.perplexity([one.codes_tu for one in outputs])}
 
     def baselines(self, records: Sequence[Utterance]) -> dict[str, dict[str, float]]:
         """Log-mel frames, as many a second as the codec has tokens and not quantized, turned into sound by Griffin and Lim's method."""
@@ -180,15 +153,12 @@ class CodecTask:
 
     def curves(self, outputs: Sequence[Coded], records: Sequence[Utterance]) -> dict[str, list[tuple[float, float]]]:
         """The mel distance over the number of books that are decoded."""
-        books = [count for count in PREFIXES if count <= self.codec.num_books]
-        if len(books) < 2:
-            return {}
         points = []
-        for count in books:
+        for count in self.prefixes():
             decoded = self.codec.decode_many([self._prefix(one, count) for one in outputs])
             cut = [Sound(out.wave_n[: len(one.true.wave_n)], out.rate_hz) for one, out in zip(outputs, decoded, strict=True)]
             points.append((float(count), float(np.mean([_mel_distance(out, one.true) for out, one in zip(cut, outputs, strict=True)]))))
-        return {"mel distance": points}
+        return {"mel distance": points} if points else {}
 
     def write_samples(self, model: CodecModel, records: Sequence[Utterance], folder: Path) -> None:
         """Two files for each: the sound as it was, and decoded."""
@@ -199,10 +169,6 @@ class CodecTask:
     def texts(self, record: Utterance, rng: np.random.Generator) -> list[str]:
         """The text, if there is one."""
         return [record.text] if record.text else []
-
-    def arrange(self, streams: Sequence[Any]) -> list[Any]:
-        """As they are."""
-        return list(streams)
 
     @staticmethod
     def _prefix(one: Coded, count: int) -> Tensor:

@@ -265,6 +265,21 @@ class CodecTaskConfig(TaskConfig):
     adversary: AdversaryConfig | None = Field(None, description="discriminators that join in; null: none. They cost several times the rest")
 
 
+@TASKS.register("mmlm.tasks.image_codes:ImageCodesTask", source="VQ-VAE, arXiv:1711.00937")
+class ImageCodesTaskConfig(TaskConfig):
+    """Train codes of pictures: a picture as a number for each of its squares, and the same picture from them."""
+
+    reads: ClassVar[str] = "pictures"
+    has_own_network: ClassVar[bool] = True
+    headline: ClassVar[dict[str, str]] = {"psnr": "max", "ssim": "max"}
+    type: Literal["image_codes"] = "image_codes"
+    tokenizer: str = Field("codes", description="which of the recipe's tokenizers is trained")
+    side: int = Field(
+        64, ge=2, description="pixels along a side of a training sample, a square part of a picture; whole squares of the codes"
+    )
+    flip: float = Field(0.5, ge=0, le=1, description="share of the training samples that are mirrored")
+
+
 def _changes() -> list[Component]:
     """Each of the four in half of the samples, as in the paper."""
     noise = AddNoiseConfig(chance=0.5, snr_db=[5.0, 15.0], noises=[GeneratedNoiseConfig(kinds=["white", "pink"])])

@@ -1,8 +1,8 @@
 """Optimizers by name, their parameter groups, and their state as named tensors and numbers.
 
 Groups follow what a parameter is: matrices decay, vectors and whatever carries `no_weight_decay` do not; `lr_scale` on a parameter
-multiplies its rate. Muon takes the matrices inside the network; embeddings, layers with a `vocab` or `sound` axis, which are its two ends,
-and the taps of depthwise convolutions, whose rows have nothing to do with each other, stay with AdamW.
+multiplies its rate. Muon takes the matrices inside the network; embeddings, layers with a `vocab`, `sound` or `pixels` axis, which are its
+two ends, and the taps of depthwise convolutions, whose rows have nothing to do with each other, stay with AdamW.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmlm.base.errors import CheckpointError, RecipeError
 from mmlm.training.config import AdafactorConfig, AdamWConfig, LionConfig, MuonConfig, TrainConfig
 
 Group = dict[str, Any]
-NOT_INSIDE = {"vocab", "sound", "taps"}  # axes of matrices that are not Muon's
+NOT_INSIDE = {"vocab", "sound", "pixels", "taps"}  # axes of matrices that are not Muon's
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -21,7 +21,7 @@ from mmlm.recipe import Recipe
 from mmlm.run import load_run, train
 from mmlm.sound import Sound
 from mmlm.tokenizers.codec.griffin_lim import mel_griffin_lim
-from mmlm.tokenizers.codec.quantizers import perplexity
+from mmlm.tokenizers.quantizers import perplexity
 
 pytestmark = pytest.mark.quality
 ENGLISH = ["data.train.0.languages=[en]", "data.train.0.hold_out=0.0833"]

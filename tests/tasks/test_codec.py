@@ -185,7 +185,7 @@ def test_the_adversary_joins_at_its_step(folder, tmp_path, caplog):
         (["objective=causal"], "objective: has no effect: the task 'codec' trains a network of its own"),
         (["backbone.width=32"], "backbone: has no effect"),
         (["task.tokenizer=voice"], "unknown tokenizer 'voice'"),
-        (["tokenizers.codec={type: text}"], "the task codec trains small_codec or single_codec, not this type"),
+        (["tokenizers.codec={type: text}"], "task.tokenizer: tokenizers.codec must be of the type small_codec or single_codec"),
         (["task.seconds=0.01"], r"task.seconds: 0.01 s are shorter than the longest of task.windows \(256\)"),
         (["data.train.0={type: python_docs}", "data.validate=[{type: python_docs, split: valid}]"], "the task reads speech"),
     ],

@@ -186,7 +186,7 @@ def test_a_state_of_another_optimizer_is_refused():
         load_optimizer_state(optimizers, names(model), tensors, {}, "opt.safetensors")
 
 
-@pytest.mark.parametrize("axes", [("vocab", "residual"), ("channels", "sound"), ("channels", "taps")])
+@pytest.mark.parametrize("axes", [("vocab", "residual"), ("channels", "sound"), ("pixels", "channels"), ("channels", "taps")])
 def test_muon_leaves_the_ends_of_a_network_and_taps_to_adamw(axes):
     model = torch.nn.Module()
     model.inner, model.end = torch.nn.Parameter(torch.randn(4, 4)), torch.nn.Parameter(torch.randn(4, 4))

@@ -9,44 +9,22 @@ Axes: b sounds   n samples   t frames   u books   d channels
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmlm.base.errors import CheckpointError, DataError, RecipeError
-from mmlm.base.schema import check
+from mmlm.base.errors import DataError
 from mmlm.sound import Sound
 from mmlm.stream import Segment
-from mmlm.tokenizers.config import TOKENIZERS, CodecConfig
-from mmlm.weights import copy_tensors, read_tensors, safetensors_bytes, write_tensors
+from mmlm.tokenizers.trained import Trained, codes_of
 
-CONFIG, WEIGHTS, SAMPLES = "codec.json", "codec.safetensors", "samples"
+SAMPLES = "samples"
 PIECE = 1000  # frames that are coded at once, without their context
 BATCH = 4 * PIECE  # frames that are coded at once of several sounds
-C = TypeVar("C", bound="Codec")
-
-
-class Quantizer(Protocol):
-    """Vectors to codes and back; called, it quantizes for training and gives losses."""
-
-    sizes: list[int]
-    names: Sequence[str]
-
-    def __call__(self, z_btd: Tensor) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """(quantized [b, t, d], codes [b, t, u], losses as sums and weights)."""
-
-    def encode(self, z_btd: Tensor, num_books: int) -> Tensor:
-        """Codes [b, t, num_books]."""
-
-    def decode(self, codes_btu: Tensor) -> Tensor:
-        """Vectors [b, t, d] of the first books."""
 
 
 class CodecModel(nn.Module):
@@ -73,17 +51,8 @@ class CodecModel(nn.Module):
         return self.decoder(quantized_btd), codes_btu, parts
 
 
-class Codec:
+class Codec(Trained[CodecModel]):
     """A tokenizer of sound: ids [t, u] of the ranges codec.0, codec.1, ... and back."""
-
-    def __init__(self, config: CodecConfig) -> None:
-        self.given = config
-        self.config: Any = config
-        self._model: CodecModel | None = None
-
-    def build(self) -> CodecModel:
-        """The network of the config, with first weights from torch's global generator."""
-        raise NotImplementedError
 
     @property
     def rate_hz(self) -> int:
@@ -101,45 +70,9 @@ class Codec:
         return Fraction(self.rate_hz, self.hop)
 
     @property
-    def book_sizes(self) -> list[int]:
-        """Entries of each book that encode uses."""
-        return self._sizes()[: self.num_books]
-
-    def _sizes(self) -> list[int]:
-        raise NotImplementedError
-
-    @property
-    def num_books(self) -> int:
-        """Books that encode uses where it is not told."""
-        most = len(self._sizes())
-        if (asked := self.given.encode_books) is not None and asked > most:
-            raise RecipeError(f"tokenizers: encode_books is {asked}, but the codec has {most}.")
-        return asked or most
-
-    @property
     def sizes(self) -> dict[str, int]:
         """A range for each book that encode uses."""
         return {f"codec.{number}": size for number, size in enumerate(self.book_sizes)}
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether there are trained weights, or a path to them."""
-        return self._model is not None or self.given.path is not None
-
-    @property
-    def model(self) -> CodecModel:
-        """The network. Raises DataError where it has not been trained."""
-        self._known()
-        if self._model is None:
-            raise DataError("this codec has no weights yet: train it by a recipe with the task codec, and give the run as its `path`.")
-        return self._model
-
-    def begin(self) -> CodecModel:
-        """The network to train: the one at `path`, or a new one."""
-        self._known()
-        if self._model is None:
-            self._model = self.build()
-        return self._model
 
     def encode(self, raw: Sound, num_books: int | None = None) -> Segment:
         """Codes of a sound, of all books or of the first ones. Raises DataError for a sound without samples, or that is not finite."""
@@ -219,15 +152,7 @@ class Codec:
 
     def codes(self, segment: Segment | Tensor) -> Tensor:
         """long [t, u] of a segment or of ids. Raises DataError where they are not codes of this codec."""
-        ids = segment.ids if isinstance(segment, Segment) else segment
-        sizes = self._sizes()
-        if ids is None or ids.ndim != 2 or not 1 <= ids.shape[1] <= len(sizes):
-            shape = "no ids" if ids is None else list(ids.shape)
-            raise DataError(f"codes must be [tokens, 1 to {len(sizes)} books], but are {shape}.")
-        limit = torch.tensor(sizes[: ids.shape[1]], device=ids.device)
-        if bool(((ids < 0) | (ids >= limit)).any()):
-            raise DataError(f"codes must lie from 0 to {sizes[0] - 1}, but reach from {int(ids.min())} to {int(ids.max())}.")
-        return ids.long()
+        return codes_of(segment.ids if isinstance(segment, Segment) else segment, self._sizes())
 
     def _books(self, num_books: int | None) -> int:
         most = len(self._sizes())
@@ -237,66 +162,6 @@ class Codec:
 
     def _wave(self, raw: Sound) -> Tensor:
         return wave_of(raw, self.rate_hz)
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of weights, config and number of books: codes that were kept under another one are not codes of this codec."""
-        digest = hashlib.blake2b(json.dumps([self._about(), self.num_books], sort_keys=True).encode(), digest_size=16)
-        for part in safetensors_bytes(self.model.state_dict()):
-            digest.update(part)
-        return digest.hexdigest()
-
-    def save(self, folder: Path | str) -> None:
-        """Write codec.json and codec.safetensors."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / CONFIG).write_text(json.dumps(self._about(), indent=2) + "\n")
-        write_tensors(Path(folder) / WEIGHTS, self.model.state_dict())
-
-    def _about(self) -> dict[str, Any]:
-        return self.config.model_dump(mode="json", exclude={"path", "encode_books"})
-
-    def load(self: C, folder: Path | str) -> C:
-        """Take what save wrote. Raises CheckpointError where the folder holds none, or a codec of another type."""
-        self.config = read_config(Path(folder), self.given.type)
-        with torch.device("meta"):
-            model = self.build()
-        self._model = model.to_empty(device="cpu")
-        copy_tensors(self._model.state_dict(), read_tensors(Path(folder) / WEIGHTS), str(Path(folder) / WEIGHTS))
-        self._model.eval()
-        return self
-
-    def _known(self) -> Any:
-        """The config, read from the path where there is one."""
-        if self._model is None and self.given.path is not None:
-            self.load(find(self.given.path))
-        return self.config
-
-
-def read_config(folder: Path, kind: str) -> CodecConfig:
-    """The config that save wrote. Raises CheckpointError where there is none of this type."""
-    try:
-        raw = json.loads((folder / CONFIG).read_text())
-        found = str(raw["type"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{folder / CONFIG}: missing or damaged.") from None
-    if found != kind:
-        raise CheckpointError(f"{folder / CONFIG}: is of the type {found!r}, but the recipe's tokenizer is {kind!r}.")
-    try:
-        return check(TOKENIZERS.get(kind), raw, str(folder / CONFIG))  # type: ignore[return-value]
-    except RecipeError as error:
-        raise CheckpointError(str(error)) from None
-
-
-def find(name: str) -> Path:
-    """The folder with codec.json: the one named, or the one in a run. Raises CheckpointError where it is not to be found."""
-    path = Path(name)
-    if (path / CONFIG).is_file():
-        return path
-    found = sorted(path.glob(f"tokenizers/*/{CONFIG}"))
-    if len(found) != 1:
-        what = "holds no codec" if not found else "holds several codecs: " + ", ".join(str(each.parent) for each in found)
-        raise CheckpointError(f"{name}: {what}; give a run of the task codec, or a folder with {CONFIG}.")
-    return found[0].parent
 
 
 def wave_of(raw: Sound, rate_hz: int) -> Tensor:

@@ -1,12 +1,12 @@
-"""ConvNeXt blocks over time: what the small codec and the unit vocoder are built of.
+"""ConvNeXt blocks: over time, what the small codec and the unit vocoder are built of, and over pictures.
 
-Source: ConvNeXt, arXiv:2201.03545, section 2.6, in one dimension as in Vocos, arXiv:2306.00814.
-Axes: b sounds   t frames   d channels
+Source: ConvNeXt, arXiv:2201.03545, section 2.6; in one dimension as in Vocos, arXiv:2306.00814.
+Axes: b sounds or pictures   t frames   y, x places of a picture   d channels
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +15,20 @@ from torch import Tensor, nn
 from mmlm.kernels.conv1d.fast import causal_conv1d
 from mmlm.parameters import name_axes
 
-TAPS, EXPANSION, BEGIN = 7, 3, 0.1
+TAPS, PICTURE_TAPS, EXPANSION, BEGIN = 7, 5, 3, 0.1
 
 
 class ConvNeXt(nn.Module):
     """A depthwise convolution over time, then a norm and two linear layers, added to the input through a learned scale."""
 
-    def __init__(self, width: int, *, causal: bool) -> None:
+    def __init__(self, width: int, *, causal: bool, taps: Sequence[int] = (TAPS,)) -> None:
         super().__init__()
         self.causal = causal
-        self.weight = nn.Parameter(torch.empty(width, TAPS))
-        name_axes(self.weight, "channels", "taps")
+        self.weight = nn.Parameter(torch.empty(width, *taps))
+        name_axes(self.weight, "channels", *["taps"] * len(taps))
         self.bias = nn.Parameter(torch.zeros(width))
-        nn.init.uniform_(self.weight, -(TAPS**-0.5), TAPS**-0.5)
+        most = self.weight[0].numel() ** -0.5
+        nn.init.uniform_(self.weight, -most, most)
         self.norm = nn.LayerNorm(width)
         self.up, self.down = nn.Linear(width, EXPANSION * width), nn.Linear(EXPANSION * width, width)
         self.scale = nn.Parameter(torch.full((width,), BEGIN))
@@ -51,7 +52,26 @@ class ConvNeXt(nn.Module):
             y, _ = causal_conv1d(
                 F.pad(x.float(), (0, 0, 0, self.ahead)).to(self.weight.dtype), self.weight, self.bias, whole, activation=None
             )
-        return x + self.scale * self.down(F.gelu(self.up(self.norm(y[:, self.ahead :]))))
+        return self._added(x, y[:, self.ahead :])
+
+    def _added(self, x: Tensor, y: Tensor) -> Tensor:
+        """The input [..., d] and what becomes of the convolved one."""
+        return x + self.scale * self.down(F.gelu(self.up(self.norm(y))))
+
+
+class PictureConvNeXt(ConvNeXt):
+    """The same with a convolution down and across; outside a picture there are zeros."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, causal=False, taps=(PICTURE_TAPS, PICTURE_TAPS))
+
+    def forward(self, x_byxd: Tensor, mask_bt1: Tensor | None = None) -> Tensor:
+        """[b, y, x, d]."""
+        assert mask_bt1 is None
+        with torch.autocast(x_byxd.device.type, enabled=False):  # torch's depthwise convolution is slower in bfloat16 on a CPU
+            kernel = self.weight[:, None].float()
+            y = F.conv2d(x_byxd.float().permute(0, 3, 1, 2), kernel, self.bias, padding=PICTURE_TAPS // 2, groups=len(kernel))
+        return self._added(x_byxd, y.permute(0, 2, 3, 1))
 
 
 class Blocks(nn.ModuleList):

@@ -26,9 +26,10 @@ from torch import Tensor
 from mmlm.base.errors import CheckpointError, DataError, RecipeError, require
 from mmlm.sound import Sound
 from mmlm.stream import Segment
-from mmlm.tokenizers.codec.base import CONFIG, SAMPLES, WEIGHTS, find, num_samples, samples_behind, wave_of
+from mmlm.tokenizers.codec.base import SAMPLES, num_samples, samples_behind, wave_of
 from mmlm.tokenizers.codec.seanet import Causal, State
 from mmlm.tokenizers.config import EnCodecConfig
+from mmlm.tokenizers.trained import CONFIG, WEIGHTS, find
 from mmlm.weights import copy_tensors, read_tensors, safetensors_bytes, write_tensors
 
 SCALE = "scale"

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.tokenizers.codec.base import Codec, CodecModel
-from mmlm.tokenizers.codec.quantizers import Book, GroupedVQ, Parts, ResidualVQ
 from mmlm.tokenizers.codec.small import SpectralDecoder, SpectralEncoder
 from mmlm.tokenizers.codec.waveform import WaveformDecoder, WaveformEncoder
 from mmlm.tokenizers.config import SingleCodecConfig
+from mmlm.tokenizers.quantizers import Book, GroupedVQ, Parts, ResidualVQ
 
 
 class ReorganizedVQ(nn.Module):

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from mmlm.parameters import linear
 from mmlm.tokenizers.codec.base import Codec, CodecModel
 from mmlm.tokenizers.codec.blocks import Blocks
-from mmlm.tokenizers.codec.quantizers import ResidualVQ
 from mmlm.tokenizers.codec.spectra import log_mel, overlap_add
 from mmlm.tokenizers.config import SmallCodecConfig, SpectralConfig
 
@@ -101,18 +100,14 @@ class SpectralDecoder(nn.Module):
 
 
 class SmallCodec(Codec):
-    """The residual codec: config.num_books books of config.book_size entries."""
+    """The codec with residual books, or another quantizer."""
 
     config: SmallCodecConfig
 
     def build(self) -> CodecModel:
-        """Encoder, residual quantizer and decoder."""
+        """Encoder, quantizer and decoder."""
         config = self.config
-        quantizer = ResidualVQ(
-            config.num_books, config.book_size, config.latent_size, learned="ema", decay=config.memory, dropout=config.dropout
-        )
-        return CodecModel(SpectralEncoder(config), quantizer, SpectralDecoder(config))
+        return CodecModel(SpectralEncoder(config), config.books.build(config.latent_size), SpectralDecoder(config))
 
     def _sizes(self) -> list[int]:
-        config = self._known()
-        return [config.book_size] * config.num_books
+        return list(self._known().books.sizes)

@@ -15,10 +15,13 @@ from mmlm.sound import Sound
 from mmlm.tokenizers.codec import base
 from mmlm.tokenizers.codec.streaming import StreamingDecoder
 from mmlm.tokenizers.config import TOKENIZERS
+from mmlm.tokenizers.trained import CONFIG
 
 KINDS = {
     "small": {"type": "small_codec", "num_books": 3, "book_size": 16},
     "causal": {"type": "small_codec", "num_books": 3, "book_size": 16, "causal": True},
+    "fsq": {"type": "small_codec", "quantizer": {"type": "fsq", "levels": [5, 4]}},
+    "lfq": {"type": "small_codec", "quantizer": {"type": "lfq", "bits": 4}},
     "groups": {"type": "single_codec", "group_size": 8, "kept": [4, 4]},
     "single": {"type": "single_codec", "kept": [4, 4], "stage_one": 0.0},
     "waveform": {
@@ -184,11 +187,11 @@ def test_what_cannot_be_done_says_why(do, error, message):
 
 def test_a_folder_without_the_codec_says_so(tmp_path):
     small = {"type": "small_codec", "path": str(tmp_path)}
-    with pytest.raises(CheckpointError, match="holds no codec; give a run of the task codec"):
+    with pytest.raises(CheckpointError, match="holds no codec; give a run that trained one"):
         _ = check(TOKENIZERS.get("small_codec"), small, "test").build().sizes
     built("single").save(tmp_path)
     with pytest.raises(CheckpointError, match="is of the type 'single_codec', but the recipe's tokenizer is 'small_codec'"):
         _ = check(TOKENIZERS.get("small_codec"), small, "test").build().sizes
-    (tmp_path / base.CONFIG).write_text("{")
+    (tmp_path / CONFIG).write_text("{")
     with pytest.raises(CheckpointError, match="missing or damaged"):
         _ = check(TOKENIZERS.get("small_codec"), small, "test").build().sizes

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from mmlm.tokenizers.codec.quantizers import Book, GroupedVQ, ResidualVQ, perplexity
 from mmlm.tokenizers.codec.simcodec import ReorganizedVQ
+from mmlm.tokenizers.config import FsqConfig, LfqConfig, VqConfig
+from mmlm.tokenizers.quantizers import FSQ, LFQ, Book, GroupedVQ, ResidualVQ, perplexity
 
 
 def clouds(count=512, dim=8, places=16, seed=0):
@@ -187,3 +188,145 @@ def test_entries_that_a_first_batch_does_not_use_stay_where_they_began() -> None
     book = Book(8, 3).train()
     book(vector.expand(64, 3))
     assert torch.allclose(book.vectors_sd, vector.expand(8, 3), atol=1e-5)
+
+
+QUANTIZERS = {
+    "one book": VqConfig(book_size=24),
+    "three books": VqConfig(num_books=3, book_size=8),
+    "fsq": FsqConfig(levels=[4, 3, 3]),
+    "lfq": LfqConfig(bits=4),
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_every_quantizer_says_its_sizes_decodes_what_it_trains_on_and_uses_its_codes(name) -> None:
+    config, z_btd = QUANTIZERS[name], clouds(places=200)[0].view(4, 128, 8).requires_grad_()
+    torch.manual_seed(0)
+    quantizer = config.build(8).train()
+    quantizer(z_btd)
+    given_btd, codes_btu, parts = quantizer(z_btd)
+    assert quantizer.sizes == config.sizes and list(parts) == list(quantizer.names)
+    assert all(float(weight) == 4 for _, weight in parts.values())
+    assert codes_btu.shape == (4, 128, len(config.sizes)) and codes_btu.dtype == torch.long
+    assert all(
+        int(codes_btu[..., number].min()) >= 0 and int(codes_btu[..., number].max()) < size for number, size in enumerate(config.sizes)
+    )
+    (grad,) = torch.autograd.grad(given_btd.square().sum(), z_btd)
+    assert float(grad.abs().sum()) > 0
+    with torch.no_grad():
+        given_btd, codes_btu, _ = quantizer.eval()(z_btd)
+        assert torch.equal(quantizer.encode(z_btd, len(config.sizes)), codes_btu)
+        torch.testing.assert_close(quantizer.decode(codes_btu), given_btd)
+    assert perplexity(codes_btu[..., 0], config.sizes[0]) > config.sizes[0] / 3
+
+
+def plain(quantizer):
+    """The same with nothing around it: what goes in is what is quantized."""
+    width = quantizer.inner.out_features
+    for layer in (quantizer.inner, quantizer.outer):
+        layer.weight.data.copy_(torch.eye(width))
+        layer.bias.data.zero_()
+    return quantizer
+
+
+def test_levels_and_their_numbers_are_those_worked_out_by_hand() -> None:
+    quantizer = FSQ([5, 4], 2)
+    levels = torch.tensor([[-2.0, -2.0], [2.0, -2.0], [-2.0, -1.0], [0.0, 0.0], [2.0, 1.0]])
+    assert quantizer.numbers(levels).tolist() == [0, 4, 5, 12, 19]  # (first + 2) + 5 (second + 2)
+    assert torch.equal(quantizer.values(torch.tensor([0, 4, 5, 12, 19])), levels)
+
+
+@pytest.mark.parametrize("levels", [[3], [4], [8, 6, 5], [7, 5, 5, 5], [3, 3, 3, 3, 3, 3]])
+def test_codes_and_levels_are_one_to_one(levels) -> None:
+    quantizer = FSQ(levels, len(levels))
+    every = torch.arange(math.prod(levels))
+    values = quantizer.values(every)
+    assert torch.equal(quantizer.numbers(values), every) and len(values.unique(dim=0)) == len(every)
+    for column, size in zip(values.T, levels, strict=True):
+        assert column.unique().tolist() == list(range(-(size // 2), size - size // 2))
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 8, 16])
+def test_a_channel_reaches_each_of_its_levels_and_none_beside_them(size) -> None:
+    quantizer = FSQ([size], 1)
+    found = quantizer.rounded(torch.linspace(-20, 20, 4001)[:, None]).round()
+    assert found.unique().tolist() == list(range(-(size // 2), size - size // 2))
+    assert float(quantizer.bounded(torch.zeros(1))) == pytest.approx(0, abs=1e-6)
+    assert bool((found[1:] >= found[:-1]).all())
+
+
+def test_gradients_pass_through_the_rounding_as_if_it_were_not_there() -> None:
+    x_nk = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    quantizer = FSQ([8, 6, 5], 3)
+    (through,) = torch.autograd.grad(quantizer.rounded(x_nk).sum(), x_nk)
+    (smooth,) = torch.autograd.grad(quantizer.bounded(x_nk).sum(), x_nk)
+    assert torch.equal(through, smooth) and float(smooth.min()) > 0
+    signs = plain(LFQ(3, 3, temperature=1.0))(x_nk[None])[0]
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    (through,) = torch.autograd.grad(signs.sum(), x_nk)
+    assert torch.equal(through, torch.ones_like(x_nk))
+
+
+def test_bits_are_signs_the_first_channel_the_lowest() -> None:
+    quantizer = LFQ(4, 4, temperature=1.0)
+    x = torch.tensor([[-1.0, -2, -3, -4], [0.1, -1, -1, -1], [-1, 0.1, -1, -1], [5, -0.1, 0.1, -3], [1, 1, 1, 1]])
+    assert quantizer.numbers(x).tolist() == [0, 1, 2, 5, 15]
+    assert quantizer.signs(torch.tensor([5])).tolist() == [[1, -1, 1, -1]]
+    every = torch.arange(1 << 12)
+    quantizer = LFQ(12, 12, temperature=1.0)
+    assert torch.equal(quantizer.numbers(quantizer.signs(every)), every)
+
+
+def test_the_entropy_of_codes_is_that_of_a_softmax_over_their_distances() -> None:
+    x_nk = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    quantizer = LFQ(4, 4, temperature=0.7)
+    every_sk = quantizer.signs(torch.arange(16))
+    p_ns = (-torch.cdist(x_nk, every_sk).square() / 0.7).softmax(-1)
+    mean_s = p_ns.mean(0)
+    expected = -(p_ns * p_ns.log()).sum(-1).mean() + (mean_s * mean_s.log()).sum()
+    torch.testing.assert_close(quantizer.entropy(x_nk), expected)
+
+
+def test_the_entropy_of_codes_is_lowest_where_each_is_sure_and_all_are_in_use() -> None:
+    quantizer = LFQ(3, 3, temperature=1.0)
+    spread, one = 10 * quantizer.signs(torch.arange(8)), 10 * quantizer.signs(torch.full((8,), 5))
+    assert float(quantizer.entropy(spread)) == pytest.approx(-math.log(8), abs=1e-4)
+    assert float(quantizer.entropy(one)) == pytest.approx(0, abs=1e-4)
+    assert float(quantizer.entropy(torch.zeros(8, 3))) == pytest.approx(0, abs=1e-4)  # unsure, but of all alike
+    wide = LFQ(11, 11, temperature=1.0)  # in groups of 8 and 3
+    alone = quantizer.entropy(torch.randn(40, 3, generator=torch.Generator().manual_seed(1)))
+    x_nk = torch.cat([torch.full((40, 8), 10.0), torch.randn(40, 3, generator=torch.Generator().manual_seed(1))], dim=1)
+    torch.testing.assert_close(wide.entropy(x_nk), alone, atol=1e-4, rtol=1e-4)
+
+
+def test_the_loss_of_entropy_brings_codes_into_use() -> None:
+    z_btd = torch.randn(4, 64, 8, generator=torch.Generator().manual_seed(0)) + 4  # all on one side
+    used = {}
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        quantizer = LFQ(4, 8, temperature=1.0)
+        optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.03)
+        for _ in range(150):
+            parts = quantizer(z_btd)[2]
+            loss = parts["commitment"][0] + weight * parts["entropy"][0]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        used[weight] = perplexity(quantizer.encode(z_btd, 1), 16)
+    assert used[0.0] < 4 and used[1.0] > 12, used
+
+
+def test_without_entries_begun_anew_a_book_that_lies_far_away_collapses(monkeypatch) -> None:
+    x_nd, _ = clouds(count=512, places=200)
+    used = {}
+    for dead in (0.0, 0.2):
+        monkeypatch.setattr("mmlm.tokenizers.quantizers.DEAD", dead)
+        torch.manual_seed(0)
+        book = Book(64, 8, decay=0.9)
+        book(x_nd)
+        book.vectors_sd.copy_(50 + torch.randn(64, 8))  # far from every vector
+        book.sum_sd.copy_(book.vectors_sd * book.count_s[:, None])
+        for _ in range(80):
+            book(x_nd)
+        used[dead] = perplexity(book.nearest(x_nd), 64)
+    assert used[0.0] < 5 and used[0.2] > 30, used

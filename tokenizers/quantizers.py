@@ -1,31 +1,54 @@
-"""Vectors as the numbers of the nearest entries of learned books.
+"""Vectors as numbers of books: what codecs of sound and of pictures have between their two networks.
 
     ResidualVQ   each book takes what the books before it left            SoundStream, arXiv:2107.03312, section III.C
     GroupedVQ    each book takes its own part of the channels             GenSE's SimCodec, arXiv:2502.02942, stage 1
+    FSQ          each of a few channels is rounded to some levels         arXiv:2309.15505, section 3.1
+    LFQ          each of a few channels is its sign                       MAGVIT-v2, arXiv:2310.05737, section 3.1
 
-A residual quantizer with one book is a plain one. Gradients pass as if nothing had been quantized (straight-through). Books follow the
-vectors they stand for by running means (EMA, arXiv:1711.00937, appendix A.1), with entries that are hardly used begun anew, or are learned
-by gradients; then nothing is begun anew. All state is in parameters and float buffers, and all draws come from torch's global generator,
-so a run that resumes is the same run. Several processes add up their statistics; several micro-batches of a step are taken in one by one.
+A residual quantizer with one book is a plain one. Gradients pass as if nothing had been quantized (straight-through). The entries of books
+follow the vectors they stand for by running means (EMA, arXiv:1711.00937, appendix A.1), with entries that are hardly used begun anew, or
+are learned by gradients; then nothing is begun anew. FSQ and LFQ look nothing up: they have one book, whose entries are all combinations
+of the values of their channels. All state is in parameters and float buffers, and all draws come from torch's global generator, so a run
+that resumes is the same run. Several processes add up their statistics; several micro-batches of a step are taken in one by one.
 
-Axes: b sounds   t frames   d channels   u books   n vectors   s entries of a book
+Axes: b sounds or pictures   t frames   d channels   k channels of a code   u books   n vectors   s entries of a book
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.parameters import name_axes
+from mmlm.tokenizers.config import FsqConfig, LfqConfig, VqConfig
 
 DEAD, REBORN = 0.2, 1.0  # shares of the mean count: below it an entry is begun anew, with so much to begin with
 RATE = 10.0  # of entries that are learned by gradients, beside other weights: they must keep up with the vectors
 SHARPNESS = 3.0  # of the scores in the diversity loss, as SimCodec has it
+INSIDE = 1e-3  # share by which the outermost levels stay within reach of a bounded channel
+JOINT_BITS = 8  # bits whose combinations are counted together in the entropy of codes
 Parts = dict[str, tuple[Tensor, Tensor]]
+
+
+class Quantizer(Protocol):
+    """Vectors to codes and back; called, it quantizes for training and gives losses."""
+
+    sizes: list[int]
+    names: Sequence[str]
+
+    def __call__(self, z_btd: Tensor) -> tuple[Tensor, Tensor, Parts]:
+        """(quantized [b, t, d], codes [b, t, u], losses as sums over b and weights)."""
+
+    def encode(self, z_btd: Tensor, num_books: int) -> Tensor:
+        """Codes [b, t, num_books]."""
+
+    def decode(self, codes_btu: Tensor) -> Tensor:
+        """Vectors [b, t, d] of the first books."""
 
 
 class Book(nn.Module):
@@ -205,6 +228,146 @@ class GroupedVQ(nn.Module):
             for number, book in enumerate(self.books)
         ]
         return torch.cat(found, -1)
+
+
+class FSQ(nn.Module):
+    """Finite scalar quantization: channel k takes one of levels[k] values, 3 or more.
+
+    A code is the number whose digits, the first the lowest, are the levels; 0 in every channel lies in its middle. Linear layers lead from
+    the d channels to those of the code and back.
+    """
+
+    names: Sequence[str] = ()
+
+    def __init__(self, levels: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.levels = list(levels)
+        self.inner, self.outer = nn.Linear(dim, len(levels)), nn.Linear(len(levels), dim)
+
+    @property
+    def sizes(self) -> list[int]:
+        """One book of all combinations."""
+        return [math.prod(self.levels)]
+
+    def bounded(self, x: Tensor) -> Tensor:
+        """[..., k] from anything to the range whose rounding gives so many levels; 0 stays 0."""
+        levels = x.new_tensor(self.levels)
+        half, middle = (levels - 1) * (1 - INSIDE) / 2, (levels % 2 == 0) * 0.5
+        return torch.tanh(x + torch.atanh(middle / half)) * half - middle
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """Levels [..., k] of unbounded values, from -levels // 2 on, with the gradients of `bounded`."""
+        y = self.bounded(x)
+        return y + (y.round() - y).detach()
+
+    def numbers(self, levels: Tensor) -> Tensor:
+        """The codes [...] of levels [..., k]."""
+        places, sizes = self._places(levels.device)
+        return ((levels.long() + sizes // 2) * places).sum(-1)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """The levels [..., k] of codes, as float."""
+        places, sizes = self._places(codes.device)
+        return (codes[..., None] // places % sizes - sizes // 2).to(self.outer.weight.dtype)
+
+    def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What each digit counts, and how many values it has."""
+        sizes = torch.tensor(self.levels, device=device)
+        return torch.cat([sizes.new_ones(1), sizes.cumprod(0)[:-1]]), sizes
+
+    def _spread(self, levels: Tensor) -> Tensor:
+        """Vectors [..., d] of levels, which are brought within -1 to 1 before."""
+        return self.outer(levels / (levels.new_tensor(self.levels) // 2))
+
+    def forward(self, z_btd: Tensor) -> tuple[Tensor, Tensor, Parts]:
+        """(quantized [b, t, d], codes [b, t, 1], no losses)."""
+        levels = self.rounded(self.inner(z_btd))
+        return self._spread(levels), self.numbers(levels.detach().round())[..., None], {}
+
+    def encode(self, z_btd: Tensor, num_books: int) -> Tensor:
+        """Codes [b, t, 1]."""
+        return self.numbers(self.bounded(self.inner(z_btd)).round())[..., None]
+
+    def decode(self, codes_btu: Tensor) -> Tensor:
+        """Vectors [b, t, d]."""
+        return self._spread(self.values(codes_btu[..., 0]))
+
+
+class LFQ(nn.Module):
+    """Lookup-free quantization: a code is the number whose bits, the first the lowest, say which channels are above 0. Linear layers lead
+    from the d channels to those of the bits and back.
+
+    Two losses: commitment, mean squared distance of the channels from -1 or 1; entropy, in nats, of the code of a vector less that of the
+    codes of all vectors of a batch, which falls as each vector is sure of its code and all codes are in use. For it, the probability of a
+    bit is a sigmoid of 4 / temperature times its channel, what a softmax over negative squared distances gives. More than 8 bits are taken
+    in groups of at most 8, as if these were independent.
+    """
+
+    names: Sequence[str] = ("commitment", "entropy")
+
+    def __init__(self, bits: int, dim: int, *, temperature: float) -> None:
+        super().__init__()
+        self.bits, self.temperature = bits, temperature
+        self.inner, self.outer = nn.Linear(dim, bits), nn.Linear(bits, dim)
+
+    @property
+    def sizes(self) -> list[int]:
+        """One book of all combinations."""
+        return [1 << self.bits]
+
+    def numbers(self, x: Tensor) -> Tensor:
+        """The codes [...] of values [..., k]."""
+        return ((x > 0).long() << torch.arange(self.bits, device=x.device)).sum(-1)
+
+    def signs(self, codes: Tensor) -> Tensor:
+        """-1 or 1 [..., k] for each bit of codes."""
+        bits = codes[..., None] >> torch.arange(self.bits, device=codes.device) & 1
+        return (2 * bits - 1).to(self.outer.weight.dtype)
+
+    def entropy(self, x_nk: Tensor) -> Tensor:
+        """The loss of that name."""
+        total = x_nk.new_zeros(())
+        for some in (4 / self.temperature * x_nk).split(JOINT_BITS, dim=-1):
+            log_pns = some.new_zeros(len(some), 1)  # log-probability of each combination of the bits so far
+            for one in some.unbind(-1):
+                log_pns = torch.cat([log_pns + F.logsigmoid(-one)[:, None], log_pns + F.logsigmoid(one)[:, None]], dim=-1)
+            p_ns = log_pns.exp()
+            mean_s = p_ns.mean(0)
+            total = total - (p_ns * log_pns).sum(-1).mean() + (mean_s * mean_s.clamp_min(1e-12).log()).sum()
+        return total
+
+    def forward(self, z_btd: Tensor) -> tuple[Tensor, Tensor, Parts]:
+        """(quantized [b, t, d], codes [b, t, 1], losses)."""
+        x_btk = self.inner(z_btd)
+        codes = self.numbers(x_btk)
+        signs = self.signs(codes)
+        count = float(len(z_btd))
+        found = {"commitment": (x_btk - signs).square().mean(), "entropy": self.entropy(x_btk.flatten(0, 1))}
+        parts = {name: (value * count, torch.tensor(count)) for name, value in found.items()}
+        return self.outer(x_btk + (signs - x_btk).detach()), codes[..., None], parts
+
+    def encode(self, z_btd: Tensor, num_books: int) -> Tensor:
+        """Codes [b, t, 1]."""
+        return self.numbers(self.inner(z_btd))[..., None]
+
+    def decode(self, codes_btu: Tensor) -> Tensor:
+        """Vectors [b, t, d]."""
+        return self.outer(self.signs(codes_btu[..., 0]))
+
+
+def vq(config: VqConfig, dim: int) -> ResidualVQ:
+    """Books whose entries are running means."""
+    return ResidualVQ(config.num_books, config.book_size, dim, learned="ema", decay=config.memory, dropout=config.dropout)
+
+
+def fsq(config: FsqConfig, dim: int) -> FSQ:
+    """Rounded channels."""
+    return FSQ(config.levels, dim)
+
+
+def lfq(config: LfqConfig, dim: int) -> LFQ:
+    """Signs of channels."""
+    return LFQ(config.bits, dim, temperature=config.temperature)
 
 
 def perplexity(codes: Tensor, size: int) -> float:
