@@ -62,6 +62,8 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
         self.run, self.kind, self.fit_by = run, kind, fit_by
         self.steps, self.lr, self.max_shots, self.random_state = steps, lr, max_shots, random_state
 
+    _loaded: tuple[Any, Any, Any] | None = None  # recipe, task and model of a run that is in memory already
+
     def __sklearn_tags__(self) -> Any:
         """What scikit-learn may expect: missing cells and text are welcome."""
         tags = super().__sklearn_tags__()
@@ -117,7 +119,7 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
             raise DataError(f"kind 'numbers' needs a numeric target, but {target.name!r} holds texts or dates.")
         if target.num_distinct < 2:
             raise DataError(f"the examples show one class alone ({target.num_distinct} distinct target values); at least two are needed.")
-        recipe, self.task_, self.model_ = load_run(self.run, fits=lambda task: getattr(task, "reads", "tables") == "tables")
+        recipe, self.task_, self.model_ = self._loaded or load_run(self.run, fits=lambda task: getattr(task, "reads", "tables") == "tables")
         if getattr(recipe.tasks[0], "reads", "tables") != "tables":
             raise DataError(f"{self.run}: its task {recipe.tasks[0].type!r} predicts no column of a table; name a run that does.")
         if is_number:

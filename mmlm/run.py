@@ -383,21 +383,10 @@ def _evaluate(folder: Path, part: Part, model: Any, progress: Callable[[int, int
     recipe, task = part.recipe, part.task
     if getattr(part.config, "reads", "tables") == "tables":
         return _evaluate_tables(folder, recipe, task, model, progress)
-    sources: dict[str, Source] = {
-        name: config.build() for name, config in zip(source_names(recipe.data.test), recipe.data.test, strict=True)
-    }
-    for name, config in zip(source_names(recipe.data.train), recipe.data.train, strict=True):
-        if getattr(config, "hold_out", 0) and (held_out := config.build().held_out_records()) is not None:
-            sources[f"held out of {name}"] = held_out
-    if not sources:
-        raise RecipeError("data.test: is empty, and no source of data.train holds anything out; there is nothing to measure on.")
-    tests = {
-        name: records_of(source, task.asks, count=recipe.data.test_samples, seed=recipe.seed, number=number)
-        for number, (name, source) in enumerate(sources.items())
-    }
+    tests = test_records(recipe, task)
     if isinstance(task, LearnsPriors):
         drawn = Records.of_training(recipe, part.task)
-        task.learn_priors(drawn.draw(evaluation_rng(recipe.seed, len(sources), at)) for at in range(FITTED_ON))
+        task.learn_priors(drawn.draw(evaluation_rng(recipe.seed, len(tests), at)) for at in range(FITTED_ON))
     if isinstance(task, KnowsTraining):
         task.take_training(Records.of_training(recipe, part.task).everything())
     if isinstance(task, TestsApart):
@@ -409,6 +398,25 @@ def _evaluate(folder: Path, part: Part, model: Any, progress: Callable[[int, int
     write_measured_report(folder, recipe, found, metrics, task.over, task.shown)
     write_card(folder, recipe, metrics)
     return metrics
+
+
+def test_records(recipe: Recipe, task: Any, count: int | None = None) -> dict[str, list[Any]]:
+    """What a task is measured on, by source: of data.test, and what sources of data.train hold out. count: of each; default the recipe's.
+
+    Raises RecipeError where there is none."""
+    sources: dict[str, Source] = {
+        name: config.build() for name, config in zip(source_names(recipe.data.test), recipe.data.test, strict=True)
+    }
+    for name, config in zip(source_names(recipe.data.train), recipe.data.train, strict=True):
+        if getattr(config, "hold_out", 0) and (held_out := config.build().held_out_records()) is not None:
+            sources[f"held out of {name}"] = held_out
+    if not sources:
+        raise RecipeError("data.test: is empty, and no source of data.train holds anything out; there is nothing to measure on.")
+    size = recipe.data.test_samples if count is None else count
+    return {
+        name: records_of(source, task.asks, count=size, seed=recipe.seed, number=number)
+        for number, (name, source) in enumerate(sources.items())
+    }
 
 
 def _evaluate_tables(

@@ -6,16 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import Any
 
-from mmlm.base.errors import CheckpointError, DataError
-from mmlm.data.speech import Utterance
+from mmlm.base.errors import CheckpointError
 from mmlm.recipe import Recipe
 from mmlm.run import RECIPE, load_run
 from mmlm.sound import Sound
-
-SHORTEST_VOICE = 0.5  # seconds in which a voice can be heard
-LONGEST_VOICE = 15.0
+from mmlm.tasks.tts import voice_of
 
 
 class Speaker:
@@ -47,7 +43,7 @@ class Speaker:
         Raises DataError for a text that cannot be spoken, naming it, and for a voice that cannot be used.
         """
         given = [texts] if isinstance(texts, str) else list(texts)
-        spoken = self.task.speak(self.model, given, voice=_voice(voice, voice_text), pace=pace, seed=seed, listen=listen)
+        spoken = self.task.speak(self.model, given, voice=voice_of(voice, voice_text), pace=pace, seed=seed, listen=listen)
         return [one.sound for one in spoken]
 
     def stream(
@@ -67,7 +63,7 @@ class Speaker:
 
         def work() -> None:
             try:
-                self.task.speak(self.model, [text], voice=_voice(voice, voice_text), pace=pace, seed=seed, hear=hear)
+                self.task.speak(self.model, [text], voice=voice_of(voice, voice_text), pace=pace, seed=seed, hear=hear)
                 given.put(None)
             except Exception as error:  # raised where the pieces are asked for
                 given.put(error)
@@ -92,18 +88,3 @@ def speaks(folder: str | Path) -> bool:
     """Whether a folder holds a run that speaks, by its recipe alone."""
     path = Path(folder) / RECIPE
     return path.is_file() and any(task.type == "tts" for task in Recipe.read(path).tasks)
-
-
-def _voice(voice: str | Path | Sound | None, text: str) -> Utterance | None:
-    if voice is None:
-        if text:
-            raise DataError("voice_text says what is heard in a voice, but no voice is given.")
-        return None
-    where = "the voice" if isinstance(voice, Sound) else str(voice)
-    if not text.strip():
-        raise DataError(f"{where}: give voice_text, what is said in it.")
-    given: dict[str, Any] = {"held": voice} if isinstance(voice, Sound) else {"path": Path(voice)}
-    found = Utterance(id=where, where=where, text=text, **given)
-    if not SHORTEST_VOICE <= found.seconds <= LONGEST_VOICE:
-        raise DataError(f"{where}: a voice lasts {SHORTEST_VOICE:g} to {LONGEST_VOICE:g} s, but this one {found.seconds:.2f} s.")
-    return found

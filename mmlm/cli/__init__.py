@@ -42,6 +42,7 @@ VERBS = {
         "validate", "check a recipe: every fault at once, nothing is loaded", "mmlm validate my_recipe.yaml backbone.width=128"
     ),
     "preview": Verb("preview", "show samples as the model will read them", "mmlm preview tabular/tabula --samples 1"),
+    "demo": Verb("demo", "try finished runs in a browser", "mmlm demo runs/quickstart"),
     "convert": Verb("convert", "turn a decoder of transformers into one of ours, or back", "mmlm convert runs/tabula exported"),
     "list": Verb("listing", "list recipes, mixers, tokenizers, heads, ... by name", "mmlm list mixers 'mamba*'"),
     "data": Verb("data", "check tables: what is in each column, and what is wrong", "mmlm data check houses.csv --target price"),

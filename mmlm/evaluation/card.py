@@ -35,9 +35,9 @@ def write_card(folder: Path, recipe: Recipe, metrics: dict[str, Any] | None) -> 
     if metrics is None:
         return _write(folder, [*lines, f"Nothing yet: `mmlm evaluate {recipe.output}` measures it beside its baselines."])
     if "tasks" not in metrics:
-        return _write(folder, [*lines, *_measured(recipe, metrics)])
+        return _write(folder, [*lines, *figures(recipe, metrics)])
     for alone, some in zip(recipe.alone, metrics["tasks"].values(), strict=True):
-        lines += [f"### {alone.tasks[0].called}", "", *_measured(alone, some), ""]
+        lines += [f"### {alone.tasks[0].called}", "", *figures(alone, some), ""]
     return _write(folder, lines)
 
 
@@ -49,7 +49,7 @@ def _objectives(recipe: Recipe) -> str:
     return f"Objectives: {', '.join(f'`{objective}` ({name})' for name, objective in by_task.items())}."
 
 
-def _measured(recipe: Recipe, metrics: dict[str, Any]) -> list[str]:
+def figures(recipe: Recipe, metrics: dict[str, Any]) -> list[str]:
     """The figures of one task."""
     if "records" in metrics["data"]:
         return _of_records(metrics)

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 
 from mmlm.analysis.question_prior import QuestionPrior
+from mmlm.base.errors import DataError
 from mmlm.generation import Grammar, generate
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream, next_position
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import AskingConfig
+from mmlm.tasks.forms import Choice, Field, Text, Values
 from mmlm.tokenizers.boxes import LOC, OBJ, TEXT, Box, BoxBins, Grounded, Piece, parse, serialize
 from mmlm.tokenizers.text import TextTokenizer
 
@@ -29,6 +31,8 @@ ANSWER = "answer"  # pieces of words, marks and bins
 END = 0  # of an answer; behind it the marks of the kinds
 COMMONEST, QUESTION_ALONE = "the commonest answer", "the question alone"
 AT_ONCE = 32  # prompts that are read together
+WORDED = ("expression", "question")  # what a person asks with words
+ASKABLE = ("grounded_caption", "caption", "detection", "name", *WORDED)  # what is asked of something of which no box is known
 
 
 class Shown(Protocol):
@@ -62,6 +66,14 @@ class Said:
     answer: Grounded
 
 
+def asked_by(given: Values) -> Request:
+    """What a person asks. Raises DataError where it needs words and has none, or has some that have no place."""
+    kind, words = given["kind"], given["words"].strip()
+    if (kind in WORDED) != bool(words):
+        raise DataError(f"words: {'are needed' if kind in WORDED else 'have no place'} where {kind!r} is asked.")
+    return Request(kind, words, Grounded(words))
+
+
 class AskingTask(Generic[Record]):
     """Base of these tasks. Subclasses say what is asked, how what is seen is read, and set `boxes`."""
 
@@ -74,6 +86,13 @@ class AskingTask(Generic[Record]):
     def __init__(self, config: AskingConfig, tokenizers: Mapping[str, Any]) -> None:
         self.config, self.tokenizers = config, tokenizers
         self.text: TextTokenizer = tokenizer_of(tokenizers, config.text, "task.text", TextTokenizer, "text")
+
+    @property
+    def questions(self) -> Mapping[str, Field]:
+        """Inputs by which a person asks, see `asked_by`."""
+        kinds = [kind for kind in ASKABLE if self.config.kinds.get(kind, 0) > 0]
+        words = Text("Words", "an expression for one thing in it, or a question", True, "")
+        return {"kind": Choice("What is asked", "", True, kinds[0] if kinds else None, kinds), "words": words}
 
     @property
     def _written_ranges(self) -> dict[str, int]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,10 @@ from mmlm.data.pictures import Picture, Thing, every_thing
 from mmlm.generation import Grammar
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.asking import COMMONEST, AskingTask, Request, Said, Words, by_kind, first_box, plain
+from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Request, Said, Words, asked_by, by_kind, first_box, plain
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import KINDS, GroundedConfig
+from mmlm.tasks.forms import Data, Field, Image, Text, Values
 from mmlm.tokenizers.box_codecs import ResidualBoxes
 from mmlm.tokenizers.boxes import (
     TEXT,
@@ -114,6 +115,25 @@ class GroundedTask(AskingTask[Picture]):
         return any(kind in POINTING for kind in self.config.kinds)
 
     # what is asked of a picture
+
+    @property
+    def inputs(self) -> Mapping[str, Field]:
+        """A picture, and what is asked of it."""
+        return {"image": Image("Picture"), **self.questions}
+
+    outputs: Mapping[str, Field] = {"image": Image("What it points at"), "text": Text("Answer"), "boxes": Data("Boxes in pixels")}
+
+    def given_by(self, record: Picture) -> Values:
+        """The picture, with an expression for a thing in it where there is one."""
+        worded = next((each for each in self.requests(record) if each.kind in WORDED), None)
+        return {"image": record.read(), **({} if worded is None else {"kind": worded.kind, "words": worded.question})}
+
+    def answer(self, model: MultimodalLM, given: Values) -> Iterator[Values]:
+        """An answer with its boxes. Raises DataError where it needs words and has none."""
+        pixels, request = given["image"], asked_by(given)
+        (answer,) = self.answers(model, [pixels], [request])
+        record = Picture("picture", "the picture", pixels.shape[1], pixels.shape[0], lambda: pixels)
+        yield {"image": drawn(pixels, answer), "text": answer.text, "boxes": as_json(record, Said(request, answer))["phrases"]}
 
     def requests(self, record: Picture) -> list[Request]:
         """All that may be asked of a picture, of the kinds of the recipe."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from mmlm.objectives.base import Losses
 from mmlm.parameters import linear
 from mmlm.tasks.base import Draws
 from mmlm.tasks.config import PictureClassesConfig
+from mmlm.tasks.forms import Field, Image, Shares, Values
 from mmlm.weights import copy_tensors, read_tensors, write_tensors
 
 ENDLESS = 1 << 40
@@ -257,6 +258,17 @@ class PictureClassesTask:
             told = ", ".join(f"{name} {chance:.2f}" for name, chance in self.named(found)[:3])
             lines.append(f"{number}.png: {told}; true: {class_of(record)}")
         write_text_whole(folder / "classes.txt", "\n".join(lines) + "\n")
+
+    inputs: Mapping[str, Field] = {"image": Image("Picture")}
+    outputs: Mapping[str, Field] = {"classes": Shares("What it shows")}
+
+    def given_by(self, record: Picture) -> Values:
+        """The picture."""
+        return {"image": record.read()}
+
+    def answer(self, model: PictureClassifier, given: Values) -> Iterator[Values]:
+        """The classes with their probabilities, the likeliest first."""
+        yield {"classes": dict(self.named(self.probabilities(model, [given["image"]])[0]))}
 
     def named(self, probabilities_k: np.ndarray) -> list[tuple[str, float]]:
         """Classes with their probabilities, the likeliest first."""

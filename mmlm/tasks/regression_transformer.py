@@ -12,7 +12,7 @@ Source: Regression Transformer, arXiv:2202.01338.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor
 from mmlm.analysis.chemistry import compound_baselines, designed_scores, reached
 from mmlm.analysis.numbers import number_scores
 from mmlm.base.errors import DataError, RecipeError
-from mmlm.chemistry import DESCRIPTORS, computed, is_valid, respelled, svg
+from mmlm.chemistry import DESCRIPTORS, computed, is_valid, parsed, respelled, svg
 from mmlm.data.molecules import Compound
 from mmlm.data.speech_source import place_of
 from mmlm.filling import fill
@@ -35,6 +35,7 @@ from mmlm.objectives.permutation import spans
 from mmlm.stream import Segment, Stream, pack, positions, unpack
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import RegressionTransformerConfig
+from mmlm.tasks.forms import Choice, Data, Field, Number, Text, Values
 from mmlm.tokenizers.molecules import MoleculeTokenizer
 from mmlm.tokenizers.numbers import NUMBER, NumberTokenizer
 from mmlm.tokenizers.proteins import ProteinTokenizer
@@ -215,6 +216,41 @@ class RegressionTransformerTask:
             filled = fill(model, streams, hide, sampling, self._channels, seed=seed + start)
             found += [self.sequence.decode(ids[-1]) for ids in filled]
         return found
+
+    @property
+    def inputs(self) -> Mapping[str, Field]:
+        """A sequence whose numbers are read, or from which another is designed where a number is wanted."""
+        names = list(self.config.properties)
+        what = "SMILES" if self.kind == "molecule" else "Protein"
+        return {
+            "sequence": Text(what, "whose numbers are read"),
+            "name": Choice("Wanted property", "of a design", True, names[0], names),
+            "wanted": Text("Wanted number", "empty: the numbers are read and nothing is designed", True, ""),
+            "seed": Number("Seed", "another number, another design", True, 0, 0, 1_000_000, 1),
+        }
+
+    outputs: Mapping[str, Field] = {"sequence": Text("Sequence"), "numbers": Data("Its numbers, as the model reads them")}
+
+    def given_by(self, record: Compound) -> Values:
+        """The sequence."""
+        return {"sequence": record.text}
+
+    def answer(self, model: MultimodalLM, given: Values) -> Iterator[Values]:
+        """The numbers of the sequence, or of one that is designed from it. Raises DataError for what is no sequence and no number."""
+        text: str = given["sequence"].strip()
+        self.sequence.ids(text)
+        if self.kind == "molecule":
+            parsed(text)
+        if given["wanted"]:
+            try:
+                wanted = {given["name"]: float(given["wanted"])}
+            except ValueError:
+                raise DataError(f"wanted: must be a number, but is {given['wanted'][:40]!r}.") from None
+            (text,) = self.design(model, [text], [wanted], seed=int(given["seed"]))
+            if self.kind == "molecule" and not is_valid(text):
+                yield {"sequence": text, "numbers": {"no molecule": "what was written is none; try another seed"}}
+                return
+        yield {"sequence": text, "numbers": self.read_numbers(model, [text])[0]}
 
     def predict(self, model: MultimodalLM, records: Sequence[Compound]) -> list[Found]:
         """The numbers of each compound; of test records some are also seeds of designs to evenly spaced values of the first property."""

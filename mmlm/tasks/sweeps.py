@@ -18,7 +18,8 @@ Source: LiDAR-LLM, arXiv:2312.14074; that boxes are bins and not digits is chose
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,16 @@ from mmlm.encoders.views import VIEWS
 from mmlm.generation import Grammar
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.asking import COMMONEST, AskingTask, Request, Said, Words, by_kind, first_box, plain
+from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Request, Said, Words, asked_by, by_kind, first_box, plain
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import SWEEP_KINDS, SweepsConfig
+from mmlm.tasks.forms import Choice, Data, Field, Image, Points, Text, Values
 from mmlm.tokenizers.boxes import TEXT, Box, Grounded, GroundedGrammar, Phrase
 from mmlm.tokenizers.boxes3d import Box3dTokenizer
 from mmlm.tokenizers.sweeps import LIDAR, SweepTokens
 
 TWIN = "the same model, shown another sweep"
+EVERYWHERE = "everywhere"
 TRUTH = "the true answers"
 PLACE = 3  # numbers of a box that say where its middle is
 POINTING = ("grounded_caption", "expression")
@@ -84,6 +87,28 @@ class SweepsTask(AskingTask[Sweep]):
     def reach(self) -> float:
         """Metres to each side that boxes can lie within."""
         return max(map(abs, (*self.boxes.config.low[:2], *self.boxes.config.high[:2])))
+
+    @property
+    def inputs(self) -> Mapping[str, Field]:
+        """A sweep, and what is asked of it."""
+        view = Choice("View", "the part that is meant, but by an expression", True, EVERYWHERE, (EVERYWHERE, *VIEWS))
+        return {"points": Points("Sweep", "points of LiDAR, x ahead, in metres"), **self.questions, "view": view}
+
+    outputs: Mapping[str, Field] = {"image": Image("Seen from above"), "text": Text("Answer"), "boxes": Data("Boxes in metres")}
+
+    def given_by(self, record: Sweep) -> Values:
+        """The sweep, with an expression for a thing in it where there is one."""
+        worded = next((each for each in self.requests(record) if each.kind in WORDED and each.view is None), None)
+        return {"points": record.read(), **({} if worded is None else {"kind": worded.kind, "words": worded.question})}
+
+    def answer(self, model: MultimodalLM, given: Values) -> Iterator[Values]:
+        """An answer with its boxes. Raises DataError where it needs words and has none."""
+        request = asked_by(given)
+        if given["view"] != EVERYWHERE and request.kind != "expression":
+            request = replace(request, view=VIEWS.index(given["view"]))
+        (answer,) = self.answers(model, [given["points"]], [request])
+        boxes = [{"span": [each.start, each.end], "boxes": [list(map(float, box)) for box in each.boxes]} for each in answer.phrases]
+        yield {"image": seen_from_above(given["points"], answer, reach=self.reach), "text": answer.text, "boxes": boxes}
 
     def requests(self, record: Sweep) -> list[Request]:
         """All that may be asked of a sweep, of the kinds of the recipe. Boxes that the tokenizer does not reach are neither asked about

@@ -21,15 +21,18 @@ import torch
 from mmlm.base.errors import RecipeError, unknown_name
 from mmlm.data.texts import Part, Passage
 from mmlm.generation import Sampling, generate
+from mmlm.generation import stream as written
 from mmlm.model import MultimodalLM
 from mmlm.stream import NO_LABEL, Segment, Stream, pack, unpack
 from mmlm.tasks.config import TextTaskConfig
+from mmlm.tasks.forms import Field, Number, Text, Values
 from mmlm.tokenizers.base import TextLike
 
 CHARACTERS = 5  # that a source draws for each token of the context; a sample keeps the first tokens of them
 TOKENS_AT_ONCE, SCORES_AT_ONCE = 8192, 2048
 BINS = 16
 SAMPLES = "texts.txt"
+EXAMPLE_WORDS = 8
 SHOWN_START, SHOWN_TOKENS = 200, 100
 
 
@@ -84,6 +87,33 @@ class TextTask:
     def ends(self) -> list[int]:
         """Ids of the text range that end what is written."""
         return [] if self.config.end is None else [self.text.token(self.config.end)]
+
+    inputs: Mapping[str, Field] = {
+        "text": Text("Text", "its beginning", num_lines=4),
+        "max_new_tokens": Number("Most new tokens", "", True, 64, 1, 512, 1),
+        "temperature": Number("Temperature", "0: always the likeliest token", True, 0.0, 0.0, 2.0),
+        "seed": Number("Seed", "decides the draws at a temperature above 0", True, 0, 0, 1_000_000, 1),
+    }
+    outputs: Mapping[str, Field] = {"text": Text("Continued")}
+
+    def given_by(self, record: Passage) -> Values:
+        """Its first words."""
+        return {"text": " ".join(record.parts[0].text.split()[:EXAMPLE_WORDS])}
+
+    def answer(self, model: MultimodalLM, given: Values) -> Iterator[Values]:
+        """The text with its continuation, token by token."""
+        span, ids = model.vocabulary.span("text"), list[int]()
+        prompt = torch.tensor([span.start + each for each in [*(self.text.first or []), *self.text.ids([given["text"]])[0]]])
+        steps = written(
+            model, [prompt], max_new_tokens=int(given["max_new_tokens"]), sampling=Sampling(temperature=given["temperature"]),
+            stop=[span.start + each for each in self.ends], seed=int(given["seed"]),
+        )  # fmt: skip
+        yield {"text": given["text"]}
+        for step in steps:
+            for index, _, _ in step.values():
+                if index is not None and index in span and index - span.start not in self.ends:
+                    ids.append(index - span.start)
+                    yield {"text": given["text"] + self.text.decode(ids)}
 
     def example(self, record: Passage, rng: np.random.Generator) -> Stream | None:
         """A segment for each part, as many tokens as the context holds."""

@@ -5,7 +5,7 @@ Axes: e entries   n units   t frames   u codebooks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from mmlm.staged import Chunk, generate_staged
 from mmlm.stream import Segment, Stream
 from mmlm.tasks.base import Heard, tokenizer_of
 from mmlm.tasks.config import TextToSpeechConfig
+from mmlm.tasks.forms import Audio, Field, Number, Text, Values
 from mmlm.tasks.tts_plan import Said, SpeechPlan
 from mmlm.tasks.tts_stages import SPEECH, Writing
 from mmlm.tasks.tts_text import STYLE, InstructionReader, PhonemeReader, TextReader
@@ -41,6 +42,7 @@ from mmlm.tokenizers.units import UnitTokenizer, dedup
 
 TEXTS_AT_ONCE = 16
 RESYNTHESIS = "the recordings through the codec"
+SHORTEST_VOICE, LONGEST_VOICE = 0.5, 15.0  # seconds in which a voice can be heard
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,33 @@ class TextToSpeechTask:
         assert isinstance(self.reader, PhonemeReader)
         return [self.reader.phonemes.symbols[phone] for phone in said.text.tolist()]
 
+    @property
+    def inputs(self) -> Mapping[str, Field]:
+        """A text or an instruction, a voice, and a pace where durations are written."""
+        asked = Text("Text", "what is said", num_lines=3)
+        if isinstance(self.reader, InstructionReader):
+            asked = Text("Instruction", "how something is said, and in quotes what", num_lines=3)
+        paces = {"pace": Number("Pace", "2 is twice as fast", True, 1.0, 0.25, 4.0)} if self.plan.has_prosody else {}
+        return {
+            "text": asked,
+            "voice": Audio("Voice", f"{SHORTEST_VOICE:g} to {LONGEST_VOICE:g} s of speech in whose voice it is said", True),
+            "voice_text": Text("What is said in the voice", "needed with a voice", True, ""),
+            **paces,
+            "seed": Number("Seed", "another number, another reading", True, 0, 0, 1_000_000, 1),
+        }
+
+    outputs: Mapping[str, Field] = {"audio": Audio("Speech")}
+
+    def given_by(self, record: Utterance) -> Values:
+        """Its text, or its first instruction."""
+        return {"text": self.reader.asked(record)}
+
+    def answer(self, model: MultimodalLM, given: Values) -> Iterator[Values]:
+        """The sound of a text."""
+        voice = voice_of(given["voice"], given["voice_text"])
+        (one,) = self.speak(model, [given["text"]], voice=voice, pace=given.get("pace", 1.0), seed=int(given["seed"]))
+        yield {"audio": one.sound}
+
     def speak(
         self,
         model: MultimodalLM,
@@ -369,6 +398,22 @@ class _Pieces:
 def _silence(codec: Codec) -> Sound:
     """What a model says that ends before its first frame: one frame of silence."""
     return Sound(np.zeros(codec.hop, dtype=np.float32), codec.rate_hz)
+
+
+def voice_of(voice: str | Path | Sound | None, text: str) -> Utterance | None:
+    """A recording, or the file of one, with what is said in it, as a voice to speak in. Raises DataError where it is none."""
+    if voice is None:
+        if text:
+            raise DataError("voice_text says what is heard in a voice, but no voice is given.")
+        return None
+    where = "the voice" if isinstance(voice, Sound) else str(voice)
+    if not text.strip():
+        raise DataError(f"{where}: give voice_text, what is said in it.")
+    given: dict[str, Any] = {"held": voice} if isinstance(voice, Sound) else {"path": Path(voice)}
+    found = Utterance(id=where, where=where, text=text, **given)
+    if not SHORTEST_VOICE <= found.seconds <= LONGEST_VOICE:
+        raise DataError(f"{where}: a voice lasts {SHORTEST_VOICE:g} to {LONGEST_VOICE:g} s, but this one {found.seconds:.2f} s.")
+    return found
 
 
 def _manner(record: Utterance) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,9 @@ class Parts:
         now = self.state
         for what, theirs, ours in (("seed", found.seed, now.seed), ("data", found.data, now.data)):
             if theirs != ours:
+                theirs, ours = where_different(str(theirs), str(ours))
                 raise CheckpointError(
-                    f"{folder}: was written with {what} {theirs!r}, but the run has {ours!r}. "
-                    "Start over with --fresh or choose another output."
+                    f"{folder}: was written with {what} {theirs}, but the run has {ours}. Start over with --fresh or choose another output."
                 )
         if found.config.get("optimizer", {}).get("type") != now.config["optimizer"]["type"]:
             raise CheckpointError(
@@ -137,3 +138,14 @@ def _overlay(model: nn.Module, averaged: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in averaged.items():
             own[name].copy_(tensor)
+
+
+def where_different(one: str, other: str, shown: int = 30) -> tuple[str, str]:
+    """Of two texts as much as tells them apart: what differs first, with some letters on both sides."""
+    same = len(os.path.commonprefix([one, other]))
+
+    def cut(text: str) -> str:
+        before, behind = "..." if same > shown else "", "..." if len(text) > same + shown else ""
+        return f"{before}{text[max(0, same - shown) : same + shown]}{behind}"
+
+    return cut(one), cut(other)

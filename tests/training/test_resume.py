@@ -15,6 +15,7 @@ import torch
 from mmlm.base.errors import CheckpointError
 from mmlm.training import checkpoint
 from mmlm.training.config import TrainConfig
+from mmlm.training.state import where_different
 from mmlm.training.trainer import Trainer
 
 
@@ -201,6 +202,14 @@ def test_a_checkpoint_of_another_run_is_refused(toy, whole, changes, words):
     with pytest.raises(CheckpointError) as error:
         trainer.fit()
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_of_long_descriptions_what_differs_is_shown():
+    ours, theirs = f"{'a' * 500}hold_out: 0.1{'b' * 500}", f"{'a' * 500}hold_out: 0.25{'b' * 500}"
+    shown = where_different(ours, theirs)
+    assert "hold_out: 0.1bbb" in shown[0] and "hold_out: 0.25bbb" in shown[1]
+    assert all(len(text) <= 66 and text.startswith("...a") and text.endswith("b...") for text in shown)
+    assert where_different("5", "6") == ("5", "6")
 
 
 def test_a_model_of_another_shape_is_refused_by_name(toy, whole):

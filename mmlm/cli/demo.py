@@ -1,0 +1,36 @@
+"""`mmlm demo`: try finished runs in a browser."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of finished runs; default: all below runs/")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen at; default 127.0.0.1, this machine alone"
+    )
+    parser.add_argument("--port", type=int, metavar="N", help="default: the first free one from 7860 on")
+    parser.add_argument("--token", metavar="PASSWORD", help="asked of the user mmlm; off this machine one is made unless given")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve a page until it is stopped. Runs found below runs/ that cannot be loaded are told and left out."""
+    import logging
+
+    from mmlm.base.errors import MmlmError
+    from mmlm.serving.demo import launch
+    from mmlm.serving.uses import runs_below, uses_of
+
+    uses = []
+    for folder in arguments.runs or runs_below("runs"):
+        try:
+            uses += uses_of(Path(folder))
+        except MmlmError as error:
+            if arguments.runs:
+                raise
+            logging.getLogger(__name__).warning("left out: %s", error)
+    launch(uses, host=arguments.host, port=arguments.port, token=arguments.token)
+    return 0

@@ -1,0 +1,158 @@
+"""Pages in a browser: what components hand over and are handed, over HTTP and in a headless Chromium."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmlm.base.errors import DataError, RecipeError
+from mmlm.data.audio_files import write_sound
+from mmlm.recipe import Recipe
+from mmlm.serving.demo import answering, build, from_widget, launch, measured, to_widget, widget
+from mmlm.serving.uses import Use, uses_of
+from mmlm.sound import Sound
+from mmlm.tasks.forms import Audio, Choice, Data, Field, Image, Number, Points, Shares, Table, Text, Values
+
+gradio = pytest.importorskip("gradio")
+pandas = pytest.importorskip("pandas")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FIELDS: list[Field] = [
+    Text("a"),
+    Number("a"),
+    Choice("a", options=("b",)),
+    Audio("a"),
+    Image("a"),
+    Points("a"),
+    Table("a"),
+    Shares("a"),
+    Data("a"),
+]
+
+
+class Turned:
+    """A task that somebody else wrote: it turns texts round."""
+
+    inputs = {"text": Text("Text"), "times": Number("Times", is_optional=True, usual=1, low=1, high=3, step=1)}
+    outputs = {"text": Text("Turned")}
+
+    def given_by(self, record: str) -> Values:
+        return {"text": record}
+
+    def answer(self, model: object, given: Values) -> Iterator[Values]:
+        if given["text"] == "fault":
+            raise OSError("/secret/place is gone")
+        yield {"text": given["text"][:1]}
+        yield {"text": given["text"][::-1] * int(given["times"])}
+
+
+@pytest.fixture(scope="module")
+def turned() -> Use:
+    task = Turned()
+    recipe = Recipe.read("tabular/quickstart")
+    return Use(Path("runs/turned"), "turn", "turn", task.inputs, task.outputs, lambda given: task.answer(None, given), recipe, task)
+
+
+@pytest.fixture(scope="module")
+def address(runs, turned):
+    uses = [use for folder in runs.values() for use in uses_of(folder)]
+    yield launch([*uses, turned], wait=False)
+    gradio.close_all()
+
+
+@pytest.mark.parametrize("is_output", [False, True])
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: type(field).__name__)
+def test_each_field_has_a_component(field, is_output):
+    assert widget(gradio, field, is_output).label == "a"
+
+
+def test_sounds_and_tables_survive_the_way_there_and_back(tmp_path):
+    sound = Sound(np.sin(np.arange(800) / 9).astype(np.float32) / 2, 8000)
+    back = from_widget(Audio("a"), "a", to_widget(Audio("a"), sound))
+    assert back.rate_hz == 8000 and np.abs(back.wave_n - sound.wave_n).max() < 1e-4
+    stereo = from_widget(Audio("a"), "a", (8000, np.array([[32767, -32768], [0, 16384]], np.int16)))
+    assert np.allclose(stereo.wave_n, [-0.5 / 32768, 0.25], atol=1e-6)
+    rows = [{"a": "x", "b": 1.5}, {"a": None, "b": 2.0}]
+    frame = pandas.concat([to_widget(Table("a"), rows), pandas.DataFrame([{"a": "", "b": None}])], ignore_index=True)
+    assert from_widget(Table("a"), "a", frame) == rows
+    (tmp_path / "s.npy").write_bytes(b"no points")
+    with pytest.raises(DataError, match="points: this file") as error:
+        from_widget(Points("a"), "points", str(tmp_path / "s.npy"))
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_what_is_wrong_is_told_and_what_breaks_is_not_told_from_where(turned, caplog):
+    ask = answering(turned, RuntimeError)
+    assert [*ask("abc", 2)] == ["a", "cbacba"]
+    with pytest.raises(RuntimeError, match="times: must be from 1 to 3"):
+        [*ask("abc", 9)]
+    with pytest.raises(RuntimeError, match="text: is missing"):
+        [*ask(None, 1)]
+    with pytest.raises(RuntimeError) as error:
+        [*ask("fault", 1)]
+    assert "/secret" not in str(error.value) and "/secret/place" in caplog.text
+
+
+def test_how_good_a_run_is_is_said_or_that_nobody_measured_it(turned, runs):
+    assert "`mmlm evaluate`" in measured(turned)[0]
+    with pytest.raises(RecipeError, match="can be asked by hand"):
+        build([])
+
+
+def test_programs_ask_over_http(address, runs, tmp_path):
+    client = pytest.importorskip("gradio_client").Client(address, verbose=False)
+    names = set(client.view_api(return_format="dict")["named_endpoints"])
+    assert names == {"/words_text", "/scenes_grounded", "/tables_tabular", "/turned_turn"}
+    assert client.predict("The 3.", 4, 0, 0, api_name="/words_text").startswith("The 3.")
+    assert client.predict("abc", 1, api_name="/turned_turn") == "cba"
+    with pytest.raises(Exception, match="is empty"):
+        client.predict(" ", 4, 0, 0, api_name="/words_text")
+
+
+def test_a_file_that_is_too_large_is_refused(address, tmp_path):
+    import httpx
+
+    with httpx.Client(base_url=address) as client:
+        too_large = client.post("/gradio_api/upload", files={"files": ("a.wav", b"0" * (21 << 20))})
+        write_sound(tmp_path / "a.wav", Sound(np.zeros(800, np.float32), 8000))
+        fine = client.post("/gradio_api/upload", files={"files": ("a.wav", (tmp_path / "a.wav").read_bytes())})
+    assert too_large.status_code == 413 and fine.status_code == 200
+
+
+def test_files_of_the_machine_are_not_served(address):
+    import httpx
+
+    with httpx.Client(base_url=address) as client:
+        found = [client.get(f"/gradio_api/file={path}").status_code for path in ("/etc/passwd", "../../etc/passwd", str(Path(__file__)))]
+    assert all(code in (403, 404) for code in found)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(CHROMIUM is None, reason="needs: apt-get install chromium")
+def test_every_tab_opens_in_a_browser_and_answers_its_first_example(address, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 400, "height": 900})  # a phone
+        page.set_default_timeout(120_000)
+        page.goto(address)
+        tabs = page.get_by_role("tab")
+        tabs.first.wait_for()
+        names = [name.strip() for name in tabs.all_inner_texts()]
+        assert names == ["words", "scenes", "tables", "turned"][: len(names)] and len(names) >= 2
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        answered = []
+        for name in ("words", "scenes"):
+            page.get_by_role("tab", name=name).click()
+            panel = page.get_by_role("tabpanel").locator("visible=true").first
+            panel.locator(".gallery-item, .tr-body, tbody tr").last.click()
+            output = panel.get_by_label("Continued" if name == "words" else "Answer")
+            page.wait_for_function("(e) => e.value && e.value.length > 0", arg=output.element_handle())
+            answered.append(output.input_value())
+        page.screenshot(path=tmp_path / "page.png", full_page=True)
+        browser.close()
+    assert all(answered)

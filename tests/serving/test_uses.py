@@ -1,0 +1,124 @@
+"""What a finished run can be asked for: checked inputs, outputs by name, tasks that are declared elsewhere."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from mmlm.base.errors import CheckpointError, DataError
+from mmlm.serving.examples import examples_of
+from mmlm.serving.uses import runs_below, uses_of
+from mmlm.sound import Sound
+from mmlm.tasks.forms import Audio, Choice, Image, Number, Points, Table, Text, checked
+
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def uses(runs):
+    return {name: uses_of(folder)[0] for name, folder in runs.items()}
+
+
+def test_runs_are_found_newest_first_and_none_is_an_error(runs, tmp_path):
+    assert {path.name for path in runs_below(runs["words"].parent)} == set(runs)
+    with pytest.raises(CheckpointError, match="no finished run"):
+        runs_below(tmp_path)
+
+
+def test_a_text_grows_token_by_token(uses):
+    seen = [found["text"] for found in uses["words"].answer({"text": "The 3.", "max_new_tokens": 6})]
+    assert 2 <= len(seen) <= 7 and seen[0] == "The 3."
+    assert all(later.startswith("The 3.") for later in seen) and len(set(seen)) > 1
+    assert seen[-1] == [found["text"] for found in uses["words"].answer({"text": "The 3.", "max_new_tokens": 6})][-1]
+
+
+def test_a_picture_is_answered_with_words_boxes_and_a_drawing(uses):
+    use = uses["scenes"]
+    assert {"caption", "expression"} & set(use.inputs["kind"].options) and "phrases" not in use.inputs["kind"].options
+    (found,) = use.answer({"image": NOISE, "kind": "expression", "words": "the red circle"})
+    assert found["image"].dtype == np.uint8 and isinstance(found["text"], str) and isinstance(found["boxes"], list)
+    with pytest.raises(DataError, match="words: are needed where 'expression' is asked"):
+        list(use.answer({"image": NOISE, "kind": "expression"}))
+    with pytest.raises(DataError, match="words: have no place"):
+        list(use.answer({"image": NOISE, "kind": "grounded_caption", "words": "red"}))
+
+
+def test_rows_get_a_value_and_probabilities(uses):
+    (given,), why = examples_of(uses["tables"])
+    assert not why and "species" not in given["table"][0]
+    (found,) = uses["tables"].answer(given)
+    assert len(found["table"]) == len(given["table"]) == len(found["probabilities"])
+    for row, chances in zip(found["table"], found["probabilities"], strict=True):
+        assert row["species"] == max(chances, key=chances.__getitem__) and abs(sum(chances.values()) - 1) < 0.01
+    with pytest.raises(DataError, match="no column 'price'"):
+        list(uses["tables"].answer({**given, "target": "price"}))
+
+
+def test_examples_are_made_of_records_that_were_held_out(uses):
+    for name in ("words", "scenes"):
+        found, why = examples_of(uses[name], 2)
+        assert not why and len(found) >= 1
+        assert list(uses[name].answer({**found[0], **({"max_new_tokens": 2} if name == "words" else {})}))
+
+
+def test_where_the_data_are_gone_there_are_no_examples_but_a_reason(uses, monkeypatch):
+    monkeypatch.setattr(type(uses["words"].recipe.data.train[0]), "build", lambda self: (_ for _ in ()).throw(DataError("gone: no file.")))
+    found, why = examples_of(uses["words"])
+    assert not found and "gone: no file." in why
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        (Text("t"), 3, "must be a text"),
+        (Text("t"), " ", "is empty"),
+        (Text("t"), "a" * 20_001, "20,001 characters"),
+        (Text("t"), "a\0b", "NUL"),
+        (Number("n", low=0, high=2), float("nan"), "must be a number"),
+        (Number("n", low=0, high=2), True, "must be a number"),
+        (Number("n", low=0, high=2), "2", "must be a number"),
+        (Number("n", low=0, high=2), 3, "from 0 to 2"),
+        (Choice("c", options=("left", "right")), "lefd", "Did you mean"),
+        (Audio("a"), "x.wav", "holds no sound"),
+        (Audio("a"), Sound(np.zeros(0, np.float32), 8000), "holds no sound"),
+        (Audio("a", most_seconds=1), Sound(np.zeros(16001, np.float32), 8000), "lasts 2 s"),
+        (Audio("a"), Sound(np.full(9, np.nan, np.float32), 8000), "no numbers"),
+        (Image("i"), NOISE[..., :2], "holds no picture"),
+        (Image("i"), NOISE.astype(float), "holds no picture"),
+        (Points("p"), np.zeros((3, 3)), "holds no points"),
+        (Table("r"), [], "list of rows"),
+        (Table("r"), [{"a": [1]}], "row 1, column 'a'"),
+        (Table("r"), [{"a": 1}] * 10_001, "10,001 rows"),
+    ],
+)
+def test_what_is_none_of_a_field_is_refused_by_name(field, value, words):
+    with pytest.raises(DataError, match="given") as error:
+        checked({"given": field}, {"given": value})
+    assert words in str(error.value)
+
+
+def test_what_is_missing_or_unknown_is_named():
+    fields = {"text": Text("t"), "seed": Number("s", is_optional=True, usual=7, high=9)}
+    assert checked(fields, {"text": "a"}) == {"text": "a", "seed": 7}
+    with pytest.raises(DataError, match="text: is missing"):
+        checked(fields, {"seed": 1})
+    with pytest.raises(DataError, match="unknown input 'sed'.*Did you mean 'seed'"):
+        checked(fields, {"text": "a", "sed": 1})
+
+
+def test_two_people_at_once_get_their_own_answers(uses):
+    use = uses["words"]
+    alone = {text: list(use.answer({"text": text, "max_new_tokens": 8}))[-1]["text"] for text in ("The 3.", "line")}
+    found: dict[str, str] = {}
+
+    def ask(text: str) -> None:
+        found[text] = list(use.answer({"text": text, "max_new_tokens": 8}))[-1]["text"]
+
+    threads = [threading.Thread(target=ask, args=(text,)) for text in alone]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == alone
