@@ -73,10 +73,15 @@ def uses_of(run: str | Path) -> list[Use]:
 
 def runs_below(folder: str | Path) -> list[Path]:
     """Finished runs in a folder, newest first. Raises CheckpointError where there is none."""
-    paths = [path.parent for path in Path(folder).glob("*/recipe.yaml") if (path.parent / "model.safetensors").is_file()]
+    paths = [path.parent for path in Path(folder).glob("*/recipe.yaml") if _holds_weights(path.parent)]
     if not paths:
         raise CheckpointError(f"{folder}: holds no finished run. Train one first: mmlm train tabular/quickstart")
-    return sorted(paths, key=lambda path: -(path / "model.safetensors").stat().st_mtime)
+    return sorted(paths, key=lambda path: -(path / "recipe.yaml").stat().st_mtime)
+
+
+def _holds_weights(run: Path) -> bool:
+    """Whether a run is finished: codecs and other tokenizers that were trained lie with the tokenizers."""
+    return (run / "model.safetensors").is_file() or any(run.glob("tokenizers/*/*.safetensors"))
 
 
 def _answering(task: Usable, model: Any) -> Callable[[Values], Iterator[Values]]:

@@ -122,3 +122,12 @@ def test_two_people_at_once_get_their_own_answers(uses):
     for thread in threads:
         thread.join()
     assert found == alone
+
+
+def test_runs_that_trained_a_tokenizer_are_found_too(tmp_path):
+    (tmp_path / "codec" / "tokenizers" / "codec").mkdir(parents=True)
+    (tmp_path / "codec" / "recipe.yaml").touch()
+    with pytest.raises(CheckpointError):
+        runs_below(tmp_path)
+    (tmp_path / "codec" / "tokenizers" / "codec" / "codec.safetensors").touch()
+    assert runs_below(tmp_path) == [tmp_path / "codec"]
