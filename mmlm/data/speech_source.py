@@ -17,6 +17,7 @@ from mmlm.data.token_shards import logged, sounds_of
 
 logger = logging.getLogger(__name__)
 
+
 class SpeechSource(Speech):
     """The utterances of a source that are trained on.
 
