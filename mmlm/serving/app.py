@@ -13,7 +13,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ from mmlm.base.errors import DataError, MissingExtra, MmlmError, RecipeError, un
 from mmlm.serving.asked import AnyTask, Asked, Chat, Embeddings, Predict, Speech
 from mmlm.serving.chat import Writer, is_writer, picture_question
 from mmlm.serving.errors import RequestError, headers, told
-from mmlm.serving.figures import Figures
+from mmlm.serving.figures import Figures, Measured
 from mmlm.serving.guard import Guard, Limits
 from mmlm.serving.uses import TABLE_INPUTS, Use
 from mmlm.serving.values import from_json, picture_of, sound_file, sound_of, to_json
@@ -96,27 +96,14 @@ def create_app(uses: Sequence[Use], *, token: str | None, limits: Limits | None 
         yield
         server.close()
 
-    app = FastAPI(title="mmlm", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app = FastAPI(title="mmlm", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, lifespan=lifespan)
     app.state.server = server
     app.include_router(router)
-    app.middleware("http")(_measured)
+    app.add_middleware(Measured, figures=server.figures)
     app.add_middleware(Guard, token=token, limits=limits)
     for kind, answer in ((MmlmError, _mistake), (RequestValidationError, _invalid), (HTTPException, _unknown), (Exception, _failure)):
         app.add_exception_handler(kind, answer)
     return app
-
-
-async def _measured(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Count a request and its seconds."""
-    began, status = time.perf_counter(), 500
-    try:
-        response = await call_next(request)
-        status = response.status_code
-    finally:
-        route = request.scope.get("route")
-        path = getattr(route, "path", "other")
-        _server(request).figures.count(path, status, time.perf_counter() - began)
-    return response
 
 
 def _error(message: str, status: int, code: str | None = None, param: str | None = None) -> JSONResponse:

@@ -100,12 +100,13 @@ class Batcher:
         if self.decoding is None:
             return
         ids = self._choose(self.decoding.scores())
-        stays = []
-        for request, index in zip(self.running, ids, strict=True):
+        served, stays = self.running, list[bool]()
+        for request, index in zip(served, ids, strict=True):
             request.written.append(index)
             stays.append(request.left > 0 and index not in request.stop)
-            request.tell(index, not stays[-1])
         self._leave(stays)
+        for request, index, is_kept in zip(served, ids, stays, strict=True):
+            request.tell(index, not is_kept)
         if self.running:
             self.decoding.feed(torch.tensor([request.written[-1] for request in self.running]))
 

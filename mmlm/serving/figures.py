@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from mmlm.serving.batching import Batcher
+from mmlm.serving.guard import Message, Receive, Send
 
 
 class Figures:
@@ -30,3 +33,22 @@ class Figures:
         self.running.set(sum(len(batcher.running) for batcher in batchers))
         self.waiting.set(sum(len(batcher.waiting) for batcher in batchers))
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+class Measured:
+    """An ASGI application around another one, whose requests are counted."""
+
+    def __init__(self, app: Any, figures: Figures) -> None:
+        self.app, self.figures = app, figures
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Count a request when its answer begins."""
+        began = time.perf_counter()
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "other")
+                self.figures.count(route, message["status"], time.perf_counter() - began)
+            await send(message)
+
+        await self.app(scope, receive, counted)
