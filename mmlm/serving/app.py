@@ -13,7 +13,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -200,7 +200,7 @@ async def any_task(kind: str, asked: AnyTask, request: Request) -> Response:
     if not asked.stream:
         return JSONResponse({"model": name, "outputs": to_json(await server.answer(request, name, asked.inputs))})
 
-    async def steps() -> AsyncIterator[Any]:
+    async def steps() -> AsyncGenerator[Any, None]:
         async with aclosing(server.turns[name].of(lambda: use.answer(from_json(use.inputs, asked.inputs)))) as found:
             async for values in found:
                 yield {"model": name, "outputs": to_json(values)}
@@ -232,7 +232,7 @@ def writer_form(name: str, text: str, reason: str, **more: Any) -> dict[str, Any
     return {**head, "choices": [choice], **{key: value for key, value in more.items() if value is not None}}
 
 
-async def streamed(events: AsyncIterator[Any], done: str | None = None) -> Response:
+async def streamed(events: AsyncGenerator[Any, None], done: str | None = None) -> Response:
     """Server-sent events. What goes wrong before the first one is an answer of its own, later an event."""
     try:
         first = [await anext(events)]
@@ -251,7 +251,7 @@ async def streamed(events: AsyncIterator[Any], done: str | None = None) -> Respo
         except Exception as error:
             yield f"data: {bytes(_failed(error).body).decode()}\n\n"
         finally:
-            await events.aclose()  # type: ignore[attr-defined]
+            await events.aclose()
         if done is not None:
             yield f"data: {done}\n\n"
 
@@ -296,7 +296,8 @@ async def embeddings(asked: Embeddings, request: Request) -> Response:
 
     async def last() -> np.ndarray:
         async with aclosing(server.turns[name].of(encode)) as found:
-            return await anext(found)  # type: ignore[no-any-return]
+            vectors: np.ndarray = await anext(found)
+            return vectors
 
     vectors = await within(server.limits.seconds, request.is_disconnected, last())
     as_is = asked.encoding_format == "float"

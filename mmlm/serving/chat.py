@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,7 +94,7 @@ class Writer:
         self.batcher.submit(request)
         return Writing(request, queue, [each for each in stops if each])
 
-    async def pieces(self, writing: Writing) -> AsyncIterator[str]:
+    async def pieces(self, writing: Writing) -> AsyncGenerator[str, None]:
         """Text as it is written. Raises RequestError after the seconds allowed; left early, the text is given up."""
         try:
             async with asyncio.timeout(self.limits.seconds):
@@ -132,7 +132,7 @@ class Writer:
         async for _ in self.pieces(writing):
             pass
 
-    async def events(self, name: str, writing: Writing) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, name: str, writing: Writing) -> AsyncGenerator[dict[str, Any], None]:
         """The answer in pieces, as OpenAI has them."""
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()), "model": name}
 

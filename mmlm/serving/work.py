@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from threading import Event
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ class Turns:
         self.most_waiting, self.waiting, self.lock = most_waiting, 0, asyncio.Lock()
         self.tasks: set[asyncio.Task[None]] = set()  # else nothing holds them
 
-    async def of(self, make: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+    async def of(self, make: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
         """What an iterator gives, which a thread goes through; left early, the thread ends after the item that it is making.
 
         Raises RequestError where too many wait, and what the iterator raises."""
