@@ -125,6 +125,11 @@ class Decoding:
         self.cache, self.h_bd = self.cache.select(index), self.h_bd[index]
         self.next_position = self.next_position[index]
 
+    def join(self, other: Decoding, room: int) -> None:
+        """Take the sequences of another decoding behind these, with room for so many more tokens of each."""
+        self.cache, self.h_bd = self.cache.merge(other.cache), torch.cat([self.h_bd, other.h_bd])
+        self.next_position = torch.cat([self.next_position, other.next_position])
+
     def close(self) -> None:
         """Nothing is held beyond this object."""
 
@@ -206,6 +211,12 @@ class OneCallDecoding:
     def greedy(self, ids_b: Tensor, steps: int, stop: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The likeliest tokens after ids_b, long [b, at most steps], -1 after the first of `stop`, and their log-probabilities."""
         return self.decoder.greedy(ids_b, steps, stop)
+
+    def join(self, other: Decoding, room: int) -> None:
+        """Take the sequences of another decoding behind these, with room for so many more tokens of each."""
+        cache, scores_bv = self.cache.merge(other.cache), torch.cat([self.scores_bv, other.scores()])
+        self.decoder.reset(len(scores_bv), int(cache.length.max()) + room)
+        self.cache, self.scores_bv = cache, scores_bv
 
     def close(self) -> None:
         """Keep the packed weights for the model's next decoding."""

@@ -58,6 +58,7 @@ FLAGS = {
     "kernels": ["OPERATION"],
     "list": ["KIND", "PATTERN"],
     "recipe": ["--overwrite", "FILE", "NAME", "action"],
+    "serve": ["--batch", "--host", "--no-token", "--port", "--queue", "--seconds", "--token", "RUN"],
     "train": ["--dry-run", "--fresh", "RECIPE", "key.path=value"],
     "validate": ["--resolved", "--schema", "RECIPE", "key.path=value"],
 }

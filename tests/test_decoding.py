@@ -281,7 +281,8 @@ UNFIT = {
     "no layer has a mixer": ({"pattern": "--", "num_layers": 2}, [ids(4)]),
     "norms of what steps are made of": ({"pattern": [{"type": "mamba1", "select_norm": True}]}, [ids(4)]),
     "a gate or a size of their own": (
-        {"pattern": [GQA], "feed_forward": {"type": "moe", "num_experts": 3, "num_shared": 1, "shared_gate": True}}, [ids(4)]
+        {"pattern": [GQA], "feed_forward": {"type": "moe", "num_experts": 3, "num_shared": 1, "shared_gate": True}},
+        [ids(4)],
     ),
     "positions": ({"pattern": [GQA]}, [Stream([Segment("text", ids(4), position=torch.tensor([[0], [1], [5], [6]]))])]),
 }

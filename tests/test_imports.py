@@ -26,8 +26,17 @@ RANKS: list[tuple[str, ...]] = [
     ("mmlm.backbone",),
     ("mmlm.objectives", "mmlm.heads"),
     ("mmlm.one_call", "mmlm.decoding"),
-    ("mmlm.model", "mmlm.generation", "mmlm.stages", "mmlm.mask_predict", "mmlm.reader", "mmlm.staged", "mmlm.adapt", "mmlm.interop",
-     "mmlm.filling"),  # fmt: skip
+    (
+        "mmlm.model",
+        "mmlm.generation",
+        "mmlm.stages",
+        "mmlm.mask_predict",
+        "mmlm.reader",
+        "mmlm.staged",
+        "mmlm.adapt",
+        "mmlm.interop",
+        "mmlm.filling",
+    ),  # fmt: skip
     ("mmlm.data", "mmlm.training", "mmlm.compression", "mmlm.analysis"),
     ("mmlm.tasks", "mmlm.retrieval"),
     ("mmlm.evaluation",),

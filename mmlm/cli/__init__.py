@@ -38,6 +38,7 @@ VERBS = {
         "mmlm generate runs/quickstart --table new.csv --target price --shots known.csv --output filled.csv",
     ),
     "encode": Verb("encode", "turn files into vectors", "mmlm encode '{type: whisper, layer: 3}' one.wav two.wav --output vectors.npy"),
+    "serve": Verb("serve", "answer other programs over HTTP, as OpenAI's clients ask", "mmlm serve runs/quickstart --port 8000"),
     "validate": Verb(
         "validate", "check a recipe: every fault at once, nothing is loaded", "mmlm validate my_recipe.yaml backbone.width=128"
     ),

@@ -102,7 +102,10 @@ def _predicting(folder: Path, loaded: tuple[Any, Any, Any]) -> Callable[[Values]
         predictor = TabularPredictor(folder)
         predictor._loaded = loaded
         predictor.fit(known.drop(columns=[target]), known[target])
-        asked = rows.drop(columns=[target], errors="ignore")
+        features = [name for name in known.columns if name != target]
+        if missing := [name for name in features if name not in rows]:
+            raise DataError(f"table: the rows to predict have no column {str(missing[0])[:60]!r}, which the example rows have.")
+        asked = rows[features]
         found = predictor.predict(asked).tolist()
         probabilities: list[dict[str, float]] = []
         if hasattr(predictor, "classes_") and not predictor.is_regression_:

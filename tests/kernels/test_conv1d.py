@@ -78,9 +78,7 @@ def test_any_split_gives_the_whole(backend):
     for size in (1, 2, 3, 5, 1, 18):
         continues = None if at == 0 else document[:, at] == document[:, at - 1]
         part = {**tensors, "x_btc": tensors["x_btc"][:, at : at + size]}
-        y, state = causal_conv1d(
-            **part, document_bt=document[:, at : at + size], state_bck=state, continues=continues, backend=backend
-        )
+        y, state = causal_conv1d(**part, document_bt=document[:, at : at + size], state_bck=state, continues=continues, backend=backend)
         parts.append(y)
         at += size
     assert relative_error(torch.cat(parts, 1), whole) < 1e-6 and torch.equal(state, last)

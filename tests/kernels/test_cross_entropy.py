@@ -95,9 +95,7 @@ def test_tokens_without_weight_are_dropped_before_any_product(backend, monkeypat
 
     monkeypatch.setattr(tiles, "Running", Watched)
     with_gap = linear_cross_entropy(**tensors, target_n=torch.where(weight > 0, target, -100), weight_n=weight, backend=backend)
-    kept = linear_cross_entropy(
-        tensors["x_nd"][weight > 0], tensors["weight_vd"], target[weight > 0], weight[weight > 0], backend=backend
-    )
+    kept = linear_cross_entropy(tensors["x_nd"][weight > 0], tensors["weight_vd"], target[weight > 0], weight[weight > 0], backend=backend)
     assert torch.equal(with_gap, kept) and seen == [7, 7]
 
 

@@ -222,9 +222,7 @@ def test_mamba_ssm_scan(gate, packages):
         (y.sum() + last.sum()).backward()
 
 
-@pytest.mark.parametrize(
-    ("layout", "carried"), [("plain", "fresh"), ("plain", "continued"), ("packed", "fresh"), ("padded", "fresh")]
-)
+@pytest.mark.parametrize(("layout", "carried"), [("plain", "fresh"), ("plain", "continued"), ("packed", "fresh"), ("padded", "fresh")])
 @pytest.mark.parametrize("bias", [False, True])
 def test_causal_conv1d(layout, carried, bias, packages):
     tensors = {"x_btc": normal(2, 21, 8), "weight_ck": normal(8, 4), "bias_c": normal(8) if bias else None}

@@ -90,7 +90,6 @@ def made(shapes):
     return {name: torch.ones(shape, dtype=whole.get(name, torch.float32)) for name, shape in shapes.items()}
 
 
-
 def test_every_operation_is_here():
     assert CASES.keys() | ALONE.keys() == OPS.keys()
 

@@ -15,7 +15,7 @@ def accuracies(name: str, folder, *overrides: str) -> list[float]:
     """Accuracy on each test source of a probe's recipe, in their order."""
     train(Recipe.read(name, [*overrides, f"output={folder}"]), fresh=True)
     found = evaluate(folder)["metrics"]
-    print(f"\n{name} {' '.join(overrides)}: {({key: round(value, 3) for key, value in found.items()})}")
+    print(f"\n{name} {' '.join(overrides)}: { ({key: round(value, 3) for key, value in found.items()}) }")
     return [value for key, value in found.items() if key.startswith("accuracy")]
 
 
@@ -45,7 +45,7 @@ def recall(tmp_path):
         config = read_comparison("probes", [f"output={tmp_path}", "seeds=[0]"])
         (cell,) = [cell for cell in cells(config) if str(cell) == f"recall/{variant}/0"]
         found = run_cell(cell)["metrics"]
-        print(f"\nrecall, {variant}: {({key: round(value, 3) for key, value in found.items()})}")
+        print(f"\nrecall, {variant}: { ({key: round(value, 3) for key, value in found.items()}) }")
         return float(next(value for key, value in found.items() if key.startswith("accuracy")))
 
     return run

@@ -1,45 +1,101 @@
-"""Three tiny finished runs: one of text, one of pictures, one of tables."""
+"""Runs to serve, and servers that listen while a test needs them."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import socket
+import time
+from contextlib import contextmanager
+from threading import Thread
 
 import pytest
+import uvicorn
 
 from mmlm.recipe import Recipe
 from mmlm.run import train
+from mmlm.serving.app import create_app
+from mmlm.serving.uses import uses_of
 
-QUIET = [
-    "train.steps=2",
-    "train.batch_size=2",
-    "train.validate_every=0",
-    "train.sample_every=0",
-    "backbone.width=16",
-    "backbone.num_layers=1",
-]
 TEXT = """
 schema: 1
-name: words
-task: {{type: text, context: 32}}
-data: {{train: [{{type: text_files, path: {lines}, hold_out: 0.2}}]}}
-tokenizers: {{text: {{type: text, vocabulary_size: 300}}}}
-backbone: {{width: 16, num_layers: 1, pattern: [{{type: attention, num_heads: 2}}]}}
-heads: {{language_model: {{type: language_model}}}}
+name: tiny
+task: {type: text, context: 24}
+data: {train: [{type: text_files, path: FOLDER}]}
+tokenizers: {text: {type: text, vocabulary_size: 300}}
+backbone: {width: 16, num_layers: 2, pattern: [{type: attention, num_heads: 2}, {type: mamba2, head_size: 8, state_size: 8}]}
+train: {steps: 3, batch_size: 2, log_every: 1}
 """
+TABLE = """
+schema: 1
+name: tiny
+task: {type: tabular, episode: {num_rows: 12, max_shots: 8, max_columns: 4}}
+data: {train: [{type: structural_tables}]}
+encoders: {cell: {type: table_cells, hidden: 16}}
+backbone:
+  width: 16
+  num_layers: 2
+  pattern:
+    - {mixer: {type: attention, num_heads: 2, over: column, causal: false, rope: null}, feed_forward: null}
+    - {mixer: {type: attention, num_heads: 2, over: row, causal: false, rope: null}}
+train: {steps: 2, batch_size: 2, log_every: 1}
+"""
+PICTURES = [
+    "task.constrained=true", "task.max_tokens=20", "backbone.width=16", "backbone.num_layers=1", "encoders.vision.channels=[4, 4, 8]",
+    "train.steps=2", "train.batch_size=2", "train.validate_every=0", "train.sample_every=0", "data.validate=[]",
+]  # fmt: skip
+TOKEN = "a-token-of-tests"
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory) -> dict[str, Path]:
-    home = tmp_path_factory.mktemp("serving")
-    lines = [json.dumps({"text": f"The {number}. line says how many lines came before it: {number}."}) for number in range(24)]
-    (home / "lines.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    (home / "words.yaml").write_text(TEXT.format(lines=home / "lines.jsonl"), encoding="utf-8")
-    recipes = {
-        "words": (str(home / "words.yaml"), []),
-        "scenes": ("grounded_captioning/quickstart", ["encoders.vision.channels=[4, 4, 8]", "task.max_tokens=24", "data.validate=[]"]),
-        "tables": ("tabular/quickstart", []),
-    }
-    for name, (recipe, more) in recipes.items():
-        train(Recipe.read(recipe, [*QUIET, *more, f"output={home / 'runs' / name}"]))
-    return {name: home / "runs" / name for name in recipes}
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("serving")
+
+
+@pytest.fixture(scope="session")
+def text_run(home, tmp_path_factory):
+    lines = [json.dumps({"text": f"The {number}. line says how many lines came before it: {number}. Ünd so on."}) for number in range(24)]
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "lines.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    train(Recipe.read(TEXT.replace("FOLDER", str(folder)), [f"output={home / 'words'}"]))
+    return home / "words"
+
+
+@pytest.fixture(scope="session")
+def table_run(home):
+    train(Recipe.read(TABLE, [f"output={home / 'rows'}"]))
+    return home / "rows"
+
+
+@pytest.fixture(scope="session")
+def picture_run(home):
+    train(Recipe.read("grounded_captioning/quickstart", [*PICTURES, f"output={home / 'seen'}"]))
+    return home / "seen"
+
+
+@pytest.fixture(scope="session")
+def runs(text_run, picture_run, table_run):
+    return {folder.name: folder for folder in (text_run, picture_run, table_run)}
+
+
+@pytest.fixture(scope="session")
+def text_use(text_run):
+    return uses_of(text_run)[0]
+
+
+@contextmanager
+def listening(uses, token=TOKEN, limits=None):
+    """The address of a server that listens on a free port, and its `Server`."""
+    app = create_app(uses, token=token, limits=limits)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}", app.state.server
+    finally:
+        server.should_exit = True
+        thread.join(20)

@@ -105,7 +105,7 @@ def test_how_good_a_run_is_is_said_or_that_nobody_measured_it(turned, runs):
 def test_programs_ask_over_http(address, runs, tmp_path):
     client = pytest.importorskip("gradio_client").Client(address, verbose=False)
     names = set(client.view_api(return_format="dict")["named_endpoints"])
-    assert names == {"/words_text", "/scenes_grounded", "/tables_tabular", "/turned_turn"}
+    assert names == {"/words_text", "/seen_grounded", "/rows_tabular", "/turned_turn"}
     assert client.predict("The 3.", 4, 0, 0, api_name="/words_text").startswith("The 3.")
     assert client.predict("abc", 1, api_name="/turned_turn") == "cba"
     with pytest.raises(Exception, match="is empty"):
@@ -143,10 +143,10 @@ def test_every_tab_opens_in_a_browser_and_answers_its_first_example(address, tmp
         tabs = page.get_by_role("tab")
         tabs.first.wait_for()
         names = [name.strip() for name in tabs.all_inner_texts()]
-        assert names == ["words", "scenes", "tables", "turned"][: len(names)] and len(names) >= 2
+        assert names == ["words", "seen", "rows", "turned"][: len(names)] and len(names) >= 2
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         answered = []
-        for name in ("words", "scenes"):
+        for name in ("words", "seen"):
             page.get_by_role("tab", name=name).click()
             panel = page.get_by_role("tabpanel").locator("visible=true").first
             panel.locator(".gallery-item, .tr-body, tbody tr").last.click()

@@ -35,7 +35,7 @@ def test_a_text_grows_token_by_token(uses):
 
 
 def test_a_picture_is_answered_with_words_boxes_and_a_drawing(uses):
-    use = uses["scenes"]
+    use = uses["seen"]
     assert {"caption", "expression"} & set(use.inputs["kind"].options) and "phrases" not in use.inputs["kind"].options
     (found,) = use.answer({"image": NOISE, "kind": "expression", "words": "the red circle"})
     assert found["image"].dtype == np.uint8 and isinstance(found["text"], str) and isinstance(found["boxes"], list)
@@ -46,18 +46,18 @@ def test_a_picture_is_answered_with_words_boxes_and_a_drawing(uses):
 
 
 def test_rows_get_a_value_and_probabilities(uses):
-    (given,), why = examples_of(uses["tables"])
+    (given,), why = examples_of(uses["rows"])
     assert not why and "species" not in given["table"][0]
-    (found,) = uses["tables"].answer(given)
+    (found,) = uses["rows"].answer(given)
     assert len(found["table"]) == len(given["table"]) == len(found["probabilities"])
     for row, chances in zip(found["table"], found["probabilities"], strict=True):
         assert row["species"] == max(chances, key=chances.__getitem__) and abs(sum(chances.values()) - 1) < 0.01
     with pytest.raises(DataError, match="no column 'price'"):
-        list(uses["tables"].answer({**given, "target": "price"}))
+        list(uses["rows"].answer({**given, "target": "price"}))
 
 
 def test_examples_are_made_of_records_that_were_held_out(uses):
-    for name in ("words", "scenes"):
+    for name in ("words", "seen"):
         found, why = examples_of(uses[name], 2)
         assert not why and len(found) >= 1
         assert list(uses[name].answer({**found[0], **({"max_new_tokens": 2} if name == "words" else {})}))

@@ -110,8 +110,10 @@ def test_longer_windows_tell_tokens_within_and_beyond_the_trained_length_apart(p
     found, curve = task.score([both], [record]), task.curves([both], [record])["bits a token"]
     task.config = recipe.tasks[0]
     (plain,) = task.predict(model, [record])
-    assert plain.far is None and plain.nats.tolist() == both.nats.tolist() and task.score([plain], [record])["bits_per_byte"] == (
-        found["bits_per_byte"]
+    assert (
+        plain.far is None
+        and plain.nats.tolist() == both.nats.tolist()
+        and task.score([plain], [record])["bits_per_byte"] == (found["bits_per_byte"])
     )
     scored = both.far
     assert scored.place.max() == 47

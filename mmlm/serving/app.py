@@ -1,0 +1,334 @@
+"""The server: finished runs behind HTTP, as OpenAI's clients ask where they have a form for it, else by what their tasks declare.
+
+    GET  /health   /metrics   /v1/models   /v1/models/{id}   /v1/tasks
+    POST /v1/chat/completions   /v1/audio/speech   /v1/embeddings   /v1/tabular/predict   /v1/tasks/{type}
+
+Who is asked is a name of /v1/models, never a path; files come inside the request and nothing is fetched or kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from mmlm.base.errors import DataError, MissingExtra, MmlmError, RecipeError, unknown_name
+from mmlm.serving.asked import AnyTask, Asked, Chat, Embeddings, Predict, Speech
+from mmlm.serving.chat import Writer, is_writer, picture_question
+from mmlm.serving.errors import RequestError, headers, told
+from mmlm.serving.figures import Figures, Measured
+from mmlm.serving.guard import Guard, Limits
+from mmlm.serving.uses import TABLE_INPUTS, Use
+from mmlm.serving.values import from_json, picture_of, sound_file, sound_of, to_json
+from mmlm.serving.work import Turns, within
+
+logger = logging.getLogger(__name__)
+router = APIRouter()
+SOUNDS = {"wav": "audio/wav", "flac": "audio/flac", "pcm": "audio/pcm"}
+
+
+class Server:
+    """The uses of all runs by the names of their models, and what works for them."""
+
+    def __init__(self, uses: Sequence[Use], limits: Limits) -> None:
+        self.limits, self.figures, self.started = limits, Figures(), int(time.time())
+        runs = [use.run for use in uses]
+        self.uses = {use.run.name if runs.count(use.run) == 1 else f"{use.run.name}/{use.name}": use for use in uses}
+        if len(self.uses) < len(uses):
+            raise RecipeError("two of the runs have one name, by which clients ask for them; rename a folder.")
+        by_lock = {id(use.lock): Turns(limits.waiting) for use in uses}
+        self.turns = {name: by_lock[id(use.lock)] for name, use in self.uses.items()}
+        self.writers = {name: Writer(use, limits, self.figures) for name, use in self.uses.items() if is_writer(use)}
+        self.encoders: dict[str, Any] = {}
+
+    def close(self) -> None:
+        """End all threads."""
+        for writer in self.writers.values():
+            writer.batcher.close()
+
+    def chosen(self, asked: Asked, fits: Callable[[Use], bool], what: str) -> tuple[str, Use]:
+        """The model that a request is for. Raises RequestError where there is none that does this."""
+        asked.check_rest()
+        able = [name for name, use in self.uses.items() if fits(use)]
+        if asked.model is not None and asked.model not in self.uses:
+            raise RequestError(unknown_name("model", asked.model, self.uses), 404, "model_not_found", "model")
+        if not able or (asked.model is not None and asked.model not in able):
+            those = f"; those that do: {', '.join(able)}" if able else ""
+            raise RequestError(f"{asked.model or 'no model here'} does not {what}{those}.", 404, "model_not_able", "model")
+        if asked.model is None and len(able) > 1:
+            raise RequestError(f"several models can do this; say which: {', '.join(able)}.", param="model")
+        name = asked.model or able[0]
+        return name, self.uses[name]
+
+    async def answer(self, request: Request, name: str, given: dict[str, Any]) -> dict[str, Any]:
+        """All outputs of a use for values in JSON's form."""
+        use = self.uses[name]
+
+        async def last() -> Any:
+            found: Any = {}
+            async with aclosing(self.turns[name].of(lambda: use.answer(from_json(use.inputs, given)))) as steps:
+                async for values in steps:
+                    found = values
+            return found
+
+        found: dict[str, Any] = await within(self.limits.seconds, request.is_disconnected, last())
+        return found
+
+
+def create_app(uses: Sequence[Use], *, token: str | None, limits: Limits | None = None) -> FastAPI:
+    """The application. token: what clients must send; None lets all of this machine in. Raises RecipeError for runs of one name."""
+    limits = limits or Limits()
+    server = Server(uses, limits)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        server.close()
+
+    app = FastAPI(title="mmlm", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, lifespan=lifespan)
+    app.state.server = server
+    app.include_router(router)
+    app.add_middleware(Measured, figures=server.figures)
+    app.add_middleware(Guard, token=token, limits=limits)
+    for kind, answer in ((MmlmError, _mistake), (RequestValidationError, _invalid), (HTTPException, _unknown), (Exception, _failure)):
+        app.add_exception_handler(kind, answer)
+    return app
+
+
+def _error(message: str, status: int, code: str | None = None, param: str | None = None) -> JSONResponse:
+    return JSONResponse(told(message, status, code, param), status, headers(status))
+
+
+async def _mistake(_: Request, error: Any) -> Response:
+    if isinstance(error, RequestError):
+        return _error(str(error), error.status, error.code, error.param)
+    if isinstance(error, MissingExtra):
+        return _error("this server lacks a package that this needs.", 501, "missing_package")
+    if isinstance(error, DataError | RecipeError):
+        return _error(str(error), 400, "invalid_value")
+    return _failed(error)
+
+
+async def _invalid(_: Request, error: Any) -> Response:
+    first = error.errors()[0]
+    where = ".".join(str(part)[:60] for part in first["loc"][1:])
+    return _error(f"{where or 'body'}: {first['msg']}.", 400, "invalid_value", where or None)
+
+
+async def _unknown(_: Request, error: Any) -> Response:
+    return _error(str(error.detail), error.status_code)
+
+
+async def _failure(_: Request, error: Any) -> Response:
+    return _failed(error)
+
+
+def _failed(error: Exception) -> Response:
+    number = uuid.uuid4().hex[:12]
+    logger.error("request failed, %s", number, exc_info=error)
+    return _error(f"the server failed; its log tells more under {number}.", 500, "internal_error")
+
+
+def _server(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """Whether it answers."""
+    return {"status": "ok"}
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Counts in the form of Prometheus."""
+    server = _server(request)
+    content, kind = server.figures.text([writer.batcher for writer in server.writers.values()])
+    return Response(content, media_type=kind)
+
+
+def _card(server: Server, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": server.started, "owned_by": "mmlm", "task": server.uses[name].type}
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> dict[str, Any]:
+    """The models that can be asked."""
+    server = _server(request)
+    return {"object": "list", "data": [_card(server, name) for name in server.uses]}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, request: Request) -> dict[str, Any]:
+    """One of them."""
+    server = _server(request)
+    if name not in server.uses:
+        raise RequestError(unknown_name("model", name, server.uses), 404, "model_not_found", "model")
+    return _card(server, name)
+
+
+@router.get("/v1/tasks")
+async def tasks(request: Request) -> dict[str, Any]:
+    """What each model is asked with and answers, as its task declares it."""
+    found = []
+    for name, use in _server(request).uses.items():
+        fields = [
+            {key: {"type": type(one).__name__.lower(), **to_json(vars(one))} for key, one in some.items()}
+            for some in (use.inputs, use.outputs)
+        ]
+        found.append({"model": name, "task": use.type, "inputs": fields[0], "outputs": fields[1]})
+    return {"object": "list", "data": found}
+
+
+@router.post("/v1/tasks/{kind}")
+async def any_task(kind: str, asked: AnyTask, request: Request) -> Response:
+    """Any task, by its declared inputs and outputs; streamed, an event for what is there already, the last one whole."""
+    server = _server(request)
+    name, use = server.chosen(asked, lambda use: use.type == kind, f"do the task {kind[:60]!r}")
+    if not asked.stream:
+        return JSONResponse({"model": name, "outputs": to_json(await server.answer(request, name, asked.inputs))})
+
+    async def steps() -> AsyncGenerator[Any, None]:
+        async with aclosing(server.turns[name].of(lambda: use.answer(from_json(use.inputs, asked.inputs)))) as found:
+            async for values in found:
+                yield {"model": name, "outputs": to_json(values)}
+
+    return await streamed(steps())
+
+
+@router.post("/v1/chat/completions")
+async def chat(asked: Chat, request: Request) -> Response:
+    """Text that goes on, or an answer about a picture."""
+    server = _server(request)
+    name, use = server.chosen(asked, lambda use: is_writer(use) or "image" in use.inputs and "text" in use.outputs, "chat")
+    if (writer := server.writers.get(name)) is None:
+        given = picture_question(use, asked)
+        found = await server.answer(request, name, given)
+        return JSONResponse(writer_form(name, found["text"], "stop", boxes=to_json(found.get("boxes"))))
+    text = writer.begin(asked)
+    if asked.stream:
+        return await streamed(writer.events(name, text), done="[DONE]")
+    await within(server.limits.seconds, request.is_disconnected, writer.whole(text))
+    usage = {"prompt_tokens": len(text.request.prompt), "completion_tokens": len(text.ids)}
+    return JSONResponse(writer_form(name, text.said, text.reason, usage={**usage, "total_tokens": sum(usage.values())}))
+
+
+def writer_form(name: str, text: str, reason: str, **more: Any) -> dict[str, Any]:
+    """A whole answer."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason, "logprobs": None}
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()), "model": name}
+    return {**head, "choices": [choice], **{key: value for key, value in more.items() if value is not None}}
+
+
+async def streamed(events: AsyncGenerator[Any, None], done: str | None = None) -> Response:
+    """Server-sent events. What goes wrong before the first one is an answer of its own, later an event."""
+    try:
+        first = [await anext(events)]
+    except StopAsyncIteration:
+        first = []
+
+    async def lines() -> AsyncIterator[str]:
+        try:
+            for event in first:
+                yield f"data: {json.dumps(event)}\n\n"
+            async for event in events:
+                yield f"data: {json.dumps(event)}\n\n"
+        except MmlmError as error:
+            status = error.status if isinstance(error, RequestError) else 400
+            yield f"data: {json.dumps(told(str(error), status))}\n\n"
+        except Exception as error:
+            yield f"data: {bytes(_failed(error).body).decode()}\n\n"
+        finally:
+            await events.aclose()
+        if done is not None:
+            yield f"data: {done}\n\n"
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+@router.post("/v1/audio/speech")
+async def speech(asked: Speech, request: Request) -> Response:
+    """A text as sound."""
+    server = _server(request)
+    name, use = server.chosen(asked, lambda use: "text" in use.inputs and list(use.outputs) == ["audio"], "speak")
+    if asked.voice != "default":
+        raise RequestError("voice: there are no named voices; say 'default'.", param="voice")
+    given: dict[str, Any] = {"text": asked.input} | ({"seed": asked.seed} if "seed" in use.inputs else {})
+    if "pace" in use.inputs:
+        given["pace"] = asked.speed
+    elif asked.speed != 1:
+        raise RequestError("speed: this model keeps its own pace; leave it out.", param="speed")
+    sound = (await server.answer(request, name, given))["audio"]
+    return Response(sound_file(sound, asked.response_format), media_type=SOUNDS[asked.response_format],
+                    headers={"X-Sample-Rate": str(sound.rate_hz)})  # fmt: skip
+
+
+@router.post("/v1/audio/transcriptions")
+async def transcriptions() -> Response:
+    """No task of a run writes down what is said."""
+    raise RequestError("no model here writes down speech.", 404, "model_not_able")
+
+
+@router.post("/v1/embeddings")
+async def embeddings(asked: Embeddings, request: Request) -> Response:
+    """Vectors of sounds, pictures or molecules by the encoder of a run."""
+    server = _server(request)
+    name, use = server.chosen(asked, lambda use: True, "embed")
+    items = [asked.input] if isinstance(asked.input, str) else asked.input
+    if not 1 <= len(items) <= 2048:
+        raise RequestError("input: must be 1 to 2,048 items.", param="input")
+
+    def encode() -> Any:
+        with use.lock:
+            yield _encoded(server, name, use, items)
+
+    async def last() -> np.ndarray:
+        async with aclosing(server.turns[name].of(encode)) as found:
+            vectors: np.ndarray = await anext(found)
+            return vectors
+
+    vectors = await within(server.limits.seconds, request.is_disconnected, last())
+    as_is = asked.encoding_format == "float"
+    rows = [row.tolist() if as_is else base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]
+    data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)]
+    return JSONResponse({"object": "list", "model": name, "data": data, "usage": {"prompt_tokens": 0, "total_tokens": 0}})
+
+
+def _encoded(server: Server, name: str, use: Use, items: list[str]) -> np.ndarray:
+    """Vectors [items, size]. Raises RequestError for a run without an encoder."""
+    from mmlm.embedding import Embedder, PictureEmbedder, encoder
+
+    if name not in server.encoders:
+        try:
+            server.encoders[name] = encoder(use.run)
+        except MmlmError:
+            raise RequestError(f"{name} has no encoder.", 404, "model_not_able", "model") from None
+    found = server.encoders[name]
+    given: list[Any] = items
+    if isinstance(found, Embedder):
+        given = [sound_of(f"input.{at}", item) for at, item in enumerate(items)]
+    elif isinstance(found, PictureEmbedder):
+        given = [picture_of(f"input.{at}", item) for at, item in enumerate(items)]
+    return np.asarray(found.encode(given), dtype=np.float32)
+
+
+@router.post("/v1/tabular/predict")
+async def predict(asked: Predict, request: Request) -> Response:
+    """A column of rows from example rows."""
+    server = _server(request)
+    name, _ = server.chosen(asked, lambda use: use.inputs is TABLE_INPUTS, "predict columns of tables")
+    found = await server.answer(request, name, {"shots": asked.examples, "table": asked.rows, "target": asked.target})
+    predictions = [row[asked.target] for row in found["table"]]
+    return JSONResponse({"model": name, "predictions": to_json(predictions), "probabilities": to_json(found["probabilities"])})

@@ -1,0 +1,105 @@
+"""Bodies of requests, in the form of OpenAI where one exists. What a client sends that would have no effect is refused, not ignored."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mmlm.serving.errors import RequestError
+
+SILENT = {"user", "metadata", "store", "stream_options", "safety_identifier", "prompt_cache_key"}  # change no answer
+NEUTRAL: dict[str, Any] = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0, "logprobs": False, "stream_format": "audio"}
+
+
+class Asked(BaseModel):
+    """Base of the bodies. model: a name of /v1/models; left out where there is only one."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    model: str | None = Field(None, max_length=200)
+
+    def check_rest(self) -> None:
+        """Raises RequestError for a key that is not known and asks for something."""
+        for key, value in (self.model_extra or {}).items():
+            if key not in SILENT and value is not None and not (key in NEUTRAL and NEUTRAL[key] == value):
+                raise RequestError(f"{key[:60]!r} is not supported here; leave it out.", code="unsupported_parameter", param=key[:60])
+
+
+class Address(BaseModel):
+    """A picture as data:...;base64,..."""
+
+    url: str
+    detail: str | None = None
+
+
+class Part(BaseModel):
+    """A part of a message."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: Address | None = None
+
+
+class ChatMessage(BaseModel):
+    """One message."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+
+    @property
+    def text(self) -> str:
+        """Its words."""
+        return self.content if isinstance(self.content, str) else "\n".join(part.text or "" for part in self.content if part.type == "text")
+
+    @property
+    def pictures(self) -> list[str]:
+        """Its pictures."""
+        parts = [] if isinstance(self.content, str) else self.content
+        return [part.image_url.url for part in parts if part.image_url is not None]
+
+
+class Chat(Asked):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=200)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2, allow_inf_nan=False)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int = Field(0, ge=0, lt=2**31)
+    stop: str | list[str] | None = None
+    stream: bool = False
+
+
+class Speech(Asked):
+    """POST /v1/audio/speech."""
+
+    input: str
+    voice: str = "default"
+    response_format: Literal["wav", "pcm", "flac"] = "wav"
+    speed: float = Field(1.0, ge=0.25, le=4)
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
+class Embeddings(Asked):
+    """POST /v1/embeddings. input: SMILES or sequences for a run of molecules; else sounds or pictures as data:...;base64,..."""
+
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class Predict(Asked):
+    """POST /v1/tabular/predict. examples: rows with the target.   rows: those to predict."""
+
+    examples: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    target: str
+
+
+class AnyTask(Asked):
+    """POST /v1/tasks/{name}. inputs: those that GET /v1/tasks declares."""
+
+    inputs: dict[str, Any]
+    stream: bool = False

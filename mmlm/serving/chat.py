@@ -1,0 +1,145 @@
+"""Chats: a text that a text run continues, written in the batch of all who ask it, and questions about pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mmlm.generation import Sampling
+from mmlm.serving.asked import Chat
+from mmlm.serving.batching import Batcher
+from mmlm.serving.batching import Request as Written
+from mmlm.serving.errors import RequestError
+from mmlm.serving.figures import Figures
+from mmlm.serving.guard import Limits
+from mmlm.serving.uses import Use
+from mmlm.tasks.text import TextTask
+
+USUAL_NEW_TOKENS = 128
+MOST_PROMPT = 20_000  # characters
+HALF = "\ufffd"  # what the bytes of an unfinished character decode to
+
+
+def is_writer(use: Use) -> bool:
+    """Whether a use continues texts, so that its requests are batched."""
+    return isinstance(use.task, TextTask)
+
+
+def picture_question(use: Use, asked: Chat) -> dict[str, Any]:
+    """Inputs of a use that is asked about a picture. Raises RequestError."""
+    if asked.stream:
+        raise RequestError("stream: answers about pictures come whole.", param="stream")
+    pictures = [url for message in asked.messages for url in message.pictures]
+    if len(pictures) != 1:
+        raise RequestError(f"this model looks at one picture, but {len(pictures)} were sent.", param="messages")
+    words = asked.messages[-1].text.strip()
+    given: dict[str, Any] = {"image": pictures[0]}
+    if words and "words" in use.inputs:
+        options = getattr(use.inputs["kind"], "options", ())
+        kind = next((kind for kind in ("question", "expression") if kind in options), None)
+        if kind is None:
+            raise RequestError("this model describes pictures and takes no words; send the picture alone.", param="messages")
+        given |= {"kind": kind, "words": words}
+    return given
+
+
+@dataclass
+class Writing:
+    """A text that is being written. ids: of it so far.   said: what of it is text by now.   reason: why it ended."""
+
+    request: Written
+    queue: asyncio.Queue[tuple[int | Exception, bool]]
+    stops: list[str]
+    ids: list[int] = field(default_factory=list)
+    said: str = ""
+    reason: str = "length"
+
+
+class Writer:
+    """Continues texts by a run of texts."""
+
+    def __init__(self, use: Use, limits: Limits, figures: Figures) -> None:
+        self.use, self.limits, self.figures = use, limits, figures
+        self.task: TextTask = use.task
+        self.span = use.model.vocabulary.span("text")
+        self.batcher = Batcher(use.model, use.lock, at_once=limits.at_once, most_waiting=limits.waiting)
+
+    def begin(self, asked: Chat) -> Writing:
+        """Ask for a text. Raises RequestError for a prompt that cannot be continued, and where too many wait."""
+        if any(message.pictures for message in asked.messages):
+            raise RequestError("this model sees no pictures.", param="messages")
+        text = "\n".join(message.text for message in asked.messages)
+        if not text.strip() or "\0" in text or len(text) > MOST_PROMPT:
+            raise RequestError(f"messages: must hold 1 to {MOST_PROMPT:,} characters, none of them NUL.", param="messages")
+        count = asked.max_completion_tokens or asked.max_tokens or USUAL_NEW_TOKENS
+        if count > self.limits.new_tokens:
+            raise RequestError(f"max_tokens: at most {self.limits.new_tokens:,} are allowed.", param="max_tokens")
+        ids = [*(self.task.text.first or []), *self.task.text.ids([text])[0]]
+        sampling = Sampling(temperature=asked.temperature, top_p=None if asked.top_p == 1 else asked.top_p)
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int | Exception, bool]]()
+
+        def tell(index: int | Exception, is_last: bool) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(queue.put_nowait, (index, is_last))
+
+        stop = [self.span.start + each for each in self.task.ends]
+        request = Written(torch.tensor(ids) + self.span.start, count, sampling, stop, asked.seed, tell)
+        stops = [asked.stop] if isinstance(asked.stop, str) else list(asked.stop or [])
+        self.batcher.submit(request)
+        return Writing(request, queue, [each for each in stops if each])
+
+    async def pieces(self, writing: Writing) -> AsyncGenerator[str, None]:
+        """Text as it is written. Raises RequestError after the seconds allowed; left early, the text is given up."""
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                is_last = False
+                while not is_last:
+                    index, is_last = await writing.queue.get()
+                    if isinstance(index, Exception):
+                        raise index
+                    self.figures.tokens.inc()
+                    if index in writing.request.stop:
+                        writing.reason = "stop"
+                    else:
+                        writing.ids.append(index - self.span.start)
+                    text = self.task.text.decode([each for each in writing.ids if each >= 0])
+                    if ends := [at for stop in writing.stops if (at := text.find(stop)) >= 0]:
+                        text, is_last, writing.reason = text[: min(ends)], True, "stop"
+                    elif not is_last:
+                        text = self._settled(text, writing.stops)
+                    if len(text) > len(writing.said):
+                        piece, writing.said = text[len(writing.said) :], text
+                        yield piece
+        except TimeoutError:
+            raise RequestError(f"the answer took longer than {self.limits.seconds:g} s.", 408, "timeout") from None
+        finally:
+            writing.request.is_gone = True
+
+    def _settled(self, text: str, stops: list[str]) -> str:
+        """Without what later tokens may still change: half a character, and what may be the beginning of a stop."""
+        text = text.rstrip(HALF)
+        held = max((size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0)
+        return text[: len(text) - held]
+
+    async def whole(self, writing: Writing) -> None:
+        """Until it is written."""
+        async for _ in self.pieces(writing):
+            pass
+
+    async def events(self, name: str, writing: Writing) -> AsyncGenerator[dict[str, Any], None]:
+        """The answer in pieces, as OpenAI has them."""
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()), "model": name}
+
+        def event(delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
+            return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+
+        yield event({"role": "assistant", "content": ""})
+        async for piece in self.pieces(writing):
+            yield event({"content": piece})
+        yield event({}, writing.reason)

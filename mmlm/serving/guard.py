@@ -1,0 +1,118 @@
+"""What stands before every request: the token, the size of the body, the time it may take to arrive, and where it comes from.
+
+A page of another origin cannot ask: there is no CORS, and a request must name this server as its host unless a token protects it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmlm.serving.errors import RequestError, headers, told
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+OPEN = ("/health",)  # says nothing about anybody
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may ask of a server. body_seconds: in which a body has to arrive.   seconds: in which an answer has to be there.
+    waiting: requests that may wait for a model.   at_once: texts that are written together.   new_tokens: of one answer."""
+
+    body_bytes: int = 32 * 2**20
+    body_seconds: float = 20.0
+    seconds: float = 120.0
+    waiting: int = 16
+    at_once: int = 16
+    new_tokens: int = 4096
+
+
+class Guard:
+    """An ASGI application around another one. token: None lets every client of this machine in."""
+
+    def __init__(self, app: Any, token: str | None, limits: Limits) -> None:
+        self.app, self.token, self.limits = app, token, limits
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            self._admit(scope)
+            body = await asyncio.wait_for(self._body(scope, receive), self.limits.body_seconds)
+            _check_text(body)
+        except TimeoutError:
+            await refuse(send, RequestError("the body took too long to arrive.", 408, "timeout"))
+        except RequestError as error:
+            await refuse(send, error)
+        except ConnectionError:
+            return
+        else:
+            await self.app(scope, _once(body, receive), send)
+
+    def _admit(self, scope: Message) -> None:
+        given = dict(scope["headers"])
+        if self.token is None:
+            host = given.get(b"host", b"").decode("latin-1")
+            name = host if host.endswith("]") else host.rpartition(":")[0] or host
+            if name not in LOOPBACK:
+                raise RequestError("this server answers to this machine alone.", 403, "forbidden_host")
+        elif scope["path"] not in OPEN:
+            if not hmac.compare_digest(given.get(b"authorization", b""), b"Bearer " + self.token.encode()):
+                raise RequestError("the token is missing or wrong: send it as 'Authorization: Bearer TOKEN'.", 401, "invalid_api_key")
+
+    async def _body(self, scope: Message, receive: Receive) -> bytes:
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self.limits.body_bytes:
+            raise self._too_large()
+        parts, size, more = [], 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionError
+            parts.append(message.get("body", b""))
+            size, more = size + len(parts[-1]), message.get("more_body", False)
+            if size > self.limits.body_bytes:
+                raise self._too_large()
+        return b"".join(parts)
+
+    def _too_large(self) -> RequestError:
+        return RequestError(f"the body is larger than {self.limits.body_bytes:,} bytes.", 413, "body_too_large")
+
+
+def _check_text(body: bytes) -> None:
+    """Raises RequestError for half a character, which JSON can write and no text holds."""
+    if b"\\ud" in body.lower():
+        try:
+            json.dumps(json.loads(body), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise RequestError("a text holds half of a surrogate pair.") from None
+        except (ValueError, RecursionError):
+            return  # no JSON at all, which is told where it is read
+
+
+def _once(body: bytes, receive: Receive) -> Receive:
+    """Gives a body that was read, then whatever else comes."""
+    left = [body]
+
+    async def give() -> Message:
+        return {"type": "http.request", "body": left.pop(), "more_body": False} if left else await receive()
+
+    return give
+
+
+async def refuse(send: Send, error: RequestError) -> None:
+    """Answer with an error."""
+    content = json.dumps(told(str(error), error.status, error.code, error.param)).encode()
+    own = [(name.lower().encode(), value.encode()) for name, value in headers(error.status).items()]
+    given = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode()), (b"connection", b"close"), *own]
+    await send({"type": "http.response.start", "status": error.status, "headers": given})
+    await send({"type": "http.response.body", "body": content})

@@ -1,0 +1,250 @@
+"""The server as clients see it: OpenAI's own client, plain HTTP, and a task of this file that it has never heard of."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image as Pictures
+
+from mmlm.cli import main
+from mmlm.generation import generate
+from mmlm.serving.guard import Limits
+from mmlm.serving.uses import Use, uses_of
+from mmlm.sound import Sound
+from mmlm.tasks import forms
+
+from .conftest import TOKEN, listening
+
+ROWS = [{"a": number, "b": number % 3, "kind": "odd" if number % 2 else "even"} for number in range(12)]
+
+
+def own(name, inputs, outputs, call):
+    """A use of a task that only this file knows."""
+    return Use(Path(f"/nowhere/{name}"), name, name, inputs, outputs, call, SimpleNamespace(), None)
+
+
+def speak(given):
+    yield {"audio": Sound(np.linspace(-1, 1, len(given["text"]) * 100, dtype=np.float32), 8000)}
+
+
+def reverse(given):
+    for size in range(len(given["words"]) + 1):
+        yield {"backwards": given["words"][::-1][:size], "loudest": float(np.abs(given["sound"].wave_n).max()) if given["sound"] else None}
+
+
+OWN = [
+    own("speaker", {"text": forms.Text("Text"), "seed": forms.Number("Seed", "", True, 0, 0, 9)}, {"audio": forms.Audio("Speech")}, speak),
+    own("mirror", {"words": forms.Text("Words"), "sound": forms.Audio("Sound", "", True)}, {"backwards": forms.Text("Back")}, reverse),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def served(text_use, table_run, picture_run):
+    with listening([text_use, *uses_of(table_run), *uses_of(picture_run), *OWN]) as (address, server):
+        yield address, server
+
+
+@pytest.fixture
+def client(served):
+    return openai.OpenAI(base_url=served[0] + "/v1", api_key=TOKEN, max_retries=0)
+
+
+@pytest.fixture
+def http(served):
+    with httpx.Client(base_url=served[0], headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60) as one:
+        yield one
+
+
+def alone(use, text, count):
+    span = use.model.vocabulary.span("text")
+    import torch
+
+    ids = [*(use.task.text.first or []), *use.task.text.ids([text])[0]]
+    found = generate(use.model, [torch.tensor(ids) + span.start], max_new_tokens=count, stop=[span.start + each for each in use.task.ends])
+    return use.task.text.decode([index - span.start for index in found[0].ids if index - span.start not in use.task.ends])
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Pictures.fromarray(pixels).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+PICTURE = png(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+
+
+def test_openais_client_lists_models_and_chats(client, text_use):
+    assert [model.id for model in client.models.list()] == ["words", "rows", "seen", "speaker", "mirror"]
+    assert client.models.retrieve("rows").id == "rows"
+    answer = client.chat.completions.create(model="words", messages=[{"role": "user", "content": "The 3. line"}], max_tokens=20)
+    assert answer.choices[0].message.content == alone(text_use, "The 3. line", 20)
+    assert answer.usage.completion_tokens == 20 and answer.choices[0].finish_reason == "length"
+
+
+def test_a_stream_is_the_same_text_in_pieces(client, text_use):
+    steps = client.chat.completions.create(model="words", messages=[{"role": "user", "content": "The 4. line"}], max_tokens=24, stream=True)
+    pieces = [step.choices[0].delta.content or "" for step in steps]
+    assert "".join(pieces) == alone(text_use, "The 4. line", 24) and sum(map(bool, pieces)) > 2
+
+
+def test_clients_at_once_get_each_their_own_answer(client, text_use):
+    texts = [f"The {number}. line says" for number in range(16)]
+
+    def ask(text):
+        return client.chat.completions.create(model="words", messages=[{"role": "user", "content": text}], max_tokens=16)
+
+    with ThreadPoolExecutor(16) as pool:
+        said = [answer.choices[0].message.content for answer in pool.map(ask, texts)]
+    assert said == [alone(text_use, text, 16) for text in texts]
+
+
+def test_a_stop_text_ends_the_answer_before_it(client, text_use):
+    whole = alone(text_use, "The 3. line", 20)
+    stop = whole[6:9]
+    answer = client.chat.completions.create(model="words", messages=[{"role": "user", "content": "The 3. line"}], max_tokens=20, stop=stop)
+    assert answer.choices[0].message.content == whole[: whole.find(stop)] and answer.choices[0].finish_reason == "stop"
+
+
+def test_a_picture_is_described_and_asked_about(client):
+    for words in ([], [{"type": "text", "text": "the red circle"}]):
+        content = [{"type": "image_url", "image_url": {"url": PICTURE}}, *words]
+        answer = client.chat.completions.create(model="seen", messages=[{"role": "user", "content": content}])
+        assert isinstance(answer.choices[0].message.content, str)
+    assert len(answer.boxes) == 1
+
+
+def test_speech_comes_as_wav_pcm_and_flac(client):
+    found = {form: client.audio.speech.create(model="speaker", voice="default", input="hello", response_format=form).content
+             for form in ("wav", "pcm", "flac")}  # fmt: skip
+    assert found["wav"][:4] == b"RIFF" and found["flac"][:4] == b"fLaC" and len(found["pcm"]) == 1000
+    with pytest.raises(openai.BadRequestError, match="response_format"):
+        client.audio.speech.create(model="speaker", voice="default", input="hello", response_format="mp3")
+
+
+def test_what_no_run_can_is_told_in_openais_form(client):
+    with pytest.raises(openai.NotFoundError, match="writes down speech"):
+        client.audio.transcriptions.create(model="speaker", file=("a.wav", b"RIFF"))
+    with pytest.raises(openai.NotFoundError, match="has no encoder"):
+        client.embeddings.create(model="words", input="text")
+    with pytest.raises(openai.NotFoundError, match="Did you mean 'words'"):
+        client.chat.completions.create(model="word", messages=[{"role": "user", "content": "a"}])
+    with pytest.raises(openai.NotFoundError, match="rows does not chat; those that do: words, seen"):
+        client.chat.completions.create(model="rows", messages=[{"role": "user", "content": "a"}])
+    with pytest.raises(openai.BadRequestError, match="'tools' is not supported"):
+        client.chat.completions.create(model="words", messages=[{"role": "user", "content": "a"}], tools=[{"type": "function"}])
+
+
+def test_rows_are_predicted(http):
+    asked = {"model": "rows", "examples": ROWS[:9], "rows": [{"a": 20, "b": 1}, {"a": 21, "b": 2}], "target": "kind"}
+    found = http.post("/v1/tabular/predict", json=asked).json()
+    assert len(found["predictions"]) == 2 and set(found["predictions"]) <= {"odd", "even"}
+    assert all(sum(row.values()) == pytest.approx(1, abs=1e-3) for row in found["probabilities"])
+
+
+def test_a_task_that_the_server_has_never_heard_of_has_an_endpoint(http, client):
+    declared = {one["model"]: one for one in http.get("/v1/tasks").json()["data"]}
+    assert declared["mirror"]["inputs"]["words"]["type"] == "text" and declared["speaker"]["outputs"]["audio"]["type"] == "audio"
+    sound = base64.b64encode(client.audio.speech.create(model="speaker", voice="default", input="abc").content).decode()
+    found = http.post("/v1/tasks/mirror", json={"inputs": {"words": "stressed", "sound": sound}}).json()
+    assert found["outputs"]["backwards"] == "desserts" and found["outputs"]["loudest"] == pytest.approx(1, abs=1e-3)
+    steps = http.post("/v1/tasks/mirror", json={"inputs": {"words": "abc"}, "stream": True}).text.split("\n\n")[:-1]
+    assert len(steps) == 4 and '"cba"' in steps[-1]
+    assert http.post("/v1/tasks/speaker", json={"inputs": {"text": "a"}}).json()["outputs"]["audio"].startswith("data:audio/wav;base64,")
+
+
+def test_without_the_token_there_is_health_alone(served):
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": f"Basic {TOKEN}"}):
+        with httpx.Client(base_url=served[0], headers=headers) as stranger:
+            assert stranger.get("/health").json() == {"status": "ok"}
+            for path in ("/v1/models", "/metrics", "/v1/tasks", "/nothing"):
+                answer = stranger.get(path)
+                assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_without_a_token_a_foreign_host_is_refused():
+    with listening(OWN, token=None) as (address, _):
+        assert httpx.get(address + "/v1/models").status_code == 200
+        for host in ("evil.example", "127.0.0.1.evil.example:80", "evil.example:127.0.0.1", ""):
+            assert httpx.get(address + "/v1/models", headers={"Host": host}).status_code in (400, 403), host
+
+
+def test_figures_are_counted_and_hold_nothing_that_was_asked(http):
+    http.post("/v1/chat/completions", json={"model": "words", "messages": [{"role": "user", "content": "secret words"}], "max_tokens": 2})
+    text = http.get("/metrics").text
+    assert 'mmlm_requests_total{route="/v1/chat/completions",status="200"}' in text and "mmlm_tokens_total" in text
+    assert "secret" not in text and "mmlm_running 0.0" in text
+
+
+def test_limits_of_body_time_and_queue(text_use):
+    def slow(given):
+        time.sleep(0.6)
+        yield {"backwards": given["words"]}
+
+    uses = [text_use, own("slow", {"words": forms.Text("Words")}, {"backwards": forms.Text("Back")}, slow)]
+    limits = Limits(body_bytes=2000, body_seconds=0.5, seconds=1.0, waiting=1, new_tokens=50_000)
+    with listening(uses, limits=limits) as (address, server):
+        with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30) as http:
+            assert http.post("/v1/chat/completions", content=b" " * 3000).status_code == 413
+            assert http.post("/v1/chat/completions", content=(b" " * 100 for _ in range(30))).status_code == 413
+
+            def drip():
+                for _ in range(20):
+                    time.sleep(0.1)
+                    yield b" "
+
+            assert http.post("/v1/chat/completions", content=drip()).status_code == 408
+            chat = {"model": "words", "messages": [{"role": "user", "content": "a"}], "max_tokens": 50_000}
+            assert http.post("/v1/chat/completions", json=chat).status_code == 408
+            with ThreadPoolExecutor(5) as pool:
+                answers = list(pool.map(lambda _: http.post("/v1/tasks/slow", json={"inputs": {"words": "a"}}), range(5)))
+            codes = sorted(answer.status_code for answer in answers)
+            assert codes[0] == 200 and codes[-1] == 429 and set(codes) <= {200, 408, 429}
+            assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 429)
+            writer = server.writers["words"].batcher
+            began = time.monotonic()
+            while writer.running and time.monotonic() - began < 10:
+                time.sleep(0.02)
+            assert not writer.running  # the text that took too long was given up
+
+
+def test_a_text_is_given_up_when_its_client_goes(text_use):
+    with listening([text_use], limits=Limits(new_tokens=100_000)) as (address, server):
+        chat = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 100_000}
+        running = server.writers["words"].batcher
+        for is_stream in (True, False):
+            with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+                if is_stream:
+                    with http.stream("POST", "/v1/chat/completions", json={**chat, "stream": True}) as answer:
+                        lines = answer.iter_lines()
+                        assert [next(lines) for _ in range(7)][6].startswith("data: ") and running.running
+                else:
+                    with pytest.raises(httpx.ReadTimeout):
+                        http.post("/v1/chat/completions", json=chat, timeout=0.3)
+            began = time.monotonic()
+            while running.running and time.monotonic() - began < 10:
+                time.sleep(0.02)
+            assert not running.running
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--host", "0.0.0.0", "--no-token"], "--no-token"),
+        (["--no-token", "--token", "abcdefgh"], "--no-token"),
+        (["--token", "short"], "at least 8"),
+        (["--batch", "0"], "--batch"),
+        ([], "no finished run"),
+    ],
+)
+def test_the_verb_tells_what_is_wrong(words, said, tmp_path, capsys):
+    assert main(["serve", str(tmp_path), *words]) == 2
+    assert said in capsys.readouterr().err
