@@ -6,9 +6,10 @@ A task says itself what it is asked with (`mmlm.tasks.forms.Usable`); those that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import RLock
+from threading import Lock
 from typing import Any
 
 from mmlm.base.errors import CheckpointError, DataError, require
@@ -38,7 +39,8 @@ class Use:
     call: Callable[[Values], Iterator[Values]]
     recipe: Recipe
     task: Any
-    lock: RLock = field(default_factory=RLock)
+    model: Any
+    lock: AbstractContextManager[Any] = field(default_factory=Lock)
 
     @property
     def title(self) -> str:
@@ -58,7 +60,7 @@ def uses_of(run: str | Path) -> list[Use]:
     """What a run can be asked for; empty where its tasks are no use by themselves. Raises CheckpointError for no finished run."""
     folder = Path(run)
     _, parts, model = load_parts(folder)
-    found, lock = list[Use](), RLock()
+    found, lock = list[Use](), Lock()
     for part in parts:
         task, config = part.task, part.config
         if isinstance(task, Usable):
@@ -67,7 +69,7 @@ def uses_of(run: str | Path) -> list[Use]:
             inputs, outputs, call = TABLE_INPUTS, TABLE_OUTPUTS, _predicting(folder, (part.recipe, task, model))
         else:
             continue
-        found.append(Use(folder.resolve(), config.called, config.type, inputs, outputs, call, part.recipe, task, lock))
+        found.append(Use(folder.resolve(), config.called, config.type, inputs, outputs, call, part.recipe, task, model, lock))
     return found
 
 

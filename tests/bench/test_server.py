@@ -53,7 +53,7 @@ def use():
     assert 9e6 < count < 12e6, count
     task = TextTask.__new__(TextTask)
     task.config, task.text = SimpleNamespace(end=None), Letters()
-    return Use(Path("ten"), "text", "text", TextTask.inputs, TextTask.outputs, lambda given: iter(()), task, model)
+    return Use(Path("ten"), "text", "text", TextTask.inputs, TextTask.outputs, lambda given: iter(()), None, task, model)
 
 
 def load(use, at_once):

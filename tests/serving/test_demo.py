@@ -53,7 +53,7 @@ class Turned:
 def turned() -> Use:
     task = Turned()
     recipe = Recipe.read("tabular/quickstart")
-    return Use(Path("runs/turned"), "turn", "turn", task.inputs, task.outputs, lambda given: task.answer(None, given), recipe, task)
+    return Use(Path("runs/turned"), "turn", "turn", task.inputs, task.outputs, lambda given: task.answer(None, given), recipe, task, None)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ ROWS = [{"a": number, "b": number % 3, "kind": "odd" if number % 2 else "even"} 
 
 def own(name, inputs, outputs, call):
     """A use of a task that only this file knows."""
-    return Use(Path(f"/nowhere/{name}"), name, name, inputs, outputs, call, SimpleNamespace(), None)
+    return Use(Path(f"/nowhere/{name}"), name, name, inputs, outputs, call, None, SimpleNamespace(), None)
 
 
 def speak(given):

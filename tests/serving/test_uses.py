@@ -131,3 +131,21 @@ def test_runs_that_trained_a_tokenizer_are_found_too(tmp_path):
         runs_below(tmp_path)
     (tmp_path / "codec" / "tokenizers" / "codec" / "codec.safetensors").touch()
     assert runs_below(tmp_path) == [tmp_path / "codec"]
+
+
+def test_an_answer_may_be_taken_piece_by_piece_by_different_threads(uses):
+    answer, found, done = uses["words"].answer({"text": "The 3.", "max_new_tokens": 4}), [], threading.Event()
+    threads = []
+    for _ in range(8):
+        taken = threading.Event()
+
+        def take(taken: threading.Event = taken) -> None:
+            found.extend(each["text"] for each in [next(answer, None)] if each)
+            taken.set()
+            done.wait()  # a thread that has ended would lend its number to the next one
+
+        threads.append(threading.Thread(target=take, daemon=True))
+        threads[-1].start()
+        assert taken.wait(20)
+    done.set()
+    assert len(found) >= 2 and list(uses["words"].answer({"text": "The 3.", "max_new_tokens": 4}))[-1]["text"] == found[-1]
