@@ -77,7 +77,8 @@ def codec_of(folder: Path) -> Path:
 
 def model_of(folder: Path, name: str, *overrides: str) -> Path:
     """A model of the recipe, in small."""
-    small = ["train.steps=1500", "backbone.width=192", "backbone.num_layers=4", "tokenizers.text.vocabulary_size=400"]
+    sizes = ["backbone.width=192", "backbone.num_layers=4", "tokenizers.text.vocabulary_size=400"]
+    small = [*sizes, "backbone.dropout=0.1", "train.steps=2500", "train.batch_size=16"]
     units = "tokenizers.units={type: units, num_units: 100, encoder: {type: whisper, layer: 3}}"
     given = [data_of(folder), f"output={folder / name}", f"tokenizers.codec.path={folder / 'codec'}", units, *small, *OFF, *overrides]
     train(Recipe.read("tts/voxinstruct", given))
