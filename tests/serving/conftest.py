@@ -39,6 +39,16 @@ backbone:
     - {mixer: {type: attention, num_heads: 2, over: row, causal: false, rope: null}}
 train: {steps: 2, batch_size: 2, log_every: 1}
 """
+MOLECULES = """
+schema: 1
+name: tiny
+task: {type: regression_transformer, properties: [size]}
+objective: {type: permutation, alternate_every: 2}
+data: {train: [{type: molecule_manifest, path: FILE, hold_out: 0.2, validate_share: 0.2}]}
+tokenizers: {sequence: {type: molecules}, numbers: {type: numbers, whole_digits: 1, decimals: 1}}
+backbone: {width: 16, num_layers: 1, pattern: [{type: attention, num_heads: 2}]}
+train: {steps: 2, batch_size: 4, log_every: 1}
+"""
 PICTURES = [
     "task.constrained=true", "task.max_tokens=20", "backbone.width=16", "backbone.num_layers=1", "encoders.vision.channels=[4, 4, 8]",
     "train.steps=2", "train.batch_size=2", "train.validate_every=0", "train.sample_every=0", "data.validate=[]",
@@ -70,6 +80,17 @@ def table_run(home):
 def picture_run(home):
     train(Recipe.read("grounded_captioning/quickstart", [*PICTURES, f"output={home / 'seen'}"]))
     return home / "seen"
+
+
+@pytest.fixture(scope="session")
+def molecule_run(home, tmp_path_factory):
+    pytest.importorskip("rdkit")
+    rings, tails = ("c1ccccc1", "C1CCCCC1", "c1ccncc1", "C1CC1", "c1ccsc1", "C1CCNC1"), ("C", "O", "CC", "CN")
+    lines = [json.dumps({"smiles": ring + tail, "properties": {"size": len(ring + tail) / 10}}) for ring in rings for tail in tails]
+    path = tmp_path_factory.mktemp("compounds") / "compounds.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    train(Recipe.read(MOLECULES.replace("FILE", str(path)), [f"output={home / 'compounds'}"]))
+    return home / "compounds"
 
 
 @pytest.fixture(scope="session")

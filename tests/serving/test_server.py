@@ -16,6 +16,7 @@ import pytest
 from PIL import Image as Pictures
 
 from mmlm.cli import main
+from mmlm.embedding import encoder
 from mmlm.generation import generate
 from mmlm.serving.guard import Limits
 from mmlm.serving.uses import Use, uses_of
@@ -141,6 +142,21 @@ def test_what_no_run_can_is_told_in_openais_form(client):
         client.chat.completions.create(model="rows", messages=[{"role": "user", "content": "a"}])
     with pytest.raises(openai.BadRequestError, match="'tools' is not supported"):
         client.chat.completions.create(model="words", messages=[{"role": "user", "content": "a"}], tools=[{"type": "function"}])
+
+
+def test_vectors_are_those_of_the_run(molecule_run):
+    texts = ["c1ccccc1C", "C1CC1CN", "c1ccsc1O"]
+    with listening(uses_of(molecule_run)) as (address, _):
+        client = openai.OpenAI(base_url=address + "/v1", api_key=TOKEN, max_retries=0)
+        found = client.embeddings.create(model="compounds", input=texts)
+        as_base64 = client.embeddings.create(model="compounds", input=texts[1], encoding_format="base64")
+        with pytest.raises(openai.BadRequestError, match="C1CC"):
+            client.embeddings.create(model="compounds", input=[texts[0], "C1CC"])
+        with pytest.raises(openai.BadRequestError, match="1 to 2,048 items"):
+            client.embeddings.create(model="compounds", input=[])
+    vectors = encoder(molecule_run).encode(texts)
+    assert vectors.shape == (3, 16) and np.allclose([each.embedding for each in found.data], vectors, atol=1e-6)
+    assert np.allclose(np.frombuffer(base64.b64decode(as_base64.data[0].embedding), "<f4"), vectors[1], atol=1e-6)
 
 
 def test_rows_are_predicted(http):
