@@ -68,34 +68,40 @@ def figures(recipe: Recipe, metrics: dict[str, Any]) -> list[str]:
     return [*lines, "", "## Limits", "", limits]
 
 
+COMMANDS = {
+    "tts": '--text "Something to say." --output said.wav',
+    "grounded": "--image picture.jpg",
+    "sweeps": "--sweep sweep.bin",
+    "regression_transformer": "--smiles CCO",
+    "picture_classes": "--image picture.jpg",
+    "image_codes": "--image picture.jpg",
+}
+
+
 def _use(recipe: Recipe) -> list[str]:
-    """How the model is used, by what its task reads."""
-    examples = {
-        "tables": [
-            "    from mmlm import TabularPredictor",
-            f'    TabularPredictor("{recipe.output}").fit(rows, targets).predict(new_rows)',
-            "",
-            f"    mmlm generate {recipe.output} --table new.csv --target column --shots known.csv --output filled.csv",
-        ],
-        "texts": [
-            "    import mmlm",
-            f'    mmlm.load("{recipe.output}").generate("A text that begins", max_new_tokens=50)[0].text',
-            "",
-            f'    mmlm generate {recipe.output} --text "A text that begins" --temperature 0.8',
-        ],
-    }
-    if recipe.tasks[0].type in ("codec", "image_codes"):
+    """How the model is used, by what its task reads and makes."""
+    task, run = recipe.tasks[0], recipe.output
+    reads = getattr(task, "reads", "tables")
+    found: list[str] = []
+    if task.type in ("codec", "image_codes"):
         name, codec = next(iter(recipe.tokenizers.items()))
-        use = ["As a tokenizer of another recipe:", "", f"    tokenizers: {{{name}: {{type: {codec.type}, path: {recipe.output}}}}}"]
-        files = ["", "On files:", "", f"    mmlm generate {recipe.output} --image picture.jpg"] if codec.type == "image_codes" else []
-        return ["## Use", "", *use, *files, ""]
-    if recipe.tasks[0].type == "picture_classes":
-        use = [f"    mmlm generate {recipe.output} --image picture.jpg", "", "Its encoder, for vectors of pictures:", ""]
-        return ["## Use", "", *use, f'    import mmlm\n    mmlm.encoder("{recipe.output}").encode(["picture.jpg"])', ""]
-    if getattr(recipe.tasks[0], "mends_sound", False):
-        return ["## Use", "", f"    mmlm generate {recipe.output} --audio noisy.wav --output clean.wav", ""]
-    found = examples.get(getattr(recipe.tasks[0], "reads", "tables"))
-    return ["## Use", "", *found, ""] if found else []
+        found = ["As a tokenizer of another recipe:", "", f"    tokenizers: {{{name}: {{type: {codec.type}, path: {run}}}}}", ""]
+    elif task.type == "picture_classes":
+        found = ["    import mmlm", f'    mmlm.encoder("{run}").encode(["picture.jpg"])', ""]
+    elif reads == "tables":
+        found = ["    from mmlm import TabularPredictor", f'    TabularPredictor("{run}").fit(rows, targets).predict(new_rows)', ""]
+    elif reads == "texts":
+        found = ["    import mmlm", f'    mmlm.load("{run}").generate("A text that begins", max_new_tokens=50)[0].text', ""]
+    command = COMMANDS.get(task.type)
+    if getattr(task, "mends_sound", False):
+        command = "--audio noisy.wav --output clean.wav"
+    elif reads == "tables":
+        command = "--table new.csv --target column --shots known.csv --output filled.csv"
+    elif reads == "texts":
+        command = '--text "A text that begins" --temperature 0.8'
+    if command is not None:
+        found += [f"    mmlm generate {run} {command}", f"    mmlm demo {run}", f"    mmlm serve {run}", ""]
+    return ["## Use", "", *found] if found else []
 
 
 def _of_records(metrics: dict[str, Any]) -> list[str]:
