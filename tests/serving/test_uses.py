@@ -27,6 +27,12 @@ def test_runs_are_found_newest_first_and_none_is_an_error(runs, tmp_path):
         runs_below(tmp_path)
 
 
+@pytest.mark.parametrize(("name", "command"), [("words", "--text"), ("seen", "--image picture.jpg"), ("rows", "--table new.csv")])
+def test_the_card_of_a_run_says_how_it_is_used(runs, name, command):
+    card = (runs[name] / "README.md").read_text(encoding="utf-8")
+    assert all(f"    mmlm {verb} {runs[name]}" in card for verb in ("generate", "demo", "serve")) and command in card
+
+
 def test_a_text_grows_token_by_token(uses):
     seen = [found["text"] for found in uses["words"].answer({"text": "The 3.", "max_new_tokens": 6})]
     assert 2 <= len(seen) <= 7 and seen[0] == "The 3."
@@ -48,6 +54,8 @@ def test_a_picture_is_answered_with_words_boxes_and_a_drawing(uses):
 def test_rows_get_a_value_and_probabilities(uses):
     (given,), why = examples_of(uses["rows"])
     assert not why and "species" not in given["table"][0]
+    known = [{name: cell for name, cell in row.items() if name != "species"} for row in given["shots"]]
+    assert not any(row in known for row in given["table"]) and len({row["species"] for row in given["shots"]}) == 3
     (found,) = uses["rows"].answer(given)
     assert len(found["table"]) == len(given["table"]) == len(found["probabilities"])
     for row, chances in zip(found["table"], found["probabilities"], strict=True):
