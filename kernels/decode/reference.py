@@ -136,8 +136,8 @@ def _attention(part: AttentionPart, weights: Weights, n_bd: Tensor, position_b: 
         held["value"] = torch.cat([held["value"], value[row, :, None]], dim=1)
         seen_k, seen_v = (held[name][:, -part.window :] if part.window else held[name] for name in ("key", "value"))
         q_gmk = q[row].unflatten(0, (part.num_kv_heads, -1))  # m: the query heads that share a key head
-        p_gmt = (q_gmk @ seen_k.transpose(1, 2) * part.score_scale).softmax(dim=-1)
-        found.append((p_gmt @ seen_v).flatten())
+        p_gmt = (q_gmk @ seen_k.transpose(1, 2) * part.score_scale).double().softmax(dim=-1)
+        found.append((p_gmt @ seen_v.double()).to(value.dtype).flatten())  # sums of float32 err more than what is tested
     y_bd = torch.stack(found)
     return _linear(weights, "out", y_bd * gate.sigmoid() if part.gated else y_bd)
 

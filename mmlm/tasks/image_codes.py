@@ -166,6 +166,10 @@ class ImageCodesTask(TrainsCodec[ImageCodes]):
         decoded = self.codec.decode_many(segments)
         return [Coded(one, each.ids, out, each.position) for one, each, out in zip(true, segments, decoded, strict=True)]  # type: ignore[arg-type]
 
+    def given_by(self, record: Picture) -> Values:
+        """The picture."""
+        return {"image": record.read()}
+
     def answer(self, model: ImageModel, given: Values) -> Iterator[Values]:
         """The codes of a picture, and what they decode to."""
         segment = self.codec.encode(given["image"])

@@ -129,7 +129,7 @@ def test_seventy_thousand_tokens_overflow_no_sum(precision):
     for token in (3, 16):
         ids_b = torch.tensor([token])
         wanted = reference.step(ids_b)
-        assert relative(decoder.step(ids_b), wanted) < max(TOLERANCE[precision], 3e-4)  # the reference rounds 70,000 sums too
+        assert relative(decoder.step(ids_b), wanted) < max(TOLERANCE[precision], 1e-4)  # sums of 70,000 float32
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
