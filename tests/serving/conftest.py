@@ -83,14 +83,14 @@ def picture_run(home):
 
 
 @pytest.fixture(scope="session")
-def molecule_run(home, tmp_path_factory):
+def molecule_run(tmp_path_factory):
     pytest.importorskip("rdkit")
     rings, tails = ("c1ccccc1", "C1CCCCC1", "c1ccncc1", "C1CC1", "c1ccsc1", "C1CCNC1"), ("C", "O", "CC", "CN")
     lines = [json.dumps({"smiles": ring + tail, "properties": {"size": len(ring + tail) / 10}}) for ring in rings for tail in tails]
     path = tmp_path_factory.mktemp("compounds") / "compounds.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
-    train(Recipe.read(MOLECULES.replace("FILE", str(path)), [f"output={home / 'compounds'}"]))
-    return home / "compounds"
+    train(Recipe.read(MOLECULES.replace("FILE", str(path)), [f"output={path.parent / 'compounds'}"]))
+    return path.parent / "compounds"
 
 
 @pytest.fixture(scope="session")
