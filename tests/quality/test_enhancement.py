@@ -37,7 +37,7 @@ def mask_run(folder: Path) -> Path:
 
 
 def codec_run(folder: Path) -> Path:
-    train(Recipe.read("codec/small", [*DATA, *QUICK, "train.steps=700", f"output={folder / 'codec'}"]))
+    train(Recipe.read("codec/small", [*DATA, *QUICK, "train.steps=1500", f"output={folder / 'codec'}"]))
     return folder / "codec"
 
 
