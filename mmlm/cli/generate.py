@@ -173,9 +173,7 @@ def _audio(arguments: argparse.Namespace) -> int:
         bar.close()
     for path in written:
         print(f"{path}: written")
-    if failed:
-        lines = "\n".join(f"  {each.why}" for each in failed)
-        raise DataError(f"{arguments.audio}: {len(failed)} of {len(failed) + len(written)} files could not be mended:\n{lines}")
+    _require_all(arguments.audio, len(written), [each.why for each in failed], "mended")
     return 0
 
 
@@ -210,9 +208,7 @@ def _described(do: Callable[..., tuple[list[Any], list[Any]]], arguments: argpar
     output = Path(arguments.output) if arguments.output else None
     asked = {name: getattr(arguments, name) for name in ASKING}
     found, failed = do(arguments.folder, Path(given), output, **asked, **more, listen=listen)
-    if failed:
-        lines = "\n".join(f"  {each.why}" for each in failed)
-        raise DataError(f"{given}: {len(failed)} of {len(failed) + len(found)} files could not be described:\n{lines}")
+    _require_all(given, len(found), [each.why for each in failed], "described")
     return 0
 
 
@@ -227,9 +223,7 @@ def _classes(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output) if arguments.output else None
     found, failed = classify(arguments.folder, Path(arguments.image), output, listen)
-    if failed:
-        lines = "\n".join(f"  {each}" for each in failed)
-        raise DataError(f"{arguments.image}: {len(failed)} of {len(failed) + len(found)} files could not be read:\n{lines}")
+    _require_all(arguments.image, len(found), failed, "read")
     return 0
 
 
@@ -244,10 +238,15 @@ def _recoded(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output) if arguments.output else None
     found, failed = recode(arguments.folder, Path(arguments.image), output, listen)
-    if failed:
-        lines = "\n".join(f"  {each.why}" for each in failed)
-        raise DataError(f"{arguments.image}: {len(failed)} of {len(failed) + len(found)} files could not be coded:\n{lines}")
+    _require_all(arguments.image, len(found), [each.why for each in failed], "coded")
     return 0
+
+
+def _require_all(given: str, done: int, failed: list[str], what: str) -> None:
+    """Raises DataError with the reasons where some files of those given failed."""
+    if failed:
+        lines = "\n".join(f"  {why}" for why in failed)
+        raise DataError(f"{given}: {len(failed)} of {len(failed) + done} files could not be {what}:\n{lines}")
 
 
 def _refuse_asking(arguments: argparse.Namespace, does: str) -> None:
