@@ -1,6 +1,6 @@
 """Pages of documentation as tests read them: the commands they show, and how one is followed from top to bottom.
 
-A how-to holds fenced blocks. `sh`: commands, run in their order. `yaml FILE`: keys that the reader sets in FILE. `json FILE` and `text FILE`:
+A how-to holds fenced blocks. `sh`: commands, run in their order. `yaml FILE`: keys that the reader sets in FILE. `json FILE`, `text FILE`:
 lines that FILE, which the test has made, must hold. `python`: run, the names of earlier blocks being known. Other blocks show output.
 """
 

@@ -25,22 +25,36 @@ from tests.pages import commands, follow, parsed
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "howto"
 PAGES = sorted(path.stem for path in FOLDER.glob("*.md") if path.stem != "README")
-SENTENCES = ["please leave a message", "the number is busy", *(
-    f"{call} {number}" for number in ("one", "two", "three", "four", "five", "six") for call in ("the number is", "please call", "thank you"))]  # fmt: skip
-
+SENTENCES = [
+    "please leave a message",
+    "the number is busy",
+    *(
+        f"{call} {count}"
+        for count in ("one", "two", "three", "four", "five", "six")
+        for call in ("the number is", "please call", "thank you")
+    ),
+]
 SHORT = ["train.steps=2", "train.batch_size=2", "train.log_every=1", "data.validate_samples=2"]
 DECODER = ["backbone.width=16", "backbone.num_layers=1"]
+WORDS = ["tokenizers.text.vocabulary_size=300"]
 CODEC = "num_books: 2, book_size: 8, width: 16, encoder_blocks: 1, decoder_blocks: 1, fine_blocks: 1, latent_size: 8, mel_bands: 20"
 SMALL_CODEC = [f"tokenizers.codec={{type: small_codec, {CODEC}}}", "task.seconds=0.2", "data.test_samples=2"]
 STEM = ["encoders.vision.channels=[4, 4, 8]", "task.max_tokens=160", "data.test_samples=2"]
-TOWERS = "{size: 8, picture: {image_size: 32, patch_size: 8, width: 8, layers: 1, heads: 2}, text: {context: 16, width: 8, layers: 1, heads: 2}}"
-TINY = {  # by what is trained; "" for every recipe of a page
+PICTURE_TOWER = "{image_size: 32, patch_size: 8, width: 8, layers: 1, heads: 2}"
+TOWERS = f"{{size: 8, picture: {PICTURE_TOWER}, text: {{context: 16, width: 8, layers: 1, heads: 2}}}}"
+TINY = {  # by what is trained
     "codec.yaml": SMALL_CODEC,
-    "voice.yaml": [*DECODER, "tokenizers.codec.encode_books=2", "tokenizers.phonemes.dictionary=words.txt", "data.test_samples=1", "task.max_seconds=4"],
+    "voice.yaml": [
+        *DECODER, "tokenizers.codec.encode_books=2", "tokenizers.phonemes.dictionary=words.txt", "data.test_samples=1",
+        "task.max_seconds=4",
+    ],
     "mend.yaml": ["task.network={width: 8, num_blocks: 1}", "task.seconds=0.2", "data.test_samples=2"],
-    "units.yaml": ["tokenizers.units.num_units=4", "tokenizers.units.encoder={type: log_mel, num_bands: 12, context: 0}", "task.hidden=16", "data.test_samples=2"],
+    "units.yaml": [
+        "tokenizers.units.num_units=4", "tokenizers.units.encoder={type: log_mel, num_bands: 12, context: 0}", "task.hidden=16",
+        "data.test_samples=2",
+    ],
     "point.yaml": [*DECODER, *STEM],
-    "grounded_captioning/quickstart": [*DECODER, *STEM, "tokenizers.text.vocabulary_size=300"],
+    "grounded_captioning/quickstart": [*DECODER, *STEM, *WORDS],
     "find.yaml": [f"task.towers.sizes={TOWERS}", "data.test_samples=4"],
     "kinds.yaml": ["data.test_samples=4"],
     "street.yaml": [
@@ -50,9 +64,14 @@ TINY = {  # by what is trained; "" for every recipe of a page
     "tabular/quickstart": [*DECODER, "encoders.cell.hidden=16", "backbone.feed_forward.hidden=16"],
     "birds.yaml": [],
     "solubility.yaml": [*DECODER, "data.test_samples=2", "data.train.0.hold_out=0.3", "data.train.0.validate_share=0.3"],
-    "words.yaml": ["backbone={width: 16, num_layers: 1, pattern: [{type: attention, num_heads: 2}]}", "tokenizers.text.vocabulary_size=300", "task.context=32", "task.test_context=32", "data.test_samples=1"],
+    "words.yaml": [
+        "backbone={width: 16, num_layers: 1, pattern: [{type: attention, num_heads: 2}]}", *WORDS, "task.context=32",
+        "task.test_context=32", "data.test_samples=1",
+    ],
     "tune.yaml": ["task.context=32"],
-    "three.yaml": [*DECODER, "encoders.vision.channels=[4, 4, 8]", "encoders.cell.hidden=16", "tokenizers.text.vocabulary_size=300", "tasks.0.context=32", "data.test_samples=2"],
+    "three.yaml": [
+        *DECODER, *WORDS, "encoders.vision.channels=[4, 4, 8]", "encoders.cell.hidden=16", "tasks.0.context=32", "data.test_samples=2",
+    ],
 }  # fmt: skip
 MEASURED = {
     "runs/quickstart": ["evaluate.seeds=1", "evaluate.shots=[8]", "evaluate.max_queries=16"],
@@ -183,7 +202,12 @@ def encode(folder: Path) -> None:
 def serve_and_demo(folder: Path) -> None:
     """A run of words, as the page on texts makes it."""
     texts(folder)
-    own = ["name=words", "data.train=[{type: text_files, path: texts, hold_out: 0.1, validate_share: 0.1}]", "data.validate=[]", "data.test=[]"]
+    own = [
+        "name=words",
+        "data.train=[{type: text_files, path: texts, hold_out: 0.1, validate_share: 0.1}]",
+        "data.validate=[]",
+        "data.test=[]",
+    ]
     train(Recipe.read("probes/text", [*own, *SHORT, *TINY["words.yaml"]]))
 
 
@@ -232,7 +256,7 @@ def test_a_page_can_be_followed(name, tmp_path, monkeypatch, capsys, served):
     monkeypatch.chdir(tmp_path)
     if name not in ("tabular", "several_tasks"):  # the tables of packages are read once, not once a test
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("mmlm.serving.demo.launch", lambda uses, **options: demo.build(uses))
+    monkeypatch.setattr("mmlm.serving.demo.launch", lambda uses, **options: print(demo.build(uses)))
     globals()[name](tmp_path)
     page = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
     said = follow(page.replace("127.0.0.1:8000", f"127.0.0.1:{served.port}"), small, capsys)

@@ -76,7 +76,9 @@ class AttentionConfig(Component):
     qkv_bias: bool = False
     out_bias: bool = False
     window: int | None = Field(None, ge=1, description="tokens a query looks back, itself included; null for all")
-    sinks: int = Field(0, ge=0, description="first tokens of a document that stay visible beyond the window (StreamingLLM, arXiv:2309.17453)")
+    sinks: int = Field(
+        0, ge=0, description="first tokens of a document that stay visible beyond the window (StreamingLLM, arXiv:2309.17453)"
+    )
     gate: bool = Field(False, description="outputs times sigmoid of a projection of the input, channel by channel (Qwen3-Next)")
     soft_cap: float | None = Field(None, gt=0, description="scores become cap * tanh(score / cap) (Gemma 2); null for none")
     alibi: bool = Field(False, description="scores fall with the distance, by a slope a head (ALiBi, arXiv:2108.12409)")
@@ -214,7 +216,8 @@ class LongConvConfig(Component):
 
 @MIXERS.register(
     "mmlm.backbone.delta:DeltaNet",
-    source="DeltaNet, arXiv:2406.06484; Gated DeltaNet, arXiv:2412.06464; negative eigenvalues arXiv:2411.12537; DeltaProduct arXiv:2502.10297",
+    source="DeltaNet, arXiv:2406.06484; Gated DeltaNet, arXiv:2412.06464; negative eigenvalues, arXiv:2411.12537; "
+    "DeltaProduct, arXiv:2502.10297",
 )
 class DeltaNetConfig(Component):
     """Delta rule: each head's matrix replaces what it holds for a key by a new value, with a decay if gated."""
@@ -366,7 +369,9 @@ class Relu2Config(Component):
     bias: bool = False
 
 
-@FEED_FORWARDS.register("mmlm.backbone.moe:MixtureOfExperts", source="sparsely gated experts, arXiv:1701.06538; balance loss of Switch, arXiv:2101.03961, eq. 4")
+@FEED_FORWARDS.register(
+    "mmlm.backbone.moe:MixtureOfExperts", source="sparsely gated experts, arXiv:1701.06538; balance loss of Switch, arXiv:2101.03961, eq. 4"
+)
 class MoeConfig(Component):
     """Each token goes to its `top_k` best experts. Without a capacity no token is dropped."""
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from mmlm.analysis.drawing import as_html, figure
 from mmlm.analysis.question_prior import QuestionPrior
 from mmlm.base.errors import DataError
 from mmlm.generation import Grammar, generate
@@ -27,6 +29,7 @@ from mmlm.tokenizers.boxes import LOC, OBJ, TEXT, Box, BoxBins, Grounded, Piece,
 from mmlm.tokenizers.text import TextTokenizer
 
 SPECIAL = "special"
+PICTURED = 6  # records that a report shows
 ANSWER = "answer"  # pieces of words, marks and bins
 END = 0  # of an answer; behind it the marks of the kinds
 COMMONEST, QUESTION_ALONE = "the commonest answer", "the question alone"
@@ -252,6 +255,24 @@ class AskingTask(Generic[Record]):
         """The same requests, but each with what another record shows: what can be said without looking."""
         shown = [record.read() for record in records]
         return {self.twin: self._asked(model, records, [*shown[1:], shown[0]])}
+
+    def look(self, record: Record, said: Grounded, true: Grounded) -> np.ndarray:
+        """What a record shows, uint8 [y, x, 3], with the boxes of an answer, those of the true one gray."""
+        raise NotImplementedError
+
+    def pictures(self, outputs: Sequence[list[Said]], records: Sequence[Record]) -> list[str]:
+        """Of the first records an answer of each kind: what was seen with its boxes, the words in their colours, and the true words."""
+        return [
+            figure(
+                self.look(record, one.answer, one.request.truth),
+                f"{escape(one.request.kind.replace('_', ' '))}{f': {escape(one.request.question)}' if one.request.question else ''}<br>"
+                f"{as_html(one.answer) or '(nothing)'}<br><small>true: {escape(one.request.truth.text)}</small>",
+                alt=one.answer.text,
+                colors=64,
+            )
+            for said, record in list(zip(outputs, records, strict=True))[:PICTURED]
+            for one in {one.request.kind: one for one in reversed(said)}.values()
+        ]
 
     def _asked(self, model: MultimodalLM, records: Sequence[Record], shown: Sequence[np.ndarray]) -> list[list[Said]]:
         asked = [self.requests(record) for record in records]

@@ -217,7 +217,9 @@ class CountingConfig(ProbeConfig):
         return self.modulus
 
 
-@SOURCES.register("mmlm.data.probes.tracking:Permutations", source="word problem of the symmetric groups as in The Illusion of State, arXiv:2404.08819")
+@SOURCES.register(
+    "mmlm.data.probes.tracking:Permutations", source="word problem of the symmetric groups as in The Illusion of State, arXiv:2404.08819"
+)
 class PermutationsConfig(ProbeConfig):
     """Random permutations: say at each what all so far make of the first arrangement."""
 
