@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("part", metavar="PART")
     parser.add_argument("picture", metavar="PICTURE")
     parser.add_argument("--width", type=int, default=WIDTH, help="pixels of the page; 390 is a phone's")
+    parser.add_argument("--height", type=int, help="so many pixels of the part, from its top; default: all")
     given = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
@@ -34,7 +35,8 @@ def main() -> None:
         page.goto((Path(given.run) / "report.html").resolve().as_uri())
         data = page.locator(given.part).first.screenshot()
         browser.close()
-    Image.open(io.BytesIO(data)).convert("RGB").quantize(COLORS).save(given.picture, optimize=True)
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    picture.crop((0, 0, picture.width, given.height or picture.height)).quantize(COLORS).save(given.picture, optimize=True)
 
 
 if __name__ == "__main__":
