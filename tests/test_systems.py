@@ -45,7 +45,7 @@ def test_every_component_of_a_paper_and_every_test_of_learning_is_on_the_page(fo
     ("text", "read"),
     [
         ("Source: GenSE, arXiv:2502.02942, section 3.2", [("2502.02942", ["GenSE"])]),
-        ("SimCodec of GenSE, arXiv:2502.02942; residual blocks, arXiv:2010.05646", [("2502.02942", ["GenSE"]), ("2010.05646", ["residual blocks"])]),
+        ("SimCodec of GenSE, arXiv:2502.02942; blocks, arXiv:2010.05646", [("2502.02942", ["GenSE"]), ("2010.05646", ["blocks"])]),
         ("Sources: arXiv:2006.11477 (wav2vec 2.0)", [("2006.11477", ["wav2vec 2.0"])]),
         ("bins as in Pix2Seq, arXiv:2109.10852", [("2109.10852", ["Pix2Seq"])]),
         ("eq. 4 of arXiv:1910.07467", [("1910.07467", [])]),

@@ -65,9 +65,8 @@ def _data(recipe: Recipe) -> list[str]:
     """The sources, and where they come from."""
     lines = ["## Training data", ""]
     for source in recipe.data.train:
-        where = source.holds() or ""
         about = " ".join((type(source).__doc__ or "").split())
-        lines.append(f"- `{source.type}` (weight {source.weight:g}){f', {where}' if where else ''}. {about} From: {type(source).source}.")
+        lines.append(f"- `{source.type}` (weight {source.weight:g}). {about} From: {type(source).source}.")
     return [*lines, ""]
 
 

@@ -198,6 +198,18 @@ def test_boxes_are_drawn_in_the_colours_of_their_words() -> None:
     assert html.startswith("a <b style=") and "&amp;" in html and html.count("<b ") == 2 and html.endswith("cat</b>")
 
 
+def test_a_report_shows_an_answer_of_each_kind_with_its_boxes_and_the_true_words(built) -> None:
+    task, _ = built
+    records = scenes(8)
+    shown = task.pictures(perfect(task, records), records)
+    kinds = [len({request.kind for request in task.requests(record)}) for record in records]
+    assert len(shown) == sum(kinds[:6]) and all(one.startswith("<figure><img alt=") and "data:image/png" in one for one in shown)
+    assert any("<b style=" in one for one in shown) and all("<small>true: " in one for one in shown)
+    request = Request("question", "<script>?", Grounded("<b>yes"))
+    (hostile,) = task.pictures([[Said(request, Grounded("<i>no"))]], records[:1])
+    assert "<script>" not in hostile and "<b>yes" not in hostile and "<i>" not in hostile and "&lt;script&gt;?" in hostile
+
+
 @torch.no_grad()
 def test_things_are_listed_with_scores_and_measured() -> None:
     recipe = Recipe.read("grounded_captioning/quickstart", ["task.kinds={detection: 1}", *SMALL])
