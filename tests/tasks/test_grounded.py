@@ -18,7 +18,7 @@ from mmlm.model import MultimodalLM
 from mmlm.recipe import Recipe
 from mmlm.run import build_model, build_task, evaluate, load_run, train
 from mmlm.stream import NO_LABEL, Stream, pack
-from mmlm.tasks.asking import COMMONEST, QUESTION_ALONE
+from mmlm.tasks.asking import COMMONEST, QUESTION_ALONE, Request
 from mmlm.tasks.grounded import RANDOM_BOX, TRUTH, TWIN, GroundedTask, Said
 from mmlm.tokenizers.boxes import Grounded, Phrase
 
@@ -202,8 +202,10 @@ def test_a_report_shows_an_answer_of_each_kind_with_its_boxes_and_the_true_words
     task, _ = built
     records = scenes(8)
     shown = task.pictures(perfect(task, records), records)
-    kinds = [len({request.kind for request in task.requests(record)}) for record in records]
-    assert len(shown) == sum(kinds[:6]) and all(one.startswith("<figure><img alt=") and "data:image/png" in one for one in shown)
+    kinds = [{request.kind for request in task.requests(record)} for record in records[:4]]
+    worded = {"caption", "question"}  # below one picture
+    assert len(shown) == sum(len(some - worded) + bool(some & worded) for some in kinds)
+    assert all(one.startswith("<figure><img alt=") and "data:image/png" in one for one in shown)
     assert any("<b style=" in one for one in shown) and all("<small>true: " in one for one in shown)
     request = Request("question", "<script>?", Grounded("<b>yes"))
     (hostile,) = task.pictures([[Said(request, Grounded("<i>no"))]], records[:1])
