@@ -1,0 +1,82 @@
+"""One model of five tasks beside five models of one task each: same size, same recipe, as many samples of each task.
+
+The recipe is joint/quickstart with its codec, from nothing: synthesized phrases, generated scenes, real and generated tables, molecules of
+MOSES. Test samples of the recipe are measured by each run in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmlm.recipe import Recipe
+from mmlm.run import evaluate, train
+
+pytestmark = pytest.mark.quality
+QUICK = ["train.validate_every=0", "train.sample_every=0", "evaluate.judges=[words, voice, dnsmos]"]
+TOKENIZERS = {
+    "speak": ["phonemes", "prosody", "codec"],
+    "clean": ["codec"],
+    "see": ["patches", "text", "boxes"],
+    "tables": [],
+    "molecules": ["sequence", "numbers"],
+}
+ENCODERS = {"see": ["vision"], "tables": ["cell"]}
+RANGES = {"see": ["text", "special", "obj", "loc"], "tables": ["label"], "molecules": ["number", "molecule"]}
+
+
+def codec_run(folder: Path) -> Path:
+    train(Recipe.read("joint/codec", [f"output={folder / 'codec'}", "train.max_seconds=null", *QUICK[:2]]))
+    return folder / "codec"
+
+
+def joint_recipe(folder: Path) -> Recipe:
+    """The recipe, which ends by its steps and not by the clock, as its parts must."""
+    given = [f"output={folder / 'joint'}", f"tokenizers.codec.path={folder / 'codec'}", "train.max_seconds=null", *QUICK]
+    return Recipe.read("joint/quickstart", given)
+
+
+def alone(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe of one task, without what others read and write."""
+    name = recipe.tasks[0].called
+    heads = dict(recipe.heads)
+    if name in RANGES:
+        heads = {"language_model": heads["language_model"].model_copy(update={"ranges": RANGES[name]})}
+    else:
+        heads.pop("language_model")
+    tokenizers = {key: recipe.tokenizers[key] for key in TOKENIZERS[name]}
+    encoders = {key: recipe.encoders[key] for key in ENCODERS.get(name, [])}
+    own = {"heads": heads, "tokenizers": tokenizers, "encoders": encoders, "output": str(folder / name)}
+    return recipe.model_copy(update=own)
+
+
+def shown(who: str, found: dict) -> dict:
+    """What was measured of a task, printed."""
+    print(f"{who}: {json.dumps(found['metrics'])}", flush=True)
+    return found["metrics"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("joint")
+    codec_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(folder):
+    recipe = joint_recipe(folder)
+    train(recipe)
+    return {name: shown(f"joint {name}", found) for name, found in evaluate(recipe.output)["tasks"].items()}
+
+
+@pytest.fixture(scope="module")
+def apart(folder):
+    found = {}
+    for one in joint_recipe(folder).alone:
+        own = alone(one, folder)
+        train(own)
+        found[own.tasks[0].called] = shown(f"alone {own.tasks[0].called}", evaluate(own.output))
+    return found
