@@ -16,6 +16,7 @@ from mmlm.run import evaluate, train
 
 pytestmark = pytest.mark.quality
 QUICK = ["train.validate_every=0", "train.sample_every=0", "evaluate.judges=[words, voice, dnsmos]"]
+STEPS = 700  # twelve minutes of two cores
 TOKENIZERS = {
     "speak": ["phonemes", "prosody", "codec"],
     "clean": ["codec"],
@@ -34,7 +35,8 @@ def codec_run(folder: Path) -> Path:
 
 def joint_recipe(folder: Path) -> Recipe:
     """The recipe, which ends by its steps and not by the clock, as its parts must."""
-    given = [f"output={folder / 'joint'}", f"tokenizers.codec.path={folder / 'codec'}", "train.max_seconds=null", *QUICK]
+    ends = [f"train.steps={STEPS}", "train.max_seconds=null"]
+    given = [f"output={folder / 'joint'}", f"tokenizers.codec.path={folder / 'codec'}", *ends, *QUICK]
     return Recipe.read("joint/quickstart", given)
 
 
@@ -80,3 +82,28 @@ def apart(folder):
         train(own)
         found[own.tasks[0].called] = shown(f"alone {own.tasks[0].called}", evaluate(own.output))
     return found
+
+
+# what counts of each task, and whether more of it is better
+MAIN = {
+    "speak": ("wer", False),
+    "clean": ("dnsmos_ovrl", True),
+    "see": ("f1_all", True),
+    "tables": ("accuracy_32", True),
+    "molecules": ("rmse", False),
+}
+
+
+def gains(together: dict, apart: dict) -> dict[str, float]:
+    """By how much the joint model is better, relative, by task; printed."""
+    found = {}
+    for name, (key, is_more) in MAIN.items():
+        joint, single = together[name][key], apart[name][key]
+        found[name] = (joint - single) / single * (1 if is_more else -1)
+        print(f"{name:<10} {key:<12} joint {joint:.3f}, alone {single:.3f}: {found[name]:+.1%}")
+    return found
+
+
+def test_no_task_is_more_than_a_twentieth_worse_and_one_is_better(together, apart):
+    found = gains(together, apart)
+    assert max(found.values()) > 0 and min(found.values()) >= -0.05
