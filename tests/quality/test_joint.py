@@ -60,22 +60,15 @@ def shown(who: str, found: dict) -> dict:
     return found["metrics"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("joint")
-    codec_run(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def together(folder):
+def five_in_one(folder: Path) -> dict[str, dict]:
+    """What is measured of the joint model, by task."""
     recipe = joint_recipe(folder)
     train(recipe)
     return {name: shown(f"joint {name}", found) for name, found in evaluate(recipe.output)["tasks"].items()}
 
 
-@pytest.fixture(scope="module")
-def apart(folder):
+def one_by_one(folder: Path) -> dict[str, dict]:
+    """What is measured of a model of each task."""
     found = {}
     for one in joint_recipe(folder).alone:
         own = alone(one, folder)
@@ -84,8 +77,14 @@ def apart(folder):
     return found
 
 
-# what counts of each task, and whether more of it is better
-MAIN = {
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("joint")
+    codec_run(folder)
+    return folder
+
+
+MAIN = {  # what counts of each task, and whether more of it is better
     "speak": ("wer", False),
     "clean": ("dnsmos_ovrl", True),
     "see": ("f1_all", True),
@@ -104,6 +103,6 @@ def gains(together: dict, apart: dict) -> dict[str, float]:
     return found
 
 
-def test_no_task_is_more_than_a_twentieth_worse_and_one_is_better(together, apart):
-    found = gains(together, apart)
+def test_no_task_is_more_than_a_twentieth_worse_and_one_is_better(folder):
+    found = gains(five_in_one(folder), one_by_one(folder))
     assert max(found.values()) > 0 and min(found.values()) >= -0.05
