@@ -12,7 +12,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,15 @@ from mmlm.training.config import AdaptConfig, LoraConfig
 from mmlm.weights import copy_tensors, read_tensors, write_tensors
 
 CONFIG, WEIGHTS = "adapter.json", "adapter.safetensors"
-_NAME = "default"  # peft keeps several adapters apart by name; we hold one
+_NAME = "default"  # peft keeps several adapters apart by name: this one, or one of each task
 
 
-def adapt(model: nn.Module, config: AdaptConfig, seed: int = 0) -> list[str]:
+def adapt(model: nn.Module, config: AdaptConfig, seed: int = 0, tasks: Sequence[str] = ()) -> list[str]:
     """Attach adapters, freeze, and set learning rates as a recipe says. Returns the names of the layers that got adapters.
 
-    Raises RecipeError for a name that fits nothing, with the nearest tower.
+    tasks: names, for adapters of each task (`per_task`). Raises RecipeError for a name that fits nothing, with the nearest tower.
     """
-    adapted = attach_lora(model, config.lora, seed=seed) if config.lora is not None else []
+    adapted = attach_lora(model, config.lora, seed=seed, tasks=tasks) if config.lora is not None else []
     freeze(model, config.freeze)
     scale_rates(model, config.lr_scale)
     return adapted
@@ -79,8 +79,8 @@ def _chosen(model: nn.Module, pattern: str, where: str) -> list[tuple[str, nn.Pa
     return found
 
 
-def attach_lora(model: nn.Module, config: LoraConfig, seed: int = 0) -> list[str]:
-    """Put an adapter on every linear layer that the targets name; returns their names.
+def attach_lora(model: nn.Module, config: LoraConfig, seed: int = 0, tasks: Sequence[str] = ()) -> list[str]:
+    """Put an adapter on every linear layer that the targets name, or with `per_task` one for each task; returns the layers' names.
 
     The other weights of each tower that gets adapters are frozen; towers without adapters are left as they are. The layers of
     `nn.MultiheadAttention` are passed over, since it reads their weights without calling them and an adapter would do nothing.
@@ -93,7 +93,7 @@ def attach_lora(model: nn.Module, config: LoraConfig, seed: int = 0) -> list[str
             near = unknown_name("linear layer or tower with one", pattern, [*dict.fromkeys(map(_first(model), linear))])
             raise RecipeError(f"adapt.lora.targets: {near}")
         targets += [name for name in found if name not in targets]
-    _inject(model, config, targets, seed)
+    _inject(model, config, targets, seed, [*tasks] if config.per_task else [_NAME])
     return targets
 
 
@@ -105,7 +105,7 @@ def _first(model: nn.Module) -> Any:
     return lambda name: next((tower for tower in known if fits(name, tower)), name)
 
 
-def _inject(model: nn.Module, config: LoraConfig, targets: list[str], seed: int) -> None:
+def _inject(model: nn.Module, config: LoraConfig, targets: list[str], seed: int, names: Sequence[str]) -> None:
     if adapted_layers(model):
         raise RecipeError("adapt.lora: the model has adapters already; merge them first.")
     tower_of = _first(model)
@@ -119,17 +119,35 @@ def _inject(model: nn.Module, config: LoraConfig, targets: list[str], seed: int)
         use_dora=config.dora,
         target_modules="|".join(re.escape(f"model.{name}") for name in targets),
     )
-    holder = nn.Module()  # keeps peft from reading the model's config, which is not one of transformers
-    holder.model = model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        peft.inject_adapter_in_model(options, holder, adapter_name=_NAME)
-    for parameter, is_trained in trained.items():
-        parameter.requires_grad_(is_trained)
+        for name in names:
+            holder = nn.Module()  # keeps peft from reading the model's config, which is not one of transformers
+            holder.model = model
+            peft.inject_adapter_in_model(options, holder, adapter_name=name)
+    for parameter in model.parameters():
+        parameter.requires_grad_(trained.get(parameter, True))
     for layer in adapted_layers(model).values():
         if axes := getattr(layer.get_base_layer().weight, "axes", None):
-            name_axes(layer.lora_A[_NAME].weight, "rank", axes[1])
-            name_axes(layer.lora_B[_NAME].weight, axes[0], "rank")
+            for name in names:
+                name_axes(layer.lora_A[name].weight, "rank", axes[1])
+                name_axes(layer.lora_B[name].weight, axes[0], "rank")
+
+
+def adapter_names(model: nn.Module) -> list[str]:
+    """Tasks that have adapters of their own; empty where all share one, or there are none."""
+    layer = next(iter(adapted_layers(model).values()), None)
+    names = [] if layer is None else [*layer.lora_A]
+    return [] if names == [_NAME] else names
+
+
+def use_adapter(model: nn.Module, task: str) -> None:
+    """Let a model with adapters of each task compute with those of one. What is trained stays as it is."""
+    for layer in adapted_layers(model).values():
+        trained = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
+        layer.set_adapter([task])  # sets requires_grad of the others to False
+        for parameter, is_trained in trained:
+            parameter.requires_grad_(is_trained)
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
@@ -138,7 +156,7 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Add the adapters to the weights and put the plain linear layers back, in place. Does nothing without adapters.
+    """Add the adapters in use to the weights and put the plain linear layers back, in place. Does nothing without adapters.
 
     Raises NumericsError where a merged weight would not be finite.
     """
@@ -147,32 +165,34 @@ def merge_lora(model: nn.Module) -> None:
             layer.merge(safe_merge=True)
         except ValueError as error:
             raise NumericsError(f"adapters cannot be merged: {error}") from None
-    _detach(model)
+    detach_lora(model)
 
 
-def _detach(model: nn.Module) -> None:
+def detach_lora(model: nn.Module) -> None:
+    """Put the plain linear layers back, in place, without what the adapters change."""
     for name, layer in adapted_layers(model).items():
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, layer.get_base_layer())
 
 
-def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The adapters' own weights by name, such as backbone.layers.0.mixer.q.lora_A."""
+def adapter_tensors(model: nn.Module, task: str = _NAME) -> dict[str, Tensor]:
+    """The adapters' own weights by name, such as backbone.layers.0.mixer.q.lora_A.weight. task: whose, where each has its own."""
     found = {}
     for name, layer in adapted_layers(model).items():
         for key, tensor in layer.state_dict(keep_vars=True).items():
-            if not key.startswith("base_layer."):
-                found[f"{name}.{key.replace(f'.{_NAME}', '')}"] = tensor
+            first, _, rest = key.partition(".")
+            if first != "base_layer" and rest.partition(".")[0] == task:
+                found[f"{name}.{first}{rest.removeprefix(task)}"] = tensor
     return found
 
 
-def save_adapters(model: nn.Module, folder: Path | str, config: LoraConfig) -> None:
+def save_adapters(model: nn.Module, folder: Path | str, config: LoraConfig, task: str = _NAME) -> None:
     """Write adapter.json and adapter.safetensors: what the adapters changed, and nothing of the model."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = {"schema": 1, "lora": config.model_dump(mode="json"), "layers": list(adapted_layers(model))}
     (folder / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
-    write_tensors(folder / WEIGHTS, adapter_tensors(model))
+    write_tensors(folder / WEIGHTS, adapter_tensors(model, task))
 
 
 def load_adapters(model: nn.Module, folder: Path | str) -> list[str]:
@@ -190,12 +210,12 @@ def load_adapters(model: nn.Module, folder: Path | str) -> list[str]:
     is_new = not adapted_layers(model)
     trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
     if is_new:
-        _inject(model, config, layers, seed=0)
+        _inject(model, config, layers, 0, [_NAME])
     try:
         copy_tensors(adapter_tensors(model), tensors, str(folder / WEIGHTS))
     except CheckpointError:
         if is_new:
-            _detach(model)
+            detach_lora(model)
             for parameter, is_trained in trained.items():
                 parameter.requires_grad_(is_trained)
         raise

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmlm.adapt import adapter_names, use_adapter
 from mmlm.base.errors import RecipeError, unknown_name
 from mmlm.evaluation.validation import Validation
 from mmlm.model import MultimodalLM
@@ -150,7 +151,9 @@ class JointLearner(nn.Module):
         return {f"{one.name}.{name}": weight for name, weight in self.alone(one.name).loss_weights(one.batch).items()}
 
     def alone(self, name: str) -> Learner:
-        """The same model under the objective of one task."""
+        """The same model under the objective of one task, with its adapters where it has its own."""
+        if name in adapter_names(self.model):
+            use_adapter(self.model, name)
         return Learner(self.model, self.objectives[name])
 
     def weight_of(self, name: str) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmlm.base.errors import DataError, RecipeError
+from mmlm.base.schema import beyond_defaults
 from mmlm.data.base import KeepsBack, Listed, Source
 from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
@@ -63,11 +64,11 @@ class Records:
     def of_training(cls, recipe: Recipe, task: Task) -> Records:
         """Those of data.train."""
         sources = [(source.build(), source.weight) for source in recipe.data.train]
-        return cls(sources, task.asks, ({"train": [source.model_dump() for source in recipe.data.train]}, *cls._made(recipe)))
+        return cls(sources, task.asks, ({"train": beyond_defaults(recipe.data.train)}, *cls._made(recipe)))
 
     @staticmethod
     def _made(recipe: Recipe) -> tuple[Any, Any]:
-        return recipe.tasks[0].model_dump(), {name: config.model_dump() for name, config in recipe.tokenizers.items()}
+        return beyond_defaults(recipe.tasks[0]), beyond_defaults(recipe.tokenizers)
 
     def for_validation(self, recipe: Recipe) -> Records:
         """Those of data.validate, and of what these sources, of data.train, keep back. Raises RecipeError without any."""
@@ -77,7 +78,7 @@ class Records:
             sources += [] if kept is None else [(kept, config.weight)]
         if not sources:
             raise RecipeError("data.validate: is empty, and no source of data.train keeps anything back.")
-        origin = [[source.model_dump() for source in part] for part in (recipe.data.validation, recipe.data.train)]
+        origin = beyond_defaults([recipe.data.validation, recipe.data.train])
         return Records(sources, self.asks, (origin, *self._made(recipe)))
 
     def everything(self) -> list[Any]:

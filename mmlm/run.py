@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmlm.adapt import adapt, adapted_layers, merge_lora, save_adapters
+from mmlm.adapt import adapt, adapted_layers, adapter_names, detach_lora, load_adapters, merge_lora, save_adapters
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
 from mmlm.base.files import write_text_whole
 from mmlm.compression.surgery import replace_as
@@ -272,7 +272,7 @@ def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[
     elif recipe.data.has_validation:
         logger.warning("data.validate is not used: train.validate_every and train.sample_every are 0.")
     if not isinstance(parts[0].task, OwnNetwork):
-        adapt(learner.model, recipe.adapt, recipe.seed)
+        adapt(learner.model, recipe.adapt, recipe.seed, [part.name for part in parts])
     samples = each[0] if len(parts) == 1 else JointSamples(parts, each)
     config = recipe.train if len(parts) > 1 else recipe.train.model_copy(update={"batch_size": parts[0].size})
     result = Trainer(learner, samples, config, folder, seed=recipe.seed, progress=progress, **hooks).fit(fresh=fresh)
@@ -297,7 +297,7 @@ def _learner(recipe: Recipe, parts: Sequence[Part]) -> tuple[Any, list[Callable[
 
 
 def save_run(folder: Path, recipe: Recipe, parts: Sequence[Part], model: MultimodalLM) -> None:
-    """Write what `load_run` reads. Adapters are kept by themselves and added to the weights, so that the model is whole."""
+    """Write what `load_run` reads. Adapters are kept by themselves; where all tasks share them they are added to the weights too."""
     for name, tokenizer in {name: each for part in parts for name, each in part.task.tokenizers.items()}.items():
         tokenizer.save(folder / TOKENIZERS / name)
     if isinstance(parts[0].task, OwnNetwork):
@@ -310,8 +310,13 @@ def save_run(folder: Path, recipe: Recipe, parts: Sequence[Part], model: Multimo
 
 def _save_decoder(folder: Path, recipe: Recipe, parts: Sequence[Part], model: MultimodalLM) -> None:
     if adapted_layers(model) and recipe.adapt.lora is not None:
-        save_adapters(model, folder / ADAPTER, recipe.adapt.lora)
-        merge_lora(model)
+        if names := adapter_names(model):
+            for name in names:
+                save_adapters(model, folder / ADAPTER / name, recipe.adapt.lora, name)
+            detach_lora(model)
+        else:
+            save_adapters(model, folder / ADAPTER, recipe.adapt.lora)
+            merge_lora(model)
     if len(parts) == 1 and (ends := getattr(parts[0].task, "ends", None)) is not None:
         model.stop = tuple(model.vocabulary.span("text").start + index for index in ends)
     model.save_pretrained(folder)
@@ -343,9 +348,9 @@ def load_run(folder: Path | str, overrides: Sequence[str] = (), fits: Callable[[
 
     fits: told the config of each of several tasks, says which is wanted; the recipe is that of this task alone. Default: the first.
     """
-    recipe, parts, model = load_parts(folder, overrides)
+    recipe, parts = _read_parts(folder, overrides)
     part = next((part for part in parts if fits is not None and fits(part.config)), parts[0])
-    return part.recipe, part.task, model
+    return part.recipe, part.task, _load_model(Path(folder), recipe, part)
 
 
 def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, dict[str, Any] | None]:
@@ -356,12 +361,32 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, dict[
     return recipe, read_json(folder / METRICS) if (folder / METRICS).is_file() else None
 
 
-def load_parts(folder: Path | str, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Part], Any]:
-    """The recipe, all tasks and the model of a finished run."""
+def load_parts(folder: Path | str, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Part], list[Any]]:
+    """The recipe of a finished run, all its tasks, and the model for each, which is one and the same unless tasks have own adapters."""
+    recipe, parts = _read_parts(folder, overrides)
+    asked = parts if _has_own_adapters(recipe) else parts[:1]
+    models = [_load_model(Path(folder), recipe, part) for part in asked]
+    return recipe, parts, models if len(models) == len(parts) else models * len(parts)
+
+
+def _read_parts(folder: Path | str, overrides: Sequence[str]) -> tuple[Recipe, list[Part]]:
     recipe, _ = read_run(Path(folder), overrides)
-    parts = build_parts(recipe, Path(folder))
-    first = parts[0].task
-    return recipe, parts, first.load(Path(folder)) if isinstance(first, OwnNetwork) else MultimodalLM.from_pretrained(folder)
+    return recipe, build_parts(recipe, Path(folder))
+
+
+def _load_model(folder: Path, recipe: Recipe, part: Part) -> Any:
+    """The model of a finished run for one of its tasks."""
+    if isinstance(part.task, OwnNetwork):
+        return part.task.load(folder)
+    model = MultimodalLM.from_pretrained(folder)
+    if _has_own_adapters(recipe):
+        load_adapters(model, folder / ADAPTER / part.name)
+        merge_lora(model)
+    return model.eval()
+
+
+def _has_own_adapters(recipe: Recipe) -> bool:
+    return recipe.adapt.lora is not None and recipe.adapt.lora.per_task
 
 
 def dry(recipe: Recipe) -> Recipe:
@@ -375,11 +400,11 @@ def evaluate(folder: Path | str, overrides: Sequence[str] = (), progress: Callab
 
     progress(done, in all) is called after each table, or some records. Files that are there are replaced at the end, whole.
     """
-    recipe, parts, model = load_parts(folder, overrides)
+    recipe, parts, models = load_parts(folder, overrides)
     if len(parts) == 1:
-        return _evaluate(Path(folder), parts[0], model, progress)
+        return _evaluate(Path(folder), parts[0], models[0], progress)
     found = {}
-    for part in parts:
+    for part, model in zip(parts, models, strict=True):
         own = Path(folder) / part.name
         own.mkdir(exist_ok=True)
         found[part.name] = _evaluate(own, part, model, progress)

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from mmlm.adapt import adapt, adapter_names, adapter_tensors
 from mmlm.base.errors import RecipeError
 from mmlm.cli import main
 from mmlm.joint import Apart, JointSamples, Part, vocabulary_of
+from mmlm.model import MultimodalLM
 from mmlm.recipe import Recipe
 from mmlm.records import Records
-from mmlm.run import _learner, build_parts, build_task, load_run, preview, train
+from mmlm.run import _learner, build_parts, build_task, evaluate, load_parts, load_run, preview, train
 from mmlm.training.log import read_log
+from mmlm.training.state import load_model
 
 RECIPE = """
 schema: 1
@@ -344,3 +347,77 @@ def test_an_objective_that_does_nothing_is_told(folder, changes, message):
     with pytest.raises(RecipeError) as error:
         recipe(folder, *changes)
     assert message in str(error.value)
+
+
+# adapters of each task on shared weights
+
+OWN_ADAPTERS = ["adapt.lora={rank: 2, per_task: true}", "train.lr=0.05"]
+
+
+@pytest.fixture(scope="module")
+def adapted_run(folder, tmp_path_factory):
+    pytest.importorskip("peft")
+    output = tmp_path_factory.mktemp("runs") / "adapted"
+    train(recipe(folder, f"output={output}", *OWN_ADAPTERS))
+    return output
+
+
+def test_a_task_trains_its_own_adapters_and_no_other(folder):
+    whole = recipe(folder, *OWN_ADAPTERS)
+    parts = build_parts(whole)
+    learner, made = _learner(whole, parts)
+    adapt(learner.model, whole.adapt, whole.seed, [part.name for part in parts])
+    assert adapter_names(learner.model) == ["write", "see"]
+    for part, make in zip(parts, made, strict=True):
+        samples = make(Records.of_training(part.recipe, part.task))
+        learner.zero_grad()
+        losses = learner(Apart(part.name, samples.collate([samples.sample(0, np.random.default_rng(0))])))
+        sum(loss / weight for loss, weight in losses.values()).backward()
+        own, other = (adapter_tensors(learner.model, name) for name in (part.name, "see" if part.name == "write" else "write"))
+        assert own.keys() == other.keys() and all(tensor.requires_grad for tensor in [*own.values(), *other.values()])
+        assert any(tensor.grad is not None and tensor.grad.any() for tensor in own.values())
+        assert all(tensor.grad is None or not tensor.grad.any() for tensor in other.values())
+    held = [parameter for name, parameter in learner.model.named_parameters() if name.startswith("backbone") and "lora_" not in name]
+    assert held and not any(parameter.requires_grad for parameter in held)
+
+
+def test_a_run_keeps_the_shared_weights_once_and_each_task_gets_its_own(adapted_run, folder):
+    learner, _ = _learner(recipe(folder), build_parts(recipe(folder), adapted_run))
+    begun = {name: tensor for name, tensor in learner.model.state_dict().items() if name.startswith("backbone.layers")}
+    plain = MultimodalLM.from_pretrained(adapted_run).state_dict()
+    assert begun and all(torch.equal(plain[name], tensor) for name, tensor in begun.items())
+    models = [load_run(adapted_run, fits=lambda config, kind=kind: config.type == kind)[2].state_dict() for kind in ("text", "grounded")]
+    (changed,) = {tuple(name for name in begun if not torch.equal(some[name], plain[name])) for some in models}
+    assert changed and all(not torch.equal(models[0][name], models[1][name]) for name in changed)
+    assert all(torch.equal(models[0][name], models[1][name]) for name in plain if name not in changed)
+
+
+def test_what_is_loaded_computes_what_was_trained(adapted_run, folder):
+    whole = recipe(folder, *OWN_ADAPTERS)
+    parts = build_parts(whole, adapted_run)
+    learner, made = _learner(whole, parts)
+    adapt(learner.model, whole.adapt, whole.seed, [part.name for part in parts])
+    load_model(learner, adapted_run / "checkpoints" / "step_000004")
+    _, _, models = load_parts(adapted_run)
+    for part, make, model in zip(parts, made, models, strict=True):
+        samples = make(Records.of_training(part.recipe, part.task))
+        batch = samples.collate([samples.sample(0, np.random.default_rng(0))])
+        trained = learner.alone(part.name).eval()(batch)["language_model"][0]
+        loaded = model.losses(batch)["language_model"][0]
+        assert float(loaded) == pytest.approx(float(trained), rel=1e-5)
+    assert float(models[0].losses(batch)["language_model"][0]) != pytest.approx(float(loaded), rel=1e-5)
+
+
+def test_a_run_with_adapters_of_each_task_is_measured(adapted_run):
+    assert evaluate(adapted_run)["tasks"].keys() == {"write", "see"}
+
+
+def test_a_run_with_adapters_of_each_task_goes_on_where_it_stopped(adapted_run, folder, tmp_path):
+    from shutil import copytree, rmtree
+
+    copytree(adapted_run, tmp_path / "run")
+    rmtree(tmp_path / "run" / "checkpoints" / "step_000004")
+    train(recipe(folder, f"output={tmp_path / 'run'}", *OWN_ADAPTERS))
+    for name in ("write", "see"):
+        files = [path / "adapter" / name / "adapter.safetensors" for path in (adapted_run, tmp_path / "run")]
+        assert files[0].read_bytes() == files[1].read_bytes()

@@ -210,6 +210,23 @@ def shown(value: Any) -> str:
     return shorten(value, 80)
 
 
+def beyond_defaults(value: Any) -> Any:
+    """Sections within a value as dicts of their types and of what differs from the defaults.
+
+    Within one `schema` of recipes defaults do not change, so this tells what a recipe means, now and where later options are known."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        held = {name: getattr(value, name) for name in fields}
+        return {
+            name: beyond_defaults(each)
+            for name, each in held.items()
+            if name == "type" or each != fields[name].get_default(call_default_factory=True)
+        }
+    if isinstance(value, dict):
+        return {name: beyond_defaults(each) for name, each in value.items()}
+    return [beyond_defaults(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 _WANTS = {
     "int": "a whole number",
     "float": "a number",

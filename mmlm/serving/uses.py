@@ -59,9 +59,9 @@ class Use:
 def uses_of(run: str | Path) -> list[Use]:
     """What a run can be asked for; empty where its tasks are no use by themselves. Raises CheckpointError for no finished run."""
     folder = Path(run)
-    _, parts, model = load_parts(folder)
+    _, parts, models = load_parts(folder)
     found, lock = list[Use](), Lock()
-    for part in parts:
+    for part, model in zip(parts, models, strict=True):
         task, config = part.task, part.config
         if isinstance(task, Usable):
             inputs, outputs, call = task.inputs, task.outputs, _answering(task, model)

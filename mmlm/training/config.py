@@ -161,6 +161,7 @@ class LoraConfig(Strict):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the change")
     targets: list[str] = Field(["backbone"], min_length=1, description="towers or name patterns whose linear layers are adapted")
     dora: bool = Field(False, description="learn magnitude and direction apart (DoRA, arXiv:2402.09353)")
+    per_task: bool = Field(False, description="each task of the recipe has adapters of its own on the shared weights")
 
 
 class ReplaceConfig(Strict):

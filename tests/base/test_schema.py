@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from mmlm.base.errors import RecipeError
 from mmlm.base.registry import Component, Registry
-from mmlm.base.schema import Strict, check
+from mmlm.base.schema import Strict, beyond_defaults, check
 
 WIDGETS = Registry("widget", "test.widgets")
 
@@ -182,3 +182,32 @@ def test_configs_made_in_python_say_what_is_wrong():
 def test_messages_stay_short():
     assert len(faults({"name": ["x" * 10**6]})[0]) < 200
     assert len(faults({"y" * 10**5: 1})[0]) < 400
+
+
+class Wind(Strict):
+    type: Literal["wind"] = "wind"
+    speed: float = 1.0
+
+
+class Rain(Strict):
+    type: Literal["rain"] = "rain"
+    hours: list[int] = Field([], description="of the day")
+    wind: Wind | None = None
+
+
+def test_what_a_recipe_says_beyond_the_defaults_does_not_change_by_an_option_that_is_new():
+    class Later(Rain):
+        drops: int = 3
+        cold: bool | None = None
+
+    given = {"hours": [1, 2], "wind": {"speed": 2}}
+    assert (
+        beyond_defaults(Rain(**given))
+        == beyond_defaults(Later(**given))
+        == {"type": "rain", "hours": [1, 2], "wind": {"type": "wind", "speed": 2.0}}
+    )
+    assert beyond_defaults([Rain(), Wind()]) == [{"type": "rain"}, {"type": "wind"}]
+    assert beyond_defaults({"a": Later(drops=3)}) == {"a": {"type": "rain"}} and beyond_defaults(Later(drops=4)) == {
+        "type": "rain",
+        "drops": 4,
+    }

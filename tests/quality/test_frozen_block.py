@@ -23,7 +23,6 @@ from mmlm.recipe import Recipe
 from mmlm.run import train
 from mmlm.tasks.picture_classes import ClassBatch, ClassLearner, PictureClassifier, class_of
 
-pytest.importorskip("timm")
 pytestmark = pytest.mark.quality
 SEEDS, STEPS, BATCH, LR = 3, 200, 32, 2e-3
 TRAINED_ON, TESTED, MASKED, SIDE = 2000, 500, 200, 64

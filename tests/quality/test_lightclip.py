@@ -24,7 +24,6 @@ pytestmark = [
     pytest.mark.skipif(not FONT.is_file(), reason="needs: apt-get install fonts-noto-color-emoji"),
     pytest.mark.skipif(not NAMES.is_file(), reason="needs the names of emoji, which the checkout does not hold"),
 ]
-pytest.importorskip("open_clip")
 SEEDS = (0, 1, 2)
 DEALT = "hold_out: 0.15, validate_share: 0.05"
 SOURCES = f"data.train=[{{type: stamps, {DEALT}}}, {{type: emoji, path: {NAMES}, {DEALT}}}]"

@@ -56,7 +56,8 @@ def test_cells_are_found_beside_a_detector_of_the_same_minutes(tmp_path) -> None
 
 def detector(pictures: list[Picture], tests: list[Picture], seconds: float, batch: int = 4):
     """The precision of a detector that is trained on pictures for so many seconds, on tests; mirrored half of the time."""
-    models = pytest.importorskip("torchvision.models.detection")
+    from torchvision.models import detection as models
+
     torch.manual_seed(0)
     labels = sorted({thing.label for each in pictures for thing in each.things})
     model = models.fasterrcnn_mobilenet_v3_large_320_fpn(

@@ -6,18 +6,12 @@ by RDKit; shuffled wanted values must tell nothing.
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 
 from mmlm.recipe import Recipe
 from mmlm.run import evaluate, train
 
-pytestmark = [
-    pytest.mark.quality,
-    pytest.mark.skipif(importlib.util.find_spec("moses") is None, reason="needs the data of the package molsets"),
-    pytest.mark.skipif(importlib.util.find_spec("rdkit") is None, reason="needs RDKit"),
-]
+pytestmark = pytest.mark.quality
 
 
 @pytest.fixture(scope="module")
@@ -39,4 +33,4 @@ def test_designs_follow_the_wanted_logp_and_nothing_else(found):
     values = found["metrics"]
     assert {"steering", "steering_shuffled"} <= values.keys(), "of some wanted value no design was a molecule"
     assert values["steering"] >= 0.5 and abs(values["steering_shuffled"]) < 0.1
-    assert values["validity"] > 0.3
+    assert values["uniqueness"] > 0.5 and values["novelty"] > 0.5  # any SELFIES is a molecule: validity is no success
