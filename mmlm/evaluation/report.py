@@ -30,7 +30,7 @@ svg { width: 100%; height: auto; font-size: 12px } svg text { fill: currentColor
 svg text[fill] { fill: revert-layer } .grid { stroke: var(--line) }
 .heard, .drawn { display: flex; flex-wrap: wrap; gap: 1rem } .drawn > * { max-width: 100% } .drawn svg { width: auto; background: #fff }
 figure { margin: 0; width: 262px } figure img, figure svg, figure audio { display: block; width: 260px }
-figure img { border: 1px solid var(--line) }
+figure img { border: 1px solid var(--line) } figcaption { font-size: 14px; line-height: 1.4 }
 summary { cursor: pointer; font-size: 1.25rem; font-weight: bold; margin-top: 2.6rem }
 pre { background: var(--soft); padding: 1rem; overflow-x: auto; font-size: 13px }
 """
