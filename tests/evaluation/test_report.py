@@ -112,5 +112,5 @@ def test_the_card_of_a_run_says_what_it_is_whose_its_data_are_what_it_cannot_do_
 
 
 def test_a_card_of_no_run_is_one_message(tmp_path, capsys):
-    assert main(["card", str(tmp_path)]) == 1
+    assert main(["card", str(tmp_path)]) == 2
     assert "no finished run: recipe.yaml is missing" in capsys.readouterr().err
