@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import escape
 
 import numpy as np
 import pytest
@@ -47,6 +48,8 @@ def test_the_report_is_one_file_that_says_what_was_measured(run):
             assert f"{row[f'accuracy_{count}']:.3f} ({low:.3f} to {high:.3f})" in page
     assert f"{found['metrics']['calibration_error']:.3f}" in page and "its default settings" in page
     assert "species" in page and "flipper_length_mm" in page and page.count("<svg") >= 5
+    last = sorted(run.glob("samples/step_000003/*.txt"))[0].read_text()
+    assert "<h2>Samples at the end</h2><pre>" in page and escape(last[:200]) in page
     assert found["data"]["split"] == "file" and found["data"]["tables"] == {"4": 1, "16": 1}
 
 
