@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from mmlm.base.errors import DataError, MmlmError, require, unknown_name
+from mmlm.data.config import CellKind
 from mmlm.data.episodes import Episode, classes_of
 from mmlm.data.table_bins import bin_means, quantile_bins
 from mmlm.data.table_marks import has_decimal_commas
+from mmlm.data.table_media import with_media
 from mmlm.data.table_reader import read_raw, read_table
 from mmlm.data.tables import Column, Table, Texts, join_rows, number_texts
 from mmlm.run import fine_tune, load_run
@@ -45,6 +48,8 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
         scikit-learn must know before it sees y, as when it splits rows for a cross-validation.
     fit_by: "shots" keeps the examples and changes no weight; "lora" also fits adapters to them, in `steps` steps at rate `lr`.
     max_shots: more examples than these are sampled down, in the shares of their classes; adapters are fitted to all of them.
+    cells: what columns hold, by name: "text", "picture" or "sound" (paths of files), "molecule" (SMILES); of others it is told from their
+        cells, as for a table in a file. A run that has no tokenizer for a kind reads such cells as texts.
     Numbers are predicted as the mean of quantile bins weighted by their probabilities. A run of feature tokens knows at most ten classes.
     """
 
@@ -57,12 +62,14 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
         steps: int = 100,
         lr: float = 1e-3,
         max_shots: int = 512,
+        cells: Mapping[str, CellKind] | None = None,
         random_state: int = 0,
     ) -> None:
         self.run, self.kind, self.fit_by = run, kind, fit_by
-        self.steps, self.lr, self.max_shots, self.random_state = steps, lr, max_shots, random_state
+        self.steps, self.lr, self.max_shots, self.cells, self.random_state = steps, lr, max_shots, cells, random_state
 
     _loaded: tuple[Any, Any, Any] | None = None  # recipe, task and model of a run that is in memory already
+    _opens_files = True  # whether cells of a frame may name pictures and sounds; never those of a stranger
 
     def __sklearn_tags__(self) -> Any:
         """What scikit-learn may expect: missing cells and text are welcome."""
@@ -215,7 +222,7 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
         else:
             checked = validation.validate_data(self, x, reset=reset, dtype=None, ensure_all_finite="allow-nan")
             frame = pandas.DataFrame(checked).infer_objects()
-        return Table.from_frame(frame.rename(columns=str), "x")
+        return with_media(Table.from_frame(frame.rename(columns=str), "x"), self.cells or {}, Path("x"), list, files=self._opens_files)
 
 
 def _column(y: np.ndarray) -> Column:

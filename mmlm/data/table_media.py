@@ -31,10 +31,13 @@ ENDINGS: dict[MediumKind, frozenset[str]] = {
 }
 
 
-def with_media(table: Table, kinds: Mapping[str, CellKind], path: Path, places: Callable[[], Sequence[str]]) -> Table:
+def with_media(
+    table: Table, kinds: Mapping[str, CellKind], path: Path, places: Callable[[], Sequence[str]], *, files: bool = True
+) -> Table:
     """The table of a file with its pictures, sounds and molecules known as such.
 
-    kinds: of some columns, by name. places: where each row stands, for messages; too few where the file does not tell.
+    kinds: of some columns, by name. places: where each row stands, for messages; too few where the file does not tell. files: whether cells
+    may be taken for paths where nobody says so.
     Raises DataError for a column that is none of the table, or holds no texts, and naming file, line and column of a bad cell.
     """
     if unknown := [name for name in kinds if name not in table.names]:
@@ -42,7 +45,7 @@ def with_media(table: Table, kinds: Mapping[str, CellKind], path: Path, places: 
     known: list[str] | None = None
     columns = []
     for column in table.columns:
-        kind = kinds[column.name] if column.name in kinds else _guessed(column, path.parent)
+        kind = kinds[column.name] if column.name in kinds else _guessed(column, path.parent if files else None)
         if kind is None or (kind == "text" and column.kind == "category"):
             columns.append(column)
         elif kind == "text":
@@ -55,13 +58,14 @@ def with_media(table: Table, kinds: Mapping[str, CellKind], path: Path, places: 
     return replace(table, columns=columns)
 
 
-def _guessed(column: Column, folder: Path) -> MediumKind | None:
+def _guessed(column: Column, folder: Path | None) -> MediumKind | None:
+    """folder: that of the paths; None: nothing is one."""
     words = column.used_words() if column.kind == "category" else []
     if not words:
         return None
     endings = {Path(word).suffix.lower() for word in words}
     for kind, some in ENDINGS.items():
-        if endings <= some and (folder / words[0]).is_file():
+        if folder is not None and endings <= some and (folder / words[0]).is_file():
             logger.info("column %r: its cells are paths of %ss", column.name, kind)
             return kind
     return "molecule" if "smiles" in column.name.lower() and importlib.util.find_spec("rdkit") and _are_smiles(words) else None

@@ -102,7 +102,7 @@ def _predicting(folder: Path, loaded: tuple[Any, Any, Any]) -> Callable[[Values]
             raise DataError(f"target: the example rows have no column {target[:60]!r}, only {', '.join(map(str, shots.columns))[:400]}.")
         known = shots[shots[target].notna() & (shots[target].astype(str).str.strip() != "")]
         predictor = TabularPredictor(folder)
-        predictor._loaded = loaded
+        predictor._loaded, predictor._opens_files = loaded, False
         predictor.fit(known.drop(columns=[target]), known[target])
         features = [name for name in known.columns if name != target]
         if missing := [name for name in features if name not in rows]:

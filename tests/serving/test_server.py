@@ -166,6 +166,15 @@ def test_rows_are_predicted(http):
     assert all(sum(row.values()) == pytest.approx(1, abs=1e-3) for row in found["probabilities"])
 
 
+def test_cells_that_name_files_of_the_server_are_texts(http, tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"no picture, which opening it would tell")
+    examples = [{**row, "photo": str(secret)} for row in ROWS[:9]]
+    asked = {"model": "rows", "examples": examples, "rows": [{"a": 20, "b": 1, "photo": str(secret)}], "target": "kind"}
+    found = http.post("/v1/tabular/predict", json=asked)
+    assert found.status_code == 200 and len(found.json()["predictions"]) == 1
+
+
 def test_a_task_that_the_server_has_never_heard_of_has_an_endpoint(http, client):
     declared = {one["model"]: one for one in http.get("/v1/tasks").json()["data"]}
     assert declared["mirror"]["inputs"]["words"]["type"] == "text" and declared["speaker"]["outputs"]["audio"]["type"] == "audio"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from mmlm.data.episodes import Episode
 from mmlm.data.table_reader import read_table
 from mmlm.data.tables import Column
 from mmlm.generation import score_options
+from mmlm.predictor import TabularPredictor
 from mmlm.recipe import Recipe
 from mmlm.run import build_model, build_task, load_run, train
 from mmlm.sound import Sound
@@ -156,6 +158,18 @@ def test_a_run_is_trained_measured_and_asked(table, tmp_path, capsys):
     given = ["--table", str(asked), "--target", "kind", "--shots", str(table), "--output", str(filled)]
     assert main(["generate", str(output), *given]) == 0, capsys.readouterr().err
     assert filled.read_text().splitlines()[1].startswith("1.png,1.wav,CCO,1.5,")
+    frame = pandas.read_csv(table)
+    for column in ("photo", "cry"):
+        frame[column] = [str(table.parent / name) for name in frame[column]]
+    x, y = frame.drop(columns="kind"), frame["kind"]
+    predictor = TabularPredictor(output, max_shots=3).fit(x, y)
+    told = {column.name: column.medium and column.medium.kind for column in predictor.shots_.columns}
+    assert told == {"photo": "picture", "cry": "sound", "smiles": "molecule", "weight": None}
+    as_texts = TabularPredictor(output, max_shots=3, cells={"photo": "text", "cry": "text", "smiles": "text"}).fit(x, y)
+    assert not np.allclose(predictor.predict_proba(x[:2]), as_texts.predict_proba(x[:2]))
+    (table.parent / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="x, row 2, column 'photo': .*bad.png"):
+        predictor.predict(x[:2].assign(photo=[x["photo"][0], str(table.parent / "bad.png")]))
 
 
 def test_a_cell_that_its_tokenizer_cannot_read_is_named(task, table):
