@@ -36,16 +36,17 @@ SENTENCES = [
 ]
 SHORT = ["train.steps=2", "train.batch_size=2", "train.log_every=1", "data.validate_samples=2"]
 DECODER = ["backbone.width=16", "backbone.num_layers=1"]
+HELD = ["data.train.0.hold_out=0.3", "data.train.0.validate_share=0.3"]  # of few records a small share may be none
 WORDS = ["tokenizers.text.vocabulary_size=300"]
 CODEC = "num_books: 2, book_size: 8, width: 16, encoder_blocks: 1, decoder_blocks: 1, fine_blocks: 1, latent_size: 8, mel_bands: 20"
-SMALL_CODEC = [f"tokenizers.codec={{type: small_codec, {CODEC}}}", "task.seconds=0.2", "data.test_samples=2"]
+SMALL_CODEC = [f"tokenizers.codec={{type: small_codec, {CODEC}}}", "task.seconds=0.2", "data.test_samples=2", *HELD]
 STEM = ["encoders.vision.channels=[4, 4, 8]", "task.max_tokens=160", "data.test_samples=2"]
 PICTURE_TOWER = "{image_size: 32, patch_size: 8, width: 8, layers: 1, heads: 2}"
 TOWERS = f"{{size: 8, picture: {PICTURE_TOWER}, text: {{context: 16, width: 8, layers: 1, heads: 2}}}}"
 TINY = {  # by what is trained
     "codec.yaml": SMALL_CODEC,
     "voice.yaml": [
-        *DECODER, "tokenizers.codec.encode_books=2", "tokenizers.phonemes.dictionary=words.txt", "data.test_samples=1",
+        *DECODER, *HELD, "tokenizers.codec.encode_books=2", "tokenizers.phonemes.dictionary=words.txt", "data.test_samples=1",
         "task.max_seconds=4",
     ],
     "mend.yaml": ["task.network={width: 8, num_blocks: 1}", "task.seconds=0.2", "data.test_samples=2"],
@@ -63,7 +64,7 @@ TINY = {  # by what is trained
     ],
     "tabular/quickstart": [*DECODER, "encoders.cell.hidden=16", "backbone.feed_forward.hidden=16"],
     "birds.yaml": [],
-    "solubility.yaml": [*DECODER, "data.test_samples=2", "data.train.0.hold_out=0.3", "data.train.0.validate_share=0.3"],
+    "solubility.yaml": [*DECODER, "data.test_samples=2", *HELD],
     "words.yaml": [
         "backbone={width: 16, num_layers: 1, pattern: [{type: attention, num_heads: 2}]}", *WORDS, "task.context=32",
         "task.test_context=32", "data.test_samples=1",
@@ -251,6 +252,8 @@ def served(monkeypatch):
     one.stop()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_can_be_followed(name, tmp_path, monkeypatch, capsys, served):
     monkeypatch.chdir(tmp_path)
