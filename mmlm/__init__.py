@@ -20,6 +20,7 @@ _LAZY = {
     "train": "mmlm.run",
     "load": "mmlm.interop.load",
     "encoder": "mmlm.embedding",
+    "similarity": "mmlm.analysis.retrieval",
     "Speaker": "mmlm.speaking",
     "TabularPredictor": "mmlm.predictor",
 }
