@@ -3,8 +3,8 @@
     import mmlm.bridges.hugging_face
     AutoModel.from_pretrained("runs/words")       pipeline("feature-extraction", model="runs/words")
 
-A folder of ours is read as it is, and what save_pretrained and push_to_hub write is one of ours, with the tokenizer's files for
-transformers beside it. Decoders of transformers' own families need none of this: `mmlm convert` writes those.
+A folder of ours is read as it is, and what save_pretrained and push_to_hub write is one of ours. Decoders of families of transformers need
+none of this: `mmlm convert` writes those.
 
 Axes: b rows   t tokens   d width
 """
@@ -19,14 +19,13 @@ from torch import Tensor
 
 from mmlm.base.errors import CheckpointError, require
 from mmlm.interop.hugging_face import local_folder
-from mmlm.interop.load import TOKENIZER, load
+from mmlm.interop.load import load, text_tokenizers
 from mmlm.layout import Layout
 from mmlm.model import MultimodalLM
 
 transformers: Any = require("transformers", "hf")
 outputs: Any = require("transformers.modeling_outputs", "hf")
 PADDING = "<|padding|>"
-OWN_TOKENIZER = Path("tokenizers", "text")
 
 
 class MmlmConfig(transformers.PretrainedConfig):  # type: ignore[misc]
@@ -68,11 +67,10 @@ class MmlmModel(transformers.PreTrainedModel):  # type: ignore[misc]
         return self.core.embedding
 
     def save_pretrained(self, folder: str | Path, *_: Any, **options: Any) -> None:
-        """A model folder of ours, and the tokenizer's files as transformers reads them."""
+        """A model folder of ours with the tokenizer beside the weights, as what is pushed to a hub holds no folders."""
         self.core.save_pretrained(folder)
         if self.core.text is not None:
-            self.core.text.save(Path(folder) / OWN_TOKENIZER)  # type: ignore[attr-defined]
-            MmlmTokenizer.from_pretrained(folder).save_pretrained(folder)
+            self.core.text.save(folder)  # type: ignore[attr-defined]
 
 
 class MmlmTokenizer(transformers.PreTrainedTokenizerFast):  # type: ignore[misc]
@@ -82,7 +80,7 @@ class MmlmTokenizer(transformers.PreTrainedTokenizerFast):  # type: ignore[misc]
     def from_pretrained(cls, name: str | Path, *_: Any, **options: Any) -> MmlmTokenizer:
         """The one beside the weights. Raises CheckpointError where there is none, or several."""
         folder = local_folder(name)
-        found = sorted(folder.glob(f"tokenizers/*/{TOKENIZER}")) or sorted(folder.glob(TOKENIZER))
+        found = text_tokenizers(folder)
         if len(found) != 1:
             raise CheckpointError(f"{folder}: holds {len(found) or 'no'} tokenizers of texts, but one is wanted.")
         return cls(tokenizer_file=str(found[0]), pad_token=PADDING)
