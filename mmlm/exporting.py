@@ -1,10 +1,11 @@
 """Encoders and decoders as ONNX or torch.export, and whether what was written computes the same.
 
-What is exported is what has a network of plain tensors: pictures to vectors, texts of open_clip to vectors, ids of a text decoder to scores
-and vectors. The batch, and the length of a decoder's texts, are free. Everything is computed by plain PyTorch while it is recorded, none of
-it by kernels of our own. Files are written beside their place and moved there once they agree with the encoder itself.
+What is exported is what has a network of plain tensors: pictures to vectors, texts of open_clip to vectors, sounds to the frames and
+vectors of a wav2vec 2.0 and its like, ids of a text decoder to scores and vectors. The batch and the lengths of sounds and texts are free.
+Everything is computed by plain PyTorch while it is recorded, none of it by kernels of our own. Files are written beside their place and
+moved there once they agree with the encoder itself.
 
-Axes: b items   c, y, x colours and pixels   t tokens   v vocabulary rows   d numbers of a vector
+Axes: b items   c, y, x colours and pixels   n samples   t tokens or frames   v vocabulary rows   d numbers of a vector
 """
 
 from __future__ import annotations
@@ -17,45 +18,62 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mmlm.base.errors import CheckpointError, DataError, MmlmError, NumericsError, RecipeError, require
 from mmlm.base.files import write_text_whole
+from mmlm.data.audio_files import read_sound
 from mmlm.data.picture_files import read_picture
-from mmlm.embedding import PictureEmbedder
+from mmlm.embedding import Embedder, PictureEmbedder
 from mmlm.embedding import encoder as open_encoder
 from mmlm.encoders.image_models import OpenClipEncoder
 from mmlm.encoders.images import FINER, ImageEncoder
+from mmlm.encoders.speech import SAMPLE_RATE_HZ
 from mmlm.encoders.vectors import Vectors
+from mmlm.encoders.wav2vec2 import RECEPTIVE, Wav2Vec2Encoder
 from mmlm.kernels.dispatch import forced
 from mmlm.layout import Layout
+from mmlm.sound import Sound
 from mmlm.stream import pack, text_stream
 from mmlm.text_vectors import TextEmbedder
 
 Format = Literal["onnx", "torch_export"]
+Check = tuple[Tensor, Mapping[str, np.ndarray]]
 ENDINGS: Mapping[str, str] = {"onnx": ".onnx", "torch_export": ".pt2"}
 ABOUT = "export.json"
 LEAST_COSINE, MOST_DIFFERENCE = 0.9999, 1e-3  # the second as a share of the largest number
 OPSET = 18
 SENTENCES = ("a dog lies on the grass", "Two cats.", "How far is it from here to the end of the street?")
-MOST_TOKENS = 32  # of a text that is compared
+MOST_TOKENS, MOST_SECONDS = 32, 5  # of a text and a sound that are compared
+
+
+class Free(NamedTuple):
+    """An axis of an input that is free. least, most: of its sizes."""
+
+    name: str
+    least: int = 1
+    most: int = 1 << 16
+
+
+BATCH = Free("batch")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A network to export. free: for its input the axes that are free, by name.   checks: inputs, and what the encoder makes of them by the
+    """A network to export. free: for its input the axes that are free.   checks: inputs, and what the encoder makes of them by the
     names of outputs; the first inputs are recorded, and have two items at least.   facts: what who uses it has to know."""
 
     name: str
     network: nn.Module
     input: str
     outputs: tuple[str, ...]
-    free: Mapping[int, str]
-    checks: Sequence[tuple[Tensor, Mapping[str, np.ndarray]]]
+    free: Mapping[int, Free]
+    checks: Sequence[Check]
     facts: Mapping[str, Any]
 
 
@@ -110,9 +128,11 @@ def parts_of(encoder: Vectors, items: Sequence[str] = (), name: str = "") -> lis
         return [*parts, _texts(encoder.encoder)] if isinstance(encoder.encoder, OpenClipEncoder) else parts
     if isinstance(encoder, TextEmbedder):
         return [_decoder(encoder, items or SENTENCES)]
+    if isinstance(encoder, Embedder) and isinstance(encoder.encoder, Wav2Vec2Encoder):
+        return [_sounds(encoder.encoder, items)]
     raise RecipeError(
-        f"{name or type(encoder).__name__}: cannot be exported: it works on sounds, molecules or proteins of any length by code that is no "
-        "network of plain tensors. Encoders of pictures, those of open_clip with their texts, and text decoders can be."
+        f"{name or type(encoder).__name__}: cannot be exported: it works by code that is no network of plain tensors. Encoders of "
+        "pictures, those of open_clip with their texts, wav2vec2, and text decoders can be."
     )
 
 
@@ -130,10 +150,10 @@ def _pictures(encoder: ImageEncoder, items: Sequence[str]) -> Part:
     pictures = [read_picture(item, shortest=FINER * encoder.needed) for item in items] or _made_pictures()
     wanted = encoder.encode(pictures, precision="fp32")
     x_bcyx = torch.stack([encoder.prepare(each) for each in pictures])
-    checks = [(x_bcyx.repeat(2, 1, 1, 1), {"vectors": np.tile(wanted, (2, 1))}), (x_bcyx[:1], {"vectors": wanted[:1]})]
+    checks = [_doubled((x_bcyx, {"vectors": wanted})), (x_bcyx[:1], {"vectors": wanted[:1]})]
     shown = encoder.input
     facts = {"size": list(x_bcyx.shape[1:]), "mean": list(shown.mean), "deviation": list(shown.deviation), "is_whole": encoder.is_whole}
-    return Part("pictures", _PictureVectors(encoder.eval()), "pictures", ("vectors",), {0: "batch"}, checks, facts)
+    return Part("pictures", _PictureVectors(encoder.eval()), "pictures", ("vectors",), {0: BATCH}, checks, facts)
 
 
 def _made_pictures() -> list[np.ndarray]:
@@ -160,7 +180,50 @@ def _texts(encoder: OpenClipEncoder) -> Part:
     ids_bt, wanted = encoder.tokenizer(list(SENTENCES)), encoder.encode_texts(SENTENCES)
     checks = [(ids_bt, {"vectors": wanted}), (ids_bt[:1], {"vectors": wanted[:1]})]
     facts = {"context": encoder.context, "tokenizer": "open_clip"}
-    return Part("texts", _TextVectors(encoder.model.eval()), "ids", ("vectors",), {0: "batch"}, checks, facts)
+    return Part("texts", _TextVectors(encoder.model.eval()), "ids", ("vectors",), {0: BATCH}, checks, facts)
+
+
+class _SoundVectors(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, waves: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames [b, t, d] and vectors [b, d] of sounds [b, n] of one length."""
+        model: Any = self.model
+        frames_btd = model.extract_features(waves)[0][-1]
+        return frames_btd, frames_btd.mean(1)
+
+
+def _sounds(encoder: Wav2Vec2Encoder, items: Sequence[str]) -> Part:
+    """By torchaudio's own network, which our faster one is compared with here."""
+    sounds = [read_sound(item, rate_hz=SAMPLE_RATE_HZ) for item in items] or _made_sounds()
+    checks, more = [], RECEPTIVE - encoder.hop
+    for each in sounds:
+        part = Sound(each.wave_n[: MOST_SECONDS * SAMPLE_RATE_HZ], SAMPLE_RATE_HZ)
+        (frames_td,), wave_n = encoder.frames([part], precision="fp32"), encoder.prepare(part)
+        waves_1n = functional.pad(wave_n, (0, -len(wave_n) % encoder.hop + more))[None]
+        checks.append((waves_1n, {"frames": frames_td[None].numpy(), "vectors": frames_td.mean(0)[None].numpy()}))
+    facts = {
+        "sample_rate_hz": SAMPLE_RATE_HZ,
+        "is_normalized": encoder.is_normalized,
+        "filled_up": f"with zeros to whole frames of {encoder.hop} samples, and {more} more",
+        "least": "two frames",  # an exporter takes a size that may be one for another network
+    }
+    free = {0: BATCH, 1: Free("samples", RECEPTIVE + encoder.hop, 1 << 20)}
+    return Part("sounds", _SoundVectors(encoder.model), "waves", ("frames", "vectors"), free, [_doubled(checks[0]), *checks], facts)
+
+
+def _made_sounds() -> list[Sound]:
+    """Noises of two lengths."""
+    rng = np.random.default_rng(0)
+    return [Sound(0.1 * rng.normal(size=size).astype(np.float32), SAMPLE_RATE_HZ) for size in (8000, 11_111)]
+
+
+def _doubled(check: Check) -> Check:
+    """A batch of two that are alike: what is recorded with one item would take one item only."""
+    x, wanted = check
+    return torch.cat([x, x]), {name: np.concatenate([values, values]) for name, values in wanted.items()}
 
 
 class _Decoder(nn.Module):
@@ -189,10 +252,10 @@ def _decoder(encoder: TextEmbedder, texts: Sequence[str]) -> Part:
         h_btd, _ = model.hidden(_packed(ids_1t[0], model))
         vector = h_btd[0, len(first) :].mean(0).numpy()
         checks.append((ids_1t, {"scores": model.logits(ids_1t + start).numpy(), "vectors": vector[None]}))
-    ids_1t, wanted = checks[0]
-    doubled = ids_1t.repeat(2, 1), {name: np.concatenate([values, values]) for name, values in wanted.items()}
     facts = {"tokenizer": "that of the run", "first": first, "vocabulary": model.vocabulary.sizes}
-    return Part("decoder", _Decoder(encoder), "ids", ("scores", "vectors"), {0: "batch", 1: "tokens"}, [doubled, *checks], facts)
+    return Part(
+        "decoder", _Decoder(encoder), "ids", ("scores", "vectors"), {0: BATCH, 1: Free("tokens")}, [_doubled(checks[0]), *checks], facts
+    )
 
 
 def _packed(ids_t: Tensor, model: Any) -> Any:
@@ -217,7 +280,7 @@ def _plain() -> Iterator[None]:
 def _write(part: Part, form: Format, path: Path) -> None:
     """Record the network. Raises CheckpointError with the exporter's reason where it cannot."""
     example = part.checks[0][0]
-    axes = {place: torch.export.Dim(name, min=1, max=1 << 16) for place, name in part.free.items()}
+    axes = {place: torch.export.Dim(axis.name, min=axis.least, max=axis.most) for place, axis in part.free.items()}
     if form == "onnx":
         for module in ("onnx", "onnxscript", "onnxruntime"):
             require(module, "export")
@@ -273,8 +336,8 @@ def _about(encoder: Vectors, name: str, form: Format, parts: Sequence[Part], fou
     """What the files are and how they are used."""
     told = {
         part.name: {
-            "file": f"{part.name}{ENDINGS[form]}", "input": part.input, "outputs": list(part.outputs), "free": list(part.free.values()),
-            **part.facts, "parity": vars(found[part.name]),
+            "file": f"{part.name}{ENDINGS[form]}", "input": part.input, "outputs": list(part.outputs),
+            "free": [axis.name for axis in part.free.values()], **part.facts, "parity": vars(found[part.name]),
         }
         for part in parts
     }  # fmt: skip

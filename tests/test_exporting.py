@@ -14,6 +14,7 @@ import mmlm
 from mmlm import exporting
 from mmlm.base.errors import CheckpointError
 from mmlm.cli import main
+from mmlm.sound import Sound
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -87,6 +88,28 @@ def test_a_text_decoder_is_exported_for_texts_of_any_length(form, text_folder, t
         assert np.allclose(vectors[2], encoder.encode([text])[0], atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "form"), [("hubert", "onnx"), ("xlsr", "torch_export")])
+def test_sounds_of_any_length_become_frames(kind, form, tmp_path: Path) -> None:
+    torchaudio, transformers = pytest.importorskip("torchaudio"), pytest.importorskip("transformers")
+    more = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True} if kind == "xlsr" else {}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "conv_dim": (16,) * 7}
+    made = transformers.Wav2Vec2Model if kind == "xlsr" else transformers.HubertModel
+    torch.manual_seed(0)
+    made(made.config_class(**sizes, **more, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)).save_pretrained(tmp_path / "a")
+    found = exporting.export(f"{{type: wav2vec2, path: {tmp_path / 'a'}}}", form, tmp_path / "out")
+    assert found["sounds"].is_good and torchaudio
+    encoder = mmlm.encoder("wav2vec2", path=str(tmp_path / "a"))
+    for size in (3200, 9601):
+        sound = Sound(0.1 * np.random.default_rng(size).normal(size=size).astype(np.float32), 16_000)
+        wave_n = encoder.encoder.prepare(sound)
+        waves = torch.nn.functional.pad(wave_n, (0, -size % 320 + 80))[None].repeat(3, 1)
+        frames, vectors = computes(tmp_path / "out", "sounds", form, waves)
+        assert np.allclose(frames[1], next(encoder.frames([sound])), atol=1e-3) and np.allclose(
+            vectors[2], encoder.encode([sound])[0], atol=1e-3
+        )
+
+
 def test_what_computes_something_else_is_not_written(text_folder, tmp_path: Path, monkeypatch, capsys) -> None:
     real = exporting._runner
 
@@ -103,7 +126,7 @@ def test_what_computes_something_else_is_not_written(text_folder, tmp_path: Path
 def test_what_cannot_be_exported_is_one_clear_error(text_folder, tmp_path: Path, monkeypatch, capsys) -> None:
     pytest.importorskip("torchaudio")
     for words, told in (
-        (["export", "log_mel"], "log_mel: cannot be exported: it works on sounds, molecules or proteins of any length"),
+        (["export", "log_mel"], "log_mel: cannot be exported: it works by code that is no network"),
         (["export", "fingerprints"], "fingerprints: cannot be exported"),
         (["export", text_folder, "--format", "tflite"], "format must be one of onnx, torch_export, but is 'tflite'"),
         (["export", text_folder, "--items", ""], "text 0: holds no token"),
