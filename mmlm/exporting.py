@@ -10,12 +10,13 @@ Axes: b items   c, y, x colours and pixels   n samples   t tokens or frames   v 
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -264,17 +265,14 @@ def _packed(ids_t: Tensor, model: Any) -> Any:
 
 @contextmanager
 def _plain() -> Iterator[None]:
-    """Kernels in plain PyTorch, and no remarks of exporters on their own work."""
-    loud = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [each.level for each in loud]
-    for each in loud:
-        each.setLevel(logging.ERROR)
+    """Kernels in plain PyTorch, and nothing of what exporters say on their way; their errors tell enough."""
+    disabled, unheard = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.CRITICAL)
     try:
-        with forced("torch"), torch.no_grad():
+        with forced("torch"), torch.no_grad(), redirect_stdout(unheard), redirect_stderr(unheard):
             yield
     finally:
-        for each, level in zip(loud, levels, strict=True):
-            each.setLevel(level)
+        logging.disable(disabled)
 
 
 def _write(part: Part, form: Format, path: Path) -> None:
@@ -300,7 +298,7 @@ def _write(part: Part, form: Format, path: Path) -> None:
         first: BaseException = error
         while first.__cause__ is not None:
             first = first.__cause__
-        reason = (str(first).strip().splitlines() or [""])[0][:300]
+        reason = " ".join(str(first).strip().splitlines()[:2])[:400]
         raise CheckpointError(f"{part.name} cannot be exported as {form}: {type(first).__name__}: {reason}") from error
 
 
