@@ -220,6 +220,13 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
     return Embedder(config.build())
 
 
+def check_again(name: str | Path, opened: Vectors) -> None:
+    """Raises RecipeError where an encoder is another one when it is opened again by this name, as one of first weights is, so that nothing
+    that is kept of it could ever be compared."""
+    if not Path(name).is_dir() and encoder(name).fingerprint != opened.fingerprint:
+        raise RecipeError(f"{name}: has first weights, which are others whenever it is opened; name a file of weights by `path`.")
+
+
 def _of_run(recipe: Recipe, folder: str) -> SpeechEncoderConfig:
     configs = [*recipe.encoders.values(), *(getattr(each, "encoder", None) for each in recipe.tokenizers.values())]
     found = list({repr(config): config for config in configs if isinstance(config, SpeechEncoderConfig)}.values())

@@ -222,7 +222,7 @@ def _made_sounds() -> list[Sound]:
 
 
 def _doubled(check: Check) -> Check:
-    """A batch of two that are alike: what is recorded with one item would take one item only."""
+    """A batch of two that are alike: some exporters take a size of one for a constant."""
     x, wanted = check
     return torch.cat([x, x]), {name: np.concatenate([values, values]) for name, values in wanted.items()}
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmlm.base.errors import DataError, RecipeError, require
-from mmlm.embedding import Embedder, PictureEmbedder
+from mmlm.base.errors import DataError, require
+from mmlm.embedding import Embedder, PictureEmbedder, check_again
 from mmlm.embedding import encoder as open_encoder
 from mmlm.encoders.image_models import OpenClipEncoder
 from mmlm.sound import Sound
@@ -72,8 +72,7 @@ class Encoder(modules.InputModule):  # type: ignore[misc]
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """The name of the encoder; its weights stay where they are. Raises RecipeError for first weights, others next time."""
-        if not Path(self.encoder).is_dir() and open_encoder(self.encoder).fingerprint != self.opened.fingerprint:
-            raise RecipeError(f"{self.encoder}: has first weights, which are others whenever it is opened; name a file by `path`.")
+        check_again(self.encoder, self.opened)
         self.save_config(output_path)
 
 

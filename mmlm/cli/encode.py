@@ -64,6 +64,7 @@ def _matrix(arguments: argparse.Namespace, encoder: Any) -> int:
 
 
 def _index(arguments: argparse.Namespace, encoder: Any) -> int:
+    from mmlm.embedding import check_again
     from mmlm.items import named_items
     from mmlm.retrieval.index import ABOUT, Index
 
@@ -71,6 +72,7 @@ def _index(arguments: argparse.Namespace, encoder: Any) -> int:
     if (folder / ABOUT).is_file():
         index = Index.load(folder)
     else:
+        check_again(name, encoder)
         index = Index.of(encoder, name=str(Path(name).resolve()) if Path(name).is_dir() else name)
     told: list[str] = []
 

@@ -224,11 +224,12 @@ def test_pictures_are_found_by_pictures_and_by_texts_on_the_command_line(towers,
 
     for words, told in (
         (["search", folder, "a", "--encoder", towers.replace("width: 24", "width: 36")], "do not fit the model"),
-        (["search", folder, "a", "--encoder", towers.split(", path")[0] + "}"], "is "),
+        (["search", folder, "a", "--encoder", towers.split(", path")[0] + "}"], "its settings or weights are others"),
         (["encode", towers.split(", path")[0] + "}", pictures[0], "--index", folder], "their vectors cannot be compared"),
         (["encode", towers, pictures[0], "--index", folder], "0.png' is in the index already; a name stands for one item"),
         (["search", str(tmp_path / "none"), "a"], "no index: index.json is missing"),
         (["search", folder, "a", "--top", "0"], "top must be at least 1"),
+        (["encode", towers.split(", path")[0] + "}", pictures[0], "--index", f"{folder}2"], "has first weights, which are others"),
         (["encode", towers, pictures[0]], "give --output VECTORS.npy or --index FOLDER, one of them"),
         (["encode", towers, pictures[0], "--index", folder, "--output", "a.npy"], "one of them"),
         (["encode", towers, pictures[0], "--index", folder, "--normalize"], "--normalize has no effect with --index"),
