@@ -32,7 +32,7 @@ def files(tmp_path, monkeypatch):
 
 
 def test_there_are_as_many_commands_as_seen():
-    assert len(COMMANDS) == 25 and {words[0] for words in COMMANDS} == set(cli.VERBS)
+    assert len(COMMANDS) == 27 and {words[0] for words in COMMANDS} == set(cli.VERBS)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
