@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from mmlm.base.errors import DataError, RecipeError
 from mmlm.chemistry import fingerprints
 from mmlm.encoders.config import FingerprintsConfig
+from mmlm.encoders.vectors import Progress, Vectors
 
 
-class Fingerprints:
+class Fingerprints(Vectors):
     """SMILES -> float32 [molecules, size], 1 where an environment of atoms is there."""
+
+    at_once = 256
 
     def __init__(self, config: FingerprintsConfig) -> None:
         self.config, self.size = config, config.size
@@ -24,7 +28,7 @@ class Fingerprints:
         batch_size: int = 256,
         normalize: bool = False,
         precision: str = "auto",
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> np.ndarray:
         """A vector of each molecule, in their order; of length 1 if normalize.
 
@@ -45,3 +49,11 @@ class Fingerprints:
         vectors_nf = np.concatenate(parts)
         length_n1 = np.linalg.norm(vectors_nf, axis=1, keepdims=True)
         return vectors_nf / np.maximum(length_n1, 1e-12) if normalize else vectors_nf
+
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256, normalize: bool = False) -> np.ndarray:
+        """The same: molecules are texts."""
+        return self.encode(texts, batch_size=batch_size, normalize=normalize)
+
+    def made_of(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Its settings alone."""
+        return self.config.model_dump(), {}

@@ -20,7 +20,10 @@ _LAZY = {
     "train": "mmlm.run",
     "load": "mmlm.interop.load",
     "encoder": "mmlm.embedding",
+    "Index": "mmlm.retrieval.index",
+    "similarity": "mmlm.analysis.retrieval",
     "Speaker": "mmlm.speaking",
+    "Vectorizer": "mmlm.bridges.scikit_learn",
     "TabularPredictor": "mmlm.predictor",
 }
 __all__ = [*_LAZY, "__version__"]

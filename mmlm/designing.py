@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,22 @@ from torch.nn import functional
 
 from mmlm.base.errors import RecipeError
 from mmlm.chemistry import DESCRIPTORS, computed, is_valid, parsed
+from mmlm.encoders.vectors import Progress, Vectors
 from mmlm.run import load_run
 from mmlm.tasks.regression_transformer import RegressionTransformerTask
 
 
-class Designer:
+class Designer(Vectors):
     """A finished run of the Regression Transformer. Raises RecipeError where the folder holds another."""
+
+    at_once = 128
 
     def __init__(self, run: str | Path) -> None:
         recipe, task, self.model = load_run(run, fits=lambda task: task.type == "regression_transformer")
         if not isinstance(task, RegressionTransformerTask):
             raise RecipeError(f"{run}: its task {recipe.tasks[0].type!r} knows no molecules; --smiles needs a run that does.")
         self.task = task
+        self.size = int(self.model.config.backbone.width)
 
     @property
     def properties(self) -> list[str]:
@@ -59,7 +63,7 @@ class Designer:
         batch_size: int = 128,
         normalize: bool = False,
         precision: str = "auto",
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> np.ndarray:
         """float32 [items, width]: the mean of the model's last states over each sequence with hidden numbers; of length 1 if normalize.
 
@@ -77,10 +81,13 @@ class Designer:
         vectors_nd = torch.cat(parts)
         return (functional.normalize(vectors_nd, dim=-1) if normalize else vectors_nd).numpy()
 
-    @property
-    def size(self) -> int:
-        """Numbers of a vector of `encode`."""
-        return int(self.model.config.backbone.width)
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 128, normalize: bool = False) -> np.ndarray:
+        """The same: molecules and proteins are texts."""
+        return self.encode(texts, batch_size=batch_size, normalize=normalize)
+
+    def made_of(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """The model's config and weights."""
+        return self.model.config.model_dump(mode="json"), self.model.state_dict()
 
     def _check(self, texts: Sequence[str]) -> None:
         for text in texts:

@@ -1,8 +1,11 @@
-"""Sounds and pictures as vectors, for applications: an encoder by its name, or the one that a run uses, with the reading of files."""
+"""Sounds, pictures, molecules, texts and rows as vectors, for applications: encoders by name, or those of runs, that read files too.
+
+Axes: n items   k labels   d numbers of a vector
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 from torch import Tensor
 
+from mmlm.analysis.retrieval import class_vectors, sentences, similarity
 from mmlm.base import yaml
 from mmlm.base.errors import CheckpointError, RecipeError
 from mmlm.base.schema import Strict, problems, told_at_once
@@ -21,11 +25,14 @@ from mmlm.encoders.image_models import OpenClipEncoder
 from mmlm.encoders.images import FINER, ImageEncoder, Patches
 from mmlm.encoders.molecules import Fingerprints
 from mmlm.encoders.speech import Progress, SpeechEncoder
+from mmlm.encoders.vectors import Vectors
+from mmlm.model import CONFIG
 from mmlm.recipe import Recipe
 from mmlm.run import load_run
 from mmlm.sound import Sound
-from mmlm.tasks.config import ImageTextConfig, PictureClassesConfig, RegressionTransformerConfig
+from mmlm.tasks.config import ImageTextConfig, PictureClassesConfig, RegressionTransformerConfig, TabularTextConfig, TextTaskConfig
 from mmlm.tasks.image_text import finished_towers
+from mmlm.text_vectors import TextEmbedder
 
 RECIPE = "recipe.yaml"
 Item = Sound | str | Path
@@ -35,8 +42,10 @@ class _Choice(Strict):
     encoder: ENCODERS.choice  # type: ignore[name-defined]
 
 
-class Embedder:
+class Embedder(Vectors):
     """An encoder that also takes the paths of files. size: channels of a vector.   rate_hz: frames a second, as a Fraction."""
+
+    at_once = 8
 
     def __init__(self, encoder: SpeechEncoder) -> None:
         self.encoder = encoder
@@ -62,6 +71,10 @@ class Embedder:
         """The frames [t, size] of each item, rate_hz of them a second."""
         return self.encoder.frames(_Read(items), batch_size=batch_size, precision=precision)
 
+    def made_of(self) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        """Those of the encoder."""
+        return self.encoder.config.model_dump(mode="json"), self.encoder.state_dict()
+
 
 class _Read(Sequence[Sound]):
     """Items as sounds, each read when it is its turn."""
@@ -77,7 +90,7 @@ class _Read(Sequence[Sound]):
         return item if isinstance(item, Sound) else read_sound(item)
 
 
-class PictureEmbedder:
+class PictureEmbedder(Vectors):
     """An encoder of pictures that also takes the paths of files. size: numbers of a vector.   patch_size: of a patch's vector."""
 
     def __init__(self, encoder: ImageEncoder) -> None:
@@ -108,9 +121,46 @@ class PictureEmbedder:
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256, normalize: bool = False) -> np.ndarray:
         """Vectors float32 [texts, size] in the space of the pictures' vectors. Raises RecipeError for an encoder that reads no texts."""
+        return self._towers.encode_texts(texts, batch_size=batch_size, normalize=normalize)
+
+    def zero_shot(
+        self,
+        items: Sequence[np.ndarray | str | Path],
+        labels: Sequence[str],
+        templates: Sequence[str] = ("{}",),
+        *,
+        batch_size: int = 32,
+        precision: str = "auto",
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Probabilities float32 [items, labels], each row sums to 1: how well each label names each picture, which none was trained on.
+
+        templates: sentences, each with braces in the place of the label, whose directions are averaged. Raises RecipeError for an encoder
+        that reads no texts, labels that are none or repeated, and a template without braces. Source: CLIP, arXiv:2103.00020, section 3.1.
+        """
+        towers = self._towers
+        if len(set(labels)) < max(1, len(labels)):
+            raise RecipeError(f"labels must be one at least, each once, but are {', '.join(map(repr, labels))[:200] or 'none'}.")
+        if wrong := [each for each in templates if "{}" not in each] or ([] if templates else ["none"]):
+            raise RecipeError(f"a template holds {{}} where the label is put, but {wrong[0]!r} does not.")
+        texts = [text for label in labels for text in sentences(label, templates)]
+        vectors_tkd = self.encode_texts(texts).reshape(len(labels), len(templates), self.size).swapaxes(0, 1)
+        vectors_nd = self.encode(items, batch_size=batch_size, precision=precision, progress=progress)
+        scores_nk = similarity(vectors_nd, class_vectors(vectors_tkd)) * float(towers.model.logit_scale.detach().exp())
+        shares_nk = np.exp(scores_nk - scores_nk.max(axis=1, keepdims=True))
+        found: np.ndarray = shares_nk / shares_nk.sum(axis=1, keepdims=True)
+        return found
+
+    @property
+    def _towers(self) -> OpenClipEncoder:
         if not isinstance(self.encoder, OpenClipEncoder):
             raise RecipeError(f"encoder {self.encoder.config.type!r} reads no texts; one of open_clip does.")
-        return self.encoder.encode_texts(texts, batch_size=batch_size, normalize=normalize)
+        return self.encoder
+
+    def made_of(self) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        """Those of the encoder; a frozen block is among its weights."""
+        settings = self.encoder.without_weights().model_dump(mode="json", exclude={"frozen_lm"})
+        return {**settings, "whole": self.encoder.is_whole}, self.encoder.network.state_dict()
 
 
 class _ReadPictures(Sequence[np.ndarray]):
@@ -127,14 +177,16 @@ class _ReadPictures(Sequence[np.ndarray]):
         return item if isinstance(item, np.ndarray) else read_picture(item, shortest=FINER * self.needed)
 
 
-def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedder | Fingerprints | Designer:
+def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedder | Fingerprints | Designer | TextEmbedder:
     """An encoder of sound, pictures or molecules by name, such as encoder("timm", model="vit_tiny_patch16_224"), or the one that a run
-    uses; a run that reads molecules or proteins is one itself.
+    uses; a run that reads molecules, proteins, texts or rows as text is one itself, and so is the folder of a text decoder.
 
     A text in braces is read as in a recipe: "{type: whisper, layer: 3}". Raises RecipeError for an unknown name or option,
     CheckpointError where a run uses no encoder of speech, or several. A run that names classes of pictures gives its trained encoder.
     """
     name = str(name_or_run)
+    if options and (Path(name) / CONFIG).is_file() and not (Path(name) / RECIPE).is_file():
+        raise RecipeError(f"{name}: the folder decides what is encoded; leave out {', '.join(options)}.")
     if (Path(name) / RECIPE).is_file():
         if options:
             raise RecipeError(f"{name}: the run decides the options of its encoder; leave out {', '.join(options)}.")
@@ -146,7 +198,11 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
             return PictureEmbedder(load_run(name)[2].encoder)
         if isinstance(task, RegressionTransformerConfig):
             return Designer(name)
+        if isinstance(task, TextTaskConfig | TabularTextConfig):
+            return TextEmbedder(name)
         return Embedder(_of_run(recipe, name).build())
+    if (Path(name) / CONFIG).is_file():
+        return TextEmbedder(name)
     raw = yaml.parse(name, "encoder") if name.lstrip().startswith("{") else {"type": name}
     if isinstance(raw, dict):
         raw = {**raw, **options}
@@ -162,6 +218,13 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
     if not isinstance(config, SpeechEncoderConfig):
         raise RecipeError(f"encoder {config.type!r} is a part of a model and reads no files.")
     return Embedder(config.build())
+
+
+def check_again(name: str | Path, opened: Vectors) -> None:
+    """Raises RecipeError where an encoder is another one when it is opened again by this name, as one of first weights is, so that nothing
+    that is kept of it could ever be compared."""
+    if not Path(name).is_dir() and encoder(name).fingerprint != opened.fingerprint:
+        raise RecipeError(f"{name}: has first weights, which are others whenever it is opened; name a file of weights by `path`.")
 
 
 def _of_run(recipe: Recipe, folder: str) -> SpeechEncoderConfig:

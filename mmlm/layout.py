@@ -56,7 +56,9 @@ class Layout:
         steps = torch.arange(length, device=device)[None]
         first = start[:, None] if isinstance(start, Tensor) else torch.full((batch, 1), start, device=device)
         document = torch.ones(batch, length, dtype=torch.int32, device=device)
-        return cls(document, (first + steps)[..., None], causal=causal)
+        layout = cls(document, (first + steps)[..., None], causal=causal)
+        layout._memo["simple"] = True
+        return layout
 
     def to(self, device: torch.device | str) -> Layout:
         """The same layout on another device."""

@@ -115,6 +115,31 @@ def tiny() -> Callable[..., Any]:
     return build
 
 
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a small decoder of texts with first weights, and its tokenizer."""
+    import torch
+
+    from mmlm.model import MultimodalLM
+    from mmlm.model_config import ModelConfig
+    from mmlm.tokenizers.config import TextConfig
+    from mmlm.tokenizers.text import TextTokenizer
+
+    folder = tmp_path_factory.mktemp("decoder")
+    tokenizer = TextTokenizer(TextConfig(vocabulary_size=300)).fit(["The age is 3. The name is Ann.", "two dogs and a cat"])
+    tokenizer.save(folder / "tokenizers" / "text")
+    config = {
+        "schema": 1,
+        "vocabulary": tokenizer.sizes,
+        "backbone": {"width": 16, "num_layers": 2, "pattern": [{"type": "attention", "num_heads": 2}], "feed_forward": {"type": "swiglu"}},
+        "heads": {"language_model": {"type": "language_model"}},
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        MultimodalLM(ModelConfig.model_validate(config)).save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture
 def nan_filled_memory() -> Iterator[None]:
     """torch.empty gives NaN, so that code that reads what it never wrote shows it."""

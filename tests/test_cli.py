@@ -27,7 +27,8 @@ FLAGS = {
     "demo": ["--host", "--port", "--token", "RUN"],
     "preview": ["--samples", "RECIPE", "key.path=value"],
     "data": ["--rows", "--target", "FILE", "action"],
-    "encode": ["--batch-size", "--normalize", "--output", "--precision", "ENCODER|RUN", "FILE"],
+    "encode": ["--batch-size", "--index", "--normalize", "--output", "--precision", "--skip", "ENCODER|RUN", "ITEM"],
+    "export": ["--format", "--items", "--output", "ENCODER|RUN"],
     "evaluate": ["RUN", "key.path=value"],
     "generate": [
         "--audio",
@@ -59,6 +60,7 @@ FLAGS = {
     "kernels": ["OPERATION"],
     "list": ["KIND", "PATTERN"],
     "recipe": ["--overwrite", "FILE", "NAME", "action"],
+    "search": ["--encoder", "--top", "INDEX", "QUERY"],
     "serve": ["--batch", "--host", "--no-token", "--port", "--queue", "--seconds", "--token", "RUN"],
     "train": ["--dry-run", "--fresh", "RECIPE", "key.path=value"],
     "validate": ["--resolved", "--schema", "RECIPE", "key.path=value"],

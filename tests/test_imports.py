@@ -43,10 +43,21 @@ RANKS: list[tuple[str, ...]] = [
     ("mmlm.joint", "mmlm.records"),
     ("mmlm.run",),
     (
-        "mmlm.predictor", "mmlm.compare", "mmlm.embedding", "mmlm.classifying", "mmlm.describing", "mmlm.describing_sweeps",
-        "mmlm.designing", "mmlm.enhancing", "mmlm.recoding", "mmlm.speaking",
+        "mmlm.predictor",
+        "mmlm.compare",
+        "mmlm.embedding",
+        "mmlm.classifying",
+        "mmlm.describing",
+        "mmlm.describing_sweeps",
+        "mmlm.designing",
+        "mmlm.enhancing",
+        "mmlm.recoding",
+        "mmlm.speaking",
+        "mmlm.text_vectors",
+        "mmlm.items",
     ),  # fmt: skip
-    ("mmlm.cli", "mmlm.serving", "mmlm.__main__"),
+    ("mmlm.exporting",),
+    ("mmlm.cli", "mmlm.serving", "mmlm.bridges", "mmlm.__main__"),
     ("mmlm.demos",),
 ]
 
@@ -193,10 +204,19 @@ OPTIONAL = [
     "scipy",
     "soundfile",
     "gguf",
+    "faiss",
+    "sentence_transformers",
+    "onnxruntime",
 ]
 
 
-ESTIMATORS = {"mmlm.predictor"}  # a subclass of scikit-learn's own class cannot exist without it
+# A subclass of another library's own class cannot exist without it: module -> the extra that its error names.
+SUBCLASSES = {
+    "mmlm.predictor": "tabular",
+    "mmlm.bridges.scikit_learn": "tabular",
+    "mmlm.bridges.sentence_transformers": "search",
+    "mmlm.bridges.hugging_face": "hf",
+}
 
 
 def test_every_module_imports_with_the_core_alone_or_names_its_extra(tmp_path):
@@ -210,8 +230,8 @@ def test_every_module_imports_with_the_core_alone_or_names_its_extra(tmp_path):
         "print(wrong)"
     )
     found = ast.literal_eval(python(code, tmp_path, ROOT))
-    assert len(names) > 50 and found.keys() == ESTIMATORS
-    assert all(told.startswith("MissingExtra") and "pip install 'mmlm[tabular]'" in told for told in found.values())
+    assert len(names) > 50 and found.keys() == SUBCLASSES.keys()
+    assert all(told.startswith("MissingExtra") and f"pip install 'mmlm[{SUBCLASSES[name]}]'" in told for name, told in found.items())
 
 
 def test_packages_of_others_are_not_hidden_in_the_checkout_root(tmp_path):

@@ -31,7 +31,7 @@ def files(tmp_path, monkeypatch):
 
 
 def test_there_are_as_many_commands_as_seen():
-    assert len(COMMANDS) == 26 and {words[0] for words in COMMANDS} == set(cli.VERBS)
+    assert len(COMMANDS) == 28 and {words[0] for words in COMMANDS} == set(cli.VERBS)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

@@ -189,6 +189,12 @@ def written_name(name: str) -> str:
     return _MARKER.sub(r"< |\1| >", " ".join(name.split()))
 
 
+def row_sentences(row: Mapping[Any, Any]) -> str:
+    """One row, whatever its cells are, in the sentences of a prompt: "The weight is 4.5. The sound is meow." Missing cells are left out."""
+    shown = {str(name): cell for name, cell in row.items() if cell is not None and cell == cell}
+    return " ".join(f"The {written_name(name)} is {clean_text(str(cell))}." for name, cell in shown.items())
+
+
 class _Cells(NamedTuple):
     """One written column: its name, or one name per row; its cells; whether they are numbers."""
 

@@ -157,15 +157,16 @@ def attention_torch(
     t, length = q_bhtk.shape[2], k_bglk.shape[2]
     if slopes_h is not None and rule.softcap is not None:
         return attention_reference(q_bhtk, k_bglk, v_bglk, mask, slopes_h, rule)
-    trains, few = _trains_in_bfloat16(q_bhtk, k_bglk, v_bglk), q_bhtk.shape[:3].numel() * length < FEW_SCORES
-    if rule.softcap is not None or (t <= 256 and trains and not few and slopes_h is None):
+    trains = _trains_in_bfloat16(q_bhtk, k_bglk, v_bglk)
+    few = trains and q_bhtk.shape[:3].numel() * length < FEW_SCORES
+    if rule.softcap is not None or (trains and t <= 256 and not few and slopes_h is None):
         return attention_in_blocks(q_bhtk, k_bglk, v_bglk, mask, rule)
-    simple = mask is None and rule.window is None and slopes_h is None and (not rule.causal or t == length)
+    simple = mask is None and rule.window is None and slopes_h is None and (not rule.causal or bool(t == length))
     if not simple:
         pairs = visible_pairs(t, length, rule, q_bhtk.device)
         mask = pairs if mask is None else mask & pairs
     dtype = q_bhtk.dtype
-    if trains and few:
+    if few:
         q_bhtk, k_bglk, v_bglk = q_bhtk.float(), k_bglk.float(), v_bglk.float()
     seen = mask
     if slopes_h is not None and mask is not None:

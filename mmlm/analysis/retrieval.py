@@ -54,6 +54,20 @@ def retrieval(scores_nm: np.ndarray, picture_texts: Sequence[Sequence[str]], tex
     return {"mean_r1": (found["i2t_r1"] + found["t2i_r1"]) / 2, **found}
 
 
+def similarity(a_nd: np.ndarray, b_md: np.ndarray) -> np.ndarray:
+    """Cosines float32 [n, m] of two sets of vectors; 0 for a vector of zeros. Raises DataError where they are not of one size."""
+    a, b = (np.asarray(each, dtype=np.float32) for each in (a_nd, b_md))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise DataError(f"vectors are compared as [n, d] and [m, d], but these are {list(a.shape)} and {list(b.shape)}.")
+    found: np.ndarray = _unit(a) @ _unit(b).T
+    return found
+
+
+def sentences(label: str, templates: Sequence[str]) -> list[str]:
+    """A class in words: its name, hyphens as spaces, in place of the braces of each template."""
+    return [template.replace("{}", label.replace("-", " ")) for template in templates]
+
+
 def class_vectors(vectors_tkd: np.ndarray) -> np.ndarray:
     """Vectors [k, d] of classes from those of t templates: the mean of their directions, of length 1."""
     mean_kd = _unit(vectors_tkd).mean(axis=0)

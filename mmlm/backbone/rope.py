@@ -74,10 +74,6 @@ class Rope(nn.Module):
         """cos, sin float32 [..., pairs] of positions [..., p]."""
         if position_p.shape[-1] < len(self.sections):
             raise RecipeError(f"rope has sections for {len(self.sections)} axes, but the data has {position_p.shape[-1]}.")
-        parts = (
-            position_p[..., : len(self.sections)]
-            .float()
-            .repeat_interleave(torch.tensor(self.sections, device=position_p.device), dim=-1, output_size=len(self.frequencies))
-        )
-        angle = parts * self.frequencies
+        axes = position_p[..., : len(self.sections)].float().split(1, dim=-1)
+        angle = torch.cat([axis * turns for axis, turns in zip(axes, self.frequencies.split(self.sections), strict=True)], dim=-1)
         return angle.cos() * self.scale, angle.sin() * self.scale

@@ -41,6 +41,7 @@ VERBS = {
         "mmlm generate runs/quickstart --table new.csv --target price --shots known.csv --output filled.csv",
     ),
     "encode": Verb("encode", "turn files into vectors", "mmlm encode '{type: whisper, layer: 3}' one.wav two.wav --output vectors.npy"),
+    "search": Verb("search", "find what lies nearest in an index of `mmlm encode`", "mmlm search pets.index 'two dogs' new.jpg --top 3"),
     "serve": Verb("serve", "answer other programs over HTTP, as OpenAI's clients ask", "mmlm serve runs/quickstart --port 8000"),
     "validate": Verb(
         "validate", "check a recipe: every fault at once, nothing is loaded", "mmlm validate my_recipe.yaml backbone.width=128"
@@ -48,6 +49,11 @@ VERBS = {
     "preview": Verb("preview", "show samples as the model will read them", "mmlm preview tabular/tabula --samples 1"),
     "demo": Verb("demo", "try finished runs in a browser", "mmlm demo runs/quickstart"),
     "convert": Verb("convert", "turn a decoder of transformers into one of ours, or back", "mmlm convert runs/tabula exported"),
+    "export": Verb(
+        "export",
+        "write an encoder or decoder as ONNX or torch.export, and compare",
+        "mmlm export runs/clip --format onnx --output exported",
+    ),
     "list": Verb("listing", "list recipes, mixers, tokenizers, heads, ... by name", "mmlm list mixers 'mamba*'"),
     "data": Verb("data", "check tables: what is in each column, and what is wrong", "mmlm data check houses.csv --target price"),
     "kernels": Verb("kernels", "tell which back end serves each operation here, and why the others do not", "mmlm kernels ssd"),

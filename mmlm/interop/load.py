@@ -17,7 +17,7 @@ TOKENIZER = "tokenizer.json"
 def load(path: Path | str) -> MultimodalLM:
     """A model ready to use: a run folder, a model folder, or a Hugging Face folder or hub id. With its text tokenizer, if it has one."""
     if _is_ours(Path(path)):
-        model, found = MultimodalLM.from_pretrained(path), sorted(Path(path).glob(f"tokenizers/*/{TOKENIZER}"))
+        model, found = MultimodalLM.from_pretrained(path), text_tokenizers(Path(path))
         if len(found) == 1 and "text" in model.vocabulary.ranges:
             model.text = TextTokenizer(TextConfig()).load(found[0].parent)
         return model
@@ -26,6 +26,11 @@ def load(path: Path | str) -> MultimodalLM:
         model.text = TextTokenizer(TextConfig(path=str(folder / TOKENIZER)))
     model.stop = tuple(index for index in _end_ids(folder) if index in range(len(model.vocabulary)))
     return model
+
+
+def text_tokenizers(folder: Path) -> list[Path]:
+    """The files of tokenizers of texts in a folder of ours: those of a run, or the one beside the weights of a model that was passed on."""
+    return sorted(folder.glob(f"tokenizers/*/{TOKENIZER}")) or sorted(folder.glob(TOKENIZER))
 
 
 def _end_ids(folder: Path) -> tuple[int, ...]:
@@ -49,7 +54,7 @@ def convert(source: Path | str, destination: Path) -> str:
             kind = save_hugging_face(model, destination)
         except CheckpointError as error:
             raise CheckpointError(f"{source}: {error}") from None
-        found = sorted(folder.glob(f"tokenizers/*/{TOKENIZER}"))
+        found = text_tokenizers(folder)
     else:
         model.save_pretrained(destination)
         kind, found = "mmlm", [folder / TOKENIZER] if (folder / TOKENIZER).is_file() else []

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.analysis.drawing import figure, write_png
-from mmlm.analysis.retrieval import class_vectors, retrieval, zero_shot
+from mmlm.analysis.retrieval import class_vectors, retrieval, sentences, zero_shot
 from mmlm.base.errors import DataError, require
 from mmlm.base.files import write_text_whole
 from mmlm.data.pictures import Picture
@@ -245,13 +245,13 @@ class ImageTextTask:
         model.eval()
         pictures_nd = self.encoder.encode([record.read() for record in records], normalize=True)
         labels = sorted({record.labels[CLASS] for record in records if CLASS in record.labels}) if self.config.templates else []
-        sentences = {label: [template.replace("{}", label.replace("-", " ")) for template in self.config.templates] for label in labels}
-        named = [each for some in sentences.values() for each in some]
+        named_by = {label: sentences(label, self.config.templates) for label in labels}
+        named = [each for some in named_by.values() for each in some]
         vectors = self._vectors([text for record in records for text in texts_of(record)] + named)
         found = []
         for record, picture_d in zip(records, pictures_nd, strict=True):
             label = record.labels.get(CLASS, "")
-            named_sd = np.stack([vectors[each] for each in sentences[label]]) if label in sentences else None
+            named_sd = np.stack([vectors[each] for each in named_by[label]]) if label in named_by else None
             texts = texts_of(record)
             found.append(Placed(picture_d, texts, np.stack([vectors[text] for text in texts]), label, named_sd))
         return found

@@ -135,7 +135,7 @@ def test_what_no_run_can_is_told_in_openais_form(client):
     with pytest.raises(openai.NotFoundError, match="writes down speech"):
         client.audio.transcriptions.create(model="speaker", file=("a.wav", b"RIFF"))
     with pytest.raises(openai.NotFoundError, match="has no encoder"):
-        client.embeddings.create(model="words", input="text")
+        client.embeddings.create(model="rows", input="text")
     with pytest.raises(openai.NotFoundError, match="Did you mean 'words'"):
         client.chat.completions.create(model="word", messages=[{"role": "user", "content": "a"}])
     with pytest.raises(openai.NotFoundError, match="rows does not chat; those that do: words, seen"):
@@ -157,6 +157,15 @@ def test_vectors_are_those_of_the_run(molecule_run):
     vectors = encoder(molecule_run).encode(texts)
     assert vectors.shape == (3, 16) and np.allclose([each.embedding for each in found.data], vectors, atol=1e-6)
     assert np.allclose(np.frombuffer(base64.b64decode(as_base64.data[0].embedding), "<f4"), vectors[1], atol=1e-6)
+
+
+def test_texts_become_vectors_too(client, text_run):
+    texts = ["The 3. line", "Und so on"]
+    found = client.embeddings.create(model="words", input=texts)
+    vectors = encoder(text_run).encode(texts)
+    assert vectors.shape == (2, 16) and np.allclose([each.embedding for each in found.data], vectors, atol=1e-6)
+    with pytest.raises(openai.BadRequestError, match="text 1: holds no token"):
+        client.embeddings.create(model="words", input=["a", ""])
 
 
 def test_rows_are_predicted(http):

@@ -1,0 +1,1 @@
+"""Encoders and decoders as parts of the pipelines of other libraries."""

@@ -1,0 +1,66 @@
+"""What people name on a command line, as items of an encoder: files, rows of tables, texts and molecules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmlm.base.errors import DataError
+from mmlm.data.table_reader import read_table
+from mmlm.embedding import Embedder, PictureEmbedder
+from mmlm.encoders.vectors import Vectors
+from mmlm.text_vectors import TextEmbedder
+
+TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".jsonl")
+
+
+def named_items(encoder: Vectors, words: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Name and item for each word: files of sounds and pictures by their paths, molecules by their SMILES.
+
+    An encoder of texts takes a table's rows, "FILE, row 1" and so on, the content of another file, and other words as they are.
+    Raises DataError for a file that cannot be read as what it is.
+    """
+    for word in words:
+        path = Path(word)
+        if not isinstance(encoder, TextEmbedder) or not _is_file(path):
+            yield word, word
+        elif path.suffix.lower() in TABLES:
+            for number, row in enumerate(_rows(path), 1):
+                yield f"{word}, row {number}", row
+        else:
+            yield word, _text(path)
+
+
+def query_vectors(encoder: Vectors, word: str) -> tuple[list[str], np.ndarray]:
+    """Names and vectors [n, d] of what a query asks for: a file (a table gives its rows), or a text.
+
+    Raises DataError for a file that cannot be read, and RecipeError for a text where the encoder reads none.
+    """
+    if not _is_file(Path(word)) and isinstance(encoder, Embedder | PictureEmbedder):
+        return [word], encoder.encode_texts([word])
+    names, items = zip(*named_items(encoder, [word]), strict=True)
+    return list(names), encoder.encode(items)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a text may be longer than a name of a file can be
+        return False
+
+
+def _rows(path: Path) -> Iterator[dict[str, str | None]]:
+    table = read_table(path)
+    texts = {column.name: table.texts(column.name) for column in table.columns}
+    for number in range(table.num_rows):
+        yield {name: cells[number] for name, cells in texts.items()}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a text: {error}.") from None

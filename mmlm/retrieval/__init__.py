@@ -1,0 +1,1 @@
+"""Finding items by their vectors."""

@@ -1,0 +1,89 @@
+"""Texts, and rows of tables as texts, through a decoder: the mean of its last states.
+
+Axes: b rows of a batch   t tokens   d width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mmlm.base.errors import CheckpointError, DataError, RecipeError
+from mmlm.encoders.vectors import Progress, Vectors
+from mmlm.interop.load import load
+from mmlm.stream import pack, text_stream, unpack
+from mmlm.tokenizers.table_rows import row_sentences
+
+Item = str | Mapping[str, Any]
+SHOWN = 40  # characters of a text in a message
+
+
+class TextEmbedder(Vectors):
+    """A decoder of texts: the folder of a run or model, or of transformers. size: its width.
+
+    Raises CheckpointError where the folder holds none, or no tokenizer of texts beside it."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.model = load(folder)
+        if self.model.text is None:
+            raise CheckpointError(f"{folder}: has no text tokenizer beside its weights, so it encodes no texts.")
+        self.text = self.model.text
+        self.size = int(self.model.config.backbone.width)
+
+    @torch.no_grad()
+    def encode(
+        self,
+        items: Sequence[Item],
+        *,
+        batch_size: int = 32,
+        normalize: bool = False,
+        precision: str = "auto",
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """float32 [items, size]: the mean of the last states over the tokens of each text, without those that begin every text.
+
+        items: texts, or rows as {column: cell}, which are written in sentences. batch_size: texts that are read together; it changes no
+        vector. precision: auto or fp32. progress(done, in all) is called after each batch. Raises DataError for what holds no token.
+        """
+        if precision not in ("auto", "fp32"):
+            raise RecipeError(f"precision must be auto or fp32, but is {precision!r}.")
+        ids = self.text.ids([_written(number, item) for number, item in enumerate(items)])
+        if empty := [number for number, some in enumerate(ids) if not some]:
+            raise DataError(f"text {empty[0]}: holds no token.")
+        parts = [torch.zeros(0, self.size)]
+        for start in range(0, len(ids), max(1, batch_size)):
+            parts.append(self._pooled(ids[start : start + max(1, batch_size)]))
+            if progress is not None:
+                progress(min(start + max(1, batch_size), len(ids)), len(ids))
+        vectors_nd = torch.cat(parts)
+        return (functional.normalize(vectors_nd, dim=-1) if normalize else vectors_nd).numpy()
+
+    def _pooled(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """[texts, d] of texts that stand one after the other in a row, each a document."""
+        first = list(self.text.first or [])
+        streams = [text_stream(torch.tensor([*first, *some])) for some in ids]
+        batch = pack(streams, self.model.vocabulary, shift=False).to(self.model.device)
+        h_btd, _ = self.model.hidden(batch)
+        return torch.stack([h_td[len(first) :].float().mean(0) for h_td in unpack(h_btd, batch.layout)]).cpu()
+
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 32, normalize: bool = False) -> np.ndarray:
+        """The same."""
+        return self.encode(texts, batch_size=batch_size, normalize=normalize)
+
+    def made_of(self) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        """The model's config and weights. The tokenizer is not counted: its ids are rows of the weights."""
+        return self.model.config.model_dump(mode="json"), self.model.state_dict()
+
+
+def _written(number: int, item: Item) -> str:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, Mapping):
+        return row_sentences(item)
+    raise DataError(f"text {number}: is a text, or a row as a mapping, but is {type(item).__name__} {str(item)[:SHOWN]}.")
