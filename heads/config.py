@@ -33,7 +33,8 @@ class RegressionHeadConfig(Component):
 
 
 @HEADS.register(
-    "mmlm.heads.codebooks:CodebooksHead", source="parallel heads arXiv:2306.05284, section 2.1; shared rows arXiv:2301.02111, section 4.2.2"
+    "mmlm.heads.codebooks:CodebooksHead",
+    source="parallel heads of MusicGen, arXiv:2306.05284, section 2.1; shared rows arXiv:2301.02111, section 4.2.2",
 )
 class CodebooksHeadConfig(Component):
     """Several predictions at one token, one of each codebook, and their cross-entropy."""

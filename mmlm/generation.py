@@ -4,7 +4,7 @@ A batch of prompts may have different lengths; batch size never changes a result
 seed and its place. Scores are log-probabilities in float32.
 
 Axes: b sequences   t tokens   v vocabulary rows   n options
-Sources: top-p arXiv:1904.09751; min-p arXiv:2407.01082; repetition penalty arXiv:1909.05858; guidance arXiv:2306.17806.
+Sources: top-p arXiv:1904.09751; min-p arXiv:2407.01082; repetition penalty arXiv:1909.05858; classifier-free guidance arXiv:2306.17806.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Mask-predict: all cells of a stage at once, in a few passes, of which each keeps what it is most certain of.
 
 After pass k of K the ceil(n (1 - cos(pi/2 (k + 1) / K))) most certain of n cells are known. One pass is plain parallel prediction.
-Sources: arXiv:1904.09324; the schedule of MaskGIT, arXiv:2202.04200, section 3.2.
+Sources: Mask-Predict, arXiv:1904.09324; the schedule of MaskGIT, arXiv:2202.04200, section 3.2.
 
 Axes: n cells of all sequences   t frames   u codebooks   v choices
 """

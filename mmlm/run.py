@@ -32,7 +32,7 @@ from mmlm.evaluation.report import write_report
 from mmlm.evaluation.validation import Validation
 from mmlm.interop.load import load
 from mmlm.joint import JointLearner, JointSamples, JointValidation, Part, merged, vocabulary_of
-from mmlm.model import MultimodalLM
+from mmlm.model import MultimodalLM, read_json
 from mmlm.model_config import ModelConfig
 from mmlm.recipe import Recipe
 from mmlm.records import DrawnSamples, Records
@@ -353,6 +353,14 @@ def load_run(folder: Path | str, overrides: Sequence[str] = (), fits: Callable[[
     return part.recipe, part.task, _load_model(Path(folder), recipe, part)
 
 
+def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, dict[str, Any] | None]:
+    """The recipe of a finished run and what was measured, None where nothing was. Raises CheckpointError where the folder holds none."""
+    if not (folder / RECIPE).is_file():
+        raise CheckpointError(f"{folder}: no finished run: {RECIPE} is missing.")
+    recipe = Recipe.read(folder / RECIPE, overrides)
+    return recipe, read_json(folder / METRICS) if (folder / METRICS).is_file() else None
+
+
 def load_parts(folder: Path | str, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Part], list[Any]]:
     """The recipe of a finished run, all its tasks, and the model for each, which is one and the same unless tasks have own adapters."""
     recipe, parts = _read_parts(folder, overrides)
@@ -362,10 +370,7 @@ def load_parts(folder: Path | str, overrides: Sequence[str] = ()) -> tuple[Recip
 
 
 def _read_parts(folder: Path | str, overrides: Sequence[str]) -> tuple[Recipe, list[Part]]:
-    path = Path(folder) / RECIPE
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: no finished run: {RECIPE} is missing.")
-    recipe = Recipe.read(path, overrides)
+    recipe, _ = read_run(Path(folder), overrides)
     return recipe, build_parts(recipe, Path(folder))
 
 

@@ -21,6 +21,7 @@ GOOD = "schema: 1\nname: tiny\nbackbone: {width: 32, num_layers: 1}\n"
 
 # A flag that is here may be used by somebody's script: taking one away or renaming it is a decision, adding one is a line here.
 FLAGS = {
+    "card": ["--output", "RUN"],
     "compare": ["--only", "COMPARISON", "key.path=value"],
     "convert": ["FOLDER", "SOURCE"],
     "demo": ["--host", "--port", "--token", "RUN"],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -15,10 +13,11 @@ from mmlm.base import yaml
 from mmlm.base.schema import check
 from mmlm.compare import cells, read_comparison
 from mmlm.recipe import Recipe
+from tests.pages import commands, parsed
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [shlex.split(line, comments=True)[1:] for line in TEXT.splitlines() if line.startswith("    mmlm ")]
+COMMANDS = commands(TEXT)
 
 
 @pytest.fixture
@@ -32,15 +31,12 @@ def files(tmp_path, monkeypatch):
 
 
 def test_there_are_as_many_commands_as_seen():
-    assert len(COMMANDS) == 27 and {words[0] for words in COMMANDS} == set(cli.VERBS)
+    assert len(COMMANDS) == 28 and {words[0] for words in COMMANDS} == set(cli.VERBS)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_a_command_is_taken(words, files):
-    verb, *rest = words
-    parser = cli.Parser(prog=verb, allow_abbrev=False)
-    importlib.import_module(f"mmlm.cli.{cli.VERBS[verb].module}").options(parser)
-    given = parser.parse_intermixed_args(rest)
+    verb, given = words[0], parsed(words)
     if verb in ("train", "preview", "validate"):
         assert Recipe.read(given.recipe, given.overrides).name
     if verb == "compare":
@@ -50,3 +46,11 @@ def test_a_command_is_taken(words, files):
 def test_the_recipe_on_the_first_screen_reads():
     raw = re.search(r"```yaml\n(schema: 1.*?)```", TEXT, flags=re.DOTALL)
     assert check(Recipe, yaml.parse(raw[1], "README.md"), "README.md").backbone.num_layers == 6
+
+
+def test_every_file_that_the_readme_and_the_pages_link_to_is_there():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))]
+    assert len(links) > 300 and [(page.name, link) for page, link in links if not (page.parent / link).is_file()] == []
+    pictures = list((ROOT / "docs/pictures").glob("*.png"))
+    assert pictures and all(path.stat().st_size < 150_000 for path in pictures)

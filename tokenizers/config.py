@@ -51,7 +51,7 @@ class CellTokens(Strict):
     )
 
 
-@TOKENIZERS.register("mmlm.tokenizers.text:TextTokenizer", source="byte-level BPE, GPT-2; arXiv:1508.07909")
+@TOKENIZERS.register("mmlm.tokenizers.text:TextTokenizer", source="byte-level BPE, GPT-2; subword units, arXiv:1508.07909")
 class TextConfig(Component):
     """Text as tokens of a byte-level BPE."""
 

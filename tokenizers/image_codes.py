@@ -7,7 +7,7 @@ of convolutions and of norms over the channels of a place, so a code depends on 
 in a batch as it is by itself. Codes stand at two axes, row and column, from which decoding knows the shape of the picture.
 
 Source: VQ-VAE, arXiv:1711.00937, with the quantizers of mmlm.tokenizers.quantizers; blocks of ConvNeXt, arXiv:2201.03545; pixels from
-channels as in arXiv:1609.05158. The sizes are choices of this project.
+channels as in ESPCN, arXiv:1609.05158. The sizes are choices of this project.
 
 Axes: b pictures   y, x pixels, or places   c colours   t codes   u books   d channels
 """

@@ -6,7 +6,7 @@ A mark stands between rows alone, so a picture of h x w patches is h * w + h + 1
 3 x 4. A patch carries its pixels, channel by channel, with a margin around it if that is asked for, and if asked for where it lies.
 
 Source: SOLO, arXiv:2407.06438, and its code, for the rule of sizes and the marks; the margin lets an encoder of patches be a stem of
-strided convolutions. Places as sines, arXiv:2003.08934, equation 4.
+strided convolutions. Places as sines as in NeRF, arXiv:2003.08934, equation 4.
 
 Axes: y, x pixels   h, w patches   n patches   c channels   f features of a patch
 """

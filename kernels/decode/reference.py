@@ -1,7 +1,8 @@
 """One decoding step in plain PyTorch, for rows of different lengths.
 
 Axes: b rows   d width   h heads   g key heads   k channels of a head   t tokens   v vocabulary rows
-Sources: pre-norm decoder arXiv:2302.13971; grouped heads arXiv:2305.13245; rotary positions arXiv:2104.09864; query and key norm of Qwen3;
+Sources: pre-norm decoder of LLaMA, arXiv:2302.13971; grouped heads arXiv:2305.13245; rotary positions arXiv:2104.09864;
+query and key norm of Qwen3;
 the recurrences as in their own folders, here for one token.
 """
 

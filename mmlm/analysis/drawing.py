@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from html import escape
 from pathlib import Path
 
@@ -48,6 +50,21 @@ def as_html(said: Grounded) -> str:
         parts += [escape(said.text[at : phrase.start]), f'<b style="border-bottom:3px solid rgb({red},{green},{blue})">{words}</b>']
         at = phrase.end
     return "".join([*parts, escape(said.text[at:])])
+
+
+def figure(pixels_yxc: np.ndarray, caption: str, *, alt: str = "", least: int = 0, colors: int | None = None) -> str:
+    """A picture as an element of HTML that holds it, larger where its longer side has fewer than `least` pixels.
+
+    caption: HTML. alt: plain words. colors: so many are kept, for a smaller page; None: all."""
+    from PIL import Image
+
+    picture, file = Image.fromarray(pixels_yxc), io.BytesIO()
+    (picture if colors is None else picture.quantize(colors)).save(file, format="PNG", optimize=True)
+    scale = max(1, -(-least // max(picture.size)))
+    place = f'width="{picture.width * scale}" height="{picture.height * scale}" style="height:auto;image-rendering:pixelated"'
+    data = base64.b64encode(file.getvalue()).decode()
+    image = f'<img alt="{escape(alt, quote=True)}" {place} src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def write_png(path: Path, pixels_yxc: np.ndarray) -> None:

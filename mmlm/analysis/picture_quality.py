@@ -5,8 +5,6 @@ Axes: b pictures   c colours   y, x pixels
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping
 from html import escape
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mmlm.analysis.drawing import figure
 from mmlm.base.errors import DataError
 
 FULL_SCALE = 255.0
@@ -53,20 +52,8 @@ def ssim(one_yxc: np.ndarray, other_yxc: np.ndarray) -> float:
 
 def side_by_side(pictures: Mapping[str, np.ndarray]) -> str:
     """Pictures with their names below them, as an element of HTML; small ones are drawn larger."""
-    return '<div class="heard">' + "".join(_figure(name, pixels_yxc) for name, pixels_yxc in pictures.items()) + "</div>"
-
-
-def _figure(name: str, pixels_yxc: np.ndarray) -> str:
-    from PIL import Image
-
-    data = io.BytesIO()
-    Image.fromarray(pixels_yxc).save(data, format="PNG")
-    scale = max(1, math.ceil(SHOWN / max(pixels_yxc.shape[:2])))
-    height, width = (side * scale for side in pixels_yxc.shape[:2])
-    place = f'width="{width}" height="{height}" style="image-rendering:pixelated"'
-    source = base64.b64encode(data.getvalue()).decode()
-    told = escape(name, quote=True)
-    return f'<figure><img alt="{told}" {place} src="data:image/png;base64,{source}"><figcaption>{told}</figcaption></figure>'
+    drawn = (figure(pixels_yxc, escape(name, quote=True), alt=name, least=SHOWN) for name, pixels_yxc in pictures.items())
+    return f'<div class="heard">{"".join(drawn)}</div>'
 
 
 def _check(one_yxc: np.ndarray, other_yxc: np.ndarray) -> None:

@@ -15,7 +15,7 @@ FEED_FORWARDS = Registry("feed-forward", "mmlm.feed_forwards")
 
 
 class LinearScaling(Strict):
-    """Position interpolation: all frequencies divided by the factor (arXiv:2306.15595)."""
+    """All frequencies divided by the factor (position interpolation, arXiv:2306.15595)."""
 
     type: Literal["linear"] = "linear"
     factor: float = Field(gt=1, description="new length over trained length")
@@ -62,7 +62,7 @@ class RopeConfig(Strict):
     scaling: RopeScaling | None = None
 
 
-@MIXERS.register("mmlm.backbone.attention:Attention", source="arXiv:1706.03762; GQA arXiv:2305.13245")
+@MIXERS.register("mmlm.backbone.attention:Attention", source="Attention is all you need, arXiv:1706.03762; GQA arXiv:2305.13245")
 class AttentionConfig(Component):
     """Softmax attention with grouped key and value heads."""
 
@@ -76,7 +76,9 @@ class AttentionConfig(Component):
     qkv_bias: bool = False
     out_bias: bool = False
     window: int | None = Field(None, ge=1, description="tokens a query looks back, itself included; null for all")
-    sinks: int = Field(0, ge=0, description="first tokens of a document that stay visible beyond the window (arXiv:2309.17453)")
+    sinks: int = Field(
+        0, ge=0, description="first tokens of a document that stay visible beyond the window (StreamingLLM, arXiv:2309.17453)"
+    )
     gate: bool = Field(False, description="outputs times sigmoid of a projection of the input, channel by channel (Qwen3-Next)")
     soft_cap: float | None = Field(None, gt=0, description="scores become cap * tanh(score / cap) (Gemma 2); null for none")
     alibi: bool = Field(False, description="scores fall with the distance, by a slope a head (ALiBi, arXiv:2108.12409)")
@@ -185,7 +187,7 @@ class H3Config(Component):
         return self
 
 
-@MIXERS.register("mmlm.backbone.long_conv:LongConv", source="arXiv:2302.06646")
+@MIXERS.register("mmlm.backbone.long_conv:LongConv", source="FlashButterfly, arXiv:2302.06646")
 class LongConvConfig(Component):
     """Convolution with a free kernel, squashed towards zero and smoothed."""
 
@@ -214,7 +216,8 @@ class LongConvConfig(Component):
 
 @MIXERS.register(
     "mmlm.backbone.delta:DeltaNet",
-    source="DeltaNet, arXiv:2406.06484; gated arXiv:2412.06464; eigenvalues arXiv:2411.12537; DeltaProduct arXiv:2502.10297",
+    source="DeltaNet, arXiv:2406.06484; Gated DeltaNet, arXiv:2412.06464; negative eigenvalues, arXiv:2411.12537; "
+    "DeltaProduct, arXiv:2502.10297",
 )
 class DeltaNetConfig(Component):
     """Delta rule: each head's matrix replaces what it holds for a key by a new value, with a decay if gated."""
@@ -258,7 +261,7 @@ class LrpeConfig(Strict):
     num_axes: int = Field(1, ge=1, le=3, description="position axes that share a head's channels, the first ones of the data")
 
 
-@MIXERS.register("mmlm.backbone.transnormer:TransNormer", source="TransNormer, arXiv:2210.10340; gate arXiv:2307.14995")
+@MIXERS.register("mmlm.backbone.transnormer:TransNormer", source="TransNormer, arXiv:2210.10340; gate of TransNormerLLM, arXiv:2307.14995")
 class TransNormerConfig(Component):
     """Linear attention with a norm in place of the denominator, for late layers; attention inside blocks, for early ones."""
 
@@ -366,7 +369,9 @@ class Relu2Config(Component):
     bias: bool = False
 
 
-@FEED_FORWARDS.register("mmlm.backbone.moe:MixtureOfExperts", source="arXiv:1701.06538; balance loss arXiv:2101.03961, eq. 4")
+@FEED_FORWARDS.register(
+    "mmlm.backbone.moe:MixtureOfExperts", source="sparsely gated experts, arXiv:1701.06538; balance loss of Switch, arXiv:2101.03961, eq. 4"
+)
 class MoeConfig(Component):
     """Each token goes to its `top_k` best experts. Without a capacity no token is dropped."""
 

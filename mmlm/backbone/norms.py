@@ -10,7 +10,7 @@ from mmlm.parameters import name_axes
 
 
 class RmsNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, computed in float32 (arXiv:1910.07467)."""
+    """x / rms(x) * weight over the last axis, computed in float32 (RMSNorm, arXiv:1910.07467)."""
 
     def __init__(self, width: int, eps: float = 1e-6, axis: str = "residual") -> None:
         super().__init__()

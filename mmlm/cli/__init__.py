@@ -29,6 +29,9 @@ VERBS = {
     "evaluate": Verb(
         "evaluate", "measure a finished run beside baselines, write metrics.json and report.html", "mmlm evaluate runs/quickstart"
     ),
+    "card": Verb(
+        "card", "write and print a run's model card: what it is, data, figures, use, limits, licence", "mmlm card runs/quickstart"
+    ),
     "compare": Verb(
         "compare", "run recipes with variants and seeds, such as mixers on probes, and print one table", "mmlm compare probes 'seeds=[0]'"
     ),

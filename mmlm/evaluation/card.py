@@ -6,39 +6,86 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmlm.base.files import write_text_whole
 from mmlm.evaluation.history import run_log, told
 from mmlm.recipe import Recipe
 
 CARD = "README.md"
 
 
-def write_card(folder: Path, recipe: Recipe, metrics: dict[str, Any] | None) -> Path:
-    """Write README.md: what the model is, what it was trained on, what was measured, how it is used. metrics: of an evaluation, if any."""
-    sources = ", ".join(f"{source.type} (weight {source.weight:g})" for source in recipe.data.train)
+def write_card(folder: Path, recipe: Recipe, metrics: dict[str, Any] | None, path: Path | None = None) -> Path:
+    """Write the card of a run: what the model is, what it was trained on, what was measured, how it is used, what it cannot do, and whose
+    its data are. metrics: of an evaluation, if any.   path: another file than README.md in the run folder."""
+    path = folder / CARD if path is None else path
+    write_text_whole(path, card(folder, recipe, metrics))
+    return path
+
+
+def card(folder: Path, recipe: Recipe, metrics: dict[str, Any] | None) -> str:
+    """The text of a run's card."""
+    parts = [
+        _head(folder, recipe),
+        _data(recipe),
+        *(_use(alone) for alone in recipe.alone),
+        _measured(recipe, metrics),
+        _limits(recipe),
+        LICENCE,
+    ]
+    return "\n".join(line for part in parts for line in part).rstrip() + "\n"
+
+
+LICENCE = [
+    "## Licence",
+    "",
+    "mmlm is licensed under Apache-2.0. What the weights may be used for, the licences of the data above also decide.",
+    "",
+]
+
+
+def _head(folder: Path, recipe: Recipe) -> list[str]:
+    """What the model is, and how it was made."""
     begun = f"from the weights of `{recipe.backbone.pretrained}`" if recipe.backbone.pretrained else "from random weights"
     own = getattr(recipe.tasks[0], "has_own_network", False)
-    types = ", ".join(f"`{task.type}`" for task in recipe.tasks)
+    types, log = ", ".join(f"`{task.type}`" for task in recipe.tasks), run_log(folder)
     objectives = "" if own else f" {_objectives(recipe)}"
-    lines = [
+    logged = next((line for line in reversed(log) if line.get("tokens")), None)
+    return [
         f"# {recipe.name}",
         "",
         *(line for task in recipe.tasks for line in (f"{type(task).__doc__ or ''}".strip(), "")),
         f"- Trained {begun} by mmlm, with the recipe in `recipe.yaml` (seed {recipe.seed}).",
-        f"- Training data: {sources}. Its licences are those of the packages and files it comes from.",
+        *([f"- {logged['step']:,} steps, {logged['tokens']:,} tokens, {logged['seconds']:.0f} s."] if logged else []),
         f"- Task{'' if len(recipe.tasks) == 1 else 's'}: {types}.{objectives}",
-        *([f"- {found}"] if (found := told(run_log(folder), recipe)) else []),
-        "",
-        *(line for alone in recipe.alone for line in _use(alone)),
-        "## Measured",
+        *([f"- {found}"] if (found := told(log, recipe)) else []),
         "",
     ]
+
+
+def _data(recipe: Recipe) -> list[str]:
+    """The sources, and where they come from."""
+    lines = ["## Training data", ""]
+    for source in recipe.data.train:
+        about = " ".join((type(source).__doc__ or "").split())
+        lines.append(f"- `{source.type}` (weight {source.weight:g}). {about} From: {type(source).source}.")
+    return [*lines, ""]
+
+
+def _measured(recipe: Recipe, metrics: dict[str, Any] | None) -> list[str]:
+    """The figures of all tasks."""
+    lines = ["## Measured", ""]
     if metrics is None:
-        return _write(folder, [*lines, f"Nothing yet: `mmlm evaluate {recipe.output}` measures it beside its baselines."])
+        return [*lines, f"Nothing yet: `mmlm evaluate {recipe.output}` measures it beside its baselines.", ""]
     if "tasks" not in metrics:
-        return _write(folder, [*lines, *figures(recipe, metrics)])
+        return [*lines, *figures(recipe, metrics), ""]
     for alone, some in zip(recipe.alone, metrics["tasks"].values(), strict=True):
         lines += [f"### {alone.tasks[0].called}", "", *figures(alone, some), ""]
-    return _write(folder, lines)
+    return lines
+
+
+def _limits(recipe: Recipe) -> list[str]:
+    """What models of these tasks cannot do."""
+    told = list(dict.fromkeys(task.limits for task in recipe.tasks if task.limits))
+    return ["## Limits", "", *(f"- {each}" for each in told), ""] if told else []
 
 
 def _objectives(recipe: Recipe) -> str:
@@ -62,10 +109,7 @@ def figures(recipe: Recipe, metrics: dict[str, Any]) -> list[str]:
     for name, row in {"model": metrics["metrics"], **metrics["baselines"]}.items():
         cells = [with_interval(row[f"accuracy_{count}"], row[f"accuracy_{count}_interval"] if several else None) for count in shots]
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
-    limits = "At most ten classes a column. " if recipe.tasks[0].type == "tabular" else ""
-    limits += "Numbers are predicted through bins. Probabilities may be off on unfamiliar tables; "
-    limits += f"the expected calibration error over all held-out tables is {metrics['metrics']['calibration_error']:.3f}."
-    return [*lines, "", "## Limits", "", limits]
+    return [*lines, "", f"The expected calibration error over all held-out tables is {metrics['metrics']['calibration_error']:.3f}."]
 
 
 COMMANDS = {
@@ -86,6 +130,13 @@ def _use(recipe: Recipe) -> list[str]:
     if task.type in ("codec", "image_codes"):
         name, codec = next(iter(recipe.tokenizers.items()))
         found = ["As a tokenizer of another recipe:", "", f"    tokenizers: {{{name}: {{type: {codec.type}, path: {run}}}}}", ""]
+    elif task.type == "image_text":
+        found = [
+            "    import mmlm",
+            f'    towers = mmlm.encoder("{run}")',
+            '    towers.encode(["picture.jpg"]), towers.encode_texts(["words"])',
+            "",
+        ]
     elif task.type == "picture_classes":
         found = ["    import mmlm", f'    mmlm.encoder("{run}").encode(["picture.jpg"])', ""]
     elif reads == "tables":
@@ -117,8 +168,3 @@ def _of_records(metrics: dict[str, Any]) -> list[str]:
 def with_interval(mean: float, interval: Sequence[float] | None) -> str:
     """A measure and its interval as text; None for one table alone, over which there is no interval."""
     return f"{mean:.3f}" if interval is None else f"{mean:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
-
-
-def _write(folder: Path, lines: list[str]) -> Path:
-    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder / CARD

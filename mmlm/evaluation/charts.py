@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 260, 58, 36, 14, 14
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 260, 72, 36, 14, 14
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -14,6 +14,7 @@ from mmlm.training.log import read_log
 from mmlm.training.trainer import LOG, SAMPLES
 
 MARK = "validation."
+MOST_TEXTS, MOST_CHARACTERS = 3, 3000  # of samples that a page shows whole
 
 
 def run_log(folder: Path) -> list[dict[str, Any]]:
@@ -57,14 +58,23 @@ def validation_charts(log: Sequence[dict[str, Any]]) -> str:
 
 
 def sample_links(folder: Path) -> str:
-    """Links to the samples that were written while training, by step, and players of those that are sound; empty without any."""
+    """Links to the samples that were written while training, by step, players of those that are sound, and the last texts; empty without
+    any."""
     root = folder / SAMPLES
     files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
     links = [f'<a href="{_place(path, folder)}">{escape(path.relative_to(root).as_posix())}</a>' for path in files if path.suffix != ".wav"]
     cell = '<tr><td>{}</td><td><audio controls preload="none" src="{}"></audio></td></tr>'
     heard = [cell.format(escape(path.relative_to(root).as_posix()), _place(path, folder)) for path in files if path.suffix == ".wav"]
     table = f'<h2>To be heard</h2><div class="wide"><table>{"".join(heard)}</table></div>' if heard else ""
-    return (f"<p>Samples while training: {', '.join(links)}.</p>" if links else "") + table
+    return (f"<p>Samples while training: {', '.join(links)}.</p>" if links else "") + table + _last_texts(files)
+
+
+def _last_texts(files: Sequence[Path]) -> str:
+    """The texts among the samples of the last step, the first of them and their beginnings."""
+    last = max((path.parent for path in files), default=None)
+    texts = [path for path in files if path.parent == last and path.suffix == ".txt"][:MOST_TEXTS]
+    parts = (f"<pre>{escape(path.read_text(encoding='utf-8', errors='replace')[:MOST_CHARACTERS])}</pre>" for path in texts)
+    return f"<h2>Samples at the end</h2>{''.join(parts)}" if texts else ""
 
 
 def _place(path: Path, folder: Path) -> str:

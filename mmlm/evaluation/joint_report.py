@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mmlm.evaluation.history import run_log, sample_links, told, validation_charts
-from mmlm.evaluation.report import PAGE, training, write_page
+from mmlm.evaluation.report import PAGE, recipe_part, training, write_page
 from mmlm.recipe import Recipe
 
 
@@ -21,7 +21,7 @@ def write_joint_report(folder: Path, recipe: Recipe, found: dict[str, dict[str, 
     parts += ["<h2>Training</h2>", training(log)]
     if charts := validation_charts(log):
         parts += ["<h2>Validation while training</h2>", f"<p>{escape(told(log, recipe))}</p>", charts]
-    parts += [sample_links(folder), "<h2>Recipe</h2>", f"<pre>{escape(recipe.dump())}</pre>"]
+    parts += [sample_links(folder), recipe_part(recipe)]
     return write_page(folder, recipe.name, parts)
 
 

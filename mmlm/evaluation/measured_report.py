@@ -14,7 +14,7 @@ from mmlm.evaluation.charts import lines
 from mmlm.evaluation.history import run_log, sample_links, told, validation_charts
 from mmlm.evaluation.judges import MODEL, Verdict
 from mmlm.evaluation.measure import Measurement, metric_names
-from mmlm.evaluation.report import training, write_page
+from mmlm.evaluation.report import recipe_part, training, write_page
 from mmlm.evaluation.spectrogram import attention_image, spectrogram_image
 from mmlm.recipe import Recipe
 
@@ -45,7 +45,7 @@ def write_measured_report(
         parts += ["<h2>Validation while training</h2>", f"<p>{escape(told(log, recipe))}</p>", charts]
     parts += [sample_links(folder), "<h2>What the model reads</h2>"]
     parts += [f"<h3>{escape(name)}</h3><pre>{escape(shown(record)[:4000])}</pre>" for name, record in found.first.items()]
-    parts += ["<h2>Recipe</h2>", f"<pre>{escape(recipe.dump())}</pre>"]
+    parts.append(recipe_part(recipe))
     return write_page(folder, recipe.name, parts)
 
 
@@ -66,7 +66,7 @@ def measured_table(found: Measurement) -> str:
 def _verdict(folder: Path, name: str, verdict: Verdict) -> list[str]:
     """What was judged, and the first sounds with players and pictures; the sounds are files of the run folder."""
     about = verdict.about
-    of = ", ".join(f"{judge} of {count}" for judge, count in about["measured"].items())
+    of = ", ".join(f"{judge} of {count}" for judge, count in about["measured"].items() if count)
     told = f"{name}: {about['sounds']} sounds were judged ({of or 'by nobody'})."
     told += f" Words were counted by {about['recognizer']}." if "recognizer" in about else ""
     parts = [f"<p>{escape(told)}</p>"]

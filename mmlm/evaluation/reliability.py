@@ -66,7 +66,7 @@ def ece(p_nc: np.ndarray, truth_n: np.ndarray, *, bins: int = 15, by: Bins = "ma
 def debiased_ece(p_nc: np.ndarray, truth_n: np.ndarray, *, bins: int = 15, by: Bins = "mass") -> float:
     """Root of the squared calibration error less what chance alone adds to it; 0 where chance explains all. Bins of one row are left out.
 
-    Source: Kumar, Liang & Ma 2019, arXiv:1909.10155, definition 5.
+    Source: Verified Uncertainty Calibration, arXiv:1909.10155, definition 5.
     """
     found = reliability(*_top(p_nc, truth_n), bins=bins, by=by)
     several = found.count > 1

@@ -28,7 +28,10 @@ th:first-child, td:first-child { text-align: left }
 tr.own { font-weight: 600; background: var(--soft) }
 svg { width: 100%; height: auto; font-size: 12px } svg text { fill: currentColor }
 svg text[fill] { fill: revert-layer } .grid { stroke: var(--line) }
-.heard { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 0 } figure img, figure audio { display: block; width: 270px }
+.heard, .drawn { display: flex; flex-wrap: wrap; gap: 1rem } .drawn > * { max-width: 100% } .drawn svg { width: auto; background: #fff }
+figure { margin: 0; width: 262px } figure img, figure svg, figure audio { display: block; width: 260px }
+figure img { border: 1px solid var(--line) } figcaption { font-size: 14px; line-height: 1.4 }
+summary { cursor: pointer; font-size: 1.25rem; font-weight: bold; margin-top: 2.6rem }
 pre { background: var(--soft); padding: 1rem; overflow-x: auto; font-size: 13px }
 """
 
@@ -63,7 +66,7 @@ def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[
     parts += [sample_links(folder), "<h2>Calibration</h2>", _reliability(found, metrics)]
     parts += ["<h2>Predictions</h2>", _predictions(found, shots[0], shown)]
     parts += ["<h2>Where a baseline does better</h2>", _worst(found, shots[-1])]
-    parts += ["<h2>Every table</h2>", _per_table(found, shots), "<h2>Recipe</h2>", f"<pre>{escape(recipe.dump())}</pre>"]
+    parts += ["<h2>Every table</h2>", _per_table(found, shots), recipe_part(recipe)]
     settings = "its default settings" if about["xgboost"] == "default" else "the best of a random search in each draw"
     parts += ["<h2>How it was measured</h2><p>Classes beyond the ten commonest of the examples count as misses. Numeric targets were cut "]
     parts += [f"into quantile bins whose edges come from the example rows. XGBoost ran with {settings}.</p>"]
@@ -76,6 +79,11 @@ def write_page(folder: Path, title: str, parts: Sequence[str]) -> Path:
     path = folder / PAGE
     write_text_whole(path, f"{head}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n")
     return path
+
+
+def recipe_part(recipe: Recipe) -> str:
+    """The whole recipe, folded."""
+    return f"<details><summary>Recipe</summary><pre>{escape(recipe.dump())}</pre></details>"
 
 
 def _headline(metrics: dict[str, Any], shots: Sequence[int]) -> str:

@@ -73,7 +73,7 @@ def mel_distance(decoded_bn: Tensor, true_bn: Tensor, rate_hz: int, window: int 
 def si_sdr(found_n: Tensor, wanted_n: Tensor) -> Tensor:
     """Scale-invariant signal-to-distortion ratio in dB over the last axis; not finite where one is silent or both are alike.
 
-    Source: Le Roux et al. 2019, arXiv:1811.02508.
+    Source: SDR half-baked or well done, arXiv:1811.02508.
     """
     found_n, wanted_n = found_n - found_n.mean(-1, keepdim=True), wanted_n - wanted_n.mean(-1, keepdim=True)
     share = (found_n * wanted_n).sum(-1, keepdim=True) / wanted_n.square().sum(-1, keepdim=True)

@@ -29,7 +29,7 @@ class PrefixConfig(Component):
     )
 
 
-@OBJECTIVES.register("mmlm.objectives.masked:Masked", source="BERT, arXiv:1810.04805; spans SpanBERT, arXiv:1907.10529")
+@OBJECTIVES.register("mmlm.objectives.masked:Masked", source="BERT, arXiv:1810.04805; spans as in SpanBERT, arXiv:1907.10529")
 class MaskedConfig(Component):
     """Some tokens are hidden and predicted at their own place, all tokens being visible in both directions."""
 
@@ -53,7 +53,10 @@ class MaskedBooksConfig(Component):
     channel: str | None = Field("book", description="channel of ids that tells the number of the codebook; null: it is not told")
 
 
-@OBJECTIVES.register("mmlm.objectives.distillation:Distillation", source="arXiv:1503.02531; layer matching of MaTVLM, arXiv:2503.13440")
+@OBJECTIVES.register(
+    "mmlm.objectives.distillation:Distillation",
+    source="knowledge distillation, arXiv:1503.02531; layer matching of MaTVLM, arXiv:2503.13440",
+)
 class DistillationConfig(Component):
     """The model writes what a teacher writes: next-token prediction with the teacher's probabilities for labels."""
 

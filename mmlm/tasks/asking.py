@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from mmlm.analysis.drawing import as_html, figure
 from mmlm.analysis.question_prior import QuestionPrior
 from mmlm.base.errors import DataError
 from mmlm.generation import Grammar, generate
@@ -27,6 +29,7 @@ from mmlm.tokenizers.boxes import LOC, OBJ, TEXT, Box, BoxBins, Grounded, Piece,
 from mmlm.tokenizers.text import TextTokenizer
 
 SPECIAL = "special"
+PICTURED = 4  # records that a report shows
 ANSWER = "answer"  # pieces of words, marks and bins
 END = 0  # of an answer; behind it the marks of the kinds
 COMMONEST, QUESTION_ALONE = "the commonest answer", "the question alone"
@@ -253,11 +256,36 @@ class AskingTask(Generic[Record]):
         shown = [record.read() for record in records]
         return {self.twin: self._asked(model, records, [*shown[1:], shown[0]])}
 
+    def look(self, record: Record, said: Grounded, true: Grounded) -> np.ndarray:
+        """What a record shows, uint8 [y, x, 3], with the boxes of an answer, those of the true one gray."""
+        raise NotImplementedError
+
+    def pictures(self, outputs: Sequence[list[Said]], records: Sequence[Record]) -> list[str]:
+        """Of the first records an answer of each kind, beside the true one: those that point each with its boxes, the others below one
+        picture."""
+        found = []
+        for said, record in list(zip(outputs, records, strict=True))[:PICTURED]:
+            firsts = list({one.request.kind: one for one in reversed(said)}.values())
+            pointing = [one for one in firsts if one.answer.phrases or one.request.truth.phrases]
+            if worded := [one for one in firsts if one not in pointing]:
+                seen = self.look(record, Grounded(""), Grounded(""))
+                found.append(figure(seen, "<br>".join(map(_beside_truth, worded)), colors=64))
+            for one in pointing:
+                seen = self.look(record, one.answer, one.request.truth)
+                found.append(figure(seen, _beside_truth(one), alt=one.answer.text, colors=64))
+        return found
+
     def _asked(self, model: MultimodalLM, records: Sequence[Record], shown: Sequence[np.ndarray]) -> list[list[Said]]:
         asked = [self.requests(record) for record in records]
         flat = [(seen, request) for seen, requests in zip(shown, asked, strict=True) for request in requests]
         answers = iter(self.answers(model, [seen for seen, _ in flat], [request for _, request in flat]))
         return [[Said(request, next(answers)) for request in requests] for requests in asked]
+
+
+def _beside_truth(one: Said) -> str:
+    """An answer as HTML: what was asked, the words in the colours of their boxes, and the true words."""
+    asked = one.request.kind.replace("_", " ") + (f": {one.request.question}" if one.request.question else "")
+    return f"{escape(asked)}<br>{as_html(one.answer) or '(nothing)'}<br><small>true: {escape(one.request.truth.text)}</small>"
 
 
 class Words:

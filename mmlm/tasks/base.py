@@ -167,7 +167,7 @@ class Pictured(Protocol):
     """A task whose report shows pictures of what was made."""
 
     def pictures(self, outputs: Sequence[Any], records: Sequence[Any]) -> list[str]:
-        """Some of them, as SVG elements."""
+        """Some of them, as elements of HTML or SVG."""
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """How probabilities are mended by what the examples of a prompt show. numpy only.
 
-Contextual calibration (arXiv:2102.09690), temperature (arXiv:1706.04599) and prior matching, the last two fitted on predictions of examples
-that were each left out of their own prompt.
+Contextual calibration (arXiv:2102.09690), temperature scaling (arXiv:1706.04599) and prior matching, the last two fitted on predictions of
+examples that were each left out of their own prompt.
 
 Axes: n rows   c classes   m content-free prompts
 """

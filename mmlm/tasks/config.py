@@ -31,8 +31,9 @@ TASKS = Registry("task", "mmlm.tasks")
 
 
 class TaskConfig(Component):
-    """What every task has, for recipes with several `tasks`."""
+    """What every task has, for recipes with several `tasks`. limits: what its models cannot do, for their cards."""
 
+    limits: ClassVar[str] = ""
     name: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]{0,31}$", description="by which it is told from others; null: its type")
     weight: float = Field(1.0, gt=0, description="its losses count so many times, before train.loss_weights")
     batch_size: int | None = Field(None, ge=1, description="its samples of an optimizer step; null: train.batch_size")
@@ -52,6 +53,9 @@ class TaskConfig(Component):
 class TabularConfig(TaskConfig):
     """Predict a column of a table from a few example rows, in context."""
 
+    limits: ClassVar[str] = (
+        "At most ten classes a column. Numbers are predicted through bins. Probabilities may be off on unfamiliar tables."
+    )
     type: Literal["tabular"] = "tabular"
     cells: CellTokens = Field(CellTokens(), description="how a cell becomes numbers")
     episode: EpisodeConfig = Field(EpisodeConfig(), description="how training tasks are drawn")
@@ -72,6 +76,10 @@ class CellReading(Strict):
 class TabularTextConfig(TaskConfig):
     """Predict a column of a table whose rows are written as text, from none to many example rows."""
 
+    limits: ClassVar[str] = (
+        "Numbers are predicted through bins. Rows that do not fit into the context are left out. "
+        "Probabilities may be off on unfamiliar tables."
+    )
     type: Literal["tabular_text"] = "tabular_text"
     tokenizer: str = Field("text", description="which of the recipe's tokenizers reads the rows")
     rows: RowText = Field(RowText(), description="how a row is written")
@@ -101,6 +109,7 @@ class TabularTextConfig(TaskConfig):
 class LabelsConfig(TaskConfig):
     """Say the label of every token that has one, in generated sequences."""
 
+    limits: ClassVar[str] = "Made sequences alone, of the lengths and sizes that were trained and measured."
     reads: ClassVar[str] = "labels"
     headline: ClassVar[dict[str, str]] = {"accuracy": "max"}
     type: Literal["labels"] = "labels"
@@ -111,6 +120,7 @@ class LabelsConfig(TaskConfig):
 class TextTaskConfig(TaskConfig):
     """Write text: documents are trained on token by token, and measured by perplexity and bits per byte."""
 
+    limits: ClassVar[str] = "What it writes need not be true, and may repeat what stood in the training texts."
     reads: ClassVar[str] = "texts"
     headline: ClassVar[dict[str, str]] = {"bits_per_byte": "min", "bits_within": "min", "bits_beyond": "min"}
     type: Literal["text"] = "text"
@@ -155,6 +165,9 @@ class AskingConfig(TaskConfig):
 class GroundedConfig(AskingConfig):
     """Say what is in a picture and point at it: captions, phrases and expressions with boxes, questions, lists and names of things."""
 
+    limits: ClassVar[str] = (
+        "Words and things that training did not show are neither named nor found; a box or a word may be wrong without looking so."
+    )
     reads: ClassVar[str] = "pictures"
     headline: ClassVar[dict[str, str]] = {
         "f1_all": "max", "acc_50": "max", "r_1": "max", "cider": "max", "answers": "max", "ap_50": "max",
@@ -182,6 +195,7 @@ SWEEP_KINDS: tuple[SweepKind, ...] = ("grounded_caption", "caption", "expression
 class SweepsConfig(AskingConfig):
     """Say what is in a sweep of LiDAR and where: captions, classes of boxes, boxes of expressions and questions by one model."""
 
+    limits: ClassVar[str] = "Things, ranges and sensors that training did not show are not known; nothing that moves should rely on it."
     reads: ClassVar[str] = "sweeps"
     headline: ClassVar[dict[str, str]] = {"bev_iou": "max", "class_accuracy": "max", "answers": "max", "cider": "max"}
     type: Literal["sweeps"] = "sweeps"
@@ -197,6 +211,7 @@ class SweepsConfig(AskingConfig):
 class ImageTextConfig(TaskConfig):
     """Vectors of pictures and texts in one space, so that either finds the other; two towers of open_clip are trained."""
 
+    limits: ClassVar[str] = "Pictures and words of other kinds than were trained lie at no sensible place."
     reads: ClassVar[str] = "pictures"
     has_own_network: ClassVar[bool] = True
     headline: ClassVar[dict[str, str]] = {"mean_r1": "max"}
@@ -225,6 +240,9 @@ class ImageTextConfig(TaskConfig):
 class RegressionTransformerConfig(TaskConfig):
     """Predict numbers of molecules or proteins, and write molecules or proteins to wanted numbers; with the objective `permutation`."""
 
+    limits: ClassVar[str] = (
+        "Numbers of molecules unlike those of training are guesses; what is designed may be no molecule, or one that nobody can make."
+    )
     reads: ClassVar[str] = "molecules"
     headline: ClassVar[dict[str, str]] = {"rmse": "min", "steering": "max"}
     type: Literal["regression_transformer"] = "regression_transformer"
@@ -251,6 +269,9 @@ class AdversaryConfig(Strict):
 class CodecTaskConfig(TaskConfig):
     """Train a codec: sound as a few numbers a second, and the same sound from them."""
 
+    limits: ClassVar[str] = (
+        "Voices, languages and sounds unlike those of training are kept less well; what lies above half the rate is lost."
+    )
     reads: ClassVar[str] = "speech"
     has_own_network: ClassVar[bool] = True
     makes_sound: ClassVar[bool] = True
@@ -269,6 +290,7 @@ class CodecTaskConfig(TaskConfig):
 class ImageCodesTaskConfig(TaskConfig):
     """Train codes of pictures: a picture as a number for each of its squares, and the same picture from them."""
 
+    limits: ClassVar[str] = "Details smaller than a code's square are lost; pictures unlike those of training are kept less well."
     reads: ClassVar[str] = "pictures"
     has_own_network: ClassVar[bool] = True
     headline: ClassVar[dict[str, str]] = {"psnr": "max", "ssim": "max"}
@@ -290,6 +312,7 @@ def _changes() -> list[Component]:
 class RobustUnitsConfig(TaskConfig):
     """Train units to stay the same when a sound is stretched, pitched, reverberated or noisy."""
 
+    limits: ClassVar[str] = "Units tell little of the voice, and are those of the encoder and the languages that were trained."
     reads: ClassVar[str] = "speech"
     has_own_network: ClassVar[bool] = True
     headline: ClassVar[dict[str, str]] = {"unit_edit_distance": "min"}
@@ -320,6 +343,10 @@ class TextToSpeechConfig(TaskConfig):
     """Speak texts: phonemes or an instruction are read, then a codec's tokens are written, with pitch and duration of each phoneme or
     with units before them if wished."""
 
+    limits: ClassVar[str] = (
+        "It speaks the languages and voices of its training; words may be lost. A voice should be taken with "
+        "the consent of its owner alone."
+    )
     reads: ClassVar[str] = "speech"
     makes_sound: ClassVar[bool] = True
     headline: ClassVar[dict[str, str]] = {"wer": "min", "length_error": "min"}
@@ -414,6 +441,10 @@ def _degradations() -> list[Component]:
 class EnhancementTaskConfig(TaskConfig):
     """Clean speech: a mask takes noise and rooms out of degraded sound. Degradations are made on the fly from clean speech."""
 
+    limits: ClassVar[str] = (
+        "Noises unlike those of training may stay; speech may lose words that a listener would have "
+        "understood; what lies above half the rate is lost."
+    )
     reads: ClassVar[str] = "speech"
     has_own_network: ClassVar[bool] = True
     makes_sound: ClassVar[bool] = True
@@ -434,6 +465,7 @@ class EnhancementTaskConfig(TaskConfig):
 class GenseConfig(TaskConfig):
     """What both steps of GenSE have."""
 
+    limits: ClassVar[str] = "It writes speech anew: words, and the voice, may come out as others; what lies above half the rate is lost."
     reads: ClassVar[str] = "speech"
     units: str = Field("units", description="which of the recipe's tokenizers gives the units")
     seconds: float = Field(
@@ -500,6 +532,7 @@ class GenseCodesConfig(GenseConfig):
 class PictureClassesConfig(TaskConfig):
     """Say what a picture shows: an encoder of pictures with a linear layer for the classes, trained together or the layer alone."""
 
+    limits: ClassVar[str] = "A picture of none of the classes is given one of them all the same."
     reads: ClassVar[str] = "pictures"
     has_own_network: ClassVar[bool] = True
     headline: ClassVar[dict[str, str]] = {"top1": "max"}

@@ -135,6 +135,10 @@ class GroundedTask(AskingTask[Picture]):
         record = Picture("picture", "the picture", pixels.shape[1], pixels.shape[0], lambda: pixels)
         yield {"image": drawn(pixels, answer), "text": answer.text, "boxes": as_json(record, Said(request, answer))["phrases"]}
 
+    def look(self, record: Picture, said: Grounded, true: Grounded) -> np.ndarray:
+        """The picture with its boxes."""
+        return drawn(record.read(), said, true)
+
     def requests(self, record: Picture) -> list[Request]:
         """All that may be asked of a picture, of the kinds of the recipe."""
         found: list[Request] = []

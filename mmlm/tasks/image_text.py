@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmlm.analysis.drawing import write_png
+from mmlm.analysis.drawing import figure, write_png
 from mmlm.analysis.retrieval import class_vectors, retrieval, sentences, zero_shot
 from mmlm.base.errors import DataError, require
 from mmlm.base.files import write_text_whole
@@ -36,6 +37,7 @@ from mmlm.tasks.config import ImageTextConfig
 from mmlm.weights import write_tensors
 
 ENDLESS = 1 << 40
+PICTURED = 6  # test pictures that a report shows
 WEIGHTS, ABOUT = "open_clip_model.safetensors", "open_clip_config.json"
 MOST_SCALE = math.log(100.0)  # of CLIP, section 2.5
 CHANCE = "chance"
@@ -284,15 +286,29 @@ class ImageTextTask:
         """None."""
         return {}
 
+    def pictures(self, outputs: Sequence[Placed], records: Sequence[Picture]) -> list[str]:
+        """The first pictures with their nearest texts among those of all records."""
+        found = []
+        for (near, true), record in list(zip(_nearest(outputs), records, strict=True))[:PICTURED]:
+            told = "<br>".join(f"{likeness:.2f} {escape(text)}" for likeness, text in near)
+            found.append(figure(record.read(), f"{told}<br><small>true: {escape(true)}</small>", alt=true))
+        return found
+
     def write_samples(self, model: Towers, records: Sequence[Picture], folder: Path) -> None:
         """Each picture, and its nearest texts among those of all that are shown."""
-        outputs, lines = self.predict(model, records), []
-        texts = {text: vector for one in outputs for text, vector in zip(one.texts, one.texts_md, strict=True)}
-        for number, (one, record) in enumerate(zip(outputs, records, strict=True), 1):
+        lines = []
+        for number, ((near, _), record) in enumerate(zip(_nearest(self.predict(model, records)), records, strict=True), 1):
             write_png(folder / f"{number}.png", record.read())
-            near = sorted(texts, key=lambda text: -float(one.picture_d @ texts[text]))[:3]
-            lines += [f"{number}.png  {self.title(record)}", *(f"    {float(one.picture_d @ texts[text]):.3f}  {text}" for text in near)]
+            lines += [f"{number}.png  {self.title(record)}", *(f"    {likeness:.3f}  {text}" for likeness, text in near)]
         (folder / "nearest.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _nearest(outputs: Sequence[Placed], count: int = 3) -> Iterator[tuple[list[tuple[float, str]], str]]:
+    """Of each picture the nearest texts of all, with their likeness, and a text of its own."""
+    texts = {text: vector for one in outputs for text, vector in zip(one.texts, one.texts_md, strict=True)}
+    for one in outputs:
+        near = sorted(((float(one.picture_d @ vector), text) for text, vector in texts.items()), key=lambda each: -each[0])
+        yield near[:count], one.texts[0]
 
 
 def finished_towers(config: ImageTextConfig, folder: Path) -> OpenClipEncoder:

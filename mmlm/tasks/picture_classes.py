@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlm.analysis.drawing import write_png
+from mmlm.analysis.drawing import figure, write_png
 from mmlm.base.errors import CheckpointError, DataError
 from mmlm.base.files import write_text_whole
 from mmlm.data.base import HoldsOut, KeepsBack, Listed
@@ -33,6 +34,7 @@ from mmlm.tasks.forms import Field, Image, Shares, Values
 from mmlm.weights import copy_tensors, read_tensors, write_tensors
 
 ENDLESS = 1 << 40
+PICTURED = 6  # test pictures that a report shows
 WEIGHTS, CLASSES = "model.safetensors", "classes.json"
 LOOKED_AT = 4000  # drawn pictures of a source without end whose classes are known
 GUESSES = (1, 2, 3, 4, 5, 10)
@@ -249,6 +251,14 @@ class PictureClassesTask:
         order = np.argsort(-np.stack(outputs), axis=1, kind="stable")
         places = [count for count in GUESSES if count <= len(self.classes)]
         return {"share right": [(float(count), float((order[:, :count] == true[:, None]).any(1).mean())) for count in places]}
+
+    def pictures(self, outputs: Sequence[np.ndarray], records: Sequence[Picture]) -> list[str]:
+        """The first pictures, what is said of them and what they are."""
+        found = []
+        for one, record in list(zip(outputs, records, strict=True))[:PICTURED]:
+            told = "<br>".join(f"{escape(name)} {chance:.2f}" for name, chance in self.named(one)[:3])
+            found.append(figure(record.read(), f"{told}<br><small>true: {escape(class_of(record))}</small>", alt=class_of(record)))
+        return found
 
     def write_samples(self, model: PictureClassifier, records: Sequence[Picture], folder: Path) -> None:
         """Each picture, and classes.txt with what is said of them."""

@@ -110,6 +110,10 @@ class SweepsTask(AskingTask[Sweep]):
         boxes = [{"span": [each.start, each.end], "boxes": [list(map(float, box)) for box in each.boxes]} for each in answer.phrases]
         yield {"image": seen_from_above(given["points"], answer, reach=self.reach), "text": answer.text, "boxes": boxes}
 
+    def look(self, record: Sweep, said: Grounded, true: Grounded) -> np.ndarray:
+        """The sweep from above with its boxes."""
+        return seen_from_above(record.read(), said, true, reach=self.reach)
+
     def requests(self, record: Sweep) -> list[Request]:
         """All that may be asked of a sweep, of the kinds of the recipe. Boxes that the tokenizer does not reach are neither asked about
         nor asked for."""

@@ -81,7 +81,7 @@ class WarmupStableDecayConfig(Component):
 
     type: Literal["wsd"] = "wsd"
     decay_share: float = Field(0.2, gt=0, le=1, description="share of the steps after warm-up in which the rate falls")
-    shape: Literal["linear", "sqrt"] = Field("linear", description="how it falls; sqrt: 1 - sqrt(share), arXiv:2405.18392")
+    shape: Literal["linear", "sqrt"] = Field("linear", description="how it falls; sqrt: 1 - sqrt(share), cooldown, arXiv:2405.18392")
 
 
 @SCHEDULES.register("mmlm.training.schedules:InverseSqrt", source="Attention is all you need, arXiv:1706.03762, equation 3")

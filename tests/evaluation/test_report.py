@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import escape
 
 import numpy as np
 import pytest
@@ -47,6 +48,8 @@ def test_the_report_is_one_file_that_says_what_was_measured(run):
             assert f"{row[f'accuracy_{count}']:.3f} ({low:.3f} to {high:.3f})" in page
     assert f"{found['metrics']['calibration_error']:.3f}" in page and "its default settings" in page
     assert "species" in page and "flipper_length_mm" in page and page.count("<svg") >= 5
+    last = sorted(run.glob("samples/step_000003/*.txt"))[0].read_text()
+    assert "<h2>Samples at the end</h2><pre>" in page and escape(last[:200]) in page
     assert found["data"]["split"] == "file" and found["data"]["tables"] == {"4": 1, "16": 1}
 
 
@@ -100,3 +103,17 @@ def test_the_loss_of_a_prediction_counts_classes_that_no_example_showed():
 
     chance, truth = np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([-1, 1])
     assert accuracy(chance, truth) == 0.5 and nll(chance, truth) > 5
+
+
+def test_the_card_of_a_run_says_what_it_is_whose_its_data_are_what_it_cannot_do_and_the_licence(run, tmp_path, capsys):
+    assert main(["card", str(run), "--output", str(tmp_path / "card.md")]) == 0
+    card = (tmp_path / "card.md").read_text()
+    assert card == (run / "README.md").read_text() and card in capsys.readouterr().out
+    assert re.findall("^## (.*)$", card, flags=re.MULTILINE) == ["Training data", "Use", "Measured", "Limits", "Licence"]
+    assert "3 steps" in card and "`table_file` (weight 1)" in card and "From: a file of your own" in card
+    assert "At most ten classes" in card and "Apache-2.0" in card and "expected calibration error" in card
+
+
+def test_a_card_of_no_run_is_one_message(tmp_path, capsys):
+    assert main(["card", str(tmp_path)]) == 2
+    assert "no finished run: recipe.yaml is missing" in capsys.readouterr().err

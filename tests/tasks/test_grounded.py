@@ -18,7 +18,7 @@ from mmlm.model import MultimodalLM
 from mmlm.recipe import Recipe
 from mmlm.run import build_model, build_task, evaluate, load_run, train
 from mmlm.stream import NO_LABEL, Stream, pack
-from mmlm.tasks.asking import COMMONEST, QUESTION_ALONE
+from mmlm.tasks.asking import COMMONEST, QUESTION_ALONE, Request
 from mmlm.tasks.grounded import RANDOM_BOX, TRUTH, TWIN, GroundedTask, Said
 from mmlm.tokenizers.boxes import Grounded, Phrase
 
@@ -196,6 +196,20 @@ def test_boxes_are_drawn_in_the_colours_of_their_words() -> None:
     assert picture.shape == (256, 256, 3) and len({tuple(each) for each in picture.reshape(-1, 3).tolist()}) == 3
     html = as_html(said)
     assert html.startswith("a <b style=") and "&amp;" in html and html.count("<b ") == 2 and html.endswith("cat</b>")
+
+
+def test_a_report_shows_an_answer_of_each_kind_with_its_boxes_and_the_true_words(built) -> None:
+    task, _ = built
+    records = scenes(8)
+    shown = task.pictures(perfect(task, records), records)
+    kinds = [{request.kind for request in task.requests(record)} for record in records[:4]]
+    worded = {"caption", "question"}  # below one picture
+    assert len(shown) == sum(len(some - worded) + bool(some & worded) for some in kinds)
+    assert all(one.startswith("<figure><img alt=") and "data:image/png" in one for one in shown)
+    assert any("<b style=" in one for one in shown) and all("<small>true: " in one for one in shown)
+    request = Request("question", "<script>?", Grounded("<b>yes"))
+    (hostile,) = task.pictures([[Said(request, Grounded("<i>no"))]], records[:1])
+    assert "<script>" not in hostile and "<b>yes" not in hostile and "<i>" not in hostile and "&lt;script&gt;?" in hostile
 
 
 @torch.no_grad()

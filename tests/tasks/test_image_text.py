@@ -144,6 +144,8 @@ def test_retrieval_and_naming_are_measured_beside_chance(run):
     found = evaluate(run)
     assert {"mean_r1", "i2t_r1", "t2i_r10", "t2i_median"} <= found["metrics"].keys() and found["data"]["records"] == {"scenes": 12}
     assert 0 < found["baselines"]["chance"]["mean_r1"] <= 100 / 12 * 1.5
+    page = (run / "report.html").read_text()
+    assert page.count("<figure><img") == 6 and page.count("<small>true: ") == 6
     names = {path.name for path in (run / "samples" / "step_000004").iterdir()}
     assert names == {"1.png", "2.png", "3.png", "4.png", "nearest.txt"}
     assert "trains a network of its own" in str(recipe("").without_effect()["backbone"])

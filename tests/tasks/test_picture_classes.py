@@ -89,6 +89,7 @@ def test_evaluation_measures_what_was_held_out_beside_the_commonest_class(run):
     (count,) = found["data"]["records"].values()
     assert 3 <= count <= 14
     assert found["baselines"]["the commonest classes"]["top1"] < 1 and found["baselines"]["the commonest classes"]["top5"] == 1
+    assert (run / "report.html").read_text().count("<figure><img") == min(6, count)
     ((_, curves),) = found["curves"].items()
     assert [guesses for guesses, _ in curves["share right"]] == [1, 2, 3] and curves["share right"][-1][1] == 1
     assert "Say what a picture shows" in (run / "report.html").read_text()

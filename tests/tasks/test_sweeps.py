@@ -139,5 +139,7 @@ def test_a_run_trains_shows_and_measures(tmp_path) -> None:
     found = evaluate(tmp_path / "run")
     assert {"bev_iou", "class_accuracy", "answers", "cider"} <= set(found["metrics"])
     assert {TWIN, COMMONEST, QUESTION_ALONE, TRUTH} <= set(found["baselines"])
+    page = (tmp_path / "run/report.html").read_text()
+    assert page.count("<figure><img") >= 3 and "grounded caption<br>" in page and "<small>true: " in page
     texts = list((tmp_path / "run").rglob("samples/**/1.txt"))
     assert texts and "said" in texts[0].read_text() and list(texts[0].parent.glob("1_*_expression.png"))

@@ -217,7 +217,9 @@ class CountingConfig(ProbeConfig):
         return self.modulus
 
 
-@SOURCES.register("mmlm.data.probes.tracking:Permutations", source="word problem of the symmetric groups, arXiv:2404.08819")
+@SOURCES.register(
+    "mmlm.data.probes.tracking:Permutations", source="word problem of the symmetric groups as in The Illusion of State, arXiv:2404.08819"
+)
 class PermutationsConfig(ProbeConfig):
     """Random permutations: say at each what all so far make of the first arrangement."""
 
@@ -257,7 +259,10 @@ class NeedleConfig(ProbeConfig):
         return 2 + self.num_fillers + self.num_keys + self.num_values
 
 
-@SOURCES.register("mmlm.data.probes.retrieval:Phonebook", source="phonebook of arXiv:2402.01032 and arXiv:2406.07887, section 3.3.3")
+@SOURCES.register(
+    "mmlm.data.probes.retrieval:Phonebook",
+    source="phonebook as in Repeat After Me, arXiv:2402.01032; An Empirical Study of Mamba, arXiv:2406.07887, section 3.3.3",
+)
 class PhonebookConfig(ProbeConfig):
     """Lines of a name and a number, and one name to say the number of, asked after the book or before it."""
 
