@@ -1,7 +1,7 @@
 """Molecules and proteins with their numbers: lists and tables of one's own, and sets that packages bring along.
 
 What is bad is told with its file and line: SMILES that are none, several parts (salts), molecules that are too large, residues that are
-none, numbers with units or in other forms. Nothing is mended: texts are used as they are written, or not at all.
+none, numbers with units or in other forms. Nothing is mended but spaces around a text: texts are used as they are written, or not at all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ class CompoundSource(Compounds):
 
 
 def looked_at(compound: Compound, config: CompoundsConfig) -> Compound | Bad:
-    """A compound that can be used, with what is computed of it, or why it cannot."""
+    """A compound that can be used, with what is computed of it, or why it cannot. Spaces around its text, as some tables have, count for
+    nothing."""
+    compound = replace(compound, text=compound.text.strip())
     try:
         if compound.kind == "protein":
             _RESIDUES.ids(compound.text)

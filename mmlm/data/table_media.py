@@ -87,8 +87,7 @@ def _as_medium(column: Column, kind: MediumKind, path: Path, rows: Sequence[str]
     for code, row in sorted(first.items()):
         where = rows[row] if row < len(rows) else f"{path}, row {row + 1}"
         places[code] = f"{where}, column {column.name!r}"
-        if kind != "molecule":
-            words[code] = str(path.parent / words[code])
+        words[code] = words[code].strip() if kind == "molecule" else str(path.parent / words[code])
         try:
             _check(kind, words[code])
         except DataError as error:

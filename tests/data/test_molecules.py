@@ -79,6 +79,15 @@ def test_a_table_gives_numbers_by_column_and_leaves_gaps_out(tmp_path):
         config.model_copy(update={"column": "smiles"}).build()
 
 
+def test_spaces_around_a_text_count_for_nothing_and_those_within_are_told(tmp_path):
+    (tmp_path / "some.csv").write_text("smiles,logS\nCCO ,1\n\"  c1ccccc1\",2\n", encoding="utf-8")
+    config = MoleculeTableConfig(path=str(tmp_path / "some.csv"), properties={"logs": "logS"}, hold_out=0, validate_share=0)
+    assert [each.text for each in config.build().everything()] == ["CCO", "c1ccccc1"]
+    (tmp_path / "some.csv").write_text("smiles,logS\nCCO,1\nC CO,2\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 3: SMILES 'C CO': ' ' at place 2"):
+        config.build()
+
+
 def test_no_scaffold_is_on_two_sides_and_shares_are_kept(tmp_path):
     lines = [{"smiles": ring + "C" * more} for ring in RINGS for more in range(6)]
     source = MoleculeManifestConfig(path=manifest(tmp_path / "a.jsonl", lines), hold_out=0.2, validate_share=0.2).build()
