@@ -24,6 +24,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from mmlm.base.errors import DataError, MissingExtra, MmlmError, RecipeError, unknown_name
+from mmlm.base.giving_up import go_on
 from mmlm.serving.asked import AnyTask, Asked, Chat, Embeddings, Predict, Speech
 from mmlm.serving.chat import Writer, is_writer, picture_question
 from mmlm.serving.errors import RequestError, headers, told
@@ -221,7 +222,7 @@ async def chat(asked: Chat, request: Request) -> Response:
     if asked.stream:
         return await streamed(writer.events(name, text), done="[DONE]")
     await within(server.limits.seconds, request.is_disconnected, writer.whole(text))
-    usage = {"prompt_tokens": len(text.request.prompt), "completion_tokens": len(text.ids)}
+    usage = {"prompt_tokens": len(text.request.prompt), "completion_tokens": text.count}
     return JSONResponse(writer_form(name, text.said, text.reason, usage={**usage, "total_tokens": sum(usage.values())}))
 
 
@@ -321,7 +322,7 @@ def _encoded(server: Server, name: str, use: Use, items: list[str]) -> np.ndarra
         given = [sound_of(f"input.{at}", item) for at, item in enumerate(items)]
     elif isinstance(found, PictureEmbedder):
         given = [picture_of(f"input.{at}", item) for at, item in enumerate(items)]
-    return np.asarray(found.encode(given), dtype=np.float32)
+    return np.asarray(found.encode(given, progress=lambda *_: go_on()), dtype=np.float32)
 
 
 @router.post("/v1/tabular/predict")

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from threading import Event
 from typing import Any, TypeVar
 
+from mmlm.base.giving_up import unless
 from mmlm.serving.errors import RequestError, busy
 
 T = TypeVar("T")
@@ -20,7 +21,8 @@ class Turns:
         self.tasks: set[asyncio.Task[None]] = set()  # else nothing holds them
 
     async def of(self, make: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
-        """What an iterator gives, which a thread goes through; left early, the thread ends after the item that it is making.
+        """What an iterator gives, which a thread goes through; left early, the thread ends at the next step of a model, and at the latest
+        after the item that it is making.
 
         Raises RequestError where too many wait, and what the iterator raises."""
         if self.waiting > self.most_waiting:
@@ -34,10 +36,11 @@ class Turns:
                 loop.call_soon_threadsafe(items.put_nowait, (kind, item))
 
             try:
-                for item in make():
-                    if gone.is_set():
-                        break
-                    tell("item", item)
+                with unless(gone):
+                    for item in make():
+                        if gone.is_set():
+                            break
+                        tell("item", item)
                 tell("end", None)
             except BaseException as error:
                 tell("error", error)

@@ -6,6 +6,7 @@ import base64
 import io
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from mmlm.embedding import encoder
 from mmlm.generation import generate
 from mmlm.serving.guard import Limits
 from mmlm.serving.uses import Use, uses_of
+from mmlm.serving.values import sound_file
 from mmlm.sound import Sound
 from mmlm.tasks import forms
 
@@ -159,6 +161,41 @@ def test_vectors_are_those_of_the_run(molecule_run):
     assert np.allclose(np.frombuffer(base64.b64decode(as_base64.data[0].embedding), "<f4"), vectors[1], atol=1e-6)
 
 
+def test_vectors_of_pictures_are_those_of_the_run(class_run):
+    pixels = np.random.default_rng(1).integers(0, 255, (5, 40, 50, 3), dtype=np.uint8)
+    with listening(uses_of(class_run)) as (address, _):
+        client = openai.OpenAI(base_url=address + "/v1", api_key=TOKEN, max_retries=0)
+        found = client.embeddings.create(model="classes", input=[png(each) for each in pixels], encoding_format="float")
+        bare = client.embeddings.create(model="classes", input=png(pixels[3]).partition(",")[2])
+        for given, said in (("https://example.org/a.png", "not fetched"), ("YWJj", "input.0"), ("/etc/passwd", "base64")):
+            with pytest.raises(openai.BadRequestError, match=said):
+                client.embeddings.create(model="classes", input=given)
+    vectors = encoder(class_run).encode(list(pixels))
+    assert vectors.shape == (5, 64) and vectors.std(0).max() > 0
+    assert np.allclose([each.embedding for each in found.data], vectors, atol=1e-6)
+    assert np.allclose(bare.data[0].embedding, vectors[3], atol=1e-6)
+
+
+def test_vectors_of_sounds_are_those_of_the_encoder_of_a_run(tmp_path):
+    (tmp_path / "heard").mkdir()
+    units = "tokenizers: {units: {type: units, encoder: {type: log_mel, num_bands: 7, context: 0}}}"
+    (tmp_path / "heard" / "recipe.yaml").write_text(f"schema: 1\nname: heard\n{units}\n")
+    use = replace(OWN[0], run=tmp_path / "heard")
+    draws = np.random.default_rng(2)
+    sounds = [Sound((draws.normal(size=rate_hz) / 8).astype(np.float32), rate_hz) for rate_hz in (16_000, 8_000)]
+    with listening([use]) as (address, _):
+        client = openai.OpenAI(base_url=address + "/v1", api_key=TOKEN, max_retries=0)
+        urls = ["data:audio/wav;base64," + base64.b64encode(sound_file(sound, "wav")).decode() for sound in sounds]
+        found = client.embeddings.create(model="heard", input=urls)
+        flac = base64.b64encode(sound_file(sounds[0], "flac")).decode()
+        again = client.embeddings.create(model="heard", input=flac)
+        with pytest.raises(openai.BadRequestError, match="input.0"):
+            client.embeddings.create(model="heard", input=urls[0][:200])
+    vectors = encoder(tmp_path / "heard").encode(sounds)
+    assert vectors.shape == (2, 7) and np.allclose([each.embedding for each in found.data], vectors, atol=0.02)
+    assert np.allclose(again.data[0].embedding, vectors[0], atol=0.02)
+
+
 def test_rows_are_predicted(http):
     asked = {"model": "rows", "examples": ROWS[:9], "rows": [{"a": 20, "b": 1}, {"a": 21, "b": 2}], "target": "kind"}
     found = http.post("/v1/tabular/predict", json=asked).json()
@@ -230,6 +267,39 @@ def test_limits_of_body_time_and_queue(text_use):
             while writer.running and time.monotonic() - began < 10:
                 time.sleep(0.02)
             assert not writer.running  # the text that took too long was given up
+
+
+def test_a_prompt_beyond_the_context_is_refused_with_both_lengths(client, http):
+    with pytest.raises(openai.BadRequestError, match="is 40 tokens long; the context of this model is 24") as error:
+        client.chat.completions.create(model="words", messages=[{"role": "user", "content": "Zq" * 20}])
+    assert error.value.code == "context_length_exceeded" and error.value.param == "messages"
+    answer = http.post("/v1/tasks/text", json={"inputs": {"text": "Zq" * 20}})
+    assert answer.status_code == 400 and "40 tokens" in answer.text and "24" in answer.text
+
+
+@pytest.mark.parametrize("kind", ["time", "gone"])
+def test_a_model_that_nobody_waits_for_is_free_at_its_next_step(picture_run, kind, monkeypatch):
+    (use,), steps = uses_of(picture_run), []
+
+    def slow(layer, given):
+        steps.append(time.sleep(0.1))
+
+    hook = use.model.backbone.layers[0].register_forward_pre_hook(slow)
+    asked = {"inputs": {"image": PICTURE, "kind": "grounded_caption"}}
+    try:
+        with listening([use], limits=Limits(seconds=0.5)) as (address, server):
+            http = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30 if kind == "time" else 0.5)
+            if kind == "time":
+                assert http.post("/v1/tasks/grounded", json=asked).status_code == 408
+            else:
+                with pytest.raises(httpx.ReadTimeout):
+                    http.post("/v1/tasks/grounded", json=asked)
+            ended, count = time.monotonic(), len(steps)
+            while server.turns["seen"].waiting and time.monotonic() - ended < 10:
+                time.sleep(0.01)
+            assert time.monotonic() - ended < 0.9 and count > 0 and len(steps) <= count + 6 and not use.lock.locked()
+    finally:
+        hook.remove()
 
 
 def test_a_text_is_given_up_when_its_client_goes(text_use):
