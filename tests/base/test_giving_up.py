@@ -52,3 +52,24 @@ def test_models_look_before_each_step(precision):
     again = generate(model, [torch.arange(3)] * 2, max_new_tokens=150, precision=precision)
     by_layers = generate(model, [torch.arange(3)], max_new_tokens=4)[0].ids
     assert again[0].ids == again[1].ids and again[0].ids[:4] == by_layers
+
+
+def test_looking_between_steps_of_the_decoder_changes_nothing(monkeypatch):
+    config = {
+        "schema": 1, "vocabulary": {"text": 60}, "heads": {"language_model": {"type": "language_model"}},
+        "backbone": {"width": 32, "num_layers": 2, "pattern": [{"type": "mamba2", "head_size": 16, "state_size": 8}]},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = MultimodalLM(ModelConfig.model_validate(config)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    prompts = [torch.arange(start, start + 5) for start in (0, 11, 23, 31)]
+    whole = generate(model, prompts, max_new_tokens=60)
+    stop = [whole[0].ids[2], whole[1].ids[17]]
+    whole = generate(model, prompts, max_new_tokens=60, stop=stop)
+    monkeypatch.setattr("mmlm.decoding.STEPS_AT_ONCE", 7)
+    parts = generate(model, prompts, max_new_tokens=60, stop=stop)
+    lengths = {len(one.ids) for one in whole}
+    assert len(lengths) > 2 and any(1 < length < 60 for length in lengths) and len(set(whole[-1].ids)) > 5
+    assert [one.ids for one in parts] == [one.ids for one in whole] and parts[0].logs == pytest.approx(whole[0].logs)
