@@ -5,12 +5,15 @@ Models look before every pass through their layers, so that no task needs to kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from threading import Event
+from contextvars import ContextVar, copy_context
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import TypeVar
 
-_unwanted: ContextVar[Event | None] = ContextVar("unwanted", default=None)
+T = TypeVar("T")
+_unwanted: ContextVar[tuple[Event, ...]] = ContextVar("unwanted", default=())
 
 
 class GivenUp(BaseException):
@@ -20,7 +23,7 @@ class GivenUp(BaseException):
 @contextmanager
 def unless(unwanted: Event) -> Iterator[None]:
     """Whatever is at work inside ends with GivenUp at its next step once the event is set; in threads it starts only with its context."""
-    token = _unwanted.set(unwanted)
+    token = _unwanted.set((*_unwanted.get(), unwanted))
     try:
         yield
     finally:
@@ -29,5 +32,34 @@ def unless(unwanted: Event) -> Iterator[None]:
 
 def go_on() -> None:
     """A step begins. Raises GivenUp where nobody waits for it."""
-    if (unwanted := _unwanted.get()) is not None and unwanted.is_set():
+    if any(unwanted.is_set() for unwanted in _unwanted.get()):
         raise GivenUp
+
+
+def as_told(work: Callable[[Callable[[T], None]], object]) -> Iterator[T]:
+    """What work(tell) tells, as it comes, from a thread of its own; whoever asks for no more ends the work. Raises what the work raises."""
+    told: SimpleQueue[tuple[T] | BaseException | None] = SimpleQueue()
+    unwanted, context = Event(), copy_context()
+
+    def tell(item: T) -> None:
+        go_on()
+        told.put((item,))
+
+    def whole() -> None:
+        try:
+            with unless(unwanted):
+                work(tell)
+            told.put(None)
+        except BaseException as error:  # raised where the items are asked for
+            told.put(error)
+
+    worker = Thread(target=context.run, args=[whole], daemon=True)
+    worker.start()
+    try:
+        while (item := told.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item[0]
+    finally:
+        unwanted.set()
+        worker.join()
