@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from mmlm.serving.errors import RequestError
 from mmlm.serving.figures import Figures
 from mmlm.serving.guard import Limits
 from mmlm.serving.uses import Use
+from mmlm.serving.work import timed
 from mmlm.tasks.text import TextTask
 from mmlm.tokenizers.growing import GrowingText
 
@@ -59,6 +61,11 @@ class Writing:
     said: str = ""
     reason: str = "length"
 
+    async def told(self) -> AsyncGenerator[tuple[int | Exception, bool], None]:
+        """(id or what went wrong, whether it is the last one)."""
+        while True:
+            yield await self.queue.get()
+
 
 class Writer:
     """Continues texts by a run of texts."""
@@ -98,12 +105,11 @@ class Writer:
 
     async def pieces(self, writing: Writing) -> AsyncGenerator[str, None]:
         """Text as it is written. Raises RequestError after the seconds allowed; left early, the text is given up."""
-        growing, text = GrowingText(self.task.text.decode), ""
+        growing, text, is_last = GrowingText(self.task.text.decode), "", False
         try:
-            async with asyncio.timeout(self.limits.seconds):
-                is_last = False
+            async with aclosing(timed(self.limits.seconds, writing.told())) as told:
                 while not is_last:
-                    index, is_last = await writing.queue.get()
+                    index, is_last = await anext(told)
                     if isinstance(index, Exception):
                         raise index
                     self.figures.tokens.inc()
@@ -119,8 +125,6 @@ class Writer:
                     if end > begun:
                         writing.said = text[:end]
                         yield text[begun:end]
-        except TimeoutError:
-            raise RequestError(f"the answer took longer than {self.limits.seconds:g} s.", 408, "timeout") from None
         finally:
             writing.request.is_gone = True
 

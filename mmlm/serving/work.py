@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from threading import Event
 from typing import Any, TypeVar
 
@@ -67,6 +68,21 @@ class Turns:
         finally:
             gone.set()
             running.add_done_callback(self.tasks.discard)
+
+
+async def timed(seconds: float, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The same items, all of which must come within so many seconds. Raises RequestError."""
+    end = asyncio.get_running_loop().time() + seconds
+    async with aclosing(items):
+        while True:
+            try:
+                async with asyncio.timeout_at(end):  # of one step: who goes on may be another task
+                    item = await anext(items)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise RequestError(f"the answer took longer than {seconds:g} s.", 408, "timeout") from None
+            yield item
 
 
 async def within(seconds: float, disconnected: Callable[[], Any], work: Any) -> Any:

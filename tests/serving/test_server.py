@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import time
+import wave
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ import openai
 import pytest
 from PIL import Image as Pictures
 
+from mmlm.base.giving_up import go_on
 from mmlm.cli import main
 from mmlm.embedding import encoder
 from mmlm.generation import generate
@@ -39,6 +42,15 @@ def speak(given):
     yield {"audio": Sound(np.linspace(-1, 1, len(given["text"]) * 100, dtype=np.float32), 8000)}
 
 
+def speak_slowly(given):
+    """A tone of ten pieces, each a fifth of a second later."""
+    wave_n = np.sin(np.arange(8000) / 5).astype(np.float32) / 2
+    for count in range(1, 11):
+        yield {"audio": Sound(wave_n[: 800 * count], 8000)}
+        time.sleep(0.2)
+        go_on()
+
+
 def reverse(given):
     for size in range(len(given["words"]) + 1):
         yield {"backwards": given["words"][::-1][:size], "loudest": float(np.abs(given["sound"].wave_n).max()) if given["sound"] else None}
@@ -46,6 +58,7 @@ def reverse(given):
 
 OWN = [
     own("speaker", {"text": forms.Text("Text"), "seed": forms.Number("Seed", "", True, 0, 0, 9)}, {"audio": forms.Audio("Speech")}, speak),
+    own("talker", {"text": forms.Text("Text")}, {"audio": forms.Audio("Speech")}, speak_slowly),
     own("mirror", {"words": forms.Text("Words"), "sound": forms.Audio("Sound", "", True)}, {"backwards": forms.Text("Back")}, reverse),
 ]  # fmt: skip
 
@@ -86,7 +99,7 @@ PICTURE = png(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.ui
 
 
 def test_openais_client_lists_models_and_chats(client, text_use):
-    assert [model.id for model in client.models.list()] == ["words", "rows", "seen", "speaker", "mirror"]
+    assert [model.id for model in client.models.list()] == ["words", "rows", "seen", "speaker", "talker", "mirror"]
     assert client.models.retrieve("rows").id == "rows"
     answer = client.chat.completions.create(model="words", messages=[{"role": "user", "content": "The 3. line"}], max_tokens=20)
     assert answer.choices[0].message.content == alone(text_use, "The 3. line", 20)
@@ -131,6 +144,50 @@ def test_speech_comes_as_wav_pcm_and_flac(client):
     assert found["wav"][:4] == b"RIFF" and found["flac"][:4] == b"fLaC" and len(found["pcm"]) == 1000
     with pytest.raises(openai.BadRequestError, match="response_format"):
         client.audio.speech.create(model="speaker", voice="default", input="hello", response_format="mp3")
+
+
+def test_speech_is_heard_while_it_is_written(client, http):
+    whole = client.audio.speech.create(model="talker", voice="default", input="a", response_format="pcm").content
+    for form, head in (("pcm", 0), ("wav", 44)):
+        began, times, parts = time.monotonic(), [], []
+        asked = {"model": "talker", "voice": "default", "input": "a", "response_format": form, "extra_body": {"stream_format": "audio"}}
+        with client.audio.speech.with_streaming_response.create(**asked) as answer:
+            for part in answer.iter_bytes():
+                times.append(time.monotonic() - began)
+                parts.append(part)
+        found = b"".join(parts)
+        assert found[head:] == whole and times[0] < 0.5 < 1.5 < times[-1] and answer.headers["x-sample-rate"] == "8000"
+    with wave.open(io.BytesIO(found)) as file:  # a head of unknown length
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (8000, 1, 2) and file.readframes(9000) == whole
+    asked = {"model": "talker", "input": "a", "response_format": "pcm", "stream_format": "sse"}
+    events = [json.loads(line[6:]) for line in http.post("/v1/audio/speech", json=asked).text.splitlines() if line]
+    assert [event["type"] for event in events] == ["speech.audio.delta"] * 10 + ["speech.audio.done"]
+    assert b"".join(base64.b64decode(event.get("audio", "")) for event in events) == whole
+    refused = http.post("/v1/audio/speech", json={**asked, "response_format": "flac"})
+    assert refused.status_code == 400 and "flac comes whole" in refused.text
+    assert http.post("/v1/audio/speech", json={**asked, "input": ""}).status_code == 400
+    one = http.post("/v1/audio/speech", json={**asked, "model": "speaker", "stream_format": "audio"})
+    assert len(one.content) == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/speech", "/v1/tasks/talker", "/v1/chat/completions"])
+def test_what_streams_is_given_up_after_its_time_and_when_its_client_goes(path, text_use):
+    body = {
+        "/v1/audio/speech": {"model": "talker", "input": "a", "stream_format": "sse"},
+        "/v1/tasks/talker": {"inputs": {"text": "a"}, "stream": True},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 50_000, "stream": True},
+    }[path]
+    uses, limits = [OWN[1], text_use], Limits(seconds=0.7, new_tokens=50_000)
+    with listening(uses, limits=limits) as (address, server):
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        text = httpx.post(address + path, json=body, headers=headers, timeout=20).text
+        assert "longer than 0.7 s" in text.split("data: ")[-2 if "chat" in path else -1]
+        with httpx.Client(base_url=address, headers=headers) as http, http.stream("POST", path, json=body) as answer:
+            next(answer.iter_lines())
+        began = time.monotonic()
+        while (server.turns["talker"].waiting or server.writers["words"].batcher.running) and time.monotonic() - began < 10:
+            time.sleep(0.01)
+        assert time.monotonic() - began < 1.5
 
 
 def test_what_no_run_can_is_told_in_openais_form(client):
