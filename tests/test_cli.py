@@ -23,7 +23,7 @@ GOOD = "schema: 1\nname: tiny\nbackbone: {width: 32, num_layers: 1}\n"
 FLAGS = {
     "compare": ["--only", "COMPARISON", "key.path=value"],
     "convert": ["FOLDER", "SOURCE"],
-    "demo": ["--host", "--port", "--token", "RUN"],
+    "demo": ["--host", "--port", "--task", "--token", "RUN"],
     "preview": ["--samples", "RECIPE", "key.path=value"],
     "data": ["--rows", "--target", "FILE", "action"],
     "encode": ["--batch-size", "--normalize", "--output", "--precision", "ENCODER|RUN", "FILE"],

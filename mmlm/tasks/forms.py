@@ -7,7 +7,8 @@ outputs, first those that are there already, last all of them, whole. Values by 
     Number  float                                  Audio     mmlm.sound.Sound
     Image   uint8 [y, x, 3]                        Points    float32 [n, 4]: x, y, z in metres, intensity
     Table   a row each, {column: text or number}   Shares    {name: probability}
-    Data    anything that JSON can hold
+    Chances {name: probability} of each row        Spans     {"span": [first, end], "boxes": [...]} of parts of a text
+    Molecule  str, SMILES                          Data      anything that JSON can hold
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ class Text(Field):
 
 
 @dataclass(frozen=True)
+class Molecule(Text):
+    """A molecule as SMILES, which pages draw."""
+
+
+@dataclass(frozen=True)
 class Number(Field):
     """A number from low to high."""
 
@@ -93,9 +99,10 @@ class Choice(Field):
 
 @dataclass(frozen=True)
 class Audio(Field):
-    """A sound, of at most so many seconds."""
+    """A sound, of at most so many seconds. grows: as an output it is told while it is made, and heard at once."""
 
     most_seconds: float = MOST_SECONDS
+    grows: bool = False
 
     def check(self, name: str, value: Any) -> Sound:
         """Not empty, finite, not too long."""
@@ -154,8 +161,20 @@ class Shares(Field):
 
 
 @dataclass(frozen=True)
+class Chances(Field):
+    """Names with their probabilities, for each row."""
+
+
+@dataclass(frozen=True)
 class Data(Field):
     """What JSON can hold."""
+
+
+@dataclass(frozen=True)
+class Spans(Data):
+    """Parts of a text with the boxes that they mean, in the order of their colours. of: the output that holds the text."""
+
+    of: str = "text"
 
 
 Values = Mapping[str, Any]

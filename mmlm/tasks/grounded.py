@@ -40,7 +40,7 @@ from mmlm.stream import Segment, Stream
 from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Request, Said, Words, asked_by, by_kind, first_box, plain
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import KINDS, GroundedConfig
-from mmlm.tasks.forms import Data, Field, Image, Text, Values
+from mmlm.tasks.forms import Field, Image, Spans, Text, Values
 from mmlm.tokenizers.box_codecs import ResidualBoxes
 from mmlm.tokenizers.boxes import (
     TEXT,
@@ -121,7 +121,7 @@ class GroundedTask(AskingTask[Picture]):
         """A picture, and what is asked of it."""
         return {"image": Image("Picture"), **self.questions}
 
-    outputs: Mapping[str, Field] = {"image": Image("What it points at"), "text": Text("Answer"), "boxes": Data("Boxes in pixels")}
+    outputs: Mapping[str, Field] = {"image": Image("What it points at"), "text": Text("Answer"), "boxes": Spans("Boxes in pixels")}
 
     def given_by(self, record: Picture) -> Values:
         """The picture, with an expression for a thing in it where there is one."""

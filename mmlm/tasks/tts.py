@@ -245,7 +245,10 @@ class TextToSpeechTask:
             "seed": Number("Seed", "another number, another reading", True, 0, 0, 1_000_000, 1),
         }
 
-    outputs: Mapping[str, Field] = {"audio": Audio("Speech")}
+    @property
+    def outputs(self) -> Mapping[str, Field]:
+        """Speech."""
+        return {"audio": Audio("Speech", grows=self.is_heard_early)}
 
     def given_by(self, record: Utterance) -> Values:
         """Its text, or its first instruction."""
