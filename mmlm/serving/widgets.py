@@ -67,8 +67,10 @@ def widget(gradio: Any, each: Field, is_output: bool = False) -> Any:
         Molecule: text,
         Number: lambda: gradio.Slider(each.low, each.high, step=each.step, **about, **told),  # type: ignore[attr-defined]
         Choice: lambda: gradio.Dropdown(list(each.options), **about, **told),  # type: ignore[attr-defined]
-        Audio: lambda: gradio.Audio(label=each.label, type="numpy", sources=None if is_output else ["upload", "microphone"], format="wav"),
-        Image: lambda: gradio.Image(label=each.label, type="numpy", image_mode="RGB"),
+        Audio: lambda: gradio.Audio(
+            label=each.label, type="numpy", sources=None if is_output else ["upload", "microphone"], format="wav", buttons=["download"]
+        ),
+        Image: lambda: gradio.Image(label=each.label, type="numpy", image_mode="RGB", buttons=["download", "fullscreen"]),
         Points: lambda: gradio.File(label=each.label, file_types=list(READERS), type="filepath"),
         Table: lambda: gradio.Dataframe(label=each.label, type="pandas", interactive=not is_output, wrap=True),
         Shares: lambda: gradio.Label(label=each.label, num_top_classes=5),

@@ -18,6 +18,8 @@ from mmlm.run import train
 from mmlm.serving.app import create_app
 from mmlm.serving.uses import uses_of
 
+from .tiny import PICTURES
+
 TEXT = """
 schema: 1
 name: tiny
@@ -51,10 +53,6 @@ tokenizers: {sequence: {type: molecules}, numbers: {type: numbers, whole_digits:
 backbone: {width: 16, num_layers: 1, pattern: [{type: attention, num_heads: 2}]}
 train: {steps: 2, batch_size: 4, log_every: 1}
 """
-PICTURES = [
-    "task.constrained=true", "task.max_tokens=20", "backbone.width=16", "backbone.num_layers=1", "encoders.vision.channels=[4, 4, 8]",
-    "train.steps=2", "train.batch_size=2", "train.validate_every=0", "train.sample_every=0", "data.validate=[]",
-]  # fmt: skip
 CLASSES = """
 schema: 1
 name: tiny
