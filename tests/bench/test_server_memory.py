@@ -1,8 +1,8 @@
 """Goal: the memory of a server stays flat under load: after the first minute it grows by less than 5 %.
 
-A server in a process of its own, with a run of texts and one of pictures, is asked by clients of this process, streamed, whole, refused and
-given up, without a pause. Its resident set is read from /proc once a second; growth is the median of the last tenth of the time over that of
-the tenth after the beginning, which is a minute or, in short runs, a fifth. MMLM_LOAD_SECONDS: how long, by default ten minutes.
+A server in a process of its own, with runs of texts, pictures and speech, is asked by clients of this process without a pause: streamed,
+whole, refused and given up. Its resident set is read from /proc once a second; growth is the median of the last tenth of the time over that
+of the tenth after the beginning, which is a minute or, in short runs, a fifth. MMLM_LOAD_SECONDS: how long, by default ten minutes.
 """
 
 from __future__ import annotations
