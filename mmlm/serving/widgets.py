@@ -20,7 +20,7 @@ from mmlm.evaluation.charts import shares
 from mmlm.evaluation.spectrogram import spectrogram_image
 from mmlm.serving.values import sound_file
 from mmlm.sound import Sound
-from mmlm.tasks.forms import Audio, Chances, Choice, Data, Field, Image, Molecule, Number, Points, Shares, Spans, Table, Text, Values
+from mmlm.tasks.forms import Audio, Chances, Choice, Data, Field, Image, Molecule, Number, Part, Points, Shares, Spans, Table, Text, Values
 from mmlm.tokenizers.boxes import Grounded, Phrase
 
 DRAWN = (Audio, Spans, Chances, Molecule)  # outputs with a drawing beside them
@@ -71,6 +71,16 @@ def widget(gradio: Any, each: Field, is_output: bool = False) -> Any:
             label=each.label, type="numpy", sources=None if is_output else ["upload", "microphone"], format="wav", buttons=["download"]
         ),
         Image: lambda: gradio.Image(label=each.label, type="numpy", image_mode="RGB", buttons=["download", "fullscreen"]),
+        Part: lambda: gradio.ImageEditor(
+            label=f"{each.label}: {each.help}",
+            type="numpy",
+            image_mode="RGBA",
+            sources=[],
+            transforms=[],
+            layers=False,
+            buttons=[],
+            brush=gradio.Brush(colors=["#e63c3c"], color_mode="fixed"),
+        ),
         Points: lambda: gradio.File(label=each.label, file_types=list(READERS), type="filepath"),
         Table: lambda: gradio.Dataframe(label=each.label, type="pandas", interactive=not is_output, wrap=True),
         Shares: lambda: gradio.Label(label=each.label, num_top_classes=5),
@@ -91,6 +101,10 @@ def from_widget(each: Field, name: str, value: Any) -> Any:
         scale = float(np.iinfo(wave.dtype).max) + 1 if np.issubdtype(wave.dtype, np.integer) else 1.0
         wave_n = (wave if wave.ndim == 1 else wave.mean(axis=1)).astype(np.float32) / np.float32(scale)
         return Sound(wave_n, int(rate_hz))
+    if isinstance(each, Part):
+        drawn = [layer[..., 3] for layer in value["layers"] if layer is not None]
+        rows, columns = np.nonzero(np.max(drawn, axis=0)) if drawn else ((), ())
+        return [int(min(columns)), int(min(rows)), int(max(columns)) + 1, int(max(rows)) + 1] if len(rows) else None
     if isinstance(each, Points):
         try:
             return read_ahead(Path(value))
@@ -110,7 +124,14 @@ def to_widget(each: Field, value: Any) -> Any:
         return value.rate_hz, (np.clip(value.wave_n, -1, 1) * 32767).round().astype(np.int16)
     if isinstance(each, Table):
         return require("pandas", "tabular").DataFrame(value)
+    if isinstance(each, Part):
+        return None  # an example is about all of its picture
     return value
+
+
+def below(picture: np.ndarray | None) -> Any:
+    """A picture as what is drawn upon."""
+    return None if picture is None else {"background": picture, "layers": [], "composite": picture}
 
 
 def as_example(path: Path, each: Field, value: Any) -> Any:
@@ -148,7 +169,7 @@ def drawing(each: Field, value: Any, found: Values) -> str:
     if isinstance(each, Audio):
         return spectrogram_image(value, escape(each.label, quote=True))
     if isinstance(each, Spans):
-        phrases = (Phrase(*one["span"], tuple(map(tuple, one["boxes"]))) for one in value)
+        phrases = (Phrase(one["span"][0], one["span"][1], tuple(map(tuple, one["boxes"]))) for one in value)
         return f"<p>{as_html(Grounded(str(found.get(each.of) or ''), tuple(phrases)))}</p>"
     if isinstance(each, Chances):
         return shares(value[:MOST_DRAWN])

@@ -29,6 +29,7 @@ from mmlm.tasks.forms import (
     Image,
     Molecule,
     Number,
+    Part,
     Points,
     Shares,
     Spans,
@@ -50,6 +51,7 @@ FIELDS: list[Field] = [
     Shares("a"),
     Chances("a"),
     Spans("a"),
+    Part("a"),
     Molecule("a"),
     Data("a"),
 ]
@@ -89,6 +91,14 @@ def address(runs, turned):
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: type(field).__name__)
 def test_each_field_has_a_component(field, is_output):
     assert widget(gradio, field, is_output).label == "a"
+
+
+def test_what_is_drawn_upon_a_picture_is_the_box_around_it():
+    layer, empty = np.zeros((2, 30, 40, 4), dtype=np.uint8)
+    layer[5:9, 10] = layer[7, 10:21] = (230, 60, 60, 255)
+    assert from_widget(Part("a"), "a", {"background": None, "layers": [empty, layer], "composite": layer}) == [10, 5, 21, 9]
+    assert from_widget(Part("a"), "a", {"background": None, "layers": [empty], "composite": empty}) is None
+    assert from_widget(Part("a"), "a", {"background": None, "layers": [], "composite": None}) is None
 
 
 def test_sounds_and_tables_survive_the_way_there_and_back(tmp_path):
