@@ -72,7 +72,7 @@ def widget(gradio: Any, each: Field, is_output: bool = False) -> Any:
         ),
         Image: lambda: gradio.Image(label=each.label, type="numpy", image_mode="RGB", buttons=["download", "fullscreen"]),
         Part: lambda: gradio.ImageEditor(
-            label=f"{each.label}: {each.help}",
+            label=each.label,
             type="numpy",
             image_mode="RGBA",
             sources=[],

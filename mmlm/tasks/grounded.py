@@ -122,7 +122,7 @@ class GroundedTask(AskingTask[Picture]):
     @property
     def inputs(self) -> Mapping[str, Field]:
         """A picture, and what is asked of it or of a part."""
-        return {"image": Image("Picture"), **self.questions, "part": Part("Part", "what is meant, if not all of it: draw around it", True)}
+        return {"image": Image("Picture"), **self.questions, "part": Part("Draw around what is meant, if not all", "a box in it", True)}
 
     outputs: Mapping[str, Field] = {"image": Image("What it points at"), "text": Text("Answer"), "boxes": Spans("Boxes in pixels")}
 
