@@ -23,8 +23,8 @@ from mmlm.model import read_json
 from mmlm.run import METRICS
 from mmlm.serving.examples import Answers, examples_of
 from mmlm.serving.uses import Use
-from mmlm.serving.widgets import DRAWN, as_example, as_heard, below, drawing, from_widget, molecule, player, to_widget, widget
-from mmlm.tasks.forms import Audio, Molecule, Part, Values
+from mmlm.serving.widgets import DRAWN, as_example, as_heard, drawing, from_widget, molecule, player, to_widget, widget
+from mmlm.tasks.forms import Audio, Molecule, Values
 
 logger = logging.getLogger(__name__)
 MOST_MEGABYTES = 20  # of an upload
@@ -185,9 +185,6 @@ def _tab(gradio: Any, asking: Asking) -> None:
                 shown.append(widget(gradio, each, is_output=True))
                 drawn += [gradio.HTML(elem_classes="drawing")] if name in asking.drawn else []
             heard = [player(gradio) for _ in asking.heard]
-    for name, each in use.inputs.items():
-        if isinstance(each, Part):
-            widgets[each.of].change(below, widgets[each.of], widgets[name], show_progress="hidden", api_visibility="private")
     inputs, outputs = [widgets[name] for name in use.inputs], [*shown, *heard, *drawn]
 
     def answer(request: Any, *values: Any) -> Iterator[Any]:

@@ -27,7 +27,8 @@ def from_word(field: Field, name: str, word: str) -> Any:
             raise DataError(f"{name}: must be a number, but is {word[:40]!r}.") from None
     if isinstance(field, Part):
         try:
-            return [float(each) for each in word.split(",")]
+            left, top, right, bottom = map(float, word.split(","))
+            return [left, top, right, bottom]
         except ValueError:
             raise DataError(f"{name}: must be LEFT,TOP,RIGHT,BOTTOM in pixels, but is {word[:40]!r}.") from None
     if isinstance(field, Audio):

@@ -18,6 +18,7 @@ from mmlm.data.points import READERS
 from mmlm.data.sweep_source import read_ahead
 from mmlm.evaluation.charts import shares
 from mmlm.evaluation.spectrogram import spectrogram_image
+from mmlm.serving.files import from_word
 from mmlm.serving.values import sound_file
 from mmlm.sound import Sound
 from mmlm.tasks.forms import Audio, Chances, Choice, Data, Field, Image, Molecule, Number, Part, Points, Shares, Spans, Table, Text, Values
@@ -71,16 +72,7 @@ def widget(gradio: Any, each: Field, is_output: bool = False) -> Any:
             label=each.label, type="numpy", sources=None if is_output else ["upload", "microphone"], format="wav", buttons=["download"]
         ),
         Image: lambda: gradio.Image(label=each.label, type="numpy", image_mode="RGB", buttons=["download", "fullscreen"]),
-        Part: lambda: gradio.ImageEditor(
-            label=each.label,
-            type="numpy",
-            image_mode="RGBA",
-            sources=[],
-            transforms=[],
-            layers=False,
-            buttons=[],
-            brush=gradio.Brush(colors=["#e63c3c"], color_mode="fixed"),
-        ),
+        Part: text,
         Points: lambda: gradio.File(label=each.label, file_types=list(READERS), type="filepath"),
         Table: lambda: gradio.Dataframe(label=each.label, type="pandas", interactive=not is_output, wrap=True),
         Shares: lambda: gradio.Label(label=each.label, num_top_classes=5),
@@ -102,9 +94,7 @@ def from_widget(each: Field, name: str, value: Any) -> Any:
         wave_n = (wave if wave.ndim == 1 else wave.mean(axis=1)).astype(np.float32) / np.float32(scale)
         return Sound(wave_n, int(rate_hz))
     if isinstance(each, Part):
-        drawn = [layer[..., 3] for layer in value["layers"] if layer is not None]
-        rows, columns = np.nonzero(np.max(drawn, axis=0)) if drawn else ((), ())
-        return [int(min(columns)), int(min(rows)), int(max(columns)) + 1, int(max(rows)) + 1] if len(rows) else None
+        return from_word(each, name, value) if value.strip() else None
     if isinstance(each, Points):
         try:
             return read_ahead(Path(value))
@@ -125,13 +115,8 @@ def to_widget(each: Field, value: Any) -> Any:
     if isinstance(each, Table):
         return require("pandas", "tabular").DataFrame(value)
     if isinstance(each, Part):
-        return None  # an example is about all of its picture
+        return ",".join(f"{side:g}" for side in value)
     return value
-
-
-def below(picture: np.ndarray | None) -> Any:
-    """A picture as what is drawn upon."""
-    return None if picture is None else {"background": picture, "layers": [], "composite": picture}
 
 
 def as_example(path: Path, each: Field, value: Any) -> Any:

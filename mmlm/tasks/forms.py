@@ -131,7 +131,7 @@ class Image(Field):
 
 @dataclass(frozen=True)
 class Part(Field):
-    """A box in a picture, which people draw. of: the input that holds the picture."""
+    """A box in a picture. of: the input that holds the picture."""
 
     of: str = "image"
 

@@ -122,7 +122,8 @@ class GroundedTask(AskingTask[Picture]):
     @property
     def inputs(self) -> Mapping[str, Field]:
         """A picture, and what is asked of it or of a part."""
-        return {"image": Image("Picture"), **self.questions, "part": Part("Draw around what is meant, if not all", "a box in it", True)}
+        part = Part("Part", "if not all is meant: left,top,right,bottom in pixels", True)
+        return {"image": Image("Picture"), **self.questions, "part": part}
 
     outputs: Mapping[str, Field] = {"image": Image("What it points at"), "text": Text("Answer"), "boxes": Spans("Boxes in pixels")}
 

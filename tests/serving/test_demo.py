@@ -93,12 +93,12 @@ def test_each_field_has_a_component(field, is_output):
     assert widget(gradio, field, is_output).label == "a"
 
 
-def test_what_is_drawn_upon_a_picture_is_the_box_around_it():
-    layer, empty = np.zeros((2, 30, 40, 4), dtype=np.uint8)
-    layer[5:9, 10] = layer[7, 10:21] = (230, 60, 60, 255)
-    assert from_widget(Part("a"), "a", {"background": None, "layers": [empty, layer], "composite": layer}) == [10, 5, 21, 9]
-    assert from_widget(Part("a"), "a", {"background": None, "layers": [empty], "composite": empty}) is None
-    assert from_widget(Part("a"), "a", {"background": None, "layers": [], "composite": None}) is None
+def test_a_part_of_a_picture_is_written_as_its_sides():
+    part = Part("a")
+    assert from_widget(part, "a", "10,5,21,9.5") == [10, 5, 21, 9.5] and to_widget(part, [10, 5, 21, 9.5]) == "10,5,21,9.5"
+    assert from_widget(part, "a", " ") is None and to_widget(part, None) is None
+    with pytest.raises(DataError, match="a: must be LEFT,TOP,RIGHT,BOTTOM"):
+        from_widget(part, "a", "10,5")
 
 
 def test_sounds_and_tables_survive_the_way_there_and_back(tmp_path):
