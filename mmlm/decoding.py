@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mmlm.backbone.backbone import Backbone
 from mmlm.backbone.cache import Cache
 from mmlm.base.errors import RecipeError
+from mmlm.base.giving_up import go_on
 from mmlm.heads.codebooks import CodebooksHead
 from mmlm.kernels.decode.fast import Decoder
 from mmlm.kernels.decode.fast import Precision as Form
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 Prompt: TypeAlias = Tensor | Stream
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 PRECISIONS: tuple[str, ...] = ("auto", "fp32", "bf16", "int8")
+STEPS_AT_ONCE = 64  # of the C++ decoder, which nothing stops in the middle of them
 WORTH_PACKING = 32  # new tokens from which packing the weights pays without being asked for
 
 
@@ -190,6 +192,7 @@ class OneCallDecoding:
         self._extend(batch, (0, 0))
 
     def _extend(self, batch: Batch, rows: tuple[int, int] | None) -> Tensor:
+        go_on()
         layout = batch.layout
         lengths, plain = (layout.document > 0).sum(1), _is_ids_alone(batch)
         embedded = None if plain else self.model.embed(batch)
@@ -200,6 +203,7 @@ class OneCallDecoding:
 
     def feed(self, ids_b: Tensor) -> None:
         """Take one token a sequence."""
+        go_on()
         self.scores_bv = self.decoder.step(ids_b)
 
     def select(self, index: Tensor) -> None:
@@ -210,7 +214,16 @@ class OneCallDecoding:
 
     def greedy(self, ids_b: Tensor, steps: int, stop: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The likeliest tokens after ids_b, long [b, at most steps], -1 after the first of `stop`, and their log-probabilities."""
-        return self.decoder.greedy(ids_b, steps, stop)
+        parts, ended_b = list[tuple[Tensor, Tensor]](), torch.zeros(len(ids_b), dtype=torch.bool)
+        while steps > 0 and not bool(ended_b.all()):
+            go_on()
+            ids_bt, logs_bt = self.decoder.greedy(ids_b, min(steps, STEPS_AT_ONCE), stop)
+            ids_bt[ended_b], logs_bt[ended_b] = -1, 0.0
+            parts.append((ids_bt, logs_bt))
+            steps -= ids_bt.shape[1]
+            ended_b = (ids_bt[:, -1] < 0) | torch.isin(ids_bt[:, -1], torch.tensor(list(stop), dtype=torch.long))
+            ids_b = ids_bt[:, -1].clamp_min(0)  # of those that have ended any will do
+        return torch.cat([ids_bt for ids_bt, _ in parts], 1), torch.cat([logs_bt for _, logs_bt in parts], 1)
 
     def join(self, other: Decoding, room: int) -> None:
         """Take the sequences of another decoding behind these, with room for so many more tokens of each."""

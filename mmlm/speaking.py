@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Thread
 
 from mmlm.base.errors import CheckpointError
 from mmlm.recipe import Recipe
@@ -53,35 +51,7 @@ class Speaker:
 
         Raises what `say` does, and RecipeError for another model, when the first piece is asked for. Whoever asks for no more ends it.
         """
-        given: SimpleQueue[Sound | Exception | None] = SimpleQueue()
-        unwanted = Event()
-
-        def hear(number: int, sound: Sound) -> None:
-            if unwanted.is_set():
-                raise _Unwanted
-            given.put(sound)
-
-        def work() -> None:
-            try:
-                self.task.speak(self.model, [text], voice=voice_of(voice, voice_text), pace=pace, seed=seed, hear=hear)
-                given.put(None)
-            except Exception as error:  # raised where the pieces are asked for
-                given.put(error)
-
-        worker = Thread(target=work, daemon=True)
-        worker.start()
-        try:
-            while (piece := given.get()) is not None:
-                if isinstance(piece, Exception):
-                    raise piece
-                yield piece
-        finally:
-            unwanted.set()
-            worker.join()
-
-
-class _Unwanted(Exception):
-    """Ends speech that nobody listens to any more."""
+        yield from self.task.pieces(self.model, text, voice=voice_of(voice, voice_text), pace=pace, seed=seed)
 
 
 def speaks(folder: str | Path) -> bool:

@@ -24,7 +24,7 @@ FLAGS = {
     "card": ["--output", "RUN"],
     "compare": ["--only", "COMPARISON", "key.path=value"],
     "convert": ["FOLDER", "SOURCE"],
-    "demo": ["--host", "--port", "--token", "RUN"],
+    "demo": ["--host", "--port", "--task", "--token", "RUN"],
     "preview": ["--samples", "RECIPE", "key.path=value"],
     "data": ["--rows", "--target", "FILE", "action"],
     "encode": ["--batch-size", "--index", "--normalize", "--output", "--precision", "--skip", "ENCODER|RUN", "ITEM"],

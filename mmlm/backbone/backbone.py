@@ -17,6 +17,7 @@ from mmlm.backbone.config import BackboneConfig, LayerConfig
 from mmlm.backbone.dropout import dropout
 from mmlm.backbone.norms import norm
 from mmlm.base.errors import RecipeError
+from mmlm.base.giving_up import go_on
 from mmlm.base.registry import Component
 from mmlm.layout import Layout
 from mmlm.parameters import name_axes
@@ -92,6 +93,7 @@ class Backbone(nn.Module):
 
     def forward(self, x_btd: Tensor, layout: Layout, cache: Cache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Hidden states after the final norm, and auxiliary losses by name (sums over layers). A cache is continued in place."""
+        go_on()
         if cache is not None and layout.branch is not None:
             raise RecipeError("branches (answer options, rows to predict) cannot be read into a cache: what follows would see all of them.")
         if cache is not None:

@@ -70,6 +70,31 @@ def dots(rows: Sequence[tuple[str, float, float, float]], x_name: str) -> str:
     return _svg(parts, tall, x_name)
 
 
+def shares(rows: Sequence[Mapping[str, float]]) -> str:
+    """A bar for each row, parted by the probability of each name, with the names in their colours beneath."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if not names:
+        return ""
+    colours, tall, begin = {name: COLOURS[at % len(COLOURS)] for at, name in enumerate(names)}, 18 * len(rows), 40
+    parts = []
+    for number, row in enumerate(rows):
+        left, y = float(begin), 18 * number
+        parts.append(f'<text x="{begin - 8}" y="{y + 12}" font-size="11" fill="currentColor" text-anchor="end">{number + 1}</text>')
+        for name, share in row.items():
+            wide = share * (WIDTH - begin - RIGHT)
+            parts.append(f'<rect x="{left:.1f}" y="{y}" width="{max(wide, 0):.1f}" height="15" fill="{colours[name]}">'
+                         f"<title>{escape(name)}: {share:.3f}</title></rect>")  # fmt: skip
+            left += wide
+    x, y = float(begin), tall + 16
+    for name in names:
+        if x + 7 * len(name) + 30 > WIDTH and x > begin:
+            x, y = float(begin), y + 18
+        parts.append(f'<rect x="{x:.0f}" y="{y - 10}" width="10" height="10" fill="{colours[name]}"/>')
+        parts.append(f'<text x="{x + 14:.0f}" y="{y}" font-size="11" fill="currentColor">{escape(name)}</text>')
+        x += 7 * len(name) + 30
+    return _svg(parts, y + 8, "probabilities, a bar for each row")
+
+
 Place = Callable[[float], str]
 
 

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -24,15 +24,18 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from mmlm.base.errors import DataError, MissingExtra, MmlmError, RecipeError, unknown_name
+from mmlm.base.giving_up import go_on
 from mmlm.serving.asked import AnyTask, Asked, Chat, Embeddings, Predict, Speech
 from mmlm.serving.chat import Writer, is_writer, picture_question
 from mmlm.serving.errors import RequestError, headers, told
 from mmlm.serving.figures import Figures, Measured
 from mmlm.serving.guard import Guard, Limits
 from mmlm.serving.uses import TABLE_INPUTS, Use
-from mmlm.serving.values import from_json, picture_of, sound_file, sound_of, to_json
-from mmlm.serving.work import Turns, within
+from mmlm.serving.values import from_json, open_wav_head, picture_of, sound_file, sound_of, to_json
+from mmlm.serving.work import Turns, timed, within
+from mmlm.sound import Sound
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 router = APIRouter()
 SOUNDS = {"wav": "audio/wav", "flac": "audio/flac", "pcm": "audio/pcm"}
@@ -71,13 +74,19 @@ class Server:
         name = asked.model or able[0]
         return name, self.uses[name]
 
+    async def steps(self, name: str, given: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        """Outputs of a use for values in JSON's form, those that are there already, the whole ones last. Raises RequestError after the
+        seconds allowed."""
+        use = self.uses[name]
+        async for values in timed(self.limits.seconds, self.turns[name].of(lambda: use.answer(from_json(use.inputs, given)))):
+            yield values
+
     async def answer(self, request: Request, name: str, given: dict[str, Any]) -> dict[str, Any]:
         """All outputs of a use for values in JSON's form."""
-        use = self.uses[name]
 
         async def last() -> Any:
             found: Any = {}
-            async with aclosing(self.turns[name].of(lambda: use.answer(from_json(use.inputs, given)))) as steps:
+            async with aclosing(self.steps(name, given)) as steps:
                 async for values in steps:
                     found = values
             return found
@@ -200,12 +209,12 @@ async def any_task(kind: str, asked: AnyTask, request: Request) -> Response:
     if not asked.stream:
         return JSONResponse({"model": name, "outputs": to_json(await server.answer(request, name, asked.inputs))})
 
-    async def steps() -> AsyncGenerator[Any, None]:
-        async with aclosing(server.turns[name].of(lambda: use.answer(from_json(use.inputs, asked.inputs)))) as found:
-            async for values in found:
+    async def events() -> AsyncGenerator[Any, None]:
+        async with aclosing(server.steps(name, asked.inputs)) as steps:
+            async for values in steps:
                 yield {"model": name, "outputs": to_json(values)}
 
-    return await streamed(steps())
+    return await streamed(events())
 
 
 @router.post("/v1/chat/completions")
@@ -221,7 +230,7 @@ async def chat(asked: Chat, request: Request) -> Response:
     if asked.stream:
         return await streamed(writer.events(name, text), done="[DONE]")
     await within(server.limits.seconds, request.is_disconnected, writer.whole(text))
-    usage = {"prompt_tokens": len(text.request.prompt), "completion_tokens": len(text.ids)}
+    usage = {"prompt_tokens": len(text.request.prompt), "completion_tokens": text.count}
     return JSONResponse(writer_form(name, text.said, text.reason, usage={**usage, "total_tokens": sum(usage.values())}))
 
 
@@ -232,17 +241,29 @@ def writer_form(name: str, text: str, reason: str, **more: Any) -> dict[str, Any
     return {**head, "choices": [choice], **{key: value for key, value in more.items() if value is not None}}
 
 
-async def streamed(events: AsyncGenerator[Any, None], done: str | None = None) -> Response:
-    """Server-sent events. What goes wrong before the first one is an answer of its own, later an event."""
+async def begun(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The same items, of which the first one is there, so that what goes wrong before it is an answer of its own."""
     try:
-        first = [await anext(events)]
+        first = [await anext(items)]
     except StopAsyncIteration:
         first = []
 
+    async def all_of_them() -> AsyncGenerator[T, None]:
+        async with aclosing(items):
+            for item in first:
+                yield item
+            async for item in items:
+                yield item
+
+    return all_of_them()
+
+
+async def streamed(events: AsyncGenerator[Any, None], done: str | None = None) -> Response:
+    """Server-sent events. What goes wrong before the first one is an answer of its own, later an event."""
+    events = await begun(events)
+
     async def lines() -> AsyncIterator[str]:
         try:
-            for event in first:
-                yield f"data: {json.dumps(event)}\n\n"
             async for event in events:
                 yield f"data: {json.dumps(event)}\n\n"
         except MmlmError as error:
@@ -270,9 +291,47 @@ async def speech(asked: Speech, request: Request) -> Response:
         given["pace"] = asked.speed
     elif asked.speed != 1:
         raise RequestError("speed: this model keeps its own pace; leave it out.", param="speed")
+    if asked.stream_format is not None:
+        return await _in_pieces(server.steps(name, given), asked)
     sound = (await server.answer(request, name, given))["audio"]
     return Response(sound_file(sound, asked.response_format), media_type=SOUNDS[asked.response_format],
                     headers={"X-Sample-Rate": str(sound.rate_hz)})  # fmt: skip
+
+
+async def _in_pieces(steps: AsyncGenerator[Any, None], asked: Speech) -> Response:
+    """Speech while it is written, as bytes or as events. Raises RequestError for a form of file that is written whole."""
+    form = asked.response_format
+    if form == "flac":
+        raise RequestError("stream_format: flac comes whole; ask for wav or pcm, or leave it out.", param="stream_format")
+
+    async def pieces() -> AsyncGenerator[tuple[int, bytes], None]:
+        count = 0
+        async with aclosing(steps):
+            async for values in steps:
+                sound: Sound = values["audio"]
+                if len(sound.wave_n) > count:
+                    head = open_wav_head(sound.rate_hz) if form == "wav" and not count else b""
+                    yield sound.rate_hz, head + sound_file(Sound(sound.wave_n[count:], sound.rate_hz), "pcm")
+                    count = len(sound.wave_n)
+
+    async def events() -> AsyncGenerator[Any, None]:
+        async with aclosing(pieces()) as found:
+            async for _, data in found:
+                yield {"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()}
+        yield {"type": "speech.audio.done", "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}}
+
+    if asked.stream_format == "sse":
+        return await streamed(events())
+    found = pieces()
+    rate_hz, first = await anext(found)  # what goes wrong before it is an answer of its own
+
+    async def data() -> AsyncIterator[bytes]:
+        async with aclosing(found):
+            yield first
+            async for _, piece in found:
+                yield piece
+
+    return StreamingResponse(data(), media_type=SOUNDS[form], headers={"X-Sample-Rate": str(rate_hz), "Cache-Control": "no-store"})
 
 
 @router.post("/v1/audio/transcriptions")
@@ -321,7 +380,7 @@ def _encoded(server: Server, name: str, use: Use, items: list[str]) -> np.ndarra
         given = [sound_of(f"input.{at}", item) for at, item in enumerate(items)]
     elif isinstance(found, PictureEmbedder):
         given = [picture_of(f"input.{at}", item) for at, item in enumerate(items)]
-    return np.asarray(found.encode(given), dtype=np.float32)
+    return np.asarray(found.encode(given, progress=lambda *_: go_on()), dtype=np.float32)
 
 
 @router.post("/v1/tabular/predict")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mmlm.serving.errors import RequestError
 
 SILENT = {"user", "metadata", "store", "stream_options", "safety_identifier", "prompt_cache_key"}  # change no answer
-NEUTRAL: dict[str, Any] = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0, "logprobs": False, "stream_format": "audio"}
+NEUTRAL: dict[str, Any] = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0, "logprobs": False}
 
 
 class Asked(BaseModel):
@@ -74,13 +74,14 @@ class Chat(Asked):
 
 
 class Speech(Asked):
-    """POST /v1/audio/speech."""
+    """POST /v1/audio/speech. stream_format: the sound while it is written, as bytes or as events; left out, it comes whole."""
 
     input: str
     voice: str = "default"
     response_format: Literal["wav", "pcm", "flac"] = "wav"
     speed: float = Field(1.0, ge=0.25, le=4)
     seed: int = Field(0, ge=0, lt=2**31)
+    stream_format: Literal["audio", "sse"] | None = None
 
 
 class Embeddings(Asked):

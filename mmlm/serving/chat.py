@@ -6,11 +6,11 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from mmlm.base.errors import DataError
 from mmlm.generation import Sampling
 from mmlm.serving.asked import Chat
 from mmlm.serving.batching import Batcher
@@ -19,11 +19,12 @@ from mmlm.serving.errors import RequestError
 from mmlm.serving.figures import Figures
 from mmlm.serving.guard import Limits
 from mmlm.serving.uses import Use
+from mmlm.serving.work import timed
 from mmlm.tasks.text import TextTask
+from mmlm.tokenizers.growing import GrowingText
 
 USUAL_NEW_TOKENS = 128
 MOST_PROMPT = 20_000  # characters
-HALF = "\ufffd"  # what the bytes of an unfinished character decode to
 
 
 def is_writer(use: Use) -> bool:
@@ -51,14 +52,19 @@ def picture_question(use: Use, asked: Chat) -> dict[str, Any]:
 
 @dataclass
 class Writing:
-    """A text that is being written. ids: of it so far.   said: what of it is text by now.   reason: why it ended."""
+    """A text that is being written. count: tokens of it so far.   said: what of it clients were told.   reason: why it ended."""
 
     request: Written
     queue: asyncio.Queue[tuple[int | Exception, bool]]
     stops: list[str]
-    ids: list[int] = field(default_factory=list)
+    count: int = 0
     said: str = ""
     reason: str = "length"
+
+    async def told(self) -> AsyncGenerator[tuple[int | Exception, bool], None]:
+        """(id or what went wrong, whether it is the last one)."""
+        while True:
+            yield await self.queue.get()
 
 
 class Writer:
@@ -80,7 +86,10 @@ class Writer:
         count = asked.max_completion_tokens or asked.max_tokens or USUAL_NEW_TOKENS
         if count > self.limits.new_tokens:
             raise RequestError(f"max_tokens: at most {self.limits.new_tokens:,} are allowed.", param="max_tokens")
-        ids = [*(self.task.text.first or []), *self.task.text.ids([text])[0]]
+        try:
+            prompt = self.task.prompt(self.use.model, text, count)
+        except DataError as error:
+            raise RequestError(str(error), 400, "context_length_exceeded", "messages") from None
         sampling = Sampling(temperature=asked.temperature, top_p=None if asked.top_p == 1 else asked.top_p)
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int | Exception, bool]]()
 
@@ -89,43 +98,35 @@ class Writer:
                 loop.call_soon_threadsafe(queue.put_nowait, (index, is_last))
 
         stop = [self.span.start + each for each in self.task.ends]
-        request = Written(torch.tensor(ids) + self.span.start, count, sampling, stop, asked.seed, tell)
+        request = Written(prompt, count, sampling, stop, asked.seed, tell)
         stops = [asked.stop] if isinstance(asked.stop, str) else list(asked.stop or [])
         self.batcher.submit(request)
         return Writing(request, queue, [each for each in stops if each])
 
     async def pieces(self, writing: Writing) -> AsyncGenerator[str, None]:
         """Text as it is written. Raises RequestError after the seconds allowed; left early, the text is given up."""
+        growing, text, is_last = GrowingText(self.task.text.decode), "", False
         try:
-            async with asyncio.timeout(self.limits.seconds):
-                is_last = False
+            async with aclosing(timed(self.limits.seconds, writing.told())) as told:
                 while not is_last:
-                    index, is_last = await writing.queue.get()
+                    index, is_last = await anext(told)
                     if isinstance(index, Exception):
                         raise index
                     self.figures.tokens.inc()
                     if index in writing.request.stop:
                         writing.reason = "stop"
                     else:
-                        writing.ids.append(index - self.span.start)
-                    text = self.task.text.decode([each for each in writing.ids if each >= 0])
-                    if ends := [at for stop in writing.stops if (at := text.find(stop)) >= 0]:
-                        text, is_last, writing.reason = text[: min(ends)], True, "stop"
-                    elif not is_last:
-                        text = self._settled(text, writing.stops)
-                    if len(text) > len(writing.said):
-                        piece, writing.said = text[len(writing.said) :], text
-                        yield piece
-        except TimeoutError:
-            raise RequestError(f"the answer took longer than {self.limits.seconds:g} s.", 408, "timeout") from None
+                        writing.count += 1
+                        text += growing.push(index - self.span.start) if index in self.span else ""
+                    text += growing.flush() if is_last else ""
+                    end, begun = len(text) if is_last else _settled(text, writing.stops), len(writing.said)
+                    if ends := [at for stop in writing.stops if (at := text.find(stop, begun)) >= 0]:
+                        end, is_last, writing.reason = min(ends), True, "stop"
+                    if end > begun:
+                        writing.said = text[:end]
+                        yield text[begun:end]
         finally:
             writing.request.is_gone = True
-
-    def _settled(self, text: str, stops: list[str]) -> str:
-        """Without what later tokens may still change: half a character, and what may be the beginning of a stop."""
-        text = text.rstrip(HALF)
-        held = max((size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0)
-        return text[: len(text) - held]
 
     async def whole(self, writing: Writing) -> None:
         """Until it is written."""
@@ -143,3 +144,8 @@ class Writer:
         async for piece in self.pieces(writing):
             yield event({"content": piece})
         yield event({}, writing.reason)
+
+
+def _settled(text: str, stops: list[str]) -> int:
+    """Characters without what may be the beginning of a stop."""
+    return len(text) - max((size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0)

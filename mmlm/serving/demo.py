@@ -9,29 +9,112 @@ import logging
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
-import numpy as np
-
-from mmlm.analysis.drawing import write_png
-from mmlm.base.errors import DataError, MmlmError, RecipeError, require
-from mmlm.data.audio_files import write_sound
-from mmlm.data.points import READERS
-from mmlm.data.sweep_source import read_ahead
+from mmlm.base.errors import MmlmError, RecipeError, require
+from mmlm.base.giving_up import GivenUp, as_told, unless
 from mmlm.evaluation.card import figures
 from mmlm.model import read_json
 from mmlm.run import METRICS
-from mmlm.serving.examples import examples_of
+from mmlm.serving.examples import Answers, examples_of
 from mmlm.serving.uses import Use
-from mmlm.sound import Sound
-from mmlm.tasks.forms import Audio, Choice, Data, Field, Image, Number, Points, Shares, Table, Text
+from mmlm.serving.widgets import DRAWN, as_example, as_heard, drawing, from_widget, molecule, player, to_widget, widget
+from mmlm.tasks.forms import Audio, Molecule, Values
 
 logger = logging.getLogger(__name__)
 MOST_MEGABYTES = 20  # of an upload
 WAITING = 16  # most people in the queue
 FONTS = ["system-ui", "sans-serif"]  # Gradio's own would be fetched from elsewhere
+
+
+@dataclass
+class Asking:
+    """A use as a page asks it. skip: what leaves a component as it is.   error_type: how a page is told of an error.   examples: of the
+    use, or why there are none.   at_work: of each person who asks, what ends it."""
+
+    use: Use
+    error_type: Callable[[str], Exception] = RuntimeError
+    skip: Any = None
+    at_work: dict[str | None, Event] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.answers = Answers(self.use)
+        self.examples, self.why_none = examples_of(self.use)
+        self.heard = [name for name, each in self.use.outputs.items() if isinstance(each, Audio) and each.grows]
+        self.drawn = [name for name, each in self.use.outputs.items() if isinstance(each, DRAWN)]
+
+    def ask(self, values: Sequence[Any], person: str | None = None) -> Iterator[list[Any]]:
+        """For values of the inputs' components those of the outputs' ones, of the players and of the drawings, again and again while an
+        answer grows. What is wrong with what was given is told as it is; whatever else goes wrong is logged, and told without a word of
+        where."""
+        with self._telling():
+            given = {name: from_widget(each, name, value) for (name, each), value in zip(self.use.inputs.items(), values, strict=True)}
+            yield from self._answered({name: value for name, value in given.items() if value is not None}, person)
+
+    def show(self, number: int, person: str | None = None) -> Iterator[list[Any]]:
+        """What was answered to an example, or its answer while it grows, which is then kept."""
+        given = self.examples[number]
+        with self._telling():
+            if (known := self.answers.find(given)) is not None:
+                yield self._shown(known, is_whole=True)
+            else:
+                yield from self._answered(given, person, keep=True)
+
+    def stop(self, person: str | None = None) -> None:
+        """Nobody waits any more for what a person asked."""
+        if (unwanted := self.at_work.get(person)) is not None:
+            unwanted.set()
+
+    def prepare(self) -> None:
+        """Answer the examples whose answers are not known."""
+        for given in self.examples:
+            if self.answers.find(given) is None:
+                *_, last = self.use.answer(given)
+                self.answers.keep(given, last)
+
+    def _answered(self, given: Values, person: str | None, *, keep: bool = False) -> Iterator[list[Any]]:
+        unwanted = self.at_work[person] = Event()
+
+        def work(tell: Callable[[Values], None]) -> None:
+            with unless(unwanted):
+                for found in self.use.answer(given):
+                    tell(found)
+
+        last: Values = {}
+        try:
+            for last in as_told(work):
+                yield self._shown(last, is_whole=False)
+        except GivenUp:
+            return
+        finally:
+            if self.at_work.get(person) is unwanted:
+                del self.at_work[person]
+        if keep:
+            self.answers.keep(given, last)
+        yield self._shown(last, is_whole=True)
+
+    def _shown(self, found: Values, *, is_whole: bool) -> list[Any]:
+        outputs = self.use.outputs
+        shown = [self.skip if name in self.heard and not is_whole else to_widget(each, found.get(name)) for name, each in outputs.items()]
+        heard = [as_heard(found[name], is_whole) if found.get(name) is not None else "" for name in self.heard]
+        drawn = [drawing(outputs[name], found.get(name), found) if is_whole else self.skip for name in self.drawn]
+        return [*shown, *heard, *drawn]
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What goes wrong inside is told as the page's error."""
+        try:
+            yield
+        except MmlmError as error:
+            raise self.error_type(str(error)) from None
+        except Exception:
+            logger.exception("%s could not answer", self.use.title)
+            raise self.error_type("This could not be answered; the log of the program says why.") from None
 
 
 def build(uses: Sequence[Use]) -> Any:
@@ -40,21 +123,23 @@ def build(uses: Sequence[Use]) -> Any:
     if not uses:
         raise RecipeError("mmlm demo: none of these runs has a task that can be asked by hand.")
     gradio = require("gradio", "demo")
+    asked = [Asking(use, gradio.Error, gradio.skip()) for use in uses]
     with gradio.Blocks(title="mmlm", analytics_enabled=False) as page:
-        if len(uses) == 1:
-            _tab(gradio, uses[0])
+        if len(asked) == 1:
+            _tab(gradio, asked[0])
         else:
             with gradio.Tabs():
-                for use in uses:
-                    with gradio.Tab(use.title):
-                        _tab(gradio, use)
+                for one in asked:
+                    with gradio.Tab(one.use.title):
+                        _tab(gradio, one)
     page.queue(max_size=WAITING, default_concurrency_limit=1)
+    page.asked = asked
     return page
 
 
 def launch(uses: Sequence[Use], *, host: str = "127.0.0.1", port: int | None = None, token: str | None = None, wait: bool = True) -> str:
     """Serve the page; returns its address. token: the password of the user `mmlm`; None: none is asked for on this machine alone, elsewhere
-    one is made and logged. wait: until it is stopped."""
+    one is made and logged. wait: until it is stopped. Examples whose answers are not known are answered meanwhile."""
     page, gradio = build(uses), require("gradio", "demo")
     if token is None and host not in ("127.0.0.1", "localhost", "::1"):
         token = secrets.token_urlsafe(16)
@@ -64,13 +149,23 @@ def launch(uses: Sequence[Use], *, host: str = "127.0.0.1", port: int | None = N
         theme=gradio.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]), footer_links=[], ssr_mode=False,
         share=False, quiet=True, prevent_thread_lock=True, show_error=True,
     )  # fmt: skip
+    Thread(target=_prepare, args=[page.asked], daemon=True).start()
     if wait:
         logger.warning("open %s in a browser; Ctrl-C ends it", address)
         page.block_thread()
     return str(address)
 
 
-def _tab(gradio: Any, use: Use) -> None:
+def _prepare(asked: Sequence[Asking]) -> None:
+    for one in asked:
+        try:
+            one.prepare()
+        except Exception as error:  # told again to whoever clicks on the example
+            logger.warning("%s: an example was not answered: %s", one.use.title, error)
+
+
+def _tab(gradio: Any, asking: Asking) -> None:
+    use = asking.use
     gradio.Markdown(f"## {use.title}")
     with gradio.Accordion("How good it is", open=False):
         gradio.Markdown("\n".join(measured(use)))
@@ -78,27 +173,63 @@ def _tab(gradio: Any, use: Use) -> None:
         with gradio.Column(min_width=320):
             needed = {name: each for name, each in use.inputs.items() if not each.is_optional}
             more = {name: each for name, each in use.inputs.items() if each.is_optional}
-            widgets = {name: widget(gradio, each) for name, each in needed.items()}
+            widgets = {name: _input(gradio, each) for name, each in needed.items()}
             if more:
                 with gradio.Accordion("Settings", open=bool(set(more) - {"seed", "temperature"})):
-                    widgets |= {name: widget(gradio, each) for name, each in more.items()}
+                    widgets |= {name: _input(gradio, each) for name, each in more.items()}
             with gradio.Row():
                 ask, stop = gradio.Button("Ask", variant="primary"), gradio.Button("Stop")
         with gradio.Column(min_width=320):
-            shown = {name: widget(gradio, each, is_output=True) for name, each in use.outputs.items()}
-    inputs, outputs = [widgets[name] for name in use.inputs], list(shown.values())
-    running = ask.click(answering(use, gradio.Error), inputs, outputs, api_name=_api_name(use))
-    stop.click(None, None, None, cancels=[running])
-    examples, why = examples_of(use)
-    if why:
-        gradio.Markdown(why)
-    elif examples:
-        folder = Path(tempfile.mkdtemp(prefix="mmlm-examples-"))
-        rows = [
-            [as_example(folder / f"{row}_{name}", use.inputs[name], given.get(name, use.inputs[name].usual)) for name in use.inputs]
-            for row, given in enumerate(examples)
-        ]
-        gradio.Examples(rows, inputs, outputs, fn=answering(use, gradio.Error), run_on_click=True, cache_examples=False, api_name=False)
+            shown, drawn = [], []
+            for name, each in use.outputs.items():
+                shown.append(widget(gradio, each, is_output=True))
+                drawn += [gradio.HTML(elem_classes="drawing")] if name in asking.drawn else []
+            heard = [player(gradio) for _ in asking.heard]
+    inputs, outputs = [widgets[name] for name in use.inputs], [*shown, *heard, *drawn]
+
+    def answer(request: Any, *values: Any) -> Iterator[Any]:
+        for each in asking.ask(values, request.session_hash):
+            yield each if len(each) > 1 else each[0]
+
+    def give_up(request: Any) -> None:
+        asking.stop(request.session_hash)
+
+    for call in (answer, give_up):
+        call.__annotations__["request"] = gradio.Request
+    running = [ask.click(answer, inputs, outputs, api_name=_api_name(use))]
+    if asking.why_none:
+        gradio.Markdown(asking.why_none)
+    elif asking.examples:
+        running.append(_examples(gradio, asking, inputs, outputs))
+    stop.click(give_up, None, None, cancels=running, queue=False, api_visibility="private")
+
+
+def _input(gradio: Any, each: Any) -> Any:
+    """A component of an input; that of a molecule with its drawing."""
+    found = widget(gradio, each)
+    if isinstance(each, Molecule):
+        drawn = gradio.HTML(elem_classes="drawing")
+        found.change(molecule, found, drawn, show_progress="hidden", api_visibility="private")
+    return found
+
+
+def _examples(gradio: Any, asking: Asking, inputs: list[Any], outputs: list[Any]) -> Any:
+    """Examples to click on, which then stand in the inputs beside their answers."""
+    folder, fields = Path(tempfile.mkdtemp(prefix="mmlm-examples-")), asking.use.inputs
+    rows = [
+        [as_example(folder / f"{row}_{name}", each, given.get(name, each.usual)) for name, each in fields.items()]
+        for row, given in enumerate(asking.examples)
+    ]
+    shown = gradio.Dataset(components=inputs, samples=rows, type="index", label="Examples")
+
+    def show(request: Any, number: int) -> Iterator[list[Any]]:
+        row = rows[number]
+        for each in asking.show(number, request.session_hash):
+            yield [*row, *each]
+            row = [asking.skip] * len(row)
+
+    show.__annotations__["request"] = gradio.Request
+    return shown.click(show, shown, [*inputs, *outputs], api_visibility="private")
 
 
 def measured(use: Use) -> list[str]:
@@ -112,88 +243,3 @@ def measured(use: Use) -> list[str]:
 
 def _api_name(use: Use) -> str:
     return f"{use.run.name}_{use.name}".replace("-", "_").replace(".", "_")
-
-
-def answering(use: Use, error_type: Callable[[str], Exception]) -> Callable[..., Iterator[Any]]:
-    """What a page calls: values of the widgets in, values of the widgets out, again and again while an answer grows. What is wrong with
-    what was given is told as it is; whatever else goes wrong is logged, and told without a word of where."""
-
-    def answer(*values: Any) -> Iterator[Any]:
-        try:
-            given = {name: from_widget(each, name, value) for (name, each), value in zip(use.inputs.items(), values, strict=True)}
-            for found in use.answer({name: value for name, value in given.items() if value is not None}):
-                shown = [to_widget(each, found.get(name)) for name, each in use.outputs.items()]
-                yield shown[0] if len(shown) == 1 else shown
-        except MmlmError as error:
-            raise error_type(str(error)) from None
-        except Exception:
-            logger.exception("%s could not answer", use.title)
-            raise error_type("This could not be answered; the log of the program says why.") from None
-
-    return answer
-
-
-def widget(gradio: Any, each: Field, is_output: bool = False) -> Any:
-    """A component of Gradio for a field."""
-    about = {"label": each.label} if is_output else {"label": each.label, "value": each.usual}
-    told = {} if is_output or not each.help else {"info": each.help}
-    kinds: Mapping[type[Field], Callable[[], Any]] = {
-        Text: lambda: gradio.Textbox(**about, **told, lines=getattr(each, "num_lines", 1), interactive=not is_output),
-        Number: lambda: gradio.Slider(each.low, each.high, step=each.step, **about, **told),  # type: ignore[attr-defined]
-        Choice: lambda: gradio.Dropdown(list(each.options), **about, **told),  # type: ignore[attr-defined]
-        Audio: lambda: gradio.Audio(label=each.label, type="numpy", sources=None if is_output else ["upload", "microphone"], format="wav"),
-        Image: lambda: gradio.Image(label=each.label, type="numpy", image_mode="RGB"),
-        Points: lambda: gradio.File(label=each.label, file_types=list(READERS), type="filepath"),
-        Table: lambda: gradio.Dataframe(label=each.label, type="pandas", interactive=not is_output, wrap=True),
-        Shares: lambda: gradio.Label(label=each.label, num_top_classes=5),
-        Data: lambda: gradio.JSON(label=each.label),
-    }
-    return kinds[type(each)]()
-
-
-def from_widget(each: Field, name: str, value: Any) -> Any:
-    """What a component hands over, as a value of its field; None where it is empty. Raises DataError for what cannot be read."""
-    if value is None:
-        return None
-    if isinstance(each, Audio):
-        rate_hz, wave = value
-        wave = np.asarray(wave)
-        scale = float(np.iinfo(wave.dtype).max) + 1 if np.issubdtype(wave.dtype, np.integer) else 1.0
-        wave_n = (wave if wave.ndim == 1 else wave.mean(axis=1)).astype(np.float32) / np.float32(scale)
-        return Sound(wave_n, int(rate_hz))
-    if isinstance(each, Points):
-        try:
-            return read_ahead(Path(value))
-        except DataError as error:
-            raise DataError(f"{name}: {str(error).replace(str(value), 'this file')}") from None
-    if isinstance(each, Table):
-        frame = value.astype(object).where(value.notna() & (value.astype(str) != ""), None)
-        return [row for row in frame.to_dict("records") if any(cell is not None for cell in row.values())]
-    return value
-
-
-def to_widget(each: Field, value: Any) -> Any:
-    """A value of a field as its component takes it."""
-    if value is None:
-        return None
-    if isinstance(each, Audio):
-        return value.rate_hz, (np.clip(value.wave_n, -1, 1) * 32767).astype(np.int16)
-    if isinstance(each, Table):
-        return require("pandas", "tabular").DataFrame(value)
-    return value
-
-
-def as_example(path: Path, each: Field, value: Any) -> Any:
-    """A value of a field as an example of its component: sounds, pictures and sweeps as files."""
-    if value is None:
-        return None
-    if isinstance(each, Audio):
-        write_sound(path.with_suffix(".wav"), value)
-        return str(path.with_suffix(".wav"))
-    if isinstance(each, Image):
-        write_png(path.with_suffix(".png"), value)
-        return str(path.with_suffix(".png"))
-    if isinstance(each, Points):
-        np.save(path.with_suffix(".npy"), value)
-        return str(path.with_suffix(".npy"))
-    return to_widget(each, value)

@@ -1,19 +1,33 @@
-"""Examples for demos: inputs made of records that a run was measured on, or of a shipped table."""
+"""Examples for demos: inputs made of records that a run was measured on, or of a shipped table, and what the run answered to them.
+
+Answers are kept beside the run, `demo/TASK.json`, and hold for its weights, recipe and version alone.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
+import mmlm
 from mmlm.base.errors import MmlmError
+from mmlm.base.files import write_text_whole
 from mmlm.recipe import shipped
 from mmlm.run import test_records
 from mmlm.serving.uses import Use
+from mmlm.serving.values import from_json, to_json
 from mmlm.tasks.base import TestsApart
-from mmlm.tasks.forms import Usable
+from mmlm.tasks.forms import Usable, Values
 
+logger = logging.getLogger(__name__)
 COUNT = 3
 SHOTS, ASKED, TARGET = 24, 6, "species"  # of the shipped table
+FOLDER = "demo"
+WEIGHTS = ("*.safetensors", "recipe.yaml", "tokenizers/**/*")
 
 
 def examples_of(use: Use, count: int = COUNT) -> tuple[list[dict[str, Any]], str]:
@@ -38,3 +52,49 @@ def _of_table() -> dict[str, Any]:
     asked = some[:: (SHOTS + ASKED) // ASKED][:ASKED]
     shots = [row for row in some if not any(row is each for each in asked)]
     return {"shots": shots, "table": [{name: row[name] for name in row if name != TARGET} for row in asked], "target": TARGET}
+
+
+class Answers:
+    """What a run answered to its examples."""
+
+    def __init__(self, use: Use) -> None:
+        self.use, self.path = use, use.run / FOLDER / f"{use.name}.json"
+
+    @cached_property
+    def of(self) -> str:
+        """Of which run: changes with its weights, its recipe, its outputs and the version."""
+        digest = hashlib.sha256(f"{mmlm.__version__} {list(self.use.outputs)}".encode())
+        for path in sorted({path for pattern in WEIGHTS for path in self.use.run.glob(pattern) if path.is_file()}):
+            with path.open("rb") as file:
+                digest.update(f"{path.relative_to(self.use.run)} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def kept(self) -> dict[str, Any]:
+        """Answers in JSON's form by what was asked; none of another run."""
+        try:
+            held = json.loads(self.path.read_text(encoding="utf-8"))
+            return dict(held["answers"]) if held["of"] == self.of else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def find(self, given: Values) -> Mapping[str, Any] | None:
+        """What was answered; None where that is not known."""
+        try:
+            found = self.kept.get(_key(given))
+            return None if found is None else from_json(self.use.outputs, found)
+        except MmlmError:  # of a damaged file
+            return None
+
+    def keep(self, given: Values, found: Values) -> None:
+        """Remember an answer, in the run's folder where that can be written."""
+        self.kept[_key(given)] = to_json(found)
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            write_text_whole(self.path, json.dumps({"of": self.of, "answers": self.kept}) + "\n")
+        except OSError as error:
+            logger.warning("answers to examples are not kept: %s", error)
+
+
+def _key(given: Values) -> str:
+    return hashlib.sha256(json.dumps(to_json(dict(given)), sort_keys=True).encode()).hexdigest()

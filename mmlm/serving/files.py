@@ -15,16 +15,22 @@ from mmlm.data.audio_files import read_sound, write_sound
 from mmlm.data.picture_files import read_picture
 from mmlm.data.sweep_source import read_ahead
 from mmlm.data.table_reader import read_table
-from mmlm.tasks.forms import Audio, Field, Image, Number, Points, Table
+from mmlm.tasks.forms import Audio, Field, Image, Number, Part, Points, Table
 
 
 def from_word(field: Field, name: str, word: str) -> Any:
-    """What a word of a command line says: a number, a text, or the path of a sound, picture, sweep or table. Raises DataError."""
+    """What a word of a command line says: a number, a box, a text, or the path of a sound, picture, sweep or table. Raises DataError."""
     if isinstance(field, Number):
         try:
             return float(word)
         except ValueError:
             raise DataError(f"{name}: must be a number, but is {word[:40]!r}.") from None
+    if isinstance(field, Part):
+        try:
+            left, top, right, bottom = map(float, word.split(","))
+            return [left, top, right, bottom]
+        except ValueError:
+            raise DataError(f"{name}: must be LEFT,TOP,RIGHT,BOTTOM in pixels, but is {word[:40]!r}.") from None
     if isinstance(field, Audio):
         return read_sound(word)
     if isinstance(field, Image):

@@ -15,14 +15,14 @@ from typing import Any
 from mmlm.base.errors import CheckpointError, DataError, require
 from mmlm.recipe import Recipe
 from mmlm.run import load_parts
-from mmlm.tasks.forms import Data, Field, Table, Text, Usable, Values, checked
+from mmlm.tasks.forms import Chances, Field, Table, Text, Usable, Values, checked
 
 TABLE_INPUTS: Mapping[str, Field] = {
     "shots": Table("Example rows", "with the column that is to be predicted"),
     "table": Table("Rows to predict", "the same columns without it"),
     "target": Text("Column", "the one that is predicted"),
 }
-TABLE_OUTPUTS: Mapping[str, Field] = {"table": Table("Predicted"), "probabilities": Data("Probabilities, a row each")}
+TABLE_OUTPUTS: Mapping[str, Field] = {"table": Table("Predicted"), "probabilities": Chances("Probabilities, a row each")}
 SHOWN_DIGITS = 4
 
 

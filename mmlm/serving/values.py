@@ -9,6 +9,7 @@ import base64
 import binascii
 import io
 import math
+import struct
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -75,6 +76,12 @@ def sound_file(sound: Sound, form: str) -> bytes:
         path = Path(folder) / f"sound.{form}"
         write_sound(path, sound)
         return path.read_bytes()
+
+
+def open_wav_head(rate_hz: int) -> bytes:
+    """What stands before pcm in a wav file whose length nobody knows yet."""
+    unknown = 0xFFFFFFFF
+    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", unknown, b"WAVE", b"fmt ", 16, 1, 1, rate_hz, 2 * rate_hz, 2, 16, b"data", unknown)
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from threading import Event
 from typing import Any, TypeVar
 
+from mmlm.base.giving_up import unless
 from mmlm.serving.errors import RequestError, busy
 
 T = TypeVar("T")
@@ -20,7 +22,8 @@ class Turns:
         self.tasks: set[asyncio.Task[None]] = set()  # else nothing holds them
 
     async def of(self, make: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
-        """What an iterator gives, which a thread goes through; left early, the thread ends after the item that it is making.
+        """What an iterator gives, which a thread goes through; left early, the thread ends at the next step of a model, and at the latest
+        after the item that it is making.
 
         Raises RequestError where too many wait, and what the iterator raises."""
         if self.waiting > self.most_waiting:
@@ -34,10 +37,11 @@ class Turns:
                 loop.call_soon_threadsafe(items.put_nowait, (kind, item))
 
             try:
-                for item in make():
-                    if gone.is_set():
-                        break
-                    tell("item", item)
+                with unless(gone):
+                    for item in make():
+                        if gone.is_set():
+                            break
+                        tell("item", item)
                 tell("end", None)
             except BaseException as error:
                 tell("error", error)
@@ -64,6 +68,21 @@ class Turns:
         finally:
             gone.set()
             running.add_done_callback(self.tasks.discard)
+
+
+async def timed(seconds: float, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The same items, all of which must come within so many seconds. Raises RequestError."""
+    end = asyncio.get_running_loop().time() + seconds
+    async with aclosing(items):
+        while True:
+            try:
+                async with asyncio.timeout_at(end):  # of one step: who goes on may be another task
+                    item = await anext(items)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise RequestError(f"the answer took longer than {seconds:g} s.", 408, "timeout") from None
+            yield item
 
 
 async def within(seconds: float, disconnected: Callable[[], Any], work: Any) -> Any:

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from mmlm.base.errors import RecipeError
 from mmlm.data.audio_augment import Degrade, Made
 from mmlm.data.audio_files import write_sound
 from mmlm.data.config.augment import AugmentationConfig
 from mmlm.data.speech import Utterance
 from mmlm.sound import Sound
-from mmlm.tasks.base import Enhances, Heard
+from mmlm.tasks.base import Heard
 from mmlm.tasks.forms import Audio, Field, Values
 from mmlm.tasks.spectral_gate import spectral_gate
 from mmlm.training.order import derived
@@ -45,21 +44,6 @@ class DegradedSpeech:
         """From now on, records are degraded as in tests."""
         if self.test is not None:
             self.chain = Degrade(self.test)
-
-    inputs: Mapping[str, Field] = {"audio": Audio("Noisy speech", "any rate; a minute at most", most_seconds=60)}
-    outputs: Mapping[str, Field] = {"audio": Audio("Mended")}
-
-    def given_by(self, record: Utterance) -> Values:
-        """What was done to it."""
-        return {"audio": self.pair(record)[1]}
-
-    def answer(self, model: Any, given: Values) -> Iterator[Values]:
-        """A sound, mended. Raises RecipeError for a task that mends none, such as a first step."""
-        if not isinstance(self, Enhances):
-            raise RecipeError("this run mends no sounds by itself; it is a step of one that does.")
-        sound: Sound = given["audio"]
-        (made,) = self.enhance(model, [sound.at(self.rate_hz)])
-        yield {"audio": made.at(sound.rate_hz)}
 
     def pair(self, record: Utterance) -> tuple[Sound, Sound]:
         """A record, clean and degraded; how depends on its id and on nothing else."""
@@ -118,3 +102,24 @@ def _told(made: Made) -> str:
 
 
 SILENT = ("type", "seed")
+
+
+class MendsSpeech(DegradedSpeech):
+    """Base of those that mend a sound by themselves, which people ask for by hand."""
+
+    def enhance(self, model: Any, sounds: Sequence[Sound]) -> list[Sound]:
+        """Each sound, at `rate_hz`, as it should be, with as many samples."""
+        raise NotImplementedError
+
+    inputs: Mapping[str, Field] = {"audio": Audio("Noisy speech", "any rate; a minute at most", most_seconds=60)}
+    outputs: Mapping[str, Field] = {"audio": Audio("Mended")}
+
+    def given_by(self, record: Utterance) -> Values:
+        """What was done to it."""
+        return {"audio": self.pair(record)[1]}
+
+    def answer(self, model: Any, given: Values) -> Iterator[Values]:
+        """A sound, mended."""
+        sound: Sound = given["audio"]
+        (made,) = self.enhance(model, [sound.at(self.rate_hz)])
+        yield {"audio": made.at(sound.rate_hz)}

@@ -21,7 +21,7 @@ from mmlm.objectives.base import Losses
 from mmlm.sound import Sound
 from mmlm.tasks.base import GIVEN, Draws
 from mmlm.tasks.config import EnhancementTaskConfig
-from mmlm.tasks.degraded import GATE, DegradedSpeech, Enhanced
+from mmlm.tasks.degraded import GATE, Enhanced, MendsSpeech
 from mmlm.tasks.mask_network import MaskNetwork, compressed_spectrum_losses
 from mmlm.tasks.spectral_gate import spectral_gate
 from mmlm.weights import copy_tensors, read_tensors, write_tensors
@@ -48,7 +48,7 @@ class MaskLearner(nn.Module):
         return dict.fromkeys(("magnitude", "complex"), float(len(batch.true_bn)))
 
 
-class EnhancementTask(DegradedSpeech):
+class EnhancementTask(MendsSpeech):
     """Trains a mask network on degraded speech."""
 
     vocabulary: Mapping[str, int] = {}

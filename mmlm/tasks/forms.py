@@ -7,6 +7,8 @@ outputs, first those that are there already, last all of them, whole. Values by 
     Number  float                                  Audio     mmlm.sound.Sound
     Image   uint8 [y, x, 3]                        Points    float32 [n, 4]: x, y, z in metres, intensity
     Table   a row each, {column: text or number}   Shares    {name: probability}
+    Chances {name: probability} of each row        Spans     {"span": [first, end], "boxes": [...]} of parts of a text
+    Molecule  str, SMILES                          Part      [x0, y0, x1, y1] of a picture, in pixels
     Data    anything that JSON can hold
 """
 
@@ -62,6 +64,11 @@ class Text(Field):
 
 
 @dataclass(frozen=True)
+class Molecule(Text):
+    """A molecule as SMILES, which pages draw."""
+
+
+@dataclass(frozen=True)
 class Number(Field):
     """A number from low to high."""
 
@@ -93,9 +100,10 @@ class Choice(Field):
 
 @dataclass(frozen=True)
 class Audio(Field):
-    """A sound, of at most so many seconds."""
+    """A sound, of at most so many seconds. grows: as an output it is told while it is made, and heard at once."""
 
     most_seconds: float = MOST_SECONDS
+    grows: bool = False
 
     def check(self, name: str, value: Any) -> Sound:
         """Not empty, finite, not too long."""
@@ -119,6 +127,20 @@ class Image(Field):
         if value.size > 3 * MOST_PIXELS:
             raise DataError(f"{name}: has {value.shape[1]} x {value.shape[0]} pixels; {MOST_PIXELS:,} in all are allowed.")
         return value
+
+
+@dataclass(frozen=True)
+class Part(Field):
+    """A box in a picture. of: the input that holds the picture."""
+
+    of: str = "image"
+
+    def check(self, name: str, value: Any) -> list[float]:
+        """Left, top, right and bottom in pixels, not empty."""
+        numbers = isinstance(value, list | tuple) and len(value) == 4 and all(isinstance(each, int | float) for each in value)
+        if not numbers or not all(map(math.isfinite, value)) or not 0 <= value[0] < value[2] or not 0 <= value[1] < value[3]:
+            raise DataError(f"{name}: must be [left, top, right, bottom] in pixels, but is {str(value)[:60]}.")
+        return [float(each) for each in value]
 
 
 @dataclass(frozen=True)
@@ -154,8 +176,20 @@ class Shares(Field):
 
 
 @dataclass(frozen=True)
+class Chances(Field):
+    """Names with their probabilities, for each row."""
+
+
+@dataclass(frozen=True)
 class Data(Field):
     """What JSON can hold."""
+
+
+@dataclass(frozen=True)
+class Spans(Data):
+    """Parts of a text with the boxes that they mean, in the order of their colours. of: the output that holds the text."""
+
+    of: str = "text"
 
 
 Values = Mapping[str, Any]

@@ -43,7 +43,7 @@ from mmlm.stages import Length, Stage
 from mmlm.stream import NO_LABEL, Segment, Stream, pack, unpack
 from mmlm.tasks.base import GIVEN, tokenizer_of
 from mmlm.tasks.config import GenseCodesConfig, GenseUnitsConfig
-from mmlm.tasks.degraded import GATE, DegradedSpeech, Enhanced
+from mmlm.tasks.degraded import GATE, DegradedSpeech, Enhanced, MendsSpeech
 from mmlm.tasks.spectral_gate import spectral_gate
 from mmlm.tasks.windows import joined, windows
 from mmlm.tokenizers.codec.base import Codec
@@ -211,7 +211,7 @@ class EnhancedCodes(Enhanced):
     made_tu: Tensor
 
 
-class GenseCodesTask(DegradedSpeech):
+class GenseCodesTask(MendsSpeech):
     """The second step, with the first as a model that is not trained."""
 
     over = "nothing"

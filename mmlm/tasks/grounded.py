@@ -21,8 +21,10 @@ arXiv:2304.08485.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from mmlm.analysis.captions import bleu, cider, rouge_l
 from mmlm.analysis.detection import Found, average_precision
 from mmlm.analysis.drawing import drawn, write_png
 from mmlm.analysis.grounding import accuracy_at, grounded_f1, recall_at
+from mmlm.base.errors import DataError
 from mmlm.data.mirror import mirrored
 from mmlm.data.pictures import Picture, Thing, every_thing
 from mmlm.generation import Grammar
@@ -40,7 +43,7 @@ from mmlm.stream import Segment, Stream
 from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Request, Said, Words, asked_by, by_kind, first_box, plain
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import KINDS, GroundedConfig
-from mmlm.tasks.forms import Data, Field, Image, Text, Values
+from mmlm.tasks.forms import Field, Image, Part, Spans, Text, Values
 from mmlm.tokenizers.box_codecs import ResidualBoxes
 from mmlm.tokenizers.boxes import (
     TEXT,
@@ -118,10 +121,11 @@ class GroundedTask(AskingTask[Picture]):
 
     @property
     def inputs(self) -> Mapping[str, Field]:
-        """A picture, and what is asked of it."""
-        return {"image": Image("Picture"), **self.questions}
+        """A picture, and what is asked of it or of a part."""
+        part = Part("Part", "if not all is meant: left,top,right,bottom in pixels", True)
+        return {"image": Image("Picture"), **self.questions, "part": part}
 
-    outputs: Mapping[str, Field] = {"image": Image("What it points at"), "text": Text("Answer"), "boxes": Data("Boxes in pixels")}
+    outputs: Mapping[str, Field] = {"image": Image("What it points at"), "text": Text("Answer"), "boxes": Spans("Boxes in pixels")}
 
     def given_by(self, record: Picture) -> Values:
         """The picture, with an expression for a thing in it where there is one."""
@@ -131,7 +135,9 @@ class GroundedTask(AskingTask[Picture]):
     def answer(self, model: MultimodalLM, given: Values) -> Iterator[Values]:
         """An answer with its boxes. Raises DataError where it needs words and has none."""
         pixels, request = given["image"], asked_by(given)
-        (answer,) = self.answers(model, [pixels], [request])
+        part = _within(pixels, given["part"])
+        (answer,) = self.answers(model, [pixels[part[1] : part[3], part[0] : part[2]]], [request])
+        answer = _of_whole(answer, part, pixels.shape[1], pixels.shape[0])
         record = Picture("picture", "the picture", pixels.shape[1], pixels.shape[0], lambda: pixels)
         yield {"image": drawn(pixels, answer), "text": answer.text, "boxes": as_json(record, Said(request, answer))["phrases"]}
 
@@ -284,6 +290,28 @@ def as_json(record: Picture, one: Said) -> dict[str, Any]:
         for each in one.answer.phrases
     ]
     return {"kind": one.request.kind, "question": one.request.question, "text": one.answer.text, "phrases": phrases}
+
+
+def _within(pixels: np.ndarray, part: Sequence[float] | None) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a part of a picture, of all of it where none is meant. Raises DataError for one outside of it."""
+    height, width = pixels.shape[:2]
+    if part is None:
+        return 0, 0, width, height
+    left, top, right, bottom = math.floor(part[0]), math.floor(part[1]), min(math.ceil(part[2]), width), min(math.ceil(part[3]), height)
+    if left >= right or top >= bottom:
+        raise DataError(f"part: {[round(each) for each in part]} lies outside of the picture of {width} x {height} pixels.")
+    return left, top, right, bottom
+
+
+def _of_whole(said: Grounded, part: tuple[int, int, int, int], width: int, height: int) -> Grounded:
+    """An answer about a part of a picture, with boxes as shares of the whole."""
+    left, top, right, bottom = part
+
+    def moved(box: Box) -> Box:
+        x, y = (right - left) / width, (bottom - top) / height
+        return left / width + box[0] * x, top / height + box[1] * y, left / width + box[2] * x, top / height + box[3] * y
+
+    return replace(said, phrases=tuple(replace(each, boxes=tuple(map(moved, each.boxes))) for each in said.phrases))
 
 
 def _things(said: Grounded) -> list[Found]:

@@ -35,7 +35,7 @@ from mmlm.objectives.permutation import spans
 from mmlm.stream import Segment, Stream, pack, positions, unpack
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import RegressionTransformerConfig
-from mmlm.tasks.forms import Choice, Data, Field, Number, Text, Values
+from mmlm.tasks.forms import Choice, Data, Field, Molecule, Number, Text, Values
 from mmlm.tokenizers.molecules import MoleculeTokenizer
 from mmlm.tokenizers.numbers import NUMBER, NumberTokenizer
 from mmlm.tokenizers.proteins import ProteinTokenizer
@@ -223,13 +223,17 @@ class RegressionTransformerTask:
         names = list(self.config.properties)
         what = "SMILES" if self.kind == "molecule" else "Protein"
         return {
-            "sequence": Text(what, "whose numbers are read"),
+            "sequence": (Molecule if self.kind == "molecule" else Text)(what, "whose numbers are read"),
             "name": Choice("Wanted property", "of a design", True, names[0], names),
             "wanted": Text("Wanted number", "empty: the numbers are read and nothing is designed", True, ""),
             "seed": Number("Seed", "another number, another design", True, 0, 0, 1_000_000, 1),
         }
 
-    outputs: Mapping[str, Field] = {"sequence": Text("Sequence"), "numbers": Data("Its numbers, as the model reads them")}
+    @property
+    def outputs(self) -> Mapping[str, Field]:
+        """The sequence, or the one that was designed, and its numbers."""
+        kind = Molecule if self.kind == "molecule" else Text
+        return {"sequence": kind("Sequence"), "numbers": Data("Its numbers, as the model reads them")}
 
     def given_by(self, record: Compound) -> Values:
         """The sequence."""

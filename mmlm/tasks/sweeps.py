@@ -37,7 +37,7 @@ from mmlm.stream import Segment, Stream
 from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Request, Said, Words, asked_by, by_kind, first_box, plain
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import SWEEP_KINDS, SweepsConfig
-from mmlm.tasks.forms import Choice, Data, Field, Image, Points, Text, Values
+from mmlm.tasks.forms import Choice, Field, Image, Points, Spans, Text, Values
 from mmlm.tokenizers.boxes import TEXT, Box, Grounded, GroundedGrammar, Phrase
 from mmlm.tokenizers.boxes3d import Box3dTokenizer
 from mmlm.tokenizers.sweeps import LIDAR, SweepTokens
@@ -94,7 +94,7 @@ class SweepsTask(AskingTask[Sweep]):
         view = Choice("View", "the part that is meant, but by an expression", True, EVERYWHERE, (EVERYWHERE, *VIEWS))
         return {"points": Points("Sweep", "points of LiDAR, x ahead, in metres"), **self.questions, "view": view}
 
-    outputs: Mapping[str, Field] = {"image": Image("Seen from above"), "text": Text("Answer"), "boxes": Data("Boxes in metres")}
+    outputs: Mapping[str, Field] = {"image": Image("Seen from above"), "text": Text("Answer"), "boxes": Spans("Boxes in metres")}
 
     def given_by(self, record: Sweep) -> Values:
         """The sweep, with an expression for a thing in it where there is one."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmlm.base.errors import RecipeError, unknown_name
+from mmlm.base.errors import DataError, RecipeError, unknown_name
 from mmlm.data.texts import Part, Passage
 from mmlm.generation import Sampling, generate
 from mmlm.generation import stream as written
@@ -27,6 +27,7 @@ from mmlm.stream import NO_LABEL, Segment, Stream, pack, unpack
 from mmlm.tasks.config import TextTaskConfig
 from mmlm.tasks.forms import Field, Number, Text, Values
 from mmlm.tokenizers.base import TextLike
+from mmlm.tokenizers.growing import GrowingText
 
 CHARACTERS = 5  # that a source draws for each token of the context; a sample keeps the first tokens of them
 TOKENS_AT_ONCE, SCORES_AT_ONCE = 8192, 2048
@@ -97,23 +98,48 @@ class TextTask:
     outputs: Mapping[str, Field] = {"text": Text("Continued")}
 
     def given_by(self, record: Passage) -> Values:
-        """Its first words."""
-        return {"text": " ".join(record.parts[0].text.split()[:EXAMPLE_WORDS])}
+        """Its first words, which leave half of the context to what follows."""
+        words = record.parts[0].text.split()[:EXAMPLE_WORDS]
+        while len(words) > 1 and len(self.text.ids([" ".join(words)])[0]) > self.config.context // 2:
+            words.pop()
+        return {"text": " ".join(words)}
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that a model was trained on or measured with."""
+        return max(self.config.context, self.config.test_context or 0)
+
+    def prompt(self, model: MultimodalLM, text: str, new_tokens: int = 0) -> torch.Tensor:
+        """The ids [t] that a text is continued from.
+
+        Raises DataError for one that is longer than the context, or that leaves a model of learned positions no room for the new tokens.
+        """
+        ids = [*(self.text.first or []), *self.text.ids([text])[0]]
+        if len(ids) > self.longest:
+            raise DataError(f"text: is {len(ids):,} tokens long; the context of this model is {self.longest:,}.")
+        limit = model.backbone.config.learned_positions
+        if limit is not None and len(ids) + new_tokens > limit:
+            raise DataError(
+                f"text: its {len(ids):,} tokens with {new_tokens:,} new ones are more than the {limit:,} that this model places."
+            )
+        return torch.tensor(ids) + model.vocabulary.span("text").start
 
     def answer(self, model: MultimodalLM, given: Values) -> Iterator[Values]:
         """The text with its continuation, token by token."""
-        span, ids = model.vocabulary.span("text"), list[int]()
-        prompt = torch.tensor([span.start + each for each in [*(self.text.first or []), *self.text.ids([given["text"]])[0]]])
+        span, count = model.vocabulary.span("text"), int(given["max_new_tokens"])
+        text, growing = given["text"], GrowingText(self.text.decode)
         steps = written(
-            model, [prompt], max_new_tokens=int(given["max_new_tokens"]), sampling=Sampling(temperature=given["temperature"]),
+            model, [self.prompt(model, text, count)], max_new_tokens=count, sampling=Sampling(temperature=given["temperature"]),
             stop=[span.start + each for each in self.ends], seed=int(given["seed"]),
         )  # fmt: skip
-        yield {"text": given["text"]}
+        yield {"text": text}
         for step in steps:
             for index, _, _ in step.values():
                 if index is not None and index in span and index - span.start not in self.ends:
-                    ids.append(index - span.start)
-                    yield {"text": given["text"] + self.text.decode(ids)}
+                    text += growing.push(index - span.start)
+                    yield {"text": text}
+        if left := growing.flush():
+            yield {"text": text + left}
 
     def example(self, record: Passage, rng: np.random.Generator) -> Stream | None:
         """A segment for each part, as many tokens as the context holds."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmlm.analysis.attention import attention_maps, most_focused
 from mmlm.base.errors import DataError, RecipeError
+from mmlm.base.giving_up import as_told
 from mmlm.data.audio_files import write_sound
 from mmlm.data.speech import Utterance
 from mmlm.data.spoken_entries import Entries, EntryTokens
@@ -244,17 +245,35 @@ class TextToSpeechTask:
             "seed": Number("Seed", "another number, another reading", True, 0, 0, 1_000_000, 1),
         }
 
-    outputs: Mapping[str, Field] = {"audio": Audio("Speech")}
+    @property
+    def outputs(self) -> Mapping[str, Field]:
+        """Speech."""
+        return {"audio": Audio("Speech", grows=self.is_heard_early)}
 
     def given_by(self, record: Utterance) -> Values:
         """Its text, or its first instruction."""
         return {"text": self.reader.asked(record)}
 
     def answer(self, model: MultimodalLM, given: Values) -> Iterator[Values]:
-        """The sound of a text."""
-        voice = voice_of(given["voice"], given["voice_text"])
-        (one,) = self.speak(model, [given["text"]], voice=voice, pace=given.get("pace", 1.0), seed=int(given["seed"]))
-        yield {"audio": one.sound}
+        """The sound of a text, growing while it is written where the model can write so."""
+        asked: dict[str, Any] = {"pace": given.get("pace", 1.0), "seed": int(given["seed"])}
+        voice, wave_n = voice_of(given["voice"], given["voice_text"]), np.zeros(0, dtype=np.float32)
+        if not self.is_heard_early:
+            (one,) = self.speak(model, [given["text"]], voice=voice, **asked)
+            yield {"audio": one.sound}
+            return
+        for piece in self.pieces(model, given["text"], voice=voice, **asked):
+            wave_n = np.concatenate([wave_n, piece.wave_n])
+            yield {"audio": Sound(wave_n, piece.rate_hz)}
+
+    @property
+    def is_heard_early(self) -> bool:
+        """Whether sound comes while it is written: no codebooks are written behind the others."""
+        return len(self.plan.parts) == 1
+
+    def pieces(self, model: MultimodalLM, text: str, **asked: Any) -> Iterator[Sound]:
+        """The sound of a text piece by piece, see `speak`, while the rest is being written. Whoever asks for no more ends it."""
+        return as_told(lambda tell: self.speak(model, [text], hear=lambda _, sound: tell(sound), **asked))
 
     def speak(
         self,
@@ -274,7 +293,7 @@ class TextToSpeechTask:
         Raises DataError for a text that cannot be spoken and a voice that cannot be used, RecipeError for a pace that cannot be kept and
         for pieces of a model that writes codebooks one after the other.
         """
-        if hear is not None and len(self.plan.parts) > 1:
+        if hear is not None and not self.is_heard_early:
             raise RecipeError(
                 "this model writes further codebooks behind the first one, whole: train with task.order=delay to hear pieces."
             )

@@ -52,7 +52,7 @@ def use():
     count = sum(parameter.numel() for parameter in model.parameters())
     assert 9e6 < count < 12e6, count
     task = TextTask.__new__(TextTask)
-    task.config, task.text = SimpleNamespace(end=None), Letters()
+    task.config, task.text = SimpleNamespace(end=None, context=512, test_context=None), Letters()
     return Use(Path("ten"), "text", "text", TextTask.inputs, TextTask.outputs, lambda given: iter(()), None, task, model)
 
 

@@ -8,13 +8,17 @@ import time
 from contextlib import contextmanager
 from threading import Thread
 
+import numpy as np
 import pytest
 import uvicorn
+from PIL import Image as Pictures
 
 from mmlm.recipe import Recipe
 from mmlm.run import train
 from mmlm.serving.app import create_app
 from mmlm.serving.uses import uses_of
+
+from .tiny import PICTURES
 
 TEXT = """
 schema: 1
@@ -49,10 +53,13 @@ tokenizers: {sequence: {type: molecules}, numbers: {type: numbers, whole_digits:
 backbone: {width: 16, num_layers: 1, pattern: [{type: attention, num_heads: 2}]}
 train: {steps: 2, batch_size: 4, log_every: 1}
 """
-PICTURES = [
-    "task.constrained=true", "task.max_tokens=20", "backbone.width=16", "backbone.num_layers=1", "encoders.vision.channels=[4, 4, 8]",
-    "train.steps=2", "train.batch_size=2", "train.validate_every=0", "train.sample_every=0", "data.validate=[]",
-]  # fmt: skip
+CLASSES = """
+schema: 1
+name: tiny
+task: {type: picture_classes, encoder: {type: timm, model: test_vit, image_size: 32}}
+data: {train: [{type: picture_folder, path: FOLDER, captions: folders, hold_out: 0.25, validate_share: 0.25}]}
+train: {steps: 2, batch_size: 4, log_every: 1}
+"""
 TOKEN = "a-token-of-tests"
 
 
@@ -91,6 +98,20 @@ def molecule_run(tmp_path_factory):
     path.write_text("\n".join(lines), encoding="utf-8")
     train(Recipe.read(MOLECULES.replace("FILE", str(path)), [f"output={path.parent / 'compounds'}"]))
     return path.parent / "compounds"
+
+
+@pytest.fixture(scope="session")
+def class_run(tmp_path_factory):
+    pytest.importorskip("timm")
+    folder, draws = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for name, level in (("bright", 220), ("dark", 30)):
+        (folder / name).mkdir()
+        for number in range(8):
+            pixels = np.clip(level + draws.normal(0, 9, (30, 40, 3)), 0, 255).astype(np.uint8)
+            Pictures.fromarray(pixels).save(folder / name / f"{number}.png")
+    run = tmp_path_factory.mktemp("classes") / "classes"
+    train(Recipe.read(CLASSES.replace("FOLDER", str(folder)), [f"output={run}"]))
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from mmlm.cli import main
 from mmlm.data.audio_files import read_sound, write_sound
 from mmlm.serving.files import from_word, write_value
 from mmlm.sound import Sound
-from mmlm.tasks.forms import Audio, Data, Image, Number, Points, Table, Text
+from mmlm.tasks.forms import Audio, Data, Image, Number, Part, Points, Table, Text
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOUT = '''
@@ -61,6 +61,9 @@ def test_words_are_read_as_their_field_says(tmp_path):
     assert from_word(Image("i"), "i", str(tmp_path / "a.png")).shape == (4, 5, 3)
     assert from_word(Points("p"), "p", str(tmp_path / "a.npy")).shape == (3, 4)
     assert from_word(Table("r"), "r", str(tmp_path / "a.csv")) == [{"x": "1", "y": "red"}, {"x": "2", "y": None}]
+    assert from_word(Part("b"), "b", "1,2,30.5,4") == [1, 2, 30.5, 4]
+    with pytest.raises(DataError, match="b: must be LEFT,TOP,RIGHT,BOTTOM"):
+        from_word(Part("b"), "b", "1,2,x,4")
     with pytest.raises(DataError, match="n: must be a number, but is 'two'"):
         from_word(Number("n"), "n", "two")
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import time
+import wave
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +18,13 @@ import openai
 import pytest
 from PIL import Image as Pictures
 
+from mmlm.base.giving_up import go_on
 from mmlm.cli import main
 from mmlm.embedding import encoder
 from mmlm.generation import generate
 from mmlm.serving.guard import Limits
 from mmlm.serving.uses import Use, uses_of
+from mmlm.serving.values import sound_file
 from mmlm.sound import Sound
 from mmlm.tasks import forms
 
@@ -37,6 +42,15 @@ def speak(given):
     yield {"audio": Sound(np.linspace(-1, 1, len(given["text"]) * 100, dtype=np.float32), 8000)}
 
 
+def speak_slowly(given):
+    """A tone of ten pieces, each a fifth of a second later."""
+    wave_n = np.sin(np.arange(8000) / 5).astype(np.float32) / 2
+    for count in range(1, 11):
+        yield {"audio": Sound(wave_n[: 800 * count], 8000)}
+        time.sleep(0.2)
+        go_on()
+
+
 def reverse(given):
     for size in range(len(given["words"]) + 1):
         yield {"backwards": given["words"][::-1][:size], "loudest": float(np.abs(given["sound"].wave_n).max()) if given["sound"] else None}
@@ -44,6 +58,7 @@ def reverse(given):
 
 OWN = [
     own("speaker", {"text": forms.Text("Text"), "seed": forms.Number("Seed", "", True, 0, 0, 9)}, {"audio": forms.Audio("Speech")}, speak),
+    own("talker", {"text": forms.Text("Text")}, {"audio": forms.Audio("Speech")}, speak_slowly),
     own("mirror", {"words": forms.Text("Words"), "sound": forms.Audio("Sound", "", True)}, {"backwards": forms.Text("Back")}, reverse),
 ]  # fmt: skip
 
@@ -84,7 +99,7 @@ PICTURE = png(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.ui
 
 
 def test_openais_client_lists_models_and_chats(client, text_use):
-    assert [model.id for model in client.models.list()] == ["words", "rows", "seen", "speaker", "mirror"]
+    assert [model.id for model in client.models.list()] == ["words", "rows", "seen", "speaker", "talker", "mirror"]
     assert client.models.retrieve("rows").id == "rows"
     answer = client.chat.completions.create(model="words", messages=[{"role": "user", "content": "The 3. line"}], max_tokens=20)
     assert answer.choices[0].message.content == alone(text_use, "The 3. line", 20)
@@ -131,6 +146,50 @@ def test_speech_comes_as_wav_pcm_and_flac(client):
         client.audio.speech.create(model="speaker", voice="default", input="hello", response_format="mp3")
 
 
+def test_speech_is_heard_while_it_is_written(client, http):
+    whole = client.audio.speech.create(model="talker", voice="default", input="a", response_format="pcm").content
+    for form, head in (("pcm", 0), ("wav", 44)):
+        began, times, parts = time.monotonic(), [], []
+        asked = {"model": "talker", "voice": "default", "input": "a", "response_format": form, "extra_body": {"stream_format": "audio"}}
+        with client.audio.speech.with_streaming_response.create(**asked) as answer:
+            for part in answer.iter_bytes():
+                times.append(time.monotonic() - began)
+                parts.append(part)
+        found = b"".join(parts)
+        assert found[head:] == whole and times[0] < 0.5 < 1.5 < times[-1] and answer.headers["x-sample-rate"] == "8000"
+    with wave.open(io.BytesIO(found)) as file:  # a head of unknown length
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (8000, 1, 2) and file.readframes(9000) == whole
+    asked = {"model": "talker", "input": "a", "response_format": "pcm", "stream_format": "sse"}
+    events = [json.loads(line[6:]) for line in http.post("/v1/audio/speech", json=asked).text.splitlines() if line]
+    assert [event["type"] for event in events] == ["speech.audio.delta"] * 10 + ["speech.audio.done"]
+    assert b"".join(base64.b64decode(event.get("audio", "")) for event in events) == whole
+    refused = http.post("/v1/audio/speech", json={**asked, "response_format": "flac"})
+    assert refused.status_code == 400 and "flac comes whole" in refused.text
+    assert http.post("/v1/audio/speech", json={**asked, "input": ""}).status_code == 400
+    one = http.post("/v1/audio/speech", json={**asked, "model": "speaker", "stream_format": "audio"})
+    assert len(one.content) == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/speech", "/v1/tasks/talker", "/v1/chat/completions"])
+def test_what_streams_is_given_up_after_its_time_and_when_its_client_goes(path, text_use):
+    body = {
+        "/v1/audio/speech": {"model": "talker", "input": "a", "stream_format": "sse"},
+        "/v1/tasks/talker": {"inputs": {"text": "a"}, "stream": True},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 50_000, "stream": True},
+    }[path]
+    uses, limits = [OWN[1], text_use], Limits(seconds=0.7, new_tokens=50_000)
+    with listening(uses, limits=limits) as (address, server):
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        text = httpx.post(address + path, json=body, headers=headers, timeout=20).text
+        assert "longer than 0.7 s" in text.split("data: ")[-2 if "chat" in path else -1]
+        with httpx.Client(base_url=address, headers=headers) as http, http.stream("POST", path, json=body) as answer:
+            next(answer.iter_lines())
+        began = time.monotonic()
+        while (server.turns["talker"].waiting or server.writers["words"].batcher.running) and time.monotonic() - began < 10:
+            time.sleep(0.01)
+        assert time.monotonic() - began < 1.5
+
+
 def test_what_no_run_can_is_told_in_openais_form(client):
     with pytest.raises(openai.NotFoundError, match="writes down speech"):
         client.audio.transcriptions.create(model="speaker", file=("a.wav", b"RIFF"))
@@ -166,6 +225,41 @@ def test_texts_become_vectors_too(client, text_run):
     assert vectors.shape == (2, 16) and np.allclose([each.embedding for each in found.data], vectors, atol=1e-6)
     with pytest.raises(openai.BadRequestError, match="text 1: holds no token"):
         client.embeddings.create(model="words", input=["a", ""])
+
+
+def test_vectors_of_pictures_are_those_of_the_run(class_run):
+    pixels = np.random.default_rng(1).integers(0, 255, (5, 40, 50, 3), dtype=np.uint8)
+    with listening(uses_of(class_run)) as (address, _):
+        client = openai.OpenAI(base_url=address + "/v1", api_key=TOKEN, max_retries=0)
+        found = client.embeddings.create(model="classes", input=[png(each) for each in pixels], encoding_format="float")
+        bare = client.embeddings.create(model="classes", input=png(pixels[3]).partition(",")[2])
+        for given, said in (("https://example.org/a.png", "not fetched"), ("YWJj", "input.0"), ("/etc/passwd", "base64")):
+            with pytest.raises(openai.BadRequestError, match=said):
+                client.embeddings.create(model="classes", input=given)
+    vectors = encoder(class_run).encode(list(pixels))
+    assert vectors.shape == (5, 64) and vectors.std(0).max() > 0
+    assert np.allclose([each.embedding for each in found.data], vectors, atol=1e-6)
+    assert np.allclose(bare.data[0].embedding, vectors[3], atol=1e-6)
+
+
+def test_vectors_of_sounds_are_those_of_the_encoder_of_a_run(tmp_path):
+    (tmp_path / "heard").mkdir()
+    units = "tokenizers: {units: {type: units, encoder: {type: log_mel, num_bands: 7, context: 0}}}"
+    (tmp_path / "heard" / "recipe.yaml").write_text(f"schema: 1\nname: heard\n{units}\n")
+    use = replace(OWN[0], run=tmp_path / "heard")
+    draws = np.random.default_rng(2)
+    sounds = [Sound((draws.normal(size=rate_hz) / 8).astype(np.float32), rate_hz) for rate_hz in (16_000, 8_000)]
+    with listening([use]) as (address, _):
+        client = openai.OpenAI(base_url=address + "/v1", api_key=TOKEN, max_retries=0)
+        urls = ["data:audio/wav;base64," + base64.b64encode(sound_file(sound, "wav")).decode() for sound in sounds]
+        found = client.embeddings.create(model="heard", input=urls)
+        flac = base64.b64encode(sound_file(sounds[0], "flac")).decode()
+        again = client.embeddings.create(model="heard", input=flac)
+        with pytest.raises(openai.BadRequestError, match="input.0"):
+            client.embeddings.create(model="heard", input=urls[0][:200])
+    vectors = encoder(tmp_path / "heard").encode(sounds)
+    assert vectors.shape == (2, 7) and np.allclose([each.embedding for each in found.data], vectors, atol=0.02)
+    assert np.allclose(again.data[0].embedding, vectors[0], atol=0.02)
 
 
 def test_rows_are_predicted(http):
@@ -248,6 +342,39 @@ def test_limits_of_body_time_and_queue(text_use):
             while writer.running and time.monotonic() - began < 10:
                 time.sleep(0.02)
             assert not writer.running  # the text that took too long was given up
+
+
+def test_a_prompt_beyond_the_context_is_refused_with_both_lengths(client, http):
+    with pytest.raises(openai.BadRequestError, match="is 40 tokens long; the context of this model is 24") as error:
+        client.chat.completions.create(model="words", messages=[{"role": "user", "content": "Zq" * 20}])
+    assert error.value.code == "context_length_exceeded" and error.value.param == "messages"
+    answer = http.post("/v1/tasks/text", json={"inputs": {"text": "Zq" * 20}})
+    assert answer.status_code == 400 and "40 tokens" in answer.text and "24" in answer.text
+
+
+@pytest.mark.parametrize("kind", ["time", "gone"])
+def test_a_model_that_nobody_waits_for_is_free_at_its_next_step(picture_run, kind, monkeypatch):
+    (use,), steps = uses_of(picture_run), []
+
+    def slow(layer, given):
+        steps.append(time.sleep(0.1))
+
+    hook = use.model.backbone.layers[0].register_forward_pre_hook(slow)
+    asked = {"inputs": {"image": PICTURE, "kind": "grounded_caption"}}
+    try:
+        with listening([use], limits=Limits(seconds=0.5)) as (address, server):
+            http = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30 if kind == "time" else 0.5)
+            if kind == "time":
+                assert http.post("/v1/tasks/grounded", json=asked).status_code == 408
+            else:
+                with pytest.raises(httpx.ReadTimeout):
+                    http.post("/v1/tasks/grounded", json=asked)
+            ended, count = time.monotonic(), len(steps)
+            while server.turns["seen"].waiting and time.monotonic() - ended < 10:
+                time.sleep(0.01)
+            assert time.monotonic() - ended < 0.9 and count > 0 and len(steps) <= count + 6 and not use.lock.locked()
+    finally:
+        hook.remove()
 
 
 def test_a_text_is_given_up_when_its_client_goes(text_use):

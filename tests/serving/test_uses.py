@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from mmlm.base.errors import CheckpointError, DataError
 from mmlm.serving.examples import examples_of
 from mmlm.serving.uses import runs_below, uses_of
 from mmlm.sound import Sound
-from mmlm.tasks.forms import Audio, Choice, Image, Number, Points, Table, Text, checked
+from mmlm.tasks.forms import Audio, Choice, Image, Number, Part, Points, Table, Text, checked
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -35,7 +36,7 @@ def test_the_card_of_a_run_says_how_it_is_used(runs, name, command):
 
 def test_a_text_grows_token_by_token(uses):
     seen = [found["text"] for found in uses["words"].answer({"text": "The 3.", "max_new_tokens": 6})]
-    assert 2 <= len(seen) <= 7 and seen[0] == "The 3."
+    assert 2 <= len(seen) <= 8 and seen[0] == "The 3."
     assert all(later.startswith("The 3.") for later in seen) and len(set(seen)) > 1
     assert seen[-1] == [found["text"] for found in uses["words"].answer({"text": "The 3.", "max_new_tokens": 6})][-1]
 
@@ -49,6 +50,19 @@ def test_a_picture_is_answered_with_words_boxes_and_a_drawing(uses):
         list(use.answer({"image": NOISE, "kind": "expression"}))
     with pytest.raises(DataError, match="words: have no place"):
         list(use.answer({"image": NOISE, "kind": "grounded_caption", "words": "red"}))
+
+
+def test_of_a_part_of_a_picture_it_is_said_what_is_said_of_the_part_alone(uses):
+    use, left, top = uses["seen"], 20, 8
+    asked = {"kind": "expression", "words": "the red circle"}
+    (alone,) = use.answer({"image": np.ascontiguousarray(NOISE[top:, left:52]), **asked})
+    (found,) = use.answer({"image": NOISE, **asked, "part": [left, top, 52, 999]})
+    assert found["text"] == alone["text"] and found["boxes"] and found["image"].shape[1] / found["image"].shape[0] == 60 / 40
+    for one, other in zip(found["boxes"], alone["boxes"], strict=True):
+        moved = [[x1 + left, y1 + top, x2 + left, y2 + top] for x1, y1, x2, y2 in other["boxes"]]
+        assert np.allclose(one["boxes"], moved, atol=0.02)
+    with pytest.raises(DataError, match=r"\[70, 0, 80, 9\] lies outside of the picture of 60 x 40"):
+        list(use.answer({"image": NOISE, **asked, "part": [70, 0, 80, 9]}))
 
 
 def test_rows_get_a_value_and_probabilities(uses):
@@ -95,6 +109,9 @@ def test_where_the_data_are_gone_there_are_no_examples_but_a_reason(uses, monkey
         (Audio("a"), Sound(np.full(9, np.nan, np.float32), 8000), "no numbers"),
         (Image("i"), NOISE[..., :2], "holds no picture"),
         (Image("i"), NOISE.astype(float), "holds no picture"),
+        (Part("b"), [0, 0, 5], "left, top, right, bottom"),
+        (Part("b"), [4, 0, 4, 9], "left, top, right, bottom"),
+        (Part("b"), [0, 0, float("nan"), 9], "left, top, right, bottom"),
         (Points("p"), np.zeros((3, 3)), "holds no points"),
         (Table("r"), [], "list of rows"),
         (Table("r"), [{"a": [1]}], "row 1, column 'a'"),
@@ -157,3 +174,15 @@ def test_an_answer_may_be_taken_piece_by_piece_by_different_threads(uses):
         assert taken.wait(20)
     done.set()
     assert len(found) >= 2 and list(uses["words"].answer({"text": "The 3.", "max_new_tokens": 4}))[-1]["text"] == found[-1]
+
+
+def test_a_text_beyond_the_context_is_refused_with_both_lengths(uses):
+    with pytest.raises(DataError, match=r"text: is 36 tokens long; the context of this model is 24"):
+        list(uses["words"].answer({"text": "Zq " * 12, "max_new_tokens": 2}))
+    task = uses["words"].task
+    model = SimpleNamespace(
+        backbone=SimpleNamespace(config=SimpleNamespace(learned_positions=20)), vocabulary=uses["words"].model.vocabulary
+    )
+    assert len(task.prompt(model, "abc", 16)) < 5
+    with pytest.raises(DataError, match="with 19 new ones are more than the 20"):
+        task.prompt(model, "abc", 19)

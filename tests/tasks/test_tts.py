@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 import time
@@ -159,6 +160,11 @@ def test_delayed_codebooks_are_heard_while_they_are_written(home, finished, pros
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(speaker.task.codec), "decode_many", lambda *given: pytest.fail("what was heard is decoded again"))
         assert sum(piece.seconds for piece in speaker.stream("busy", seed=2)) > 0
+    given = {"text": "two people are waiting", "voice": None, "voice_text": "", "pace": 1.0, "seed": 2}
+    growing = [found["audio"] for found in speaker.task.answer(speaker.model, given)]
+    assert len(growing) == len(pieces) and np.array_equal(growing[0].wave_n, pieces[0].wave_n)
+    assert all(np.array_equal(more.wave_n[: len(less.wave_n)], less.wave_n) for less, more in itertools.pairwise(growing))
+    assert np.array_equal(growing[-1].wave_n, np.concatenate([piece.wave_n for piece in pieces]))
     with pytest.raises(DataError):
         next(speaker.stream("..."))
     with pytest.raises(RecipeError, match="task.order=delay to hear pieces"):
@@ -180,7 +186,7 @@ def test_speech_that_nobody_listens_to_any_more_is_given_up(finished, monkeypatc
         for _ in range(500):
             try:
                 hear(0, Sound(np.zeros(320, dtype=np.float32), 16000))
-            except Exception as error:
+            except BaseException as error:
                 ended.append(error)
                 raise
             time.sleep(0.01)

@@ -1,0 +1,171 @@
+"""Fields of tasks as components of Gradio: what these hand over and are handed, and what is drawn beside them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmlm.analysis.drawing import as_html, write_png
+from mmlm.base.errors import DataError, MmlmError, require
+from mmlm.chemistry import svg
+from mmlm.data.audio_files import write_sound
+from mmlm.data.points import READERS
+from mmlm.data.sweep_source import read_ahead
+from mmlm.evaluation.charts import shares
+from mmlm.evaluation.spectrogram import spectrogram_image
+from mmlm.serving.files import from_word
+from mmlm.serving.values import sound_file
+from mmlm.sound import Sound
+from mmlm.tasks.forms import Audio, Chances, Choice, Data, Field, Image, Molecule, Number, Part, Points, Shares, Spans, Table, Text, Values
+from mmlm.tokenizers.boxes import Grounded, Phrase
+
+DRAWN = (Audio, Spans, Chances, Molecule)  # outputs with a drawing beside them
+MOST_DRAWN = 40  # rows
+
+# Plays what is appended to its value, "RATE:PCM IN BASE64", as it comes, without a gap. One that begins otherwise is another sound.
+PLAYER = """
+let context = null, at = 0, heard = '';
+watch('value', () => {
+  const text = props.value || '';
+  if (!heard || !text.startsWith(heard)) {
+    if (context) context.close();
+    context = null; at = 0; heard = ''; element.dataset.seconds = '0'; element.dataset.pieces = '0';
+  }
+  const begin = Math.max(heard.length, text.indexOf(':') + 1), rate = parseInt(text);
+  if (text.length <= begin || !rate) return;
+  const bytes = Uint8Array.from(atob(text.slice(begin)), (letter) => letter.charCodeAt(0));
+  const samples = Float32Array.from(new Int16Array(bytes.buffer), (value) => value / 32768);
+  heard = text;
+  context = context || new AudioContext({sampleRate: rate});
+  const buffer = context.createBuffer(1, samples.length, rate), node = context.createBufferSource();
+  buffer.copyToChannel(samples, 0);
+  node.buffer = buffer;
+  node.connect(context.destination);
+  at = Math.max(at, context.currentTime + 0.05);
+  node.start(at);
+  at += samples.length / rate;
+  element.dataset.seconds = String(Number(element.dataset.seconds) + samples.length / rate);
+  element.dataset.pieces = String(Number(element.dataset.pieces) + 1);
+});
+"""
+
+
+def widget(gradio: Any, each: Field, is_output: bool = False) -> Any:
+    """A component of Gradio for a field."""
+    about = {"label": each.label} if is_output else {"label": each.label, "value": each.usual}
+    told = {} if is_output or not each.help else {"info": each.help}
+
+    def text() -> Any:
+        return gradio.Textbox(**about, **told, lines=getattr(each, "num_lines", 1), interactive=not is_output)
+
+    kinds: Mapping[type[Field], Callable[[], Any]] = {
+        Text: text,
+        Molecule: text,
+        Number: lambda: gradio.Slider(each.low, each.high, step=each.step, **about, **told),  # type: ignore[attr-defined]
+        Choice: lambda: gradio.Dropdown(list(each.options), **about, **told),  # type: ignore[attr-defined]
+        Audio: lambda: gradio.Audio(
+            label=each.label, type="numpy", sources=None if is_output else ["upload", "microphone"], format="wav", buttons=["download"]
+        ),
+        Image: lambda: gradio.Image(label=each.label, type="numpy", image_mode="RGB", buttons=["download", "fullscreen"]),
+        Part: text,
+        Points: lambda: gradio.File(label=each.label, file_types=list(READERS), type="filepath"),
+        Table: lambda: gradio.Dataframe(label=each.label, type="pandas", interactive=not is_output, wrap=True),
+        Shares: lambda: gradio.Label(label=each.label, num_top_classes=5),
+        Chances: lambda: gradio.JSON(label=each.label),
+        Spans: lambda: gradio.JSON(label=each.label),
+        Data: lambda: gradio.JSON(label=each.label),
+    }
+    return kinds[type(each)]()
+
+
+def from_widget(each: Field, name: str, value: Any) -> Any:
+    """What a component hands over, as a value of its field; None where it is empty. Raises DataError for what cannot be read."""
+    if value is None:
+        return None
+    if isinstance(each, Audio):
+        rate_hz, wave = value
+        wave = np.asarray(wave)
+        scale = float(np.iinfo(wave.dtype).max) + 1 if np.issubdtype(wave.dtype, np.integer) else 1.0
+        wave_n = (wave if wave.ndim == 1 else wave.mean(axis=1)).astype(np.float32) / np.float32(scale)
+        return Sound(wave_n, int(rate_hz))
+    if isinstance(each, Part):
+        return from_word(each, name, value) if value.strip() else None
+    if isinstance(each, Points):
+        try:
+            return read_ahead(Path(value))
+        except DataError as error:
+            raise DataError(f"{name}: {str(error).replace(str(value), 'this file')}") from None
+    if isinstance(each, Table):
+        frame = value.astype(object).where(value.notna() & (value.astype(str) != ""), None)
+        return [row for row in frame.to_dict("records") if any(cell is not None for cell in row.values())]
+    return value
+
+
+def to_widget(each: Field, value: Any) -> Any:
+    """A value of a field as its component takes it."""
+    if value is None:
+        return None
+    if isinstance(each, Audio):
+        return value.rate_hz, (np.clip(value.wave_n, -1, 1) * 32767).round().astype(np.int16)
+    if isinstance(each, Table):
+        return require("pandas", "tabular").DataFrame(value)
+    if isinstance(each, Part):
+        return ",".join(f"{side:g}" for side in value)
+    return value
+
+
+def as_example(path: Path, each: Field, value: Any) -> Any:
+    """A value of a field as an example of its component: sounds, pictures and sweeps as files."""
+    if value is None:
+        return None
+    if isinstance(each, Audio):
+        write_sound(path.with_suffix(".wav"), value)
+        return str(path.with_suffix(".wav"))
+    if isinstance(each, Image):
+        write_png(path.with_suffix(".png"), value)
+        return str(path.with_suffix(".png"))
+    if isinstance(each, Points):
+        np.save(path.with_suffix(".npy"), value)
+        return str(path.with_suffix(".npy"))
+    return to_widget(each, value)
+
+
+def player(gradio: Any) -> Any:
+    """A component that plays a sound while it is made; see `as_heard`."""
+    return gradio.HTML(value="", html_template="", js_on_load=PLAYER, elem_classes="player", show_label=False)
+
+
+def as_heard(sound: Sound, is_whole: bool) -> str:
+    """A sound so far, as `player` takes it: always the beginning of what comes next."""
+    count = len(sound.wave_n) if is_whole else len(sound.wave_n) // 3 * 3
+    data = sound_file(Sound(sound.wave_n[:count], sound.rate_hz), "pcm")
+    return f"{sound.rate_hz}:{base64.b64encode(data).decode()}"
+
+
+def drawing(each: Field, value: Any, found: Values) -> str:
+    """A value of a field as HTML; found: all of an answer. Empty where there is nothing to draw."""
+    if value is None or not value:
+        return ""
+    if isinstance(each, Audio):
+        return spectrogram_image(value, escape(each.label, quote=True))
+    if isinstance(each, Spans):
+        phrases = (Phrase(one["span"][0], one["span"][1], tuple(map(tuple, one["boxes"]))) for one in value)
+        return f"<p>{as_html(Grounded(str(found.get(each.of) or ''), tuple(phrases)))}</p>"
+    if isinstance(each, Chances):
+        return shares(value[:MOST_DRAWN])
+    if isinstance(each, Molecule):
+        return molecule(value)
+    return ""
+
+
+def molecule(smiles: str) -> str:
+    """A molecule as HTML, or why it is none."""
+    try:
+        return svg(smiles) if smiles.strip() else ""
+    except MmlmError as error:
+        return f"<p>{escape(str(error))}</p>"

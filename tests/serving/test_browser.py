@@ -1,0 +1,175 @@
+"""Every demo in a headless Chromium: it opens on a phone, runs its examples, shows what it should, and refuses what is too large."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+
+from mmlm.base.errors import DataError
+from mmlm.base.giving_up import go_on
+from mmlm.data import token_shards
+from mmlm.recipe import Recipe
+from mmlm.serving.demo import launch
+from mmlm.serving.uses import Use, uses_of
+from mmlm.sound import Sound
+from mmlm.tasks.forms import Audio, Text
+
+from .tiny import made_in
+
+gradio = pytest.importorskip("gradio")
+for package in ("pandas", "playwright", "rdkit", "timm", "soundfile"):
+    pytest.importorskip(package)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.skipif(CHROMIUM is None, reason="needs: apt-get install chromium")]
+DEMOS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "demos").glob("*.py"))
+PIECES, PIECE, EARLY = 8, 4500, 4  # of a rate of 8 kHz
+GO = Event()  # lets the second half of a sound be made
+ANSWER_SECONDS = 3.0  # in which a kept answer has to be there, by the processor's clock of this program
+
+# Of each kind of task, what has to be seen of an answer, as CSS within its tab.
+SEEN = {
+    "text": "label:has-text('Continued') textarea",
+    "tabular": ".drawing svg rect",
+    "tabular_text": ".drawing svg rect",
+    "regression_transformer": ".drawing svg path",
+    "picture_classes": "[data-testid='label-output-value'], .output-class",
+    "image_codes": "img",
+    "enhancement": ".drawing img[alt^='spectrogram']",
+    "gense_codes": ".drawing img[alt^='spectrogram']",
+    "tts": ".drawing img[alt^='spectrogram']",
+    "grounded": "img",
+    "sweeps": "img",
+}
+
+
+def talk(given):
+    """Half a second of sound at a time, of which the test lets the second half be made."""
+    wave_n = 0.3 * np.sin(np.arange(PIECES * PIECE) / 5).astype(np.float32)
+    for count in range(1, PIECES + 1):
+        while count > EARLY and not GO.wait(0.05):
+            go_on()
+        yield {"audio": Sound(wave_n[: PIECE * count], 8000)}
+
+
+class Talks:
+    """A task without records of its own, so that it has no examples."""
+
+    inputs, outputs = {"text": Text("Text")}, {"audio": Audio("Speech", grows=True)}
+    answer = None
+
+    def given_by(self, record):
+        raise DataError("this task has none.")
+
+
+@pytest.fixture(scope="module")
+def uses(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demos")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_shards, "user_cache_folder", lambda: folder / "cache")
+        runs = made_in(folder, DEMOS)
+    return [use for run in runs for use in uses_of(run)]
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory):
+    recipe, run = Recipe.read("tabular/quickstart"), tmp_path_factory.mktemp("own") / "talker"
+    return Use(run, "talk", "talk", Talks.inputs, Talks.outputs, talk, recipe, Talks(), None)
+
+
+@pytest.fixture(scope="module")
+def page(uses, talker):
+    playwright = pytest.importorskip("playwright.sync_api")
+    address = launch([*uses, talker], wait=False)
+    began = time.monotonic()
+    while not all((use.run / "demo" / f"{use.name}.json").is_file() for use in uses) and time.monotonic() - began < 60:
+        time.sleep(0.1)
+    with playwright.sync_playwright() as started:
+        flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=flags)
+        page = browser.new_page(viewport={"width": 400, "height": 900})  # a phone
+        page.set_default_timeout(30_000)
+        page.goto(address)
+        page.get_by_role("tab").first.wait_for()
+        yield page
+        browser.close()
+    gradio.close_all()
+
+
+def opened(page, name):
+    """The panel of a tab; on a phone some tabs are behind a button."""
+    tab = page.get_by_role("tab", name=name, exact=True)
+    if not tab.first.is_visible():
+        page.locator(".overflow-menu > button, button[aria-label*='more' i]").first.click()
+        page.locator(f".overflow-dropdown button:text-is('{name}')").click()
+    else:
+        tab.first.click()
+    return page.get_by_role("tabpanel").locator("visible=true").first
+
+
+def test_there_is_a_demo_for_each_kind_of_task(uses, page):
+    assert len(DEMOS) == len(SEEN) == 11 and [use.type for use in uses] == DEMOS == sorted(SEEN)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+@pytest.mark.parametrize("kind", DEMOS)
+def test_a_demo_opens_and_shows_the_answer_to_an_example_at_once(kind, page, tmp_path):
+    panel = opened(page, kind)
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    began = time.process_time()
+    panel.locator(".gallery-item, .tr-body").last.click()
+    panel.locator(SEEN[kind]).last.wait_for(state="visible")
+    if kind == "text":
+        page.wait_for_function("(e) => e.value.length > 0", arg=panel.locator(SEEN[kind]).element_handle())
+    seconds = time.process_time() - began
+    page.screenshot(path=tmp_path / f"{kind}.png", full_page=True)
+    assert seconds < ANSWER_SECONDS and not faults and page.locator(".toast-body.error").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_speech_is_played_while_it_is_made_and_stops(page, talker):
+    panel = opened(page, "talker")
+    player = panel.locator(".player").first
+    panel.get_by_role("textbox").first.fill("a word")
+    panel.get_by_role("button", name="Ask").click()
+    heard = "(e) => (e.dataset.pieces ? e : e.querySelector('[data-pieces]') || e).dataset"
+    page.wait_for_function(f"(e) => ({heard})(e).seconds === '2.25'", arg=player.element_handle())
+    assert panel.locator(".drawing img").count() == 0  # it is still being made
+    GO.set()
+    panel.locator(".drawing img").wait_for(state="visible")
+    page.wait_for_function(f"(e) => ({heard})(e).seconds === '4.5'", arg=player.element_handle())
+    assert int(player.evaluate(f"(e) => ({heard})(e).pieces")) >= 2
+    GO.clear()
+    panel.get_by_role("button", name="Ask").click()
+    page.wait_for_function(f"(e) => ({heard})(e).seconds === '2.25'", arg=player.element_handle())
+    panel.get_by_role("button", name="Stop").click()
+    began = time.monotonic()
+    while talker.lock.locked() and time.monotonic() - began < 20:
+        time.sleep(0.05)
+    assert not talker.lock.locked()  # its work has ended
+    GO.set()
+    page.wait_for_timeout(500)
+    assert player.evaluate(f"(e) => ({heard})(e).seconds") == "2.25"
+
+
+def test_a_molecule_is_drawn_while_it_is_written(page):
+    panel = opened(page, "regression_transformer")
+    box = panel.get_by_role("textbox").first
+    box.fill("CC(=O)Oc1ccccc1C(=O)O")
+    panel.locator(".drawing svg").first.wait_for(state="visible")
+    box.fill("C1CC")
+    panel.locator(".drawing p", has_text="C1CC").first.wait_for(state="visible")
+
+
+def test_an_upload_that_is_too_large_is_refused(page, tmp_path):
+    panel = opened(page, "picture_classes")
+    (tmp_path / "large.png").write_bytes(b"\0" * (21 << 20))
+    if (shown := panel.get_by_label("Remove Image").or_(panel.get_by_label("Clear"))).count():
+        shown.first.click()
+    panel.locator("input[type=file]").first.set_input_files(tmp_path / "large.png")
+    page.get_by_text("exceed the maximum allowed size of 20").first.wait_for(state="visible")
