@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 COUNT = 3
 SHOTS, ASKED, TARGET = 24, 6, "species"  # of the shipped table
 FOLDER = "demo"
-WEIGHTS = ("*.safetensors", "recipe.yaml", "tokenizers/**/*")
+WEIGHTS = ("*.safetensors", "adapter/**/*", "recipe.yaml", "tokenizers/**/*")
 
 
 def examples_of(use: Use, count: int = COUNT) -> tuple[list[dict[str, Any]], str]:

@@ -181,6 +181,13 @@ def test_answers_to_examples_are_kept_beside_the_run_and_forgotten_with_its_weig
         assert Answers(use).find(asking.examples[0]) is None
     finally:
         weights.write_bytes(held)
+    adapter = runs["rows"] / "adapter" / "tabular" / "adapter.safetensors"  # as tasks with adapters of their own have
+    adapter.parent.mkdir(parents=True)
+    try:
+        adapter.write_bytes(b"other weights")
+        assert Answers(use).find(asking.examples[0]) is None
+    finally:
+        adapter.unlink()
     assert Answers(use).find(asking.examples[0]) is not None
     (runs["rows"] / "demo" / "tabular.json").write_text("{")
     assert Answers(use).find(asking.examples[0]) is None
