@@ -102,7 +102,7 @@ def test_no_key_is_left_out():
     }
     assert set(OPTIONS) == known
     assert set(AdaptConfig.model_fields) == {"freeze", "lr_scale", "lora", "replace", "dropout"}  # tests of adapt, compression, objectives
-    assert set(LoraConfig.model_fields) == {"rank", "alpha", "dropout", "targets", "dora"}
+    assert set(LoraConfig.model_fields) == {"rank", "alpha", "dropout", "targets", "dora", "per_task"}  # the last: tests of several tasks
 
 
 FAULTS = [
