@@ -140,6 +140,22 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """How an encoder is told of two small towers of open_clip with first weights."""
+    pytest.importorskip("open_clip")
+    import torch
+
+    import mmlm
+
+    picture, text = "{image_size: 32, width: 24, layers: 2, heads: 2}", "{context: 16, width: 16, layers: 2, heads: 2}"
+    sizes, path = f"{{size: 12, picture: {picture}, text: {text}}}", tmp_path_factory.mktemp("towers") / "towers.pt"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(mmlm.encoder(f"{{type: open_clip, sizes: {sizes}}}").encoder.model.state_dict(), path)
+    return f"{{type: open_clip, path: {path}, sizes: {sizes}}}"
+
+
 @pytest.fixture
 def nan_filled_memory() -> Iterator[None]:
     """torch.empty gives NaN, so that code that reads what it never wrote shows it."""

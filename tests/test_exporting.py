@@ -17,16 +17,6 @@ from mmlm.sound import Sound
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-SIZES = "{size: 12, picture: {image_size: 32, width: 24, layers: 2, heads: 2}, text: {context: 16, width: 16, layers: 2, heads: 2}}"
-
-
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory) -> str:
-    pytest.importorskip("open_clip")
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("towers") / "towers.pt"
-    torch.save(mmlm.encoder(f"{{type: open_clip, sizes: {SIZES}}}").encoder.model.state_dict(), path)
-    return f"{{type: open_clip, path: {path}, sizes: {SIZES}}}"
 
 
 def computes(folder: Path, name: str, form: str, x: torch.Tensor) -> list[np.ndarray]:

@@ -18,15 +18,6 @@ SIZES = "{size: 12, picture: {image_size: 32, width: 24, layers: 2, heads: 2}, t
 WORDS = ["two dogs and a cat", "The age is 3.", "a", "The name is Ann. The age is 3."]
 
 
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory) -> str:
-    pytest.importorskip("open_clip")
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("towers") / "towers.pt"
-    torch.save(mmlm.encoder(f"{{type: open_clip, sizes: {SIZES}}}").encoder.model.state_dict(), path)
-    return f"{{type: open_clip, path: {path}, sizes: {SIZES}}}"
-
-
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[str]:
     """Six files, dark and light ones in turn."""
