@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,14 @@ class JointLearner(nn.Module):
 
     def alone(self, name: str) -> Learner:
         """The same model under the objective of one task, with its adapters where it has its own."""
-        if name in adapter_names(self.model):
+        if name in self.own_adapters:
             use_adapter(self.model, name)
         return Learner(self.model, self.objectives[name])
+
+    @cached_property
+    def own_adapters(self) -> list[str]:
+        """Tasks with adapters of their own, which were attached before anything is computed."""
+        return adapter_names(self.model)
 
     def weight_of(self, name: str) -> float:
         """How often a loss counts, from the weight of its task."""

@@ -256,6 +256,8 @@ def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[
     folder = Path(recipe.output)
     parts = build_parts(recipe, None if fresh else folder)
     learner, made_of = _learner(recipe, parts)
+    if not isinstance(parts[0].task, OwnNetwork):
+        adapt(learner.model, recipe.adapt, recipe.seed, [part.name for part in parts])
     records = [Records.of_training(part.recipe, part.task) for part in parts]
     each = [make(some) for make, some in zip(made_of, records, strict=True)]
     hooks: dict[str, Any] = {}
@@ -271,8 +273,6 @@ def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[
         hooks = {"validate": validation, "draw": validation.draw}
     elif recipe.data.has_validation:
         logger.warning("data.validate is not used: train.validate_every and train.sample_every are 0.")
-    if not isinstance(parts[0].task, OwnNetwork):
-        adapt(learner.model, recipe.adapt, recipe.seed, [part.name for part in parts])
     samples = each[0] if len(parts) == 1 else JointSamples(parts, each)
     config = recipe.train if len(parts) > 1 else recipe.train.model_copy(update={"batch_size": parts[0].size})
     result = Trainer(learner, samples, config, folder, seed=recipe.seed, progress=progress, **hooks).fit(fresh=fresh)
