@@ -206,6 +206,18 @@ class PillarsConfig(Component):
             raise ValueError(f"low must lie below high along z, but they are {self.low[2]:g} and {self.high[2]:g}")
         return self
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Cells of the canvas along y and x."""
+        along_x, along_y = (round((high - low) / self.cell) for low, high in zip(self.low[:2], self.high[:2], strict=True))
+        return along_y, along_x
+
+    @property
+    def map_grid(self) -> tuple[int, int]:
+        """Cells of the map along y and x, two of the canvas along a side."""
+        height, width = self.grid
+        return (height + 1) // 2, (width + 1) // 2
+
 
 class QueryFormerConfig(Strict):
     """Learned queries that look at many vectors (BLIP-2, arXiv:2301.12597)."""
@@ -232,16 +244,24 @@ class ViewAwareConfig(Component):
     near: float | None = Field(
         None,
         gt=0,
-        description="queries stand on a square grid over the map, know their places, and look the less at a cell the farther it is, "
-        "by a Gaussian of so many metres; null: they look everywhere alike, as published",
+        description="queries stand on a square grid over the map, begin with the cells around them and their places, and look the less at "
+        "a cell the farther it is, by a Gaussian of so many metres; null: they look everywhere alike, as published",
     )
     view_vectors: bool = Field(True, description="a learned vector of each view, zero at first; without them nothing tells the view")
 
+    @property
+    def side(self) -> int:
+        """Queries along a side of their grid, where they stand on one."""
+        return math.isqrt(self.queries.num_queries)
+
     @model_validator(mode="after")
     def _square(self) -> ViewAwareConfig:
-        count = self.queries.num_queries
-        if self.near is not None and math.isqrt(count) ** 2 != count:
+        count, side = self.queries.num_queries, self.side
+        if self.near is not None and side**2 != count:
             raise ValueError(f"near: queries on a square grid are a square number, such as 64, but num_queries is {count}")
+        height, width = self.pillars.map_grid
+        if self.near is not None and (height % side or width % side):
+            raise ValueError(f"near: a map of {height} x {width} cells cannot be cut into {side} x {side} equal parts, one a query")
         return self
 
 

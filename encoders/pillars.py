@@ -24,7 +24,8 @@ NUMBERS = 9  # of a point: x, y, z, intensity, three from the mean of its cell, 
 
 
 class Pillars(nn.Module):
-    """Points to a canvas and a map. size: channels of the map.   grid: cells of the canvas along y and x."""
+    """Points to a canvas and a map. size: channels of the map.   grid: cells of the canvas along y and x.   units: what each number of a
+    point is told in, so that all are about as large: metres for heights, halves of the range and of a cell for places."""
 
     def __init__(self, config: PillarsConfig, inputs: int | None = None) -> None:
         super().__init__()
@@ -32,7 +33,8 @@ class Pillars(nn.Module):
             raise RecipeError("encoder pillars: gives a map of whole sweeps; in a model view_aware reads it.")
         self.config = config
         (x1, y1, _), (x2, y2, _) = config.low, config.high
-        self.grid = round((y2 - y1) / config.cell), round((x2 - x1) / config.cell)
+        self.grid, half = config.grid, config.cell / 2
+        self.units = ((x2 - x1) / 2, (y2 - y1) / 2, 1.0, 1.0, half, half, 1.0, half, half)
         self.linear, self.norm = nn.Linear(NUMBERS, config.channels, bias=False), nn.BatchNorm1d(config.channels)
         channels = config.channels
         self.fold = None
@@ -61,6 +63,7 @@ class Pillars(nn.Module):
         mean_k3 = points_n4.new_zeros(cells, 3).index_add_(0, cell_n, points_n4[:, :3]) / count_k1
         middle_n2 = low[:2] + (at_n2 + 0.5) * config.cell
         numbers_n = torch.cat([points_n4, points_n4[:, :3] - mean_k3[cell_n], points_n4[:, :2] - middle_n2], dim=1)
+        numbers_n = numbers_n / numbers_n.new_tensor(self.units)
         made_nc = F.relu(self.norm(self.linear(numbers_n))) if len(numbers_n) else numbers_n.new_zeros(0, config.channels)
         channels = made_nc.shape[1]
         # behind a ReLU nothing is below 0, which is what cells without points hold

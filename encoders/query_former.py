@@ -37,16 +37,16 @@ class QueryFormer(nn.Module):
         added_bd: Tensor | None = None,
         mask_bn: Tensor | None = None,
         *,
-        places_kd: Tensor | None = None,
+        begins_bkd: Tensor | None = None,
         bias_kn: Tensor | None = None,
     ) -> Tensor:
-        """added_bd: what is added to the queries of each sample, places_kd: to each query. mask_bn: which vectors are there; of a sample at
-        least one is. bias_kn: added to the scores of each query and vector."""
+        """added_bd: what is added to the queries of each sample, begins_bkd: to each query of each. mask_bn: which vectors are there; of a
+        sample at least one is. bias_kn: added to the scores of each query and vector."""
         q_bkd = self.queries.expand(len(vectors_bnd), -1, -1)
         if added_bd is not None:
             q_bkd = q_bkd + added_bd[:, None]
-        if places_kd is not None:
-            q_bkd = q_bkd + places_kd
+        if begins_bkd is not None:
+            q_bkd = q_bkd + begins_bkd
         seen = None if mask_bn is None else mask_bn[:, None, None]
         if bias_kn is not None:
             seen = bias_kn[None, None].to(q_bkd) if seen is None else bias_kn.masked_fill(~seen, -torch.inf).to(q_bkd)

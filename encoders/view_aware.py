@@ -6,7 +6,8 @@ Each view has a learned vector, zero at first. Of one view that vector alone is 
 whole scene each cell gets that of its own sector and the queries the mean. So the view is known by these vectors and by nothing else.
 
 Source: view-aware transformer of LiDAR-LLM, arXiv:2312.14074; that sectors are cut by the azimuth of a cell, and the whole scene, are
-chosen here, and so is that queries may stand on a grid, from which they look at what is near.
+chosen here, and so is that queries may stand on a grid: each begins with what the cells around it hold, and looks at what is near.
+Queries that begin alike for every sweep come out nearly alike for a long time: 3,600 sweeps differed by 1 % of their size.
 
 Axes: n points   s sweeps   c channels of the map   m cells of the map   k queries   d width   v views
 """
@@ -50,6 +51,8 @@ class ViewAware(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.views_vd = nn.Parameter(torch.zeros(len(VIEWS), width)) if config.view_vectors else None
         self.former = QueryFormer(config.queries)
+        around = math.prod(config.pillars.map_grid) // config.queries.num_queries
+        self.around = None if config.near is None else linear(around * width, width, "around", "query", bias=False)
         self.reset_buffers()
 
     def reset_buffers(self) -> None:
@@ -73,11 +76,17 @@ class ViewAware(nn.Module):
         angles_m2f = shares_m2[..., None] * (math.pi * 2.0 ** torch.arange(FREQUENCIES))
         return torch.cat([angles_m2f.sin(), angles_m2f.cos()], -1).flatten(1)
 
+    def _squares(self, x_smd: Tensor) -> Tensor:
+        """The cells around each query that stands somewhere, side by side: [s, k, cells * d]."""
+        side, (height, width) = self.config.side, self.config.pillars.map_grid
+        x_sywxvd = x_smd.unflatten(1, (side, height // side, side, width // side))
+        return x_sywxvd.transpose(2, 3).flatten(3).flatten(1, 2)
+
     def standing(self) -> list[tuple[float, float]] | None:
         """Where the queries stand, x and y in metres, row after row along y; None: nowhere."""
         if self.config.near is None:
             return None
-        config, side = self.config.pillars, math.isqrt(self.config.queries.num_queries)
+        config, side = self.config.pillars, self.config.side
         xs, ys = (
             [low + (at + 0.5) * (high - low) / side for at in range(side)]
             for low, high in zip(config.low[:2], config.high[:2], strict=True)
@@ -86,10 +95,9 @@ class ViewAware(nn.Module):
 
     def middles(self) -> list[tuple[float, float]]:
         """x and y in metres of the middle of each cell of the map, which are two of the canvas along a side; row after row along y."""
-        config, (height, width) = self.config.pillars, self.pillars.grid
+        config, (height, width) = self.config.pillars, self.config.pillars.map_grid
         ys, xs = (
-            [low + (at + 0.5) * 2 * config.cell for at in range((count + 1) // 2)]
-            for low, count in ((config.low[1], height), (config.low[0], width))
+            [low + (at + 0.5) * 2 * config.cell for at in range(count)] for low, count in ((config.low[1], height), (config.low[0], width))
         )
         return [(x, y) for y in ys for x in xs]
 
@@ -110,5 +118,8 @@ class ViewAware(nn.Module):
             here_sm = is_whole_s1 | (self.sector_m == asked_s[:, None])
             x_smd = x_smd + self.views_vd[self.sector_m] * here_sm[..., None]
             added_sd = torch.where(is_whole_s1, self.views_vd.mean(0), own_sd)
-        places_kd = None if self.sines_kf is None else self.places(self.sines_kf)
-        return self.former(self.norm(x_smd), added_sd, places_kd=places_kd, bias_kn=self.bias_km).flatten(0, 1)
+        x_smd = self.norm(x_smd)
+        begins_skd = None
+        if self.around is not None and self.sines_kf is not None:
+            begins_skd = self.places(self.sines_kf) + self.around(self._squares(x_smd))
+        return self.former(x_smd, added_sd, begins_bkd=begins_skd, bias_kn=self.bias_km).flatten(0, 1)

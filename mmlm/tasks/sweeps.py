@@ -8,7 +8,7 @@
     class                a place           what stands there
     question             a question        its answer
 
-A place is the middle of a box, x, y and z: from its size the class would be known without a look at the sweep.
+A place is the middle of a box seen from above, x and y: its size and its height would tell the class without a look at the sweep.
 What is asked of one view does not name it: that is known by the vector that the encoder adds, see mmlm.encoders.view_aware. Boxes of
 the answers are in metres. Where a sample answers several requests, all are of one view, as its sweep is read once.
 
@@ -45,7 +45,7 @@ from mmlm.tokenizers.sweeps import LIDAR, SweepTokens
 TWIN = "the same model, shown another sweep"
 EVERYWHERE = "everywhere"
 TRUTH = "the true answers"
-PLACE = 3  # numbers of a box that say where its middle is
+PLACE = 2  # numbers of a box that say where its middle is, seen from above
 POINTING = ("grounded_caption", "expression")
 METRICS = {
     "grounded_caption": ("cider", "bleu_4"), "caption": ("cider", "bleu_4"), "expression": ("bev_iou",), "class": ("class_accuracy",),

@@ -45,7 +45,7 @@ def test_cells_are_those_of_a_loop_over_points(bins) -> None:
     for (z, y, x), held in cells.items():
         group = torch.stack(held)
         middle = torch.tensor([config.low[0] + (x + 0.5) * config.cell, config.low[1] + (y + 0.5) * config.cell])
-        numbers = torch.cat([group, group[:, :3] - group[:, :3].mean(0), group[:, :2] - middle], dim=1)
+        numbers = torch.cat([group, group[:, :3] - group[:, :3].mean(0), group[:, :2] - middle], dim=1) / torch.tensor(encoder.units)
         assert numbers.shape[1] == NUMBERS
         value = torch.relu(encoder.norm(encoder.linear(numbers))).amax(0)
         wanted[(0, slice(None), z, y, x) if bins > 1 else (0, slice(None), y, x)] = value

@@ -101,16 +101,37 @@ def test_queries_that_stand_somewhere_see_what_is_near_and_know_where_they_are()
     hook = encoder.former.register_forward_pre_hook(lambda _, given, named: seen.update(cells=given[0], **named), with_kwargs=True)
     read(encoder, sweep(1, 2))
     hook.remove()
-    cells, places = seen.pop("cells"), seen["places_kd"]
-    assert not torch.equal(places[0], places[1]) and float(seen["bias_kn"].min()) >= -20
+    cells, begins_kd = seen.pop("cells"), seen["begins_bkd"][0]
+    assert not torch.equal(begins_kd[0], begins_kd[1]) and float(seen["bias_kn"].min()) >= -20
     cell = int((middles - torch.tensor([8.0, 8.0])).norm(dim=1).argmin())
     moved = cells.clone()
     moved[0, cell] += torch.randn(16, generator=torch.Generator().manual_seed(0))
     change_k = (encoder.former(moved, **seen) - encoder.former(cells, **seen)).norm(dim=-1)[0]
     distance_k = (standing - middles[cell]).norm(dim=1)
     assert int(change_k.argmax()) == int(distance_k.argmin()) and float(change_k[distance_k > 14].max()) < 0.01 * float(change_k.max())
+    with pytest.raises(ValidationError, match="near: a map of 16 x 16 cells cannot be cut into 3 x 3 equal parts"):
+        ViewAwareConfig.model_validate({"pillars": SMALL, "near": 2.0, "queries": {**QUERIES, "num_queries": 9}})
     with pytest.raises(ValidationError, match="near: queries on a square grid are a square number"):
         ViewAwareConfig.model_validate({"near": 2.0, "queries": QUERIES})
+
+
+@torch.no_grad()
+def test_a_query_that_stands_somewhere_begins_with_the_cells_around_it() -> None:
+    encoder = built(near=2.0, queries={**QUERIES, "num_queries": 16})
+    cells = torch.arange(256.0).expand(1, 16, 256).transpose(1, 2)  # row after row along y
+    middles, standing = torch.tensor(encoder.middles()), torch.tensor(encoder.standing())
+    around = encoder._squares(cells)[0].unflatten(1, (16, 16))[..., 0].long()
+    assert sorted(around.flatten().tolist()) == list(range(256))
+    assert float((middles[around] - standing[:, None]).abs().max()) == pytest.approx(2.4)
+    begun = []
+    hook = encoder.former.register_forward_pre_hook(lambda _, given, named: begun.append(named["begins_bkd"][0]), with_kwargs=True)
+    some = sweep(1, -1)
+    read(encoder, some)
+    some[0, :3] = torch.tensor([12.7, 12.7, 2.0])
+    read(encoder, some)
+    hook.remove()
+    changed_k = (begun[0] - begun[1]).norm(dim=1)
+    assert float(changed_k[15]) > 0 and changed_k.argmax() != 0 and built().around is None
 
 
 def test_what_cannot_be_is_told() -> None:
