@@ -19,14 +19,14 @@ from mmlm.tokenizers.boxes import Grounded
 
 pytestmark = pytest.mark.quality
 BLIND = "What is nearest?"
-COUNT = 80  # sweeps
+COUNT, AZIMUTHS = 80, 256  # sweeps, and directions of their rays as in the recipe
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lidar") / "run"
     train(Recipe.read("lidar/quickstart", [f"output={folder}", "train.validate_every=0", "train.sample_every=0", "data.validate=[]"]))
-    measured = evaluate(folder, [f"data.test=[{{type: street, split: test, count: {COUNT}}}]"])
+    measured = evaluate(folder, [f"data.test=[{{type: street, azimuths: {AZIMUTHS}, split: test, count: {COUNT}}}]"])
     for name, row in {"model": measured["metrics"], **measured["baselines"]}.items():
         print(f"\n{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
     return measured
@@ -62,7 +62,7 @@ def asked() -> list[tuple[np.ndarray, Request]]:
     """The question about each view where it has an answer."""
     return [
         (record.read(), Request("question", BLIND, Grounded(each.said.answer), view=each.view))
-        for record in StreetConfig(count=COUNT, split="test").build().everything()
+        for record in StreetConfig(count=COUNT, azimuths=AZIMUTHS, split="test").build().everything()
         for each in record.questions
         if each.view is not None and each.said.text == BLIND
     ]
@@ -85,7 +85,7 @@ def test_a_view_that_no_word_names_is_known_by_its_vector(viewed) -> None:
 
 def test_swapped_vectors_swap_the_answers(viewed) -> None:
     task, model = viewed[True]
-    sweeps = [record.read() for record in StreetConfig(count=COUNT, split="test").build().everything()]
+    sweeps = [record.read() for record in StreetConfig(count=COUNT, azimuths=AZIMUTHS, split="test").build().everything()]
     (_, request), *_ = asked()
     pair = (0, 3)
 
