@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmlm.base.errors import DataError, require
+from mmlm.base.files import parse_json
 from mmlm.data.audio_augment import drawn
 from mmlm.data.audio_files import ENDINGS, read_sound
 from mmlm.data.config.augment import RoomConfig
@@ -128,7 +129,7 @@ def listed_sounds(folder: str, kind: str) -> list[ListedSound]:
     else:
         for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), 1):
             try:
-                about = json.loads(line) if line.strip() else None
+                about = parse_json(line) if line.strip() else None
             except json.JSONDecodeError as error:
                 raise DataError(f"{index}, line {number}: is not JSON: {error.msg}.") from None
             if about is None:

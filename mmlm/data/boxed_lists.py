@@ -16,7 +16,7 @@ import tarfile
 from pathlib import Path
 
 from mmlm.base.errors import DataError, MmlmError
-from mmlm.base.files import write_text_whole, write_whole
+from mmlm.base.files import parse_json, write_text_whole, write_whole
 from mmlm.data.listed import numbered_lines
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def write_pictures(folder: Path, output: Path) -> Path:
     lines = []
     for number, line in numbered_lines(folder / LIST):
         try:
-            raw = json.loads(line)
+            raw = parse_json(line)
             boxes = [(str(label), tuple(map(float, box))) for label, *box in raw["boxes"]]
             flat = [box for _, (x1, y1, x2, y2) in boxes if x1 == x2 or y1 == y2 for box in [(x1, y1, x2, y2)]]
             name = str(raw["image"])

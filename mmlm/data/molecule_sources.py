@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmlm.base.errors import DataError, unknown_name
+from mmlm.base.files import parse_json
 from mmlm.chemistry import chemistry, computed, parsed, scaffold
 from mmlm.data.config.molecules import CompoundsConfig, DatamolConfig, MoleculeManifestConfig, MoleculeTableConfig, MosesConfig
 from mmlm.data.episodes import find_file
@@ -165,7 +166,7 @@ class CompoundManifest(CompoundSource):
         for number, line in numbered_lines(path):
             where = f"{path}, line {number}"
             try:
-                yield _entry(json.loads(line), where)
+                yield _entry(parse_json(line), where)
             except json.JSONDecodeError as error:
                 yield Bad(where, f"is not JSON: {error}.")
             except DataError as error:

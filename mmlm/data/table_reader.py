@@ -6,7 +6,6 @@ that size is allocated, and nothing in a file is ever run.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mmlm.base.errors import DataError, MmlmError, nearest, require, unknown_name
+from mmlm.base.files import parse_json
 from mmlm.data.table_columns import Infinite, cell_text, column_of_cells, columns_of_frame
 from mmlm.data.table_marks import Notes
 from mmlm.data.table_media import CellKind, with_media
@@ -157,7 +157,7 @@ def _read_json_lines(path: Path, options: Options) -> list[Column]:
             if len(records) == options.limit_rows:
                 break
             try:
-                record = json.loads(line, object_pairs_hook=_record)
+                record = parse_json(line, object_pairs_hook=_record)
             except (ValueError, RecursionError) as error:
                 said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
                 raise DataError(f"{path}, line {number}: is not a JSON record: {said}.") from None
