@@ -192,6 +192,28 @@ def things() -> bytes:
     return json.dumps([{"obj_type": "Car", "psr": psr, "obj_id": "1"}, {"obj_type": "Bus", "psr": psr}]).encode()
 
 
+def regions() -> bytes:
+    """Regions as Visual Genome has them."""
+    some = [{"region_id": 3, "x": 1, "y": 2, "width": 9, "height": 10, "phrase": "a cat"}]
+    return json.dumps([{"id": 1, "regions": some}, {"id": 2, "regions": some}]).encode()
+
+
+def entities() -> bytes:
+    """Boxes as Flickr30k Entities has them."""
+    box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>12</ymax></bndbox>"
+    return f"<annotation><filename>p.jpg</filename><object><name>7</name>{box}</object></annotation>".encode()
+
+
+def fasta() -> bytes:
+    """Proteins."""
+    return b">one first of them\nMKTAYIAKQRQISFVK\nSHFSRQ*\n\n>two\nGGAVLK\n"
+
+
+def noises() -> bytes:
+    """The index of a folder of noises."""
+    return lines({"file": "s.wav", "kind": "noise", "label": "rain 1"}, {"file": "s.wav"}, {"file": "s.wav", "kind": "rir"})
+
+
 def recordings() -> bytes:
     """A list of recordings."""
     first = {"audio": "s.wav", "text": "one", "speaker": "a", "language": "en", "start": 0.1, "end": 0.3, "channel": 0, "rate_hz": 8000}
@@ -230,13 +252,25 @@ def read_things(path: Path) -> Any:
     return read_labels(path, 90.0)
 
 
+def read_noises(path: Path) -> Any:
+    from mmlm.data.audio_rooms import listed_sounds
+
+    return [read_sound(each.path) for each in listed_sounds(str(path.parent), "noise")]
+
+
 def read_source(type: str, **keys: Any) -> Callable[[Path], Any]:
     """Reads as training does, with a source of a recipe: all its records, and a draw."""
 
     def read(path: Path) -> Any:
         from mmlm.data.config.base import SOURCES
 
-        place = {"path": str(path.parent), "annotations": [str(path)]} if type == "coco" else {"path": str(path)}
+        places: dict[str, dict[str, Any]] = {
+            "coco": {"path": str(path.parent), "annotations": [str(path)]},
+            "yolo": {"path": str(path.parent)},
+            "visual_genome": {"path": str(path.parent), "image_data": str(path.with_name("images.json")), "regions": str(path)},
+            "flickr30k": {"path": str(path.parent.parent), "annotations": str(path.parent.parent)},
+        }
+        place = places.get(type, {"path": str(path)})
         source = SOURCES.get(type).model_validate({"type": type, "hold_out": 0.0, "validate_share": 0.0, **place, **keys}).build()
         for held in source.everything()[:20]:
             getattr(held, "read", lambda: None)()
@@ -270,6 +304,11 @@ FORMATS = {
     "npz": Format("x.npz", lambda: array(xyz=POINTS[:, :3], intensity=POINTS[:, 3]), read_points),
     "molecules": Format("x.jsonl", molecules, read_source("molecule_manifest")),
     "packed molecules": Format("x.jsonl.gz", lambda: gzip.compress(molecules()), read_source("molecule_manifest")),
+    "fasta": Format("x.fasta", fasta, read_source("molecule_manifest")),
+    "yolo": Format("p.txt", lambda: b"0 0.5 0.5 0.2 0.3\n1 0.25 0.5 0.1 0.1\n", read_source("yolo", names=["cat", "dog"])),
+    "regions": Format("x.json", regions, read_source("visual_genome")),
+    "entities": Format("p.xml", entities, read_source("flickr30k")),
+    "noises": Format("index.jsonl", noises, read_noises),
     "smiles": Format("x.csv", smiles, read_source("molecule_table", properties={"esol": "esol"})),
     "boxes": Format("x.jsonl", boxes, read_source("picture_manifest")),
     "coco": Format("x.json", coco, read_source("coco")),
@@ -279,45 +318,62 @@ FORMATS = {
 }
 
 
-def damaged_files(name: str, numbers: range, folder: Path) -> list[str]:
-    """What goes wrong when so many damaged files of a format are read, in a process of its own with little memory."""
+def in_little_memory(work: Callable[[], Any], most_bytes: int) -> Any:
+    """What a function gives, in a process of its own that may take so many bytes more than it has; None where the process dies."""
     reader, writer = multiprocessing.get_context("fork").Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_read_all, args=(name, numbers, folder, writer))
+    process = multiprocessing.get_context("fork").Process(target=_limited, args=(work, most_bytes, writer))
     process.start()
     writer.close()
     try:
-        faults: list[str] = reader.recv()
+        return reader.recv()
     except EOFError:
-        faults = [f"{name}: the process died while it read damage {(folder / 'number').read_text()}"]
-    process.join(10)
-    return faults
+        return None
+    finally:
+        process.join(10)
 
 
-def _read_all(name: str, numbers: range, folder: Path, writer: Any) -> None:
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # what is remembered of files is of this process
+def _limited(work: Callable[[], Any], most_bytes: int, writer: Any) -> None:
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders write there on their own
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
-    kind, faults = FORMATS[name], []
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + most_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    writer.send(work())
+
+
+def damaged_files(name: str, numbers: range, folder: Path) -> list[str]:
+    """What goes wrong when so many damaged files of a format are read."""
+    faults = in_little_memory(lambda: _read_all(name, numbers, folder), MOST_BYTES)
+    return [f"{name}: the process died at damage {(folder / 'number').read_text()}"] if faults is None else faults
+
+
+def _read_all(name: str, numbers: range, folder: Path) -> list[str]:
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # what is remembered of files is of this process
+    kind, faults, count = FORMATS[name], [], folder / "number"
+    if name == "entities":
+        (folder / "Sentences").mkdir()
+        (folder / "Sentences" / "p.txt").write_text("[/EN#7/animals A cat] sits .\n")
+        (folder / "p.jpg").write_bytes(picture("JPEG"))
+        folder = folder / "Annotations"
+        folder.mkdir()
     path, whole = folder / kind.name, kind.make()
     (folder / "p.png").write_bytes(picture("PNG"))  # what lists name
     (folder / "s.wav").write_bytes(sound("WAV"))
+    (folder / "images.json").write_text(json.dumps([{"image_id": key, "width": 24, "height": 16, "url": "p.png"} for key in (1, 2)]))
     path.write_bytes(whole)
     if (told := outcome(kind, path)) != "read":
         faults.append(f"{name}: whole: {told}")
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + MOST_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
     for number in numbers:
         path.write_bytes(mutated(whole, random.Random(f"{name} {number}")))
-        (folder / "number").write_text(str(number))
+        count.write_text(str(number))
         begun = time.process_time()
         told = outcome(kind, path)
         if time.process_time() - begun > LONGEST_SECONDS:
             told = f"took {time.process_time() - begun:.1f} s"
         if told not in ("read", "refused"):
             faults.append(f"{name}: damage {number}: {told}")
-    writer.send(faults)
+    return faults
 
 
 def outcome(kind: Format, path: Path) -> str:

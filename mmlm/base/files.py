@@ -31,19 +31,28 @@ def write_text_whole(path: Path, text: str) -> None:
     write_whole(path, [text.encode()])
 
 
+MOST_DIGITS = 300  # of a whole number, so that each is a float too
+
+
 def parse_json(text: str | bytes, **hooks: Any) -> Any:
     """What a JSON text says. hooks: those of json.loads. Raises json.JSONDecodeError, a ValueError, whatever is wrong with the text.
 
-    json.loads has other errors for bytes that are no text, for numbers of thousands of digits and for brackets within brackets.
+    json.loads has other errors for bytes that are no text, for long numbers and for brackets within brackets.
     """
     try:
-        return json.loads(text, **hooks)
+        return json.loads(text, **{"parse_int": _whole_number, **hooks})
     except json.JSONDecodeError:
         raise
     except RecursionError:
         raise json.JSONDecodeError("Nested too deeply", "", 0) from None
     except ValueError as error:
-        raise json.JSONDecodeError(str(error).partition(";")[0], "", 0) from None
+        raise json.JSONDecodeError(str(error), "", 0) from None
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"A whole number of {len(text)} digits")
+    return int(text)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -318,7 +318,7 @@ def _read_yolo(folder: Path, names: Sequence[str]) -> Iterator[Listed | Bad]:
             continue
         try:
             facts = picture_facts(path)
-            things = [_of_yolo(line, names, facts) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            things = [_of_yolo(line, names, facts) for _, line in numbered_lines(file)]
         except DataError as error:
             yield Bad(str(file), str(error))
             continue
@@ -329,7 +329,7 @@ def _of_yolo(line: str, names: Sequence[str], facts: PictureFacts) -> tuple[str,
     try:
         number, x, y, wide, high = (float(each) for each in line.split())
         label = names[int(number)] if number >= 0 else None
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, OverflowError):
         label = None
     if label is None:
         raise DataError(f"{line[:60]!r} is not: class (0 to {len(names) - 1}), x, y, width, height.")

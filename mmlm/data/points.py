@@ -24,13 +24,13 @@ from pathlib import Path
 import numpy as np
 
 from mmlm.base.errors import DataError
+from mmlm.data.listed import check_unpacked
 
 logger = logging.getLogger(__name__)
 
 PCD_TYPES = {("F", 4): "f4", ("F", 8): "f8", ("U", 1): "u1", ("U", 2): "u2", ("U", 4): "u4", ("I", 1): "i1", ("I", 2): "i2", ("I", 4): "i4"}
 DAMAGED = (ValueError, KeyError, IndexError, struct.error, EOFError, OSError, TypeError, SyntaxError, OverflowError, MemoryError,
            NotImplementedError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)  # fmt: skip
-MOST_UNPACKED_BYTES = 1 << 28
 LAS_HEADER = 227  # bytes that every version has
 
 
@@ -102,9 +102,7 @@ def _from_npz(data: bytes, path: Path) -> np.ndarray:
     import io
 
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        size = sum(member.file_size for member in archive.infolist())
-    if size > MOST_UNPACKED_BYTES:
-        raise DataError(f"{path}: would unpack to {size:,} bytes; at most {MOST_UNPACKED_BYTES:,} are read.")
+        check_unpacked(path, sum(member.file_size for member in archive.infolist()))
     with np.load(io.BytesIO(data), allow_pickle=False) as held:
         if "xyz" in held:
             return _four(held["xyz"], held["intensity"] if "intensity" in held else None)

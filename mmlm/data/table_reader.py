@@ -18,6 +18,7 @@ import numpy as np
 
 from mmlm.base.errors import DataError, MmlmError, nearest, require, unknown_name
 from mmlm.base.files import parse_json
+from mmlm.data.listed import check_unpacked
 from mmlm.data.table_columns import Infinite, cell_text, column_of_cells, columns_of_frame
 from mmlm.data.table_marks import Notes
 from mmlm.data.table_media import CellKind, with_media
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 MAX_COLUMNS = 20_000
 _MAX_SHEET_ROWS, _MAX_SHEET_COLUMNS = 1_048_576, 16_384
-_MAX_UNPACKED_BYTES = 1 << 30
-_BOMB_BYTES, _BOMB_RATIO = 50 << 20, 200
 _SHEET_ERRORS = frozenset({"#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!", "#N/A"})
 
 
@@ -260,9 +259,7 @@ def _read_workbook(path: Path, options: Options) -> list[Column]:
 
 def _check_unpacked_size(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
-        size = sum(member.file_size for member in archive.infolist())
-    if size > _MAX_UNPACKED_BYTES or size > max(_BOMB_BYTES, _BOMB_RATIO * path.stat().st_size):
-        raise DataError(f"{path}: would unpack to {size} bytes, far more than its {path.stat().st_size}; it is not read.")
+        check_unpacked(path, sum(member.file_size for member in archive.infolist()))
 
 
 def _sheet_of(path: Path, book: Any, sheet: str | int | None) -> Any:
