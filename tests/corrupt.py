@@ -15,6 +15,7 @@ import resource
 import struct
 import time
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,6 +91,26 @@ def picture(kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+def huge_png() -> bytes:
+    """20,000 x 20,000 pixels of one colour, 49 kB."""
+    head, body = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0), zlib.compress(bytes(2501) * 20_000, 9)
+    parts = [(b"IHDR", head), (b"IDAT", body), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+
+
+def silence(hours: float) -> bytes:
+    """FLAC at 32 kHz."""
+    import soundfile
+
+    file = io.BytesIO()
+    with soundfile.SoundFile(file, "w", 32_000, 1, "PCM_16", format="FLAC") as writer:
+        for _ in range(round(hours * 60)):
+            writer.write(np.zeros(32_000 * 60, dtype=np.int16))
     return file.getvalue()
 
 

@@ -6,12 +6,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import struct
 import time
 import zipfile
-import zlib
 
-import numpy as np
 import pytest
 
 from mmlm.base.errors import DataError
@@ -48,26 +45,6 @@ def test_what_is_no_json_has_one_error(text):
         parse_json(text)
 
 
-def huge_png() -> bytes:
-    """20,000 x 20,000 pixels of one colour, 49 kB."""
-    head, body = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0), zlib.compress(bytes(2501) * 20_000, 9)
-    parts = [(b"IHDR", head), (b"IDAT", body), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
-    )
-
-
-def silence(hours: float) -> bytes:
-    """FLAC at 32 kHz."""
-    import soundfile
-
-    file = io.BytesIO()
-    with soundfile.SoundFile(file, "w", 32_000, 1, "PCM_16", format="FLAC") as writer:
-        for _ in range(round(hours * 60)):
-            writer.write(np.zeros(32_000 * 60, dtype=np.int16))
-    return file.getvalue()
-
-
 def zeros(name: str, size: int) -> bytes:
     """An archive of one file of zeros."""
     file = io.BytesIO()
@@ -85,8 +62,8 @@ def wide() -> bytes:
 
 SMILES = corrupt.read_source("molecule_manifest")
 BOMBS = {
-    "picture of 400 million pixels": ("x.png", huge_png, corrupt.read_picture, "pixels"),
-    "an hour of silence": ("x.flac", lambda: silence(1.0), corrupt.read_sound, "samples that are read at once"),
+    "picture of 400 million pixels": ("x.png", corrupt.huge_png, corrupt.read_picture, "pixels"),
+    "an hour of silence": ("x.flac", lambda: corrupt.silence(1.0), corrupt.read_sound, "samples that are read at once"),
     "a million columns": ("x.csv", wide, corrupt.read_table, "has 1000000 columns"),
     "a molecule of 100,000 characters": ("x.jsonl", lambda: corrupt.lines({"smiles": "C" * 100_000}), SMILES, "100,000 characters"),
     "deep brackets": ("x.jsonl", lambda: b"[" * 10_000_000, SMILES, "Nested too deeply"),
