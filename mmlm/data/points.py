@@ -20,6 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,9 @@ def _from_npy(data: bytes, path: Path) -> np.ndarray:
     return _of_array(np.load(io.BytesIO(data), allow_pickle=False), path)
 
 
-def _of_array(array: np.ndarray, path: Path) -> np.ndarray:
+def _of_array(array: Any, path: Path) -> np.ndarray:
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: holds several arrays; name it .npz.")
     if array.ndim != 2 or array.shape[1] < 3 or not len(array):
         raise DataError(f"{path}: points are an array [n, 3 or more], but this is {list(array.shape)}.")
     return _four(array, array[:, 3] if array.shape[1] > 3 else None)

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError
-from mmlm.base.files import parse_json
+from mmlm.base.files import parse_json, read_json
 from mmlm.weights import read_tensors, safetensors_bytes
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """(tensors of each file by its stem, state) of a checkpoint, after it was found whole. Raises CheckpointError."""
     names = _verify(folder, step_of(folder))
     stems = [name.removesuffix(".safetensors") for name in names if name.endswith(".safetensors")]
-    return {stem: read_tensors(folder / f"{stem}.safetensors") for stem in stems}, parse_json((folder / STATE).read_bytes())
+    return {stem: read_tensors(folder / f"{stem}.safetensors") for stem in stems}, read_json(folder / STATE)
 
 
 def steps(root: Path) -> list[int]:
