@@ -6,7 +6,6 @@ CTranslate2 keeps the projections of attention joined, q, k and v in one matrix 
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError, MissingExtra
+from mmlm.base.files import read_json
 from mmlm.weights import read_ctranslate2, read_tensors
 
 BINARY, CONFIG, WEIGHTS = "model.bin", "config.json", "model.safetensors"
@@ -45,11 +45,13 @@ def whisper_tensors(folder: Path) -> tuple[dict[str, int], dict[str, Tensor]]:
             raise CheckpointError(f"{folder / BINARY}: holds no Whisper: {error} is missing.") from None
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder}: holds no Whisper: neither {BINARY} nor {CONFIG} and {WEIGHTS}.")
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = read_json(folder / CONFIG)
     if config.get("model_type") != "whisper":
         raise CheckpointError(f"{folder / CONFIG}: is of the type {config.get('model_type')!r}, not whisper.")
     names = ("d_model", "num_mel_bins", "encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads",
              "max_source_positions", "max_target_positions", "vocab_size")  # fmt: skip
+    if wrong := [name for name in names if not isinstance(config.get(name), int)]:
+        raise CheckpointError(f"{folder / CONFIG}: {wrong[0]} must be a whole number, but is {str(config.get(wrong[0]))[:40]}.")
     return {name: int(config[name]) for name in names}, read_tensors(folder / WEIGHTS)
 
 

@@ -246,5 +246,3 @@ def forget() -> None:
     """Drop what is remembered of compilers and libraries, for tests that change the environment."""
     for remembered in (_library, _compiler, _cpu, _temporary_folder):
         remembered.cache_clear()
-
-

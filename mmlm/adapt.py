@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.base.errors import CheckpointError, NumericsError, RecipeError, require, unknown_name
+from mmlm.base.files import parse_json
 from mmlm.base.schema import check
 from mmlm.parameters import name_axes
 from mmlm.training.config import AdaptConfig, LoraConfig
@@ -224,7 +225,7 @@ def load_adapters(model: nn.Module, folder: Path | str) -> list[str]:
 
 def _read_config(path: Path) -> tuple[LoraConfig, list[str]]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(path.read_text(encoding="utf-8"))
         layers, options = raw["layers"], raw["lora"]
         if not (isinstance(layers, list) and layers and all(isinstance(name, str) for name in layers)):
             raise TypeError("layers must be a list of names")

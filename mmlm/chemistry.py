@@ -14,6 +14,7 @@ import numpy as np
 
 from mmlm.base.errors import DataError, require
 
+MOST_CHARACTERS = 10_000  # of a SMILES text; nothing that is drawn as atoms and bonds needs more
 FINGERPRINT_BITS, FINGERPRINT_RADIUS = 2048, 2
 
 
@@ -42,6 +43,8 @@ def quiet() -> Iterator[None]:
 
 def parsed(smiles: str) -> Any:
     """RDKit's molecule. Raises DataError for a SMILES text that is none, with what is wrong with it."""
+    if len(smiles) > MOST_CHARACTERS:
+        raise DataError(f"SMILES {smiles[:80]!r}... has {len(smiles):,} characters; at most {MOST_CHARACTERS:,} are read.")
     chem = chemistry()
     with quiet():
         found = chem.MolFromSmiles(smiles, sanitize=False)

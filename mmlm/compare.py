@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 
 from mmlm.base import yaml
 from mmlm.base.errors import DataError, NumericsError, RecipeError, nearest
-from mmlm.base.files import write_text_whole
+from mmlm.base.files import parse_json, write_text_whole
 from mmlm.base.schema import Strict, check, told_at_once
 from mmlm.recipe import Recipe, apply_override, find, set_key, shipped
 from mmlm.training.lock import RunLock
@@ -223,7 +223,7 @@ def _finished(everything: Sequence[Cell]) -> Iterator[dict[str, Any]]:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / CELL).read_text(encoding="utf-8"))
+        found = parse_json((folder / CELL).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmlm.backbone.backbone import Backbone
 from mmlm.backbone.cache import Cache
 from mmlm.base.errors import CheckpointError, RecipeError, unknown_name
-from mmlm.base.files import write_text_whole
+from mmlm.base.files import read_json, write_text_whole
 from mmlm.base.schema import check
 from mmlm.decoding import Precision, Prompt
 from mmlm.encoders.config import Projector
@@ -303,16 +303,3 @@ class FixedNumber(nn.Module):
 def _rows(table: nn.Embedding, ids: Tensor) -> Tensor:
     """Rows of a table, zeros for id -1."""
     return table(ids.clamp_min(0)) * (ids >= 0).unsqueeze(-1)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError where there is none."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file.")
-    try:
-        found = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: must hold one object.")
-    return found

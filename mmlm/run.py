@@ -15,7 +15,7 @@ import torch
 
 from mmlm.adapt import adapt, adapted_layers, adapter_names, detach_lora, load_adapters, merge_lora, save_adapters
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
-from mmlm.base.files import write_text_whole
+from mmlm.base.files import read_json, write_text_whole
 from mmlm.compression.surgery import replace_as
 from mmlm.data.base import Source
 from mmlm.data.config import TableFileConfig
@@ -32,7 +32,7 @@ from mmlm.evaluation.report import write_report
 from mmlm.evaluation.validation import Validation
 from mmlm.interop.load import load
 from mmlm.joint import JointLearner, JointSamples, JointValidation, Part, merged, vocabulary_of
-from mmlm.model import MultimodalLM, read_json
+from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
 from mmlm.recipe import Recipe
 from mmlm.records import DrawnSamples, Records

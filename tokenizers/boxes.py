@@ -24,6 +24,7 @@ from typing import Self, TypeAlias
 import torch
 
 from mmlm.base.errors import CheckpointError, DataError
+from mmlm.base.files import parse_json
 from mmlm.stream import Segment
 from mmlm.tokenizers.config import AbsoluteBoxesConfig, BinsConfig, BoxesConfig
 
@@ -125,7 +126,7 @@ class BoxBins:
         """Check that boxes.json tells of these bins. Raises CheckpointError."""
         path = Path(folder) / FILE
         try:
-            found = type(self.config).model_validate(json.loads(path.read_text()))
+            found = type(self.config).model_validate(parse_json(path.read_text()))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}.") from None
         if found != self.config:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from mmlm.base.errors import CheckpointError, DataError
+from mmlm.base.files import parse_json
 from mmlm.stream import Segment
 from mmlm.tokenizers.config import ImagePatchesConfig
 
@@ -133,7 +134,7 @@ class ImagePatches:
         """Check that image_patches.json tells of these patches. Raises CheckpointError."""
         path = Path(folder) / FILE
         try:
-            found = ImagePatchesConfig.model_validate(json.loads(path.read_text()))
+            found = ImagePatchesConfig.model_validate(parse_json(path.read_text()))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}.") from None
         if found != self.config:

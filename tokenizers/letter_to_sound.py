@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from mmlm.base.errors import CheckpointError, DataError
+from mmlm.base.files import parse_json
 from mmlm.weights import read_tensors, write_tensors
 
 FILE, PAIRS = "letter_to_sound.safetensors", "letter_to_sound.json"
@@ -116,7 +117,7 @@ class LetterToSound:
         folder = Path(folder)
         found = {name: tensor.numpy() for name, tensor in read_tensors(folder / FILE).items()}
         try:
-            self.pairs = [(str(letters), tuple(map(str, phones))) for letters, phones in json.loads((folder / PAIRS).read_text())]
+            self.pairs = [(str(letters), tuple(map(str, phones))) for letters, phones in parse_json((folder / PAIRS).read_text())]
             self.keys_i, self.shorter_i = found["keys"], found["shorter"]
             self.log_p_i, self.log_backoff_i = found["log_p"], found["log_backoff"]
         except (OSError, ValueError, KeyError, TypeError):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError, DataError
-from mmlm.base.files import write_text_whole
+from mmlm.base.files import parse_json, write_text_whole
 from mmlm.stream import Segment
 from mmlm.tokenizers.config import NumbersConfig
 
@@ -110,7 +110,7 @@ class NumberTokenizer:
         """Raises CheckpointError where `save` wrote another number of places."""
         path = Path(folder) / FILE
         try:
-            held = json.loads(path.read_text(encoding="utf-8"))
+            held = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}.") from None
         if held != {"orders": self.orders}:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from mmlm.base.errors import CheckpointError, DataError, unknown_name
+from mmlm.base.files import parse_json
 from mmlm.stream import Segment
 from mmlm.tokenizers.config import PhonemesConfig
 from mmlm.tokenizers.english_phones import EnglishPhones
@@ -132,7 +133,7 @@ class PhonemeTokenizer:
         """Take what save wrote. Raises CheckpointError where it is missing or damaged."""
         folder = Path(folder)
         try:
-            symbols = [str(symbol) for symbol in json.loads((folder / FILE).read_text(encoding="utf-8"))["symbols"]]
+            symbols = [str(symbol) for symbol in parse_json((folder / FILE).read_text(encoding="utf-8"))["symbols"]]
         except (OSError, ValueError, KeyError, TypeError):
             raise CheckpointError(f"{folder / FILE}: missing or damaged.") from None
         if isinstance(self.engine, EnglishPhones):

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from mmlm.base.errors import CheckpointError, DataError
+from mmlm.base.files import parse_json
 from mmlm.sound import Sound
 from mmlm.stream import Segment
 from mmlm.tokenizers.config import ProsodyConfig
@@ -171,7 +172,7 @@ class Prosody:
         """Take what save wrote. Raises CheckpointError where it is missing, damaged or of another size."""
         path = Path(folder) / FILE
         try:
-            found = json.loads(path.read_text())
+            found = parse_json(path.read_text())
             edges, centres = (np.array(found[key], dtype=np.float64) for key in ("edges", "centres"))
         except (OSError, ValueError, KeyError, TypeError):
             raise CheckpointError(f"{path}: missing or damaged.") from None

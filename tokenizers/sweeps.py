@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mmlm.base.errors import CheckpointError, DataError
+from mmlm.base.files import parse_json
 from mmlm.stream import Segment
 from mmlm.tokenizers.config import SweepTokensConfig
 
@@ -55,7 +56,7 @@ class SweepTokens:
         """Check that sweep.json tells of as many tokens. Raises CheckpointError."""
         path = Path(folder) / FILE
         try:
-            found = SweepTokensConfig.model_validate(json.loads(path.read_text()))
+            found = SweepTokensConfig.model_validate(parse_json(path.read_text()))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}.") from None
         if found != self.config:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 
 from mmlm.base.errors import CheckpointError
-from mmlm.base.files import write_text_whole
+from mmlm.base.files import parse_json, write_text_whole
 from mmlm.stream import Segment
 
 FILE = "symbols.json"
@@ -61,7 +61,7 @@ class Symbols:
         """Take the symbols that `save` wrote. Raises CheckpointError."""
         path = Path(folder) / FILE
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}.") from None
         if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found) or len(set(found)) < len(found):

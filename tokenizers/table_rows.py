@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from mmlm.base.errors import DataError
+from mmlm.base.files import parse_json
 from mmlm.tokenizers.config import RowText
 
 END_INPUT = "<|endinput|>"
@@ -381,7 +382,7 @@ def parse_body(body: str, names: Sequence[str], config: RowText) -> dict[str, st
         return {name: cell for name, cell in zip(names, cells) if cell}
     if config.form == "json":
         try:
-            found = json.loads(body, parse_int=str, parse_float=str)
+            found = parse_json(body, parse_int=str, parse_float=str)
         except (ValueError, RecursionError):
             raise DataError(f"no JSON object: {body[:80]!r}.") from None
         found = {re.sub(f"{_METAFEATURES}$", "", name): value for name, value in found.items()}

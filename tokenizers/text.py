@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from mmlm.base.errors import CheckpointError, DataError
+from mmlm.base.files import parse_json
 from mmlm.stream import Segment
 from mmlm.tokenizers.config import TextConfig
 
@@ -111,7 +112,7 @@ class TextTokenizer:
         """Take the vocabulary that save wrote. Raises CheckpointError where the folder holds none."""
         self.core = _read(Path(folder) / FILE)
         try:
-            about = json.loads((Path(folder) / FITTED).read_text())
+            about = parse_json((Path(folder) / FITTED).read_text())
             self.added, self.rows = list(about["added"]), int(about["rows"])
         except (OSError, ValueError, KeyError, TypeError):
             raise CheckpointError(f"{Path(folder) / FITTED}: missing or damaged.") from None
@@ -160,7 +161,7 @@ class WordCache:
 
 def _splits_at_spaces(core: Any) -> bool:
     """Whether a tokenizer is a byte-level BPE without a normalizer whose added tokens leave the white space beside them alone."""
-    about = json.loads(core.to_str())
+    about = parse_json(core.to_str())
     steps = about["pre_tokenizer"] or {"type": "none"}
     steps = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]
     last = steps[-1]
@@ -201,8 +202,8 @@ def _read(path: Path) -> Any:
 
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     try:
         core = Tokenizer.from_str(text)
     except Exception as error:  # the package raises plain Exception

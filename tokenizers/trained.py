@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
+from mmlm.base.files import parse_json
 from mmlm.base.schema import check
 from mmlm.tokenizers.config import TOKENIZERS, CodecConfig
 from mmlm.weights import copy_tensors, read_tensors, safetensors_bytes, write_tensors
@@ -124,7 +125,7 @@ def codes_of(ids: torch.Tensor | None, sizes: list[int]) -> torch.Tensor:
 def read_config(folder: Path, kind: str) -> CodecConfig:
     """The config that save wrote. Raises CheckpointError where there is none of this type."""
     try:
-        raw = json.loads((folder / CONFIG).read_text())
+        raw = parse_json((folder / CONFIG).read_text())
         found = str(raw["type"])
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{folder / CONFIG}: missing or damaged.") from None

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.base.errors import CheckpointError, DataError
+from mmlm.base.files import parse_json
 from mmlm.encoders.speech import Progress, SpeechEncoder, with_context
 from mmlm.sound import Sound
 from mmlm.stream import Segment
@@ -170,7 +171,7 @@ class UnitTokenizer:
         """Take the units that save wrote, and the encoder they belong to. Raises CheckpointError where the folder holds none."""
         path = Path(folder) / ABOUT
         try:
-            about = json.loads(path.read_text(encoding="utf-8"))
+            about = parse_json(path.read_text(encoding="utf-8"))
             config, sizes, fingerprint = UnitsConfig.model_validate(about["config"]), about["classifier"], about["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: missing or damaged: {str(error)[:200]}") from None

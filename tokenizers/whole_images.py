@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mmlm.base.errors import CheckpointError, RecipeError
+from mmlm.base.files import parse_json
 from mmlm.encoders.images import CHANNELS, ImageEncoder, PictureInput
 from mmlm.stream import Segment
 from mmlm.tokenizers.config import WholeImagesConfig
@@ -80,7 +81,7 @@ class WholeImages:
         """Check that whole_images.json tells of these pictures. Raises CheckpointError."""
         path = Path(folder) / FILE
         try:
-            found = WholeImagesConfig.model_validate(json.loads(path.read_text()))
+            found = WholeImagesConfig.model_validate(parse_json(path.read_text()))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}.") from None
         if found != self.config:

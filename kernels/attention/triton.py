@@ -109,9 +109,7 @@ def _forward(
     CAUSAL: tl.constexpr, WINDOWED: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
     DOCUMENTS: tl.constexpr, MASKED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    head, b, h, i, low, high, begin, end = _block_of_queries(
-        begin_ptr, end_ptr, T, L, offset, window, H, BM, CAUSAL, WINDOWED, DOCUMENTS
-    )
+    head, b, h, i, low, high, begin, end = _block_of_queries(begin_ptr, end_ptr, T, L, offset, window, H, BM, CAUSAL, WINDOWED, DOCUMENTS)
     g = h // (H // G)
     inside, k, v = i < T, tl.arange(0, BK), tl.arange(0, BV)
     queries = rows(q_ptr + b * q_b + h * q_h, i, inside, k, K, q_t)
@@ -151,9 +149,7 @@ def _query_gradients(
     DOCUMENTS: tl.constexpr, MASKED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """dq, and of each query the sum of y dy, which is that of p dp."""
-    head, b, h, i, low, high, begin, end = _block_of_queries(
-        begin_ptr, end_ptr, T, L, offset, window, H, BM, CAUSAL, WINDOWED, DOCUMENTS
-    )
+    head, b, h, i, low, high, begin, end = _block_of_queries(begin_ptr, end_ptr, T, L, offset, window, H, BM, CAUSAL, WINDOWED, DOCUMENTS)
     g = h // (H // G)
     inside, k, v = i < T, tl.arange(0, BK), tl.arange(0, BV)
     queries = rows(q_ptr + b * q_b + h * q_h, i, inside, k, K, q_t)

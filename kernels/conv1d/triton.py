@@ -114,9 +114,7 @@ def _input_gradients(
 
 class _CausalConv1d(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, age: Tensor, silu: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, age: Tensor, silu: bool) -> Tensor:
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         sizes, options = _launch(x, weight)
         _forward[(_programs(x, 0),)](x, weight, bias, age, state, y, *sizes, SILU=silu, **options)

@@ -59,9 +59,7 @@ class Passes(NamedTuple):
 
 class _Lrpe(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q_bthk: Tensor, k_bthk: Tensor, angle_bthk: Tensor, dtype: torch.dtype, passes: Passes
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, q_bthk: Tensor, k_bthk: Tensor, angle_bthk: Tensor, dtype: torch.dtype, passes: Passes) -> tuple[Tensor, Tensor]:
         cos, sin = angle_bthk.cos(), angle_bthk.sin()
         outputs = [x.new_empty(*x.shape[:3], 2 * x.shape[3], dtype=dtype) for x in (q_bthk, k_bthk)]
         for x, y in zip((q_bthk, k_bthk), outputs):
@@ -83,9 +81,7 @@ class _Lrpe(torch.autograd.Function):
         return *results, None if gradients == (None, None) else dangle, None, None
 
 
-def lrpe_in_passes(
-    passes: Passes, q_bthk: Tensor, k_bthk: Tensor, angle_bthk: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def lrpe_in_passes(passes: Passes, q_bthk: Tensor, k_bthk: Tensor, angle_bthk: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """One pass for each of queries and keys, forwards and backwards."""
     q, k = _Lrpe.apply(q_bthk.contiguous(), k_bthk.contiguous(), angle_bthk.float().contiguous(), dtype, passes)
     return q, k

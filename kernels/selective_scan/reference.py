@@ -37,9 +37,7 @@ def selective_scan_reference(given: SelectiveScan) -> tuple[Tensor, Tensor]:
     a_t is exp(s_t decay), or 2 exp(s_t decay) - 1 where negative is asked for. h = 0 where a document begins. Padding changes nothing.
     """
     exact = exact_type(given.x_bti, given.decay_in)
-    x, key, query, decay, skip = (
-        part.to(exact) for part in (given.x_bti, given.key_btn, given.query_btn, given.decay_in, given.skip_i)
-    )
+    x, key, query, decay, skip = (part.to(exact) for part in (given.x_bti, given.key_btn, given.query_btn, given.decay_in, given.skip_i))
     step = F.softplus(given.step_bti.to(exact) + given.step_bias_i.to(exact))
     gate = None if given.gate_bti is None else F.silu(given.gate_bti.to(exact))
 

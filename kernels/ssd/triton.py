@@ -74,9 +74,7 @@ def _add(
     block = tl.program_id(1)
     p, n = block // parts * BP + tl.arange(0, BP), block % parts * BN + tl.arange(0, BN)
     start = c * Q
-    real, step, sums, from_start, to_end, through, segment = _chunk(
-        step_ptr, decay_ptr, segment_ptr, real_ptr, b, h, start, T, H, Q
-    )
+    real, step, sums, from_start, to_end, through, segment = _chunk(step_ptr, decay_ptr, segment_ptr, real_ptr, b, h, start, T, H, Q)
     token = b * T + start + tl.arange(0, Q)
     values = rows(values_ptr, token * H + h, real, p, P, P)
     keys = rows(keys_ptr, token * G + h // (H // G), real, n, N, N)
@@ -115,9 +113,7 @@ def _outputs(
     b, c, h = place // (CHUNKS * H), place // H % CHUNKS, place % H
     p = tl.program_id(1) * BP + tl.arange(0, BP)
     start = c * Q
-    real, step, sums, from_start, to_end, through, segment = _chunk(
-        step_ptr, decay_ptr, segment_ptr, real_ptr, b, h, start, T, H, Q
-    )
+    real, step, sums, from_start, to_end, through, segment = _chunk(step_ptr, decay_ptr, segment_ptr, real_ptr, b, h, start, T, H, Q)
     token = b * T + start + tl.arange(0, Q)
     of_key, of_value = token * G + h // (H // G), token * H + h
     scores, carried = tl.zeros((Q, Q), tl.float32), tl.zeros((Q, BP), tl.float32)
@@ -141,9 +137,7 @@ def _head_gradients(
     place = tl.program_id(0).to(tl.int64)
     b, c, h = place // (CHUNKS * H), place // H % CHUNKS, place % H
     start = c * Q
-    real, step, sums, from_start, to_end, through, segment = _chunk(
-        step_ptr, decay_ptr, segment_ptr, real_ptr, b, h, start, T, H, Q
-    )
+    real, step, sums, from_start, to_end, through, segment = _chunk(step_ptr, decay_ptr, segment_ptr, real_ptr, b, h, start, T, H, Q)
     at = tl.arange(0, Q)
     token = b * T + start + at
     of_key, of_value, inside = token * G + h // (H // G), token * H + h, start + at < T
@@ -199,9 +193,7 @@ def _group_gradients(
     dkeys, dqueries = tl.zeros((Q, BN), tl.float32), tl.zeros((Q, BN), tl.float32)
     for h in range(g * (H // G), (g + 1) * (H // G)):
         place = (b * CHUNKS + c) * H + h
-        real, step, sums, from_start, to_end, through, segment = _chunk(
-            step_ptr, decay_ptr, segment_ptr, real_ptr, b, h, start, T, H, Q
-        )
+        real, step, sums, from_start, to_end, through, segment = _chunk(step_ptr, decay_ptr, segment_ptr, real_ptr, b, h, start, T, H, Q)
         of_value = token * H + h
         slopes, written, read = tl.zeros((Q, Q), tl.float32), tl.zeros((Q, BN), tl.float32), tl.zeros((Q, BN), tl.float32)
         for first in range(0, P, BP):

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError
+from mmlm.base.files import parse_json
 from mmlm.layout import Layout
 from mmlm.weights import write_tensors
 
@@ -187,7 +188,7 @@ class Cache:
                 about = file.metadata() or {}
                 if "roles" not in about:
                     raise CheckpointError(f"{path}: not a saved cache.")
-                roles, length = json.loads(about["roles"]), file.get_tensor("length")
+                roles, length = parse_json(about["roles"]), file.get_tensor("length")
                 marks = file.get_tensor("marks") if "marks" in file.keys() else None  # noqa: SIM118, safetensors' own
                 layers: list[State | None] = [None] * int(about["layers"])
                 for index, names in roles.items():

@@ -1,10 +1,15 @@
-"""Files that are there whole or not at all, whatever stops the process, even where what is written is read from the file itself."""
+"""Files that are there whole or not at all, whatever stops the process, even where what is written is read from the file itself; and JSON
+that somebody else wrote."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from mmlm.base.errors import CheckpointError
 
 
 def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
@@ -24,3 +29,40 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
 def write_text_whole(path: Path, text: str) -> None:
     """The same of a text in UTF-8."""
     write_whole(path, [text.encode()])
+
+
+MOST_DIGITS = 300  # of a whole number, so that each is a float too
+
+
+def parse_json(text: str | bytes, **hooks: Any) -> Any:
+    """What a JSON text says. hooks: those of json.loads. Raises json.JSONDecodeError, a ValueError, whatever is wrong with the text.
+
+    json.loads has other errors for bytes that are no text, for long numbers and for brackets within brackets.
+    """
+    try:
+        return json.loads(text, **{"parse_int": _whole_number, **hooks})
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise json.JSONDecodeError("Nested too deeply", "", 0) from None
+    except ValueError as error:
+        raise json.JSONDecodeError(str(error), "", 0) from None
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"A whole number of {len(text)} digits")
+    return int(text)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError where there is none."""
+    try:
+        found = parse_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{path}: no such file.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not JSON: {getattr(error, 'strerror', None) or error}.") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: must hold one object.")
+    return found

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from mmlm.base.errors import DataError
-from mmlm.base.files import write_whole
+from mmlm.base.files import parse_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +122,8 @@ class ArrayShards:
             return
         try:
             data = path.read_bytes()
-            head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-            tensors, shards, kind = load(data), json.loads(head["shards"]), json.loads(head["kind"])
+            head = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            tensors, shards, kind = load(data), parse_json(head["shards"]), parse_json(head["kind"])
             self.kind = Kind(kind["dtype"], tuple(kind["tags"]), kind["about"])
             digests, rows = tensors["digest"].tobytes(), tensors["place"].tolist()
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -30,6 +30,7 @@ ENDINGS = (
     *(".m4a", ".aac", ".mp4", ".mkv", ".webm", ".mov"),
 )
 WRITES = {".wav": "WAV", ".flac": "FLAC"}
+MOST_SAMPLES = 1 << 26  # that are held at once, at the rate of the file or the one asked for: 256 MiB
 MARGIN_SECONDS = 0.1  # read on both sides of a part that is resampled, for the filter
 
 
@@ -44,8 +45,8 @@ def read_sound(
     """The sound in a file, or a part of it, as one channel: the mean of all, or the one that is named (counted from 0).
 
     rate_hz: None keeps the file's own. seconds: None reads to the end; of a part that reaches beyond the end, what is there.
-    Raises DataError for a file that is missing, empty, no audio, cut short or damaged, holds no samples or NaN, or contradicts itself, and
-    for a part that begins after the end.
+    Raises DataError for a file that is missing, empty, no audio, cut short or damaged, holds no samples or NaN, or contradicts itself, for
+    a part that begins after the end, and, before anything is decoded, for more than MOST_SAMPLES.
     """
     path = Path(path)
     if start_seconds < 0 or seconds is not None and seconds <= 0:
@@ -57,6 +58,7 @@ def read_sound(
         if channel is not None and not 0 <= channel < facts.channels:
             raise DataError(f"{path}: channel {channel}: the file has {facts.channels}, counted from 0.")
         target_hz = rate_hz or facts.rate_hz
+        _check_size(path, facts, start_seconds, seconds, target_hz)
         first = round(start_seconds * target_hz)
         last = None if seconds is None else first + max(1, round(seconds * target_hz))
         if target_hz == facts.rate_hz:
@@ -66,6 +68,16 @@ def read_sound(
     if not len(found_n):
         raise DataError(f"{path}: a part from {start_seconds:.2f} s on was asked, but the file lasts {facts.seconds:.2f} s.")
     return Sound(found_n, target_hz)
+
+
+def _check_size(path: Path, facts: SoundFacts, start_seconds: float, seconds: float | None, target_hz: int) -> None:
+    left = max(0.0, facts.seconds - start_seconds)
+    asked = left if seconds is None else min(seconds, left)
+    if asked * max(facts.rate_hz, target_hz) > MOST_SAMPLES:
+        raise DataError(
+            f"{path}: {asked:,.0f} s at {max(facts.rate_hz, target_hz)} Hz are more than the {MOST_SAMPLES:,} samples that are read at "
+            "once; cut it into parts."
+        )
 
 
 def sound_facts(path: Path | str) -> SoundFacts:

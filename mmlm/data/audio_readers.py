@@ -23,6 +23,7 @@ BLOCK = 1 << 18  # samples of each channel that are decoded at once
 BEFORE_SECONDS = 0.5  # decoded before a part of a compressed stream, until the decoder has settled
 SLACK_SECONDS = 0.3  # by which a container's duration may miss that of its sound
 LARGEST_PAGE = 2 * 65_307  # bytes; a page of ogg has at most half as many
+CONTAINERS = ("wav", "flac", "ogg", "mp3", "aiff", "au", "w64", "caf", "g722", "mov", "matroska", "webm", "aac")  # none names other files
 UNKNOWN = 1 << 50  # number of samples from which on a header is taken to name none
 
 
@@ -79,8 +80,8 @@ def opened(path: Path) -> Reader:
             head = raw.read(16)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     if size == 0:
         raise DataError(f"{path}: is empty (0 bytes).")
     if path.suffix.lower() == ".g722":
@@ -202,6 +203,8 @@ class _Container(Reader):
             if not container.streams.audio:
                 raise DataError(f"{path}: holds no sound.")
             stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise DataError(f"{path}: is not audio that can be read: its codec is not known.")
             rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
             if not rate or not channels:
                 raise DataError(f"{path}: is not audio that can be read: it names no rate or no channels.")
@@ -219,8 +222,9 @@ class _Container(Reader):
 
     def _container(self) -> Any:
         av = require("av", "speech")
+        options = {"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS)}
         try:
-            return av.open(f"file:{self.path}", format=self.kind, options={"protocol_whitelist": "file"}, metadata_errors="replace")
+            return av.open(f"file:{self.path}", format=self.kind, options=options, metadata_errors="replace")
         except (av.error.FFmpegError, ValueError) as error:
             reasons = "; ".join(text for text in (self.reason, getattr(error, "strerror", None) or str(error)) if text)
             raise DataError(f"{self.path}: is not audio that can be read ({reasons}).") from None
@@ -253,7 +257,10 @@ class _Container(Reader):
         Where the container counts in milliseconds, frames of one size tell the sample: all but the first of the file follow in its steps.
         """
         stream, rate = container.streams.audio[0], self.facts.rate_hz
-        lead = next(frames).samples
+        begin = next(frames, None)
+        if begin is None:
+            return 0, iter(())
+        lead = begin.samples
         container.seek((stream.start_time or 0) + int(seconds / stream.time_base), stream=stream)
         frames = container.decode(stream)
         found = next(frames, None)

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from mmlm.base.errors import DataError, require
+from mmlm.base.files import parse_json
 from mmlm.data.audio_augment import drawn
 from mmlm.data.audio_files import ENDINGS, read_sound
 from mmlm.data.config.augment import RoomConfig
 from mmlm.data.episodes import find_file
+from mmlm.data.listed import numbered_lines
 from mmlm.data.speech_check import files_below
 from mmlm.sound import Sound
 
@@ -126,17 +128,18 @@ def listed_sounds(folder: str, kind: str) -> list[ListedSound]:
             inside = file.relative_to(path)
             found.append(ListedSound(file, (inside.parts[0] if len(inside.parts) > 1 else file.stem).rstrip("0123456789_- "), {}))
     else:
-        for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in numbered_lines(index):
             try:
-                about = json.loads(line) if line.strip() else None
+                about = parse_json(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"{index}, line {number}: is not JSON: {error.msg}.") from None
-            if about is None:
-                continue
             if not isinstance(about, dict) or not isinstance(about.get("file"), str):
                 raise DataError(f"{index}, line {number}: must be an object with the key 'file', a path below the folder.")
-            if about.get("kind", kind) == kind:
-                found.append(ListedSound(path / about["file"], str(about.get("label", about["file"])).rstrip("0123456789_- "), about))
+            if about.get("kind", kind) != kind:
+                continue
+            if not (path / about["file"]).is_file():
+                raise DataError(f"{index}, line {number}: {about['file'][:200]!r}: no such file.")
+            found.append(ListedSound(path / about["file"], str(about.get("label", about["file"])).rstrip("0123456789_- "), about))
     if not found:
         raise DataError(f"{path}: holds no {kind}.")
     return found

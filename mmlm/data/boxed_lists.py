@@ -3,8 +3,8 @@
     python -m mmlm.data.boxed_lists FOLDER OUTPUT
 
 FOLDER holds boxes.jsonl, lines of {"image": name, "boxes": [[class, x1, y1, x2, y2], ...]}, and the pictures in .tar files. OUTPUT gets
-the pictures and pictures.jsonl; a box without extent is left out and told in the log. What is no ordinary file of an archive, or would
-lie outside OUTPUT, is refused.
+the pictures and pictures.jsonl; a box without extent is left out and told in the log. An archive is refused that holds what is no ordinary
+file, what would lie outside OUTPUT, a name twice, in other letter case too, or far more than its size.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import json
 import logging
 import sys
 import tarfile
+import zlib
 from pathlib import Path
 
 from mmlm.base.errors import DataError, MmlmError
-from mmlm.base.files import write_text_whole, write_whole
-from mmlm.data.listed import numbered_lines
+from mmlm.base.files import parse_json, write_text_whole, write_whole
+from mmlm.data.listed import check_unpacked, numbered_lines
 
 logger = logging.getLogger(__name__)
 
@@ -27,17 +28,23 @@ LIST, MADE = "boxes.jsonl", "pictures.jsonl"
 def write_pictures(folder: Path, output: Path) -> Path:
     """Unpack the pictures of a folder and write their list; returns it. Raises DataError naming file and line."""
     output.mkdir(parents=True, exist_ok=True)
+    seen: set[str] = set()
     for archive in sorted(folder.glob("*.tar")):
+        size = 0
         try:
             with tarfile.open(archive) as held:
                 for member in held:
-                    _unpack(held, member, archive, output)
-        except (OSError, tarfile.TarError) as error:
+                    size += member.size
+                    check_unpacked(archive, size)
+                    _unpack(held, member, archive, output, seen)
+        except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(f"{archive}: cannot be unpacked: {error}.") from None
     lines = []
     for number, line in numbered_lines(folder / LIST):
         try:
-            raw = json.loads(line)
+            raw = parse_json(line)
             boxes = [(str(label), tuple(map(float, box))) for label, *box in raw["boxes"]]
             flat = [box for _, (x1, y1, x2, y2) in boxes if x1 == x2 or y1 == y2 for box in [(x1, y1, x2, y2)]]
             name = str(raw["image"])
@@ -54,14 +61,19 @@ def write_pictures(folder: Path, output: Path) -> Path:
     return output / MADE
 
 
-def _unpack(held: tarfile.TarFile, member: tarfile.TarInfo, archive: Path, output: Path) -> None:
-    """Write one file of an archive; folders are made for files alone. Raises DataError for anything else, and for a file elsewhere."""
+def _unpack(held: tarfile.TarFile, member: tarfile.TarInfo, archive: Path, output: Path, seen: set[str]) -> None:
+    """Write one file of an archive; folders are made for files alone. Raises DataError for anything else, for a file elsewhere, and for a
+    name that was seen before."""
     if member.isdir():
         return
     path = (output / member.name).resolve()
     content = held.extractfile(member) if member.isfile() else None
     if content is None or output.resolve() not in path.parents:
         raise DataError(f"{archive}: {member.name} is no ordinary file inside the folder that it is unpacked to.")
+    key = path.relative_to(output.resolve()).as_posix().casefold()
+    if key in seen:
+        raise DataError(f"{archive}: {member.name} occurs twice.")
+    seen.add(key)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, [content.read()])
 

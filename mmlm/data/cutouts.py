@@ -5,7 +5,6 @@ Pictures are made once, as squares, and held. To which part one belongs follows 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmlm.base.errors import DataError
+from mmlm.base.files import parse_json
 from mmlm.data.config.cutouts import CutoutsConfig, EmojiConfig, StampsConfig
 from mmlm.data.episodes import find_file
 from mmlm.data.listed import numbered_lines
@@ -79,7 +79,7 @@ def _emoji(path: Path, config: EmojiConfig) -> Iterator[Picture]:
     for number, line in numbered_lines(path):
         where = f"{path}, line {number}"
         try:
-            raw = json.loads(line)
+            raw = parse_json(line)
             sign, name, kind = str(raw["emoji"]), str(raw["label"][config.language]), str(raw["group"])
             tags = [str(each) for each in raw.get("tags", {}).get(config.language, []) if str(each) not in name.split()]
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmlm.base.errors import DataError, unknown_name
+from mmlm.base.files import parse_json
 from mmlm.chemistry import chemistry, computed, parsed, scaffold
 from mmlm.data.config.molecules import CompoundsConfig, DatamolConfig, MoleculeManifestConfig, MoleculeTableConfig, MosesConfig
 from mmlm.data.episodes import find_file
@@ -32,6 +33,7 @@ from mmlm.tokenizers.proteins import ProteinTokenizer
 
 KINDS: dict[str, Kind] = {"smiles": "molecule", "protein": "protein"}
 KEYS = {*KINDS, "properties", "id"}
+FASTA = {".fasta", ".fa", ".faa"}
 NO_NUMBER = ("", "na", "nan", "n/a", "null", "none")
 FREESOLV = {"freesolv": "expt", "freesolv_computed": "calc"}
 SOLUBILITY = "SOL"
@@ -154,22 +156,37 @@ def _numbers(given: Mapping[str, Any]) -> dict[str, float]:
 
 
 class CompoundManifest(CompoundSource):
-    """Compounds of a list in JSON lines."""
+    """Compounds of a list in JSON lines, or proteins in FASTA."""
 
     def __init__(self, config: MoleculeManifestConfig) -> None:
         path = find_file(config.path)
-        super().__init__(config, str(path), self._read(path))
+        super().__init__(config, str(path), _read_fasta(path) if set(path.suffixes) & FASTA else self._read(path))
 
     @staticmethod
     def _read(path: Path) -> Iterator[Compound | Bad]:
         for number, line in numbered_lines(path):
             where = f"{path}, line {number}"
             try:
-                yield _entry(json.loads(line), where)
+                yield _entry(parse_json(line), where)
             except json.JSONDecodeError as error:
                 yield Bad(where, f"is not JSON: {error}.")
             except DataError as error:
                 yield Bad(where, str(error))
+
+
+def _read_fasta(path: Path) -> Iterator[Compound | Bad]:
+    """Proteins, each a line of > and its name, then lines of residues; a * at the end is none of them. Source: Pearson & Lipman 1988."""
+    name, where, residues = "", "", ""
+    for number, line in [*numbered_lines(path), (0, ">")]:
+        if not line.startswith(">"):
+            if not where:
+                yield Bad(f"{path}, line {number}", "comes before any line of > and a name; is it FASTA?")
+                return
+            residues += "".join(line.split())
+            continue
+        if where:
+            yield Compound(name or where, residues.removesuffix("*"), where=where, kind="protein")
+        name, where, residues = line[1:].partition(" ")[0].strip(), f"{path}, line {number}", ""
 
 
 def _entry(raw: Any, where: str) -> Compound:

@@ -1,4 +1,4 @@
-"""Pictures from files: any format that Pillow reads, as red, green and blue of 8 bits, upright.
+"""Pictures from files: the formats that hold pixels and nothing else, as red, green and blue of 8 bits, upright.
 
     transparent     laid on white                       gray, palette, CMYK, 16 bits     brought to 8-bit colour
     animated        the first frame                     turned (EXIF)                    upright; boxes of the stored file turn with it
@@ -22,7 +22,8 @@ from mmlm.base.errors import DataError
 from mmlm.tokenizers.boxes import Box
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-MAX_PIXELS = 100_000_000
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow reads others too, PostScript by running a program
+MAX_PIXELS = 64_000_000
 ORIENTATION = 274  # the EXIF tag
 WHITE = (255, 255, 255)
 
@@ -70,12 +71,12 @@ def _opened(path: Path, do: Any) -> Any:
 
     try:
         size = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}.") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}.") from None
     if not size:
         raise DataError(f"{path}: is empty.")
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
             warnings.simplefilter("ignore")
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path}: has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read.")
@@ -84,6 +85,8 @@ def _opened(path: Path, do: Any) -> Any:
         raise DataError(f"{path}: is no picture of a known format; known are {', '.join(ENDINGS)}.") from None
     except Image.DecompressionBombError:
         raise DataError(f"{path}: is too large; at most {MAX_PIXELS:,} pixels are read.") from None
+    except MemoryError:
+        raise DataError(f"{path}: takes more memory than there is.") from None
     except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:
         raise DataError(f"{path}: cannot be read: {error}.") from None
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmlm.base.errors import DataError, nearest
+from mmlm.base.files import parse_json
 from mmlm.data.config.cutouts import CutoutsConfig
 from mmlm.data.config.pictures import CocoConfig, PictureFolderConfig, PictureManifestConfig, PicturesConfig, YoloConfig
 from mmlm.data.dealing import deal
@@ -32,6 +33,7 @@ from mmlm.data.speech_check import files_below
 from mmlm.tokenizers.boxes import Box, Grounded, Phrase
 
 VERSION = 1  # of what is remembered of a file
+FARTHEST = 1e9  # pixels; no number of a box is larger, nor NaN
 SLACK = 1.0  # pixels by which a box may leave its picture
 
 
@@ -142,7 +144,7 @@ def _read(path: Path, longest: int | None, where: str) -> np.ndarray:
 def _box(raw: Any, facts: PictureFacts) -> Box:
     """A box of what is shown. Raises DataError for one that is none, has swapped corners, or leaves the picture."""
     is_four = isinstance(raw, list | tuple) and len(raw) == 4 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in raw)
-    if not is_four or not all(np.isfinite(raw)):
+    if not is_four or not all(abs(v) < FARTHEST for v in raw):
         raise DataError(f"a box is four numbers [x1, y1, x2, y2], but is {json.dumps(raw, default=str)[:60]}.")
     x1, y1, x2, y2 = map(float, raw)
     wide, high = facts.width, facts.height
@@ -211,7 +213,7 @@ def _read_list(path: Path) -> Iterator[Listed | Bad]:
 
 def _of_line(line: str, path: Path, where: str) -> Listed | Bad:
     try:
-        raw = json.loads(line)
+        raw = parse_json(line)
     except json.JSONDecodeError as error:
         return Bad(where, f"is not JSON: {error.msg}.")
     if not isinstance(raw, dict):
@@ -316,7 +318,7 @@ def _read_yolo(folder: Path, names: Sequence[str]) -> Iterator[Listed | Bad]:
             continue
         try:
             facts = picture_facts(path)
-            things = [_of_yolo(line, names, facts) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            things = [_of_yolo(line, names, facts) for _, line in numbered_lines(file)]
         except DataError as error:
             yield Bad(str(file), str(error))
             continue
@@ -327,7 +329,7 @@ def _of_yolo(line: str, names: Sequence[str], facts: PictureFacts) -> tuple[str,
     try:
         number, x, y, wide, high = (float(each) for each in line.split())
         label = names[int(number)] if number >= 0 else None
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, OverflowError):
         label = None
     if label is None:
         raise DataError(f"{line[:60]!r} is not: class (0 to {len(names) - 1}), x, y, width, height.")
@@ -348,6 +350,6 @@ def folder_of(name: str) -> Path:
 def json_of(path: Path) -> Any:
     """What a JSON file holds. Raises DataError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}.") from None

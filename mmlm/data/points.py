@@ -15,16 +15,23 @@ from __future__ import annotations
 
 import logging
 import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mmlm.base.errors import DataError
+from mmlm.data.listed import check_unpacked
 
 logger = logging.getLogger(__name__)
 
 PCD_TYPES = {("F", 4): "f4", ("F", 8): "f8", ("U", 1): "u1", ("U", 2): "u2", ("U", 4): "u4", ("I", 1): "i1", ("I", 2): "i2", ("I", 4): "i4"}
+DAMAGED = (ValueError, KeyError, IndexError, struct.error, EOFError, OSError, TypeError, SyntaxError, OverflowError, MemoryError,
+           NotImplementedError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)  # fmt: skip
 LAS_HEADER = 227  # bytes that every version has
 
 
@@ -39,15 +46,15 @@ def read_points(path: Path | str, columns: int | None = None) -> np.ndarray:
         raise DataError(f"{path}: sweeps end in {', '.join(READERS)}.")
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}.") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}.") from None
     if not data:
         raise DataError(f"{path}: is empty.")
     try:
         found = _from_bin(data, path, columns) if path.suffix.lower() == ".bin" else reader(data, path)
     except DataError:
         raise
-    except (ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError, EOFError, OSError, TypeError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path}: is damaged or not a {path.suffix} file: {error}.") from None
     finite_n = np.isfinite(found).all(1)
     if not finite_n.any():
@@ -86,7 +93,9 @@ def _from_npy(data: bytes, path: Path) -> np.ndarray:
     return _of_array(np.load(io.BytesIO(data), allow_pickle=False), path)
 
 
-def _of_array(array: np.ndarray, path: Path) -> np.ndarray:
+def _of_array(array: Any, path: Path) -> np.ndarray:
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: holds several arrays; name it .npz.")
     if array.ndim != 2 or array.shape[1] < 3 or not len(array):
         raise DataError(f"{path}: points are an array [n, 3 or more], but this is {list(array.shape)}.")
     return _four(array, array[:, 3] if array.shape[1] > 3 else None)
@@ -95,6 +104,8 @@ def _of_array(array: np.ndarray, path: Path) -> np.ndarray:
 def _from_npz(data: bytes, path: Path) -> np.ndarray:
     import io
 
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        check_unpacked(path, sum(member.file_size for member in archive.infolist()))
     with np.load(io.BytesIO(data), allow_pickle=False) as held:
         if "xyz" in held:
             return _four(held["xyz"], held["intensity"] if "intensity" in held else None)

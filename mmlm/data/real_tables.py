@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mmlm.base.errors import DataError, MissingExtra, require, unknown_name
+from mmlm.base.files import parse_json
 from mmlm.data.table_cleaning import drop_useless_columns, sample_rows
 from mmlm.data.table_reader import checked_target, read_table
 from mmlm.data.tables import Column, Table
@@ -186,7 +187,7 @@ def _write(path: Path, tables: list[Table]) -> None:
 
 def _unpacked(path: Path) -> list[Table]:
     with np.load(path, allow_pickle=False) as stored:
-        cells, heads = stored["cells"], json.loads(stored["heads"].tobytes())
+        cells, heads = stored["cells"], parse_json(stored["heads"].tobytes())
     tables, at = [], 0
     for head in heads:
         columns = []

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mmlm.base.errors import DataError
+from mmlm.base.files import parse_json
 from mmlm.data.real_tables import user_cache_folder
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Remembered(Generic[Found]):
         if not self.path.is_file():
             return
         try:
-            held = json.loads(self.path.read_text(encoding="utf-8"))
+            held = parse_json(self.path.read_text(encoding="utf-8"))
             if held["version"] == version:
                 self.found = {key: kind(**value) for key, value in held["found"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -68,6 +69,6 @@ def key_of(path: Path, *more: Any) -> str:
         state = path.stat()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.") from None
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}.") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}.") from None
     return json.dumps([str(path), state.st_size, state.st_mtime_ns, *more])

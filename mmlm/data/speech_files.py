@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlm.base.errors import DataError, nearest
+from mmlm.base.files import parse_json
 from mmlm.data.audio_files import ENDINGS
 from mmlm.data.config import SpeechFolderConfig, SpeechManifestConfig
 from mmlm.data.episodes import find_file
@@ -55,7 +56,7 @@ def read_manifest(path: Path, names: Mapping[str, str]) -> Iterator[Utterance | 
     for number, line in numbered_lines(path):
         where = f"{path}, line {number}"
         try:
-            raw = json.loads(line)
+            raw = parse_json(line)
         except json.JSONDecodeError as error:
             yield Bad(where, f"is not JSON: {error.msg}.")
             continue

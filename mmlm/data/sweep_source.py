@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmlm.base.errors import DataError
+from mmlm.base.files import parse_json
 from mmlm.data.config.sweeps import SweepFolderConfig
 from mmlm.data.dealing import deal
 from mmlm.data.listed import Bad, tell
@@ -107,7 +108,7 @@ def _turned(x: Any, y: Any, front_degrees: float) -> tuple[Any, Any]:
 def read_labels(path: Path, front_degrees: float = 0.0) -> tuple[Cuboid, ...]:
     """The things of a file of labels, turned as the points are. Raises DataError naming the file and the place in its list."""
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}.") from None
     if not isinstance(held, list):

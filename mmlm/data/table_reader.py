@@ -6,7 +6,6 @@ that size is allocated, and nothing in a file is ever run.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mmlm.base.errors import DataError, MmlmError, nearest, require, unknown_name
+from mmlm.base.files import parse_json
+from mmlm.data.listed import check_unpacked
 from mmlm.data.table_columns import Infinite, cell_text, column_of_cells, columns_of_frame
 from mmlm.data.table_marks import Notes
 from mmlm.data.table_media import CellKind, with_media
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 MAX_COLUMNS = 20_000
 _MAX_SHEET_ROWS, _MAX_SHEET_COLUMNS = 1_048_576, 16_384
-_MAX_UNPACKED_BYTES = 1 << 30
-_BOMB_BYTES, _BOMB_RATIO = 50 << 20, 200
 _SHEET_ERRORS = frozenset({"#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!", "#N/A"})
 
 
@@ -157,7 +156,7 @@ def _read_json_lines(path: Path, options: Options) -> list[Column]:
             if len(records) == options.limit_rows:
                 break
             try:
-                record = json.loads(line, object_pairs_hook=_record)
+                record = parse_json(line, object_pairs_hook=_record)
             except (ValueError, RecursionError) as error:
                 said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
                 raise DataError(f"{path}, line {number}: is not a JSON record: {said}.") from None
@@ -260,9 +259,7 @@ def _read_workbook(path: Path, options: Options) -> list[Column]:
 
 def _check_unpacked_size(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
-        size = sum(member.file_size for member in archive.infolist())
-    if size > _MAX_UNPACKED_BYTES or size > max(_BOMB_BYTES, _BOMB_RATIO * path.stat().st_size):
-        raise DataError(f"{path}: would unpack to {size} bytes, far more than its {path.stat().st_size}; it is not read.")
+        check_unpacked(path, sum(member.file_size for member in archive.infolist()))
 
 
 def _sheet_of(path: Path, book: Any, sheet: str | int | None) -> Any:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from mmlm.base.errors import DataError
+from mmlm.base.files import parse_json
 from mmlm.data.config import PythonDocsConfig, TextFilesConfig
 from mmlm.data.episodes import find_file
 
@@ -153,7 +154,7 @@ def _read(file: Path, field: str) -> Iterator[Part]:
             continue
         where = f"{file}, line {number}"
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{where}: is not JSON: {error.msg}.") from None
         if not isinstance(record, dict) or field not in record:

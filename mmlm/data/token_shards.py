@@ -25,6 +25,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mmlm.base.errors import DataError, MmlmError
+from mmlm.base.files import parse_json
 from mmlm.data.array_shards import DIGEST, Array, ArrayShards, Kind, Place, write_shard
 from mmlm.data.real_tables import user_cache_folder
 from mmlm.data.speech import Utterance
@@ -84,7 +85,7 @@ class TokenShards:
 
     def __init__(self, arrays: ArrayShards, *, with_text: bool = False) -> None:
         self.arrays, self.with_text = arrays, with_text
-        about = json.loads(arrays.kind.about) if arrays.kind is not None else {}
+        about = parse_json(arrays.kind.about) if arrays.kind is not None else {}
         self.modality: str = about.get("modality", "")
         self.weight: float = about.get("weight", 0.0)
         self.rate_hz: tuple[int, int] | None = tuple(about["rate_hz"]) if about.get("rate_hz") else None

@@ -42,6 +42,8 @@ def _images(path: Path, folder: Path) -> dict[Any, tuple[Listed, float, float]]:
             key, wide, high, parts = each["image_id"], float(each["width"]), float(each["height"]), str(each["url"]).split("/")
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}, entry {place}: needs image_id, width, height and url ({type(error).__name__}: {error}).") from None
+        if not isinstance(key, int | str):
+            raise DataError(f"{path}, entry {place}: image_id must be a number, but is {str(key)[:40]}.")
         name = "/".join(parts[-2:]) if (folder / "/".join(parts[-2:])).is_file() else parts[-1]
         found[key] = (Listed(str(key), f"{path}, image {key}", folder / name, name), wide, high)
     return found

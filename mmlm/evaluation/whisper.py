@@ -9,7 +9,6 @@ Axes: b windows   t tokens
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from mmlm.base.errors import CheckpointError, require
+from mmlm.base.files import read_json
 from mmlm.encoders.whisper_files import whisper_folder
 from mmlm.interop.whisper import load_whisper
 from mmlm.sound import Sound
@@ -113,7 +113,7 @@ class Whisper:
 def _suppressed(folder: Path) -> list[int]:
     """Tokens that the model's own settings forbid, such as those for music and laughter."""
     for name, key in (("generation_config.json", "suppress_tokens"), ("config.json", "suppress_ids")):
-        if (folder / name).is_file() and (found := json.loads((folder / name).read_text(encoding="utf-8")).get(key)):
+        if (folder / name).is_file() and (found := read_json(folder / name).get(key)):
             return [int(each) for each in found if each >= 0]
     return []
 

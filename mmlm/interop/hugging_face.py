@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError, unknown_name
+from mmlm.base.files import read_json
 from mmlm.interop import bamba, gemma, gpt2, jamba, llama, mamba, nemotron_h, qwen3_next
 from mmlm.interop.name_map import Family, check_keys, differences, written_out
-from mmlm.model import MultimodalLM, read_json
+from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
 from mmlm.weights import copy_tensors, write_tensors
 
@@ -122,17 +123,26 @@ def local_folder(name: Path | str) -> Path:
         raise CheckpointError(f"{name}: {told}.") from None
 
 
+def _shards(index: Path) -> list[str]:
+    """The files that an index names. Raises CheckpointError for a name that is not that of a file beside it."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(each, str) for each in names.values()):
+        raise CheckpointError(f"{index}: must hold weight_map, the file of each tensor.")
+    for each in names.values():
+        if Path(each).name != each or not each.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: shard {each[:80]!r} is not in the folder.")
+    return sorted(set(names.values()))
+
+
 class _Tensors:
     """Tensors of a folder by name, read when they are asked for."""
 
     def __init__(self, folder: Path) -> None:
         index = folder / "model.safetensors.index.json"
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+        names = _shards(index) if index.is_file() else ["model.safetensors"]
         self._files: dict[str, Path] = {}
         for file in names:
-            path = (folder / file).resolve()
-            if path.parent != folder.resolve() and not path.is_file():
-                raise CheckpointError(f"{index}: shard {file!r} is not in the folder.")
+            path = (folder / file).resolve()  # the hub's cache links to files elsewhere
             if not path.is_file():
                 raise CheckpointError(f"{path}: no such file.")
             try:

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 from mmlm.base.errors import CheckpointError
+from mmlm.base.files import read_json
 from mmlm.interop.hugging_face import load_hugging_face, local_folder, save_hugging_face
-from mmlm.model import CONFIG, MultimodalLM, read_json
+from mmlm.model import CONFIG, MultimodalLM
 from mmlm.tokenizers.config import TextConfig
 from mmlm.tokenizers.text import TextTokenizer
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mmlm.base.errors import CheckpointError, DataError, RecipeError, require
-from mmlm.base.files import write_text_whole, write_whole
+from mmlm.base.files import parse_json, write_text_whole, write_whole
 from mmlm.encoders.vectors import Skip, Vectors
 
 ABOUT, FORMAT = "index.json", 1
@@ -213,7 +213,7 @@ def _about(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path.parent}: no index: {path.name} is missing. Make one: mmlm encode ENCODER FILES --index {path.parent}")
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parse_json(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: not JSON: {error}.") from None
     if not isinstance(about, dict) or about.keys() != KEYS.keys():

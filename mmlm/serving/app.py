@@ -31,7 +31,7 @@ from mmlm.serving.errors import RequestError, headers, told
 from mmlm.serving.figures import Figures, Measured
 from mmlm.serving.guard import Guard, Limits
 from mmlm.serving.uses import TABLE_INPUTS, Use
-from mmlm.serving.values import from_json, open_wav_head, picture_of, sound_file, sound_of, to_json
+from mmlm.serving.values import from_json, open_wav_head, pictures_of, sound_file, sounds_of, to_json
 from mmlm.serving.work import Turns, timed, within
 from mmlm.sound import Sound
 
@@ -377,9 +377,9 @@ def _encoded(server: Server, name: str, use: Use, items: list[str]) -> np.ndarra
     found = server.encoders[name]
     given: list[Any] = items
     if isinstance(found, Embedder):
-        given = [sound_of(f"input.{at}", item) for at, item in enumerate(items)]
+        given = sounds_of("input", items)
     elif isinstance(found, PictureEmbedder):
-        given = [picture_of(f"input.{at}", item) for at, item in enumerate(items)]
+        given = pictures_of("input", items)
     return np.asarray(found.encode(given, progress=lambda *_: go_on()), dtype=np.float32)
 
 

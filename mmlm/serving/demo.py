@@ -17,9 +17,9 @@ from threading import Event, Thread
 from typing import Any
 
 from mmlm.base.errors import MmlmError, RecipeError, require
+from mmlm.base.files import read_json
 from mmlm.base.giving_up import GivenUp, as_told, unless
 from mmlm.evaluation.card import figures
-from mmlm.model import read_json
 from mmlm.run import METRICS
 from mmlm.serving.examples import Answers, examples_of
 from mmlm.serving.uses import Use

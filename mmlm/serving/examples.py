@@ -15,7 +15,7 @@ from typing import Any
 
 import mmlm
 from mmlm.base.errors import MmlmError
-from mmlm.base.files import write_text_whole
+from mmlm.base.files import parse_json, write_text_whole
 from mmlm.recipe import shipped
 from mmlm.run import test_records
 from mmlm.serving.uses import Use
@@ -73,7 +73,7 @@ class Answers:
     def kept(self) -> dict[str, Any]:
         """Answers in JSON's form by what was asked; none of another run."""
         try:
-            held = json.loads(self.path.read_text(encoding="utf-8"))
+            held = parse_json(self.path.read_text(encoding="utf-8"))
             return dict(held["answers"]) if held["of"] == self.of else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmlm.base.files import parse_json
 from mmlm.serving.errors import RequestError, headers, told
 
 Message = MutableMapping[str, Any]
@@ -92,7 +93,7 @@ def _check_text(body: bytes) -> None:
     """Raises RequestError for half a character, which JSON can write and no text holds."""
     if b"\\ud" in body.lower():
         try:
-            json.dumps(json.loads(body), ensure_ascii=False).encode()
+            json.dumps(parse_json(body), ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise RequestError("a text holds half of a surrogate pair.") from None
         except (ValueError, RecursionError):

@@ -11,18 +11,19 @@ import io
 import math
 import struct
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from mmlm.base.errors import DataError, MmlmError
-from mmlm.data.audio_files import read_sound, write_sound
-from mmlm.data.picture_files import read_picture
+from mmlm.data.audio_files import read_sound, sound_facts, write_sound
+from mmlm.data.picture_files import picture_facts, read_picture
 from mmlm.sound import Sound
-from mmlm.tasks.forms import Audio, Field, Image, Points
+from mmlm.tasks.forms import MOST_PIXELS, MOST_SECONDS, Audio, Field, Image, Points
 
+TOGETHER = 10
 T = TypeVar("T")
 
 
@@ -33,7 +34,7 @@ def from_json(inputs: Mapping[str, Field], given: Mapping[str, Any]) -> dict[str
         if (value := given.get(name)) is None:
             continue
         if isinstance(field, Audio):
-            found[name] = sound_of(name, value)
+            found[name] = sound_of(name, value, field.most_seconds)
         elif isinstance(field, Image):
             found[name] = picture_of(name, value)
         elif isinstance(field, Points):
@@ -41,14 +42,47 @@ def from_json(inputs: Mapping[str, Field], given: Mapping[str, Any]) -> dict[str
     return found
 
 
-def sound_of(name: str, value: Any) -> Sound:
-    """The sound of a file in base64. Raises DataError."""
-    return _read(name, value, read_sound)
+def sound_of(name: str, value: Any, most_seconds: float = MOST_SECONDS) -> Sound:
+    """The sound of a file in base64. Raises DataError, for one that lasts too long before it is decoded."""
+
+    def read(path: Path) -> Sound:
+        if (seconds := sound_facts(path).seconds) > most_seconds:
+            raise DataError(f"{name}: lasts {seconds:.0f} s; {most_seconds:g} s are allowed.")
+        return read_sound(path)
+
+    return _read(name, value, read)
 
 
-def picture_of(name: str, value: Any) -> np.ndarray:
-    """The picture of a file in base64. Raises DataError."""
-    return _read(name, value, read_picture)
+def picture_of(name: str, value: Any, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+    """The picture of a file in base64. Raises DataError, for one that is too large before it is decoded."""
+
+    def read(path: Path) -> np.ndarray:
+        facts = picture_facts(path)
+        if facts.width * facts.height > most_pixels:
+            raise DataError(f"{name}: has {facts.width} x {facts.height} pixels; {most_pixels:,} in all are allowed.")
+        return read_picture(path)
+
+    return _read(name, value, read)
+
+
+def sounds_of(name: str, values: Sequence[Any]) -> list[Sound]:
+    """Several, which together last no longer than TOGETHER of the longest. Raises DataError."""
+    found: list[Sound] = []
+    left = TOGETHER * MOST_SECONDS
+    for number, value in enumerate(values):
+        found.append(sound_of(f"{name}.{number}", value, min(MOST_SECONDS, left)))
+        left -= found[-1].seconds
+    return found
+
+
+def pictures_of(name: str, values: Sequence[Any]) -> list[np.ndarray]:
+    """Several, which together are no larger than TOGETHER of the largest. Raises DataError."""
+    found: list[np.ndarray] = []
+    left = TOGETHER * MOST_PIXELS
+    for number, value in enumerate(values):
+        found.append(picture_of(f"{name}.{number}", value, min(MOST_PIXELS, left)))
+        left -= found[-1].shape[0] * found[-1].shape[1]
+    return found
 
 
 def to_json(value: Any) -> Any:

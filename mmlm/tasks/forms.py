@@ -25,9 +25,10 @@ from mmlm.base.errors import DataError, unknown_name
 from mmlm.sound import Sound
 
 MOST_TEXT = 20_000  # characters
-MOST_ROWS = 10_000
-MOST_SECONDS = 600.0
-MOST_PIXELS = 50_000_000
+MOST_SMILES = 1000  # characters
+MOST_ROWS, MOST_COLUMNS = 10_000, 500
+MOST_SECONDS = 60.0
+MOST_PIXELS = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ class Text(Field):
 @dataclass(frozen=True)
 class Molecule(Text):
     """A molecule as SMILES, which pages draw."""
+
+    def check(self, name: str, value: Any) -> str:
+        """Not too long either."""
+        if len(text := super().check(name, value)) > MOST_SMILES:
+            raise DataError(f"{name}: has {len(text):,} characters; {MOST_SMILES:,} are allowed.")
+        return text
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,8 @@ class Table(Field):
         if len(value) > MOST_ROWS:
             raise DataError(f"{name}: has {len(value):,} rows; {MOST_ROWS:,} are allowed.")
         for number, row in enumerate(value, 1):
+            if len(row) > MOST_COLUMNS:
+                raise DataError(f"{name}, row {number}: has {len(row):,} columns; {MOST_COLUMNS} are allowed.")
             if bad := [key for key, cell in row.items() if not (cell is None or isinstance(cell, str | int | float))]:
                 raise DataError(f"{name}, row {number}, column {str(bad[0])[:60]!r}: must be a text or a number.")
         return value

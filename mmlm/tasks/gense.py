@@ -17,7 +17,6 @@ Axes: t tokens   u books
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from mmlm.alignment import window_by_alignment
 from mmlm.base.errors import CheckpointError, RecipeError
+from mmlm.base.files import parse_json
 from mmlm.data.speech import Utterance
 from mmlm.generation import Sampling
 from mmlm.layout import EVERYTHING
@@ -251,7 +251,7 @@ class GenseCodesTask(MendsSpeech):
         if self._first is None:
             assert self.config.units_run is not None and self.units is not None
             run = Path(self.config.units_run)
-            known = [json.loads(path.read_text(encoding="utf-8"))["fingerprint"] for path in run.glob(f"tokenizers/*/{ABOUT}")]
+            known = [parse_json(path.read_text(encoding="utf-8"))["fingerprint"] for path in run.glob(f"tokenizers/*/{ABOUT}")]
             if not known:
                 raise CheckpointError(f"task.units_run: {run}: holds no finished run with units.")
             if self.units.fingerprint not in known:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmlm.analysis.drawing import figure, write_png
 from mmlm.base.errors import CheckpointError, DataError
-from mmlm.base.files import write_text_whole
+from mmlm.base.files import parse_json, write_text_whole
 from mmlm.data.base import HoldsOut, KeepsBack, Listed
 from mmlm.data.pictures import Picture
 from mmlm.encoders.images import ImageEncoder
@@ -192,7 +192,7 @@ class PictureClassesTask:
         """The network of a finished run, from its folder alone. Raises CheckpointError."""
         path = folder / CLASSES
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
+            told = parse_json(path.read_text(encoding="utf-8"))
             self._classes = [str(name) for name in told["classes"]]
             config = PictureClassesConfig.model_validate({"encoder": told["encoder"]}).encoder
         except (OSError, ValueError, KeyError, TypeError) as error:

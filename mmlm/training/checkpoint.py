@@ -23,6 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError
+from mmlm.base.files import parse_json, read_json
 from mmlm.weights import read_tensors, safetensors_bytes
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def _read_manifest(folder: Path, step: int | None) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         raw = path.read_bytes()
-        content = json.loads(raw)
+        content = parse_json(raw)
         whole = raw == _manifest(content["step"], content["files"])
     except (ValueError, KeyError, TypeError):
         whole = False
@@ -156,7 +157,7 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """(tensors of each file by its stem, state) of a checkpoint, after it was found whole. Raises CheckpointError."""
     names = _verify(folder, step_of(folder))
     stems = [name.removesuffix(".safetensors") for name in names if name.endswith(".safetensors")]
-    return {stem: read_tensors(folder / f"{stem}.safetensors") for stem in stems}, json.loads((folder / STATE).read_bytes())
+    return {stem: read_tensors(folder / f"{stem}.safetensors") for stem in stems}, read_json(folder / STATE)
 
 
 def steps(root: Path) -> list[int]:

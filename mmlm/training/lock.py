@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from mmlm.base.errors import RecipeError
+from mmlm.base.files import parse_json
 
 LOCK = ".lock"
 _held: set[tuple[int, int]] = set()  # (device, inode) of the locks of this process, which record locks do not keep apart
@@ -62,7 +63,7 @@ class RunLock:
 
     def _owner(self) -> str:
         try:
-            owner = json.loads(self.path.read_text())
+            owner = parse_json(self.path.read_text())
             return f"process {owner['process']}, since {owner['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"

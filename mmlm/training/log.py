@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlm.base.errors import MmlmError
+from mmlm.base.files import parse_json
 
 
 class RunLog:
@@ -54,9 +55,9 @@ class RunLog:
 def read_log(path: Path | str) -> list[dict[str, Any]]:
     """The lines of a log that are whole; a line that a killed run left half-written is not."""
     records = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
+            records.append(parse_json(line))
         except json.JSONDecodeError:
             break
     return records

@@ -61,7 +61,7 @@ class Stepper:
     ) -> None:
         self.model, self.parameters, self.optimizers, self.average = model, parameters, optimizers, average
         self.config, self.ranks, self.device, self.seed = config, ranks, device, seed
-        self.buffers = [buffer for buffer in _saved_buffers(model) if buffer.is_floating_point()]
+        self.buffers = _saved_buffers(model)
         self.sum_dtype = torch.float32 if device.type == "mps" else torch.float64
         self._is_checked = False
 

@@ -215,7 +215,7 @@ def test_missing_files_folders_pictures_nan_and_nothing_are_told(tmp_path):
     for path, told in [
         (tmp_path / "no.wav", "no such file"),
         (tmp_path, "is a folder"),
-        (tmp_path / "x.png", "holds no sound"),
+        (tmp_path / "x.png", "is not audio that can be read"),
         (tmp_path / "none.wav", "holds no samples"),
         (tmp_path / "nan.wav", r"holds nan at 0\.031 s \(sample 500\)"),
     ]:

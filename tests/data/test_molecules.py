@@ -80,7 +80,7 @@ def test_a_table_gives_numbers_by_column_and_leaves_gaps_out(tmp_path):
 
 
 def test_spaces_around_a_text_count_for_nothing_and_those_within_are_told(tmp_path):
-    (tmp_path / "some.csv").write_text("smiles,logS\nCCO ,1\n\"  c1ccccc1\",2\n", encoding="utf-8")
+    (tmp_path / "some.csv").write_text('smiles,logS\nCCO ,1\n"  c1ccccc1",2\n', encoding="utf-8")
     config = MoleculeTableConfig(path=str(tmp_path / "some.csv"), properties={"logs": "logS"}, hold_out=0, validate_share=0)
     assert [each.text for each in config.build().everything()] == ["CCO", "c1ccccc1"]
     (tmp_path / "some.csv").write_text("smiles,logS\nCCO,1\nC CO,2\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import tarfile
@@ -117,16 +118,49 @@ def test_a_list_of_boxes_becomes_a_list_of_pictures(tmp_path, caplog) -> None:
         write_pictures(folder, tmp_path / "made")
 
 
-@pytest.mark.parametrize("name", ["../outside.jpg", "/tmp/outside.jpg", "link.jpg"])
-def test_archives_write_nothing_outside_their_folder(tmp_path, name) -> None:
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", content: bytes = b"") -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, link, len(content)
+    return info, content
+
+
+HOSTILE = {
+    "above": ([member("../outside.jpg")], "no ordinary file inside"),
+    "above, below": ([member("a/../../outside.jpg")], "no ordinary file inside"),
+    "absolute": ([member("/tmp/outside.jpg")], "no ordinary file inside"),
+    "link": ([member("link.jpg", tarfile.SYMTYPE, "/etc/hostname")], "no ordinary file inside"),
+    "hard link": ([member("link.jpg", tarfile.LNKTYPE, "/etc/hostname")], "no ordinary file inside"),
+    "device": ([member("null.jpg", tarfile.CHRTYPE)], "no ordinary file inside"),
+    "pipe": ([member("pipe.jpg", tarfile.FIFOTYPE)], "no ordinary file inside"),
+    "the folder itself": ([member(".")], "no ordinary file inside"),
+    "twice": ([member("a.jpg"), member("a.jpg")], "a.jpg occurs twice"),
+    "twice, the long way": ([member("a.jpg"), member("b/../a.jpg")], "occurs twice"),
+    "twice in other letters": ([member("a.jpg"), member("A.JPG")], "A.JPG occurs twice"),
+    "long name": ([member("a" * 300 + ".jpg")], "cannot be unpacked"),
+    "packed zeros": ([member("a.jpg", content=bytes(64 << 20))], "far more than its"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_archive_is_refused_and_nothing_lies_outside_its_folder(tmp_path, case) -> None:
+    members, told = HOSTILE[case]
     folder = tmp_path / "given"
     folder.mkdir()
     (folder / "boxes.jsonl").write_text("")
-    with tarfile.open(folder / "images.tar", "w") as held:
-        member = tarfile.TarInfo(name)
-        if name == "link.jpg":
-            member.type, member.linkname = tarfile.SYMTYPE, "/etc/hostname"
-        held.addfile(member)
-    with pytest.raises(DataError, match="images.tar: .* is no ordinary file inside the folder"):
+    with tarfile.open(folder / "images.tar", "w:gz" if case == "packed zeros" else "w") as held:
+        for info, content in members:
+            held.addfile(info, io.BytesIO(content))
+    with pytest.raises(DataError, match=f"images.tar: .*{told}"):
         write_pictures(folder, tmp_path / "made")
-    assert not (tmp_path / "outside.jpg").exists() and not list((tmp_path / "made").iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"given", "made"}
+    assert all(path.name in ("a.jpg", "b") and not path.is_symlink() for path in (tmp_path / "made").iterdir())
+
+
+def test_an_archive_that_is_cut_short_is_told(tmp_path) -> None:
+    save(tmp_path / "a.jpg")
+    for form in ("w", "w:gz"):
+        with tarfile.open(tmp_path / "images.tar", form) as held:
+            held.add(tmp_path / "a.jpg", "a.jpg")
+        (tmp_path / "images.tar").write_bytes((tmp_path / "images.tar").read_bytes()[:600])
+        with pytest.raises(DataError, match="images.tar: cannot be unpacked"):
+            write_pictures(tmp_path, tmp_path / "made")

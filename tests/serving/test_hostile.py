@@ -15,6 +15,7 @@ from PIL import Image as Pictures
 from mmlm.serving.errors import told
 from mmlm.serving.uses import uses_of
 from mmlm.tasks import forms
+from tests.corrupt import huge_png, silence
 
 from .conftest import TOKEN, listening
 from .test_server import PICTURE, ROWS, own
@@ -88,6 +89,9 @@ CASES = {
     **{f"rows {kind!r:.20}": table(rows=kind) for kind in ([], "a", None, [1], [[]], [{"a": {"b": 1}}], [{"a": [1]}], [{}], [{"": None}])},
     **{f"examples {kind!r:.20}": table(examples=kind) for kind in ([], "a", [{}], [{"kind": "x"}], [{"a": 1, "kind": "x"}] * 3, ROWS[:1])},
     **{f"target {kind!r:.20}": table(target=kind) for kind in ("", "none", "\0", 5, None, "a" * 30_000)},
+    "a picture of 20,000 x 20,000 pixels": seen("data:image/png;base64," + b64(huge_png())),
+    "an hour of silence": heard(b64(silence(1.0))),
+    "many columns": table(rows=[{f"c{at}": 1 for at in range(501)}]),
     "many rows": table(rows=[{"a": 1, "b": 2}] * 10_001),
     **{f"inputs {kind!r:.20}": ("/v1/tasks/ear", {"inputs": kind}) for kind in (None, [], "a", {}, {"sounds": "a"}, {"run": "/etc"})},
     **{f"{method} {path}": (method, path) for method, path in (
@@ -115,7 +119,7 @@ def http(address):
 
 
 def test_there_are_as_many_cases_as_seen():
-    assert len(CASES) == 156 and len(BROKEN) >= 17
+    assert len(CASES) == 159 and len(BROKEN) >= 17
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -122,17 +122,21 @@ def write_data(folder: Path) -> None:
     save_codec(folder / "codec")
 
 
+def tiny_recipe(kind: str, folder: Path, *changes: str) -> Recipe:
+    """The recipe of a task, its data being in the folder."""
+    if kind in SHIPPED:
+        name, own = SHIPPED[kind]
+        return Recipe.read(name, [*own, *changes])
+    text = f"schema: 1\nname: {kind}{TASKS[kind]}{TRAIN}"
+    for name, part in {**PARTS, "FOLDER": str(folder)}.items():
+        text = text.replace(name, part)
+    return Recipe.read(text, changes)
+
+
 def tiny_run(kind: str, folder: Path) -> Path:
     """The finished run of a task, its data being in the folder."""
     output = folder / "runs" / kind
-    if kind in SHIPPED:
-        name, changes = SHIPPED[kind]
-        train(Recipe.read(name, [*changes, f"output={output}"]))
-    else:
-        text = f"schema: 1\nname: {kind}{TASKS[kind]}{TRAIN}"
-        for name, part in {**PARTS, "FOLDER": str(folder)}.items():
-            text = text.replace(name, part)
-        train(Recipe.read(text, [f"output={output}"]))
+    train(tiny_recipe(kind, folder, f"output={output}"))
     return output
 
 

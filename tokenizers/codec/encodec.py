@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError, DataError, RecipeError, require
+from mmlm.base.files import read_json
 from mmlm.sound import Sound
 from mmlm.stream import Segment
 from mmlm.tokenizers.codec.base import SAMPLES, num_samples, samples_behind, wave_of
@@ -228,7 +229,7 @@ class EnCodec:
             where, tensors = path / "model.safetensors", of_transformers(read_tensors(path / "model.safetensors"))
         else:
             where = find(str(folder)) / WEIGHTS
-            about = json.loads((where.parent / CONFIG).read_text())
+            about = read_json(where.parent / CONFIG)
             if (about.get("type"), about.get("model")) != ("encodec", self.config.model):
                 raise CheckpointError(
                     f"{where.parent / CONFIG}: is of {about}, but the recipe asks for encodec, model {self.config.model}."

@@ -38,10 +38,10 @@ class CompoundsConfig(SourceConfig):
 @SOURCES.register("mmlm.data.molecule_sources:CompoundManifest", source="files of your own")
 class MoleculeManifestConfig(CompoundsConfig):
     """Molecules or proteins listed in a .jsonl file, one object a line: smiles or protein, properties (numbers by name), and where known
-    id."""
+    id; or proteins in a .fasta file."""
 
     type: Literal["molecule_manifest"] = "molecule_manifest"
-    path: str = Field(description="the list, .jsonl or .jsonl.gz, or one that is shipped beside the recipes")
+    path: str = Field(description="the list, .jsonl or .fasta, packed as .gz or not, or one that is shipped beside the recipes")
 
     def holds(self) -> str:
         """The list."""
