@@ -12,14 +12,16 @@ from mmlm.analysis.drawing import write_png
 from mmlm.base.errors import DataError
 from mmlm.base.files import write_text_whole
 from mmlm.data.audio_files import read_sound, write_sound
-from mmlm.data.picture_files import read_picture
+from mmlm.data.picture_files import ENDINGS, read_picture
+from mmlm.data.speech_check import files_below
 from mmlm.data.sweep_source import read_ahead
 from mmlm.data.table_reader import read_table
-from mmlm.tasks.forms import Audio, Field, Image, Number, Part, Points, Table
+from mmlm.tasks.forms import Audio, Field, Image, Number, Part, Pictures, Points, Table
 
 
 def from_word(field: Field, name: str, word: str) -> Any:
-    """What a word of a command line says: a number, a box, a text, or the path of a sound, picture, sweep or table. Raises DataError."""
+    """What a word of a command line says: a number, a box, a text, or the path of a sound, picture, folder of pictures, sweep or
+    table. Raises DataError."""
     if isinstance(field, Number):
         try:
             return float(word)
@@ -35,6 +37,8 @@ def from_word(field: Field, name: str, word: str) -> Any:
         return read_sound(word)
     if isinstance(field, Image):
         return read_picture(word)
+    if isinstance(field, Pictures):
+        return [read_picture(path) for path in (files_below(Path(word), ENDINGS) if Path(word).is_dir() else [Path(word)])]
     if isinstance(field, Points):
         return read_ahead(Path(word))
     if isinstance(field, Table):
@@ -53,6 +57,11 @@ def write_value(field: Field, value: Any, path: Path) -> Path:
     elif isinstance(field, Image):
         target = path.with_suffix(".png")
         write_png(target, value)
+    elif isinstance(field, Pictures):
+        target = path
+        target.mkdir(exist_ok=True)
+        for number, one in enumerate(value, 1):
+            write_png(target / f"{number}.png", one)
     elif isinstance(value, np.ndarray):
         target = path.with_suffix(".npy")
         np.save(target, value)

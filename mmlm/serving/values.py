@@ -1,6 +1,7 @@
 """Values of a task's inputs and outputs as JSON: sounds and pictures are files in base64, with or without `data:...;base64,` before them.
 
 Text, Choice: text   Number: number   Table: list of rows   Points: list of [x, y, z, intensity]   Audio, Image: base64
+    Pictures: list of base64
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import struct
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +23,7 @@ from mmlm.base.errors import DataError, MmlmError
 from mmlm.data.audio_files import read_sound, write_sound
 from mmlm.data.picture_files import read_picture
 from mmlm.sound import Sound
-from mmlm.tasks.forms import Audio, Field, Image, Points
+from mmlm.tasks.forms import MOST_PICTURES, MOST_SECONDS, Audio, Field, Image, Pictures, Points
 
 T = TypeVar("T")
 
@@ -33,22 +35,37 @@ def from_json(inputs: Mapping[str, Field], given: Mapping[str, Any]) -> dict[str
         if (value := given.get(name)) is None:
             continue
         if isinstance(field, Audio):
-            found[name] = sound_of(name, value)
+            found[name] = sound_of(name, value, field.most_seconds)
         elif isinstance(field, Image):
             found[name] = picture_of(name, value)
+        elif isinstance(field, Pictures):
+            found[name] = _pictures_of(name, value)
         elif isinstance(field, Points):
             found[name] = _points_of(name, value)
     return found
 
 
-def sound_of(name: str, value: Any) -> Sound:
-    """The sound of a file in base64. Raises DataError."""
-    return _read(name, value, read_sound)
+def sound_of(name: str, value: Any, most_seconds: float = MOST_SECONDS) -> Sound:
+    """The sound of a file in base64, of a longer one little more than most_seconds. Raises DataError."""
+    return _read(name, value, partial(read_beginning, most_seconds=most_seconds))
+
+
+def read_beginning(path: Path, most_seconds: float) -> Sound:
+    """The sound in a file, of a longer one a second more than these, by which it is known: a small file may hold many hours."""
+    return read_sound(path, seconds=most_seconds + 1)
 
 
 def picture_of(name: str, value: Any) -> np.ndarray:
     """The picture of a file in base64. Raises DataError."""
     return _read(name, value, read_picture)
+
+
+def _pictures_of(name: str, value: Any) -> list[np.ndarray]:
+    if not isinstance(value, list):
+        raise DataError(f"{name}: must be a list of files in base64.")
+    if len(value) > MOST_PICTURES:
+        raise DataError(f"{name}: holds {len(value)} pictures; {MOST_PICTURES} are allowed.")
+    return [picture_of(f"{name}, picture {number}", one) for number, one in enumerate(value, 1)]
 
 
 def to_json(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,33 @@ from mmlm.analysis.drawing import as_html, write_png
 from mmlm.base.errors import DataError, MmlmError, require
 from mmlm.chemistry import svg
 from mmlm.data.audio_files import write_sound
+from mmlm.data.picture_files import read_picture
 from mmlm.data.points import READERS
 from mmlm.data.sweep_source import read_ahead
 from mmlm.evaluation.charts import shares
 from mmlm.evaluation.spectrogram import spectrogram_image
 from mmlm.serving.files import from_word
-from mmlm.serving.values import sound_file
+from mmlm.serving.values import read_beginning, sound_file
 from mmlm.sound import Sound
-from mmlm.tasks.forms import Audio, Chances, Choice, Data, Field, Image, Molecule, Number, Part, Points, Shares, Spans, Table, Text, Values
+from mmlm.tasks.forms import (
+    MOST_PICTURES,
+    Audio,
+    Chances,
+    Choice,
+    Data,
+    Field,
+    Image,
+    Molecule,
+    Number,
+    Part,
+    Pictures,
+    Points,
+    Shares,
+    Spans,
+    Table,
+    Text,
+    Values,
+)
 from mmlm.tokenizers.boxes import Grounded, Phrase
 
 DRAWN = (Audio, Spans, Chances, Molecule)  # outputs with a drawing beside them
@@ -68,10 +88,11 @@ def widget(gradio: Any, each: Field, is_output: bool = False) -> Any:
         Molecule: text,
         Number: lambda: gradio.Slider(each.low, each.high, step=each.step, **about, **told),  # type: ignore[attr-defined]
         Choice: lambda: gradio.Dropdown(list(each.options), **about, **told),  # type: ignore[attr-defined]
-        Audio: lambda: gradio.Audio(
-            label=each.label, type="numpy", sources=None if is_output else ["upload", "microphone"], format="wav", buttons=["download"]
+        Audio: lambda: _unread(
+            gradio.Audio(label=each.label, sources=None if is_output else ["upload", "microphone"], format="wav", buttons=["download"])
         ),
-        Image: lambda: gradio.Image(label=each.label, type="numpy", image_mode="RGB", buttons=["download", "fullscreen"]),
+        Image: lambda: _unread(gradio.Image(label=each.label, buttons=["download", "fullscreen"])),
+        Pictures: lambda: _unread(gradio.Gallery(label=each.label, columns=4, format="png", file_types=["image"], buttons=["fullscreen"])),
         Part: text,
         Points: lambda: gradio.File(label=each.label, file_types=list(READERS), type="filepath"),
         Table: lambda: gradio.Dataframe(label=each.label, type="pandas", interactive=not is_output, wrap=True),
@@ -83,27 +104,45 @@ def widget(gradio: Any, each: Field, is_output: bool = False) -> Any:
     return kinds[type(each)]()
 
 
+def _unread(component: Any) -> Any:
+    """A component that hands over the paths of what was uploaded: Gradio's readers know fewer kinds of files, and tell of broken ones with
+    a word of where they lie."""
+
+    def paths(payload: Any) -> Any:
+        if payload is None or not hasattr(payload, "root"):
+            return None if payload is None else payload.path
+        return [(getattr(one, "image", None) or one.video).path for one in payload.root]
+
+    component.preprocess = paths
+    return component
+
+
 def from_widget(each: Field, name: str, value: Any) -> Any:
     """What a component hands over, as a value of its field; None where it is empty. Raises DataError for what cannot be read."""
     if value is None:
         return None
     if isinstance(each, Audio):
-        rate_hz, wave = value
-        wave = np.asarray(wave)
-        scale = float(np.iinfo(wave.dtype).max) + 1 if np.issubdtype(wave.dtype, np.integer) else 1.0
-        wave_n = (wave if wave.ndim == 1 else wave.mean(axis=1)).astype(np.float32) / np.float32(scale)
-        return Sound(wave_n, int(rate_hz))
+        return _read(partial(read_beginning, most_seconds=each.most_seconds), name, value)
+    if isinstance(each, Image):
+        return _read(read_picture, name, value)
+    if isinstance(each, Pictures):
+        return [_read(read_picture, f"{name}, picture {number}", path) for number, path in enumerate(value[: MOST_PICTURES + 1], 1)]
     if isinstance(each, Part):
         return from_word(each, name, value) if value.strip() else None
     if isinstance(each, Points):
-        try:
-            return read_ahead(Path(value))
-        except DataError as error:
-            raise DataError(f"{name}: {str(error).replace(str(value), 'this file')}") from None
+        return _read(read_ahead, name, value)
     if isinstance(each, Table):
         frame = value.astype(object).where(value.notna() & (value.astype(str) != ""), None)
         return [row for row in frame.to_dict("records") if any(cell is not None for cell in row.values())]
     return value
+
+
+def _read(read: Callable[[Path], Any], name: str, path: str) -> Any:
+    """What an uploaded file holds. Raises DataError without a word of where it lies."""
+    try:
+        return read(Path(path))
+    except DataError as error:
+        raise DataError(f"{name}: {str(error).replace(path, 'this file')}") from None
 
 
 def to_widget(each: Field, value: Any) -> Any:
@@ -129,6 +168,8 @@ def as_example(path: Path, each: Field, value: Any) -> Any:
     if isinstance(each, Image):
         write_png(path.with_suffix(".png"), value)
         return str(path.with_suffix(".png"))
+    if isinstance(each, Pictures):
+        return [as_example(path.with_name(f"{path.name}_{number}"), Image(each.label), one) for number, one in enumerate(value)]
     if isinstance(each, Points):
         np.save(path.with_suffix(".npy"), value)
         return str(path.with_suffix(".npy"))

@@ -9,7 +9,7 @@ outputs, first those that are there already, last all of them, whole. Values by 
     Table   a row each, {column: text or number}   Shares    {name: probability}
     Chances {name: probability} of each row        Spans     {"span": [first, end], "boxes": [...]} of parts of a text
     Molecule  str, SMILES                          Part      [x0, y0, x1, y1] of a picture, in pixels
-    Data    anything that JSON can hold
+    Pictures  [Image, ...]                         Data    anything that JSON can hold
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ MOST_TEXT = 20_000  # characters
 MOST_ROWS = 10_000
 MOST_SECONDS = 600.0
 MOST_PIXELS = 50_000_000
+MOST_PICTURES = 32
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Audio(Field):
         if not isinstance(value, Sound) or not len(value.wave_n):
             raise DataError(f"{name}: holds no sound.")
         if value.seconds > self.most_seconds:
-            raise DataError(f"{name}: lasts {value.seconds:.0f} s; {self.most_seconds:g} s are allowed.")
+            raise DataError(f"{name}: lasts longer than the {self.most_seconds:g} s that are allowed.")
         if not np.isfinite(value.wave_n).all():
             raise DataError(f"{name}: holds samples that are no numbers.")
         return value
@@ -127,6 +128,22 @@ class Image(Field):
         if value.size > 3 * MOST_PIXELS:
             raise DataError(f"{name}: has {value.shape[1]} x {value.shape[0]} pixels; {MOST_PIXELS:,} in all are allowed.")
         return value
+
+
+@dataclass(frozen=True)
+class Pictures(Field):
+    """Several pictures."""
+
+    def check(self, name: str, value: Any) -> list[np.ndarray]:
+        """Each a picture, not too many, not too large together."""
+        if not isinstance(value, list) or not value:
+            raise DataError(f"{name}: holds no pictures.")
+        if len(value) > MOST_PICTURES:
+            raise DataError(f"{name}: holds {len(value)} pictures; {MOST_PICTURES} are allowed.")
+        found = [Image(self.label).check(f"{name}, picture {number}", one) for number, one in enumerate(value, 1)]
+        if sum(one.size for one in found) > 3 * MOST_PIXELS:
+            raise DataError(f"{name}: have more than the {MOST_PIXELS:,} pixels that are allowed in all.")
+        return found
 
 
 @dataclass(frozen=True)
@@ -207,11 +224,24 @@ class Usable(Protocol):
     def outputs(self) -> Mapping[str, Field]:
         """What it answers with."""
 
-    def given_by(self, record: Any) -> Values:
-        """Inputs by which a person would ask for a record, for examples; optional ones may be left out."""
-
     def answer(self, model: Any, given: Values) -> Iterator[Values]:
         """Values of outputs for checked values of all inputs; None where an optional one was left out. Raises DataError, RecipeError."""
+
+
+@runtime_checkable
+class AskedOfOne(Protocol):
+    """A usable task with an example for each record."""
+
+    def given_by(self, record: Any) -> Values:
+        """Inputs by which a person would ask for a record; optional ones may be left out."""
+
+
+@runtime_checkable
+class AskedOfSeveral(Protocol):
+    """A usable task whose examples are each made of several records."""
+
+    def given_by_several(self, records: Sequence[Any]) -> Sequence[Values]:
+        """Inputs by which a person would ask for records; optional ones may be left out."""
 
 
 def checked(inputs: Mapping[str, Field], given: Values) -> dict[str, Any]:

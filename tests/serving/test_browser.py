@@ -39,6 +39,9 @@ SEEN = {
     "regression_transformer": ".drawing svg path",
     "picture_classes": "[data-testid='label-output-value'], .output-class",
     "image_codes": "img",
+    "image_text": ".drawing svg rect",
+    "codec": ".drawing img[alt^='spectrogram']",
+    "robust_units": "label:has-text('Units') textarea",
     "enhancement": ".drawing img[alt^='spectrogram']",
     "gense_codes": ".drawing img[alt^='spectrogram']",
     "tts": ".drawing img[alt^='spectrogram']",
@@ -112,7 +115,7 @@ def opened(page, name):
 
 
 def test_there_is_a_demo_for_each_kind_of_task(uses, page):
-    assert len(DEMOS) == len(SEEN) == 11 and [use.type for use in uses] == DEMOS == sorted(SEEN)
+    assert len(DEMOS) == len(SEEN) == 14 and [use.type for use in uses] == DEMOS == sorted(SEEN)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 

@@ -19,7 +19,7 @@ from mmlm.recipe import Recipe
 from mmlm.serving.demo import Asking, build, launch, measured
 from mmlm.serving.examples import Answers
 from mmlm.serving.uses import Use, uses_of
-from mmlm.serving.widgets import drawing, from_widget, to_widget, widget
+from mmlm.serving.widgets import as_example, drawing, from_widget, to_widget, widget
 from mmlm.sound import Sound
 from mmlm.tasks.forms import (
     Audio,
@@ -31,12 +31,14 @@ from mmlm.tasks.forms import (
     Molecule,
     Number,
     Part,
+    Pictures,
     Points,
     Shares,
     Spans,
     Table,
     Text,
     Values,
+    checked,
 )  # fmt: skip
 
 gradio = pytest.importorskip("gradio")
@@ -47,6 +49,7 @@ FIELDS: list[Field] = [
     Choice("a", options=("b",)),
     Audio("a"),
     Image("a"),
+    Pictures("a"),
     Points("a"),
     Table("a"),
     Shares("a"),
@@ -104,16 +107,29 @@ def test_a_part_of_a_picture_is_written_as_its_sides():
 
 def test_sounds_and_tables_survive_the_way_there_and_back(tmp_path):
     sound = Sound(np.sin(np.arange(800) / 9).astype(np.float32) / 2, 8000)
-    back = from_widget(Audio("a"), "a", to_widget(Audio("a"), sound))
+    back = from_widget(Audio("a"), "a", as_example(tmp_path / "a", Audio("a"), sound))
     assert back.rate_hz == 8000 and np.abs(back.wave_n - sound.wave_n).max() < 1e-4
-    stereo = from_widget(Audio("a"), "a", (8000, np.array([[32767, -32768], [0, 16384]], np.int16)))
-    assert np.allclose(stereo.wave_n, [-0.5 / 32768, 0.25], atol=1e-6)
+    assert to_widget(Audio("a"), sound)[0] == 8000
+    short = Audio("a", most_seconds=0.05)  # of a longer file no more is read than tells so
+    write_sound(tmp_path / "long.wav", Sound(np.zeros(80_000, np.float32), 8000))
+    beginning = from_widget(short, "a", str(tmp_path / "long.wav"))
+    assert beginning.seconds == pytest.approx(1.05)
+    with pytest.raises(DataError, match=r"longer than the 0\.05 s"):
+        checked({"a": short}, {"a": beginning})
+    pictures = [np.full((4, 5, 3), level, np.uint8) for level in (9, 200)]
+    again = from_widget(Pictures("a"), "a", as_example(tmp_path / "b", Pictures("a"), pictures))
+    assert all(map(np.array_equal, again, pictures)) and len(again) == 2
     rows = [{"a": "x", "b": 1.5}, {"a": None, "b": 2.0}]
     frame = pandas.concat([to_widget(Table("a"), rows), pandas.DataFrame([{"a": "", "b": None}])], ignore_index=True)
     assert from_widget(Table("a"), "a", frame) == rows
-    (tmp_path / "s.npy").write_bytes(b"no points")
-    with pytest.raises(DataError, match="points: this file") as error:
-        from_widget(Points("a"), "points", str(tmp_path / "s.npy"))
+
+
+@pytest.mark.parametrize("field", [Points("a"), Audio("a"), Image("a"), Pictures("a")], ids=lambda field: type(field).__name__)
+def test_a_file_that_cannot_be_read_is_told_without_where_it_lies(field, tmp_path):
+    path = tmp_path / "s.npy"
+    path.write_bytes(b"neither points nor sound nor picture")
+    with pytest.raises(DataError, match="given.*: this file") as error:
+        from_widget(field, "given", [str(path)] if isinstance(field, Pictures) else str(path))
     assert str(tmp_path) not in str(error.value)
 
 

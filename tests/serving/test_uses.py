@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +14,11 @@ from mmlm.base.errors import CheckpointError, DataError
 from mmlm.serving.examples import examples_of
 from mmlm.serving.uses import runs_below, uses_of
 from mmlm.sound import Sound
-from mmlm.tasks.forms import Audio, Choice, Image, Number, Part, Points, Table, Text, checked
+from mmlm.tasks.answers import ClassAnswers
+from mmlm.tasks.config import TASKS
+from mmlm.tasks.forms import AskedOfOne, AskedOfSeveral, Audio, Choice, Image, Number, Part, Pictures, Points, Table, Text, checked
 
+DEMOS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "demos").glob("*.py"))
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 
@@ -105,10 +110,15 @@ def test_where_the_data_are_gone_there_are_no_examples_but_a_reason(uses, monkey
         (Choice("c", options=("left", "right")), "lefd", "Did you mean"),
         (Audio("a"), "x.wav", "holds no sound"),
         (Audio("a"), Sound(np.zeros(0, np.float32), 8000), "holds no sound"),
-        (Audio("a", most_seconds=1), Sound(np.zeros(16001, np.float32), 8000), "lasts 2 s"),
+        (Audio("a", most_seconds=1), Sound(np.zeros(16001, np.float32), 8000), "longer than the 1 s"),
         (Audio("a"), Sound(np.full(9, np.nan, np.float32), 8000), "no numbers"),
         (Image("i"), NOISE[..., :2], "holds no picture"),
         (Image("i"), NOISE.astype(float), "holds no picture"),
+        (Pictures("ps"), NOISE, "holds no pictures"),
+        (Pictures("ps"), [], "holds no pictures"),
+        (Pictures("ps"), [NOISE, NOISE[..., :2]], "given, picture 2: holds no picture"),
+        (Pictures("ps"), [NOISE] * 33, "holds 33 pictures; 32 are allowed"),
+        (Pictures("ps"), [np.broadcast_to(NOISE[:1, :1], (5000, 5001, 3))] * 2, "50,000,000 pixels that are allowed in all"),
         (Part("b"), [0, 0, 5], "left, top, right, bottom"),
         (Part("b"), [4, 0, 4, 9], "left, top, right, bottom"),
         (Part("b"), [0, 0, float("nan"), 9], "left, top, right, bottom"),
@@ -131,6 +141,18 @@ def test_what_is_missing_or_unknown_is_named():
         checked(fields, {"seed": 1})
     with pytest.raises(DataError, match="unknown input 'sed'.*Did you mean 'seed'"):
         checked(fields, {"text": "a", "sed": 1})
+
+
+def test_every_task_is_asked_by_people_or_says_why_not():
+    asked = set()
+    for name, config in TASKS.entries.items():
+        module, _, attribute = config.builds.partition(":")
+        task = getattr(importlib.import_module(module), attribute)
+        has_examples = issubclass(task, AskedOfOne) or issubclass(task, AskedOfSeveral)
+        if {"inputs", "outputs", "answer"} <= set(dir(task)) and has_examples or issubclass(task, ClassAnswers):
+            asked.add(name)
+        assert bool(config.never_asked) != (name in asked), name
+    assert len(TASKS.entries) == 16 and sorted(asked) == DEMOS and len(DEMOS) == 14
 
 
 def test_two_people_at_once_get_their_own_answers(uses):
