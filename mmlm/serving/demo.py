@@ -23,8 +23,8 @@ from mmlm.model import read_json
 from mmlm.run import METRICS
 from mmlm.serving.examples import Answers, examples_of
 from mmlm.serving.uses import Use
-from mmlm.serving.widgets import DRAWN, as_example, as_heard, drawing, from_widget, molecule, player, to_widget, widget
-from mmlm.tasks.forms import Audio, Molecule, Values
+from mmlm.serving.widgets import DRAWN, as_example, as_heard, drawing, from_widget, marked, molecule, player, tapped, to_widget, widget
+from mmlm.tasks.forms import Audio, Molecule, Part, Values
 
 logger = logging.getLogger(__name__)
 MOST_MEGABYTES = 20  # of an upload
@@ -177,6 +177,9 @@ def _tab(gradio: Any, asking: Asking) -> None:
             if more:
                 with gradio.Accordion("Settings", open=bool(set(more) - {"seed", "temperature"})):
                     widgets |= {name: _input(gradio, each) for name, each in more.items()}
+            for name, each in use.inputs.items():
+                if isinstance(each, Part):
+                    _marking(gradio, widgets[each.of], widgets[name])
             with gradio.Row():
                 ask, stop = gradio.Button("Ask", variant="primary"), gradio.Button("Stop")
         with gradio.Column(min_width=320):
@@ -211,6 +214,20 @@ def _input(gradio: Any, each: Any) -> Any:
         drawn = gradio.HTML(elem_classes="drawing")
         found.change(molecule, found, drawn, show_progress="hidden", api_visibility="private")
     return found
+
+
+def _marking(gradio: Any, picture: Any, part: Any) -> None:
+    """Two taps on a picture write the sides of a part of it, which is drawn; another picture has none."""
+    drawn = gradio.HTML(elem_classes="drawing")
+
+    def tap(event: Any, so_far: str) -> str:
+        return tapped(so_far, *event.index)
+
+    tap.__annotations__["event"] = gradio.SelectData
+    silent = {"show_progress": "hidden", "api_visibility": "private"}
+    picture.select(tap, part, part, **silent)
+    picture.input(lambda: "", None, part, **silent)
+    part.change(marked, [picture, part], drawn, **silent)
 
 
 def _examples(gradio: Any, asking: Asking, inputs: list[Any], outputs: list[Any]) -> Any:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from mmlm.analysis.drawing import as_html, write_png
+from mmlm.analysis.drawing import as_html, drawn, figure, write_png
 from mmlm.base.errors import DataError, MmlmError, require
 from mmlm.chemistry import svg
 from mmlm.data.audio_files import write_sound
-from mmlm.data.picture_files import read_picture
+from mmlm.data.picture_files import picture_facts, read_picture
 from mmlm.data.points import READERS
 from mmlm.data.sweep_source import read_ahead
 from mmlm.evaluation.charts import shares
@@ -43,9 +43,12 @@ from mmlm.tasks.forms import (
     Values,
 )
 from mmlm.tokenizers.boxes import Grounded, Phrase
+from mmlm.tokenizers.image_patches import resized
 
 DRAWN = (Audio, Spans, Chances, Molecule)  # outputs with a drawing beside them
 MOST_DRAWN = 40  # rows
+MOST_MARKED, MARK = 320, 40  # pixels of the longer side of a marked picture, and of how many a first corner is one
+MEANT = "what is meant"
 
 # Plays what is appended to its value, "RATE:PCM IN BASE64", as it comes, without a gap. One that begins otherwise is another sound.
 PLAYER = """
@@ -186,6 +189,34 @@ def as_heard(sound: Sound, is_whole: bool) -> str:
     count = len(sound.wave_n) if is_whole else len(sound.wave_n) // 3 * 3
     data = sound_file(Sound(sound.wave_n[:count], sound.rate_hz), "pcm")
     return f"{sound.rate_hz}:{base64.b64encode(data).decode()}"
+
+
+def tapped(so_far: str, x: int, y: int) -> str:
+    """The text of a `Part` after a tap on its picture: the first one gives a corner, "x,y", the next one the sides, a third begins anew."""
+    try:
+        first_x, first_y = map(int, so_far.split(","))
+    except ValueError:
+        return f"{x},{y}"
+    (left, right), (top, bottom) = sorted((first_x, x)), sorted((first_y, y))
+    return f"{left},{top},{right},{bottom}"
+
+
+def marked(path: str | None, part: str) -> str:
+    """A picture with the part of it that a text tells of, or its first corner, as HTML. Empty where there is nothing to draw: what is
+    wrong is told to who asks."""
+    if path is None:
+        return ""
+    try:
+        size = picture_facts(path).upright
+        scale = min(1.0, MOST_MARKED / max(size))
+        pixels = resized(read_picture(path, longest=MOST_MARKED), *(max(1, round(side * scale)) for side in size[::-1]))
+        numbers = [float(each) for each in part.split(",")]
+        sides = numbers if len(numbers) == 4 else [*numbers, *(each + max(size) / MARK for each in numbers)]
+        left, top, right, bottom = (min(max(side / most, 0.0), 1.0) for side, most in zip(sides, size * 2, strict=True))
+    except (ValueError, DataError):
+        return ""
+    said = Grounded(MEANT, (Phrase(0, len(MEANT), ((left, top, right, bottom),)),))
+    return figure(drawn(pixels, said), f"{MEANT}: {escape(part)}" if len(numbers) == 4 else "tap the other corner", alt=MEANT)
 
 
 def drawing(each: Field, value: Any, found: Values) -> str:

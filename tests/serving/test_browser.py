@@ -9,6 +9,7 @@ from threading import Event
 
 import numpy as np
 import pytest
+from PIL import Image as Pictures
 
 from mmlm.base.errors import DataError
 from mmlm.base.giving_up import go_on
@@ -169,10 +170,39 @@ def test_a_molecule_is_drawn_while_it_is_written(page):
     panel.locator(".drawing p", has_text="C1CC").first.wait_for(state="visible")
 
 
+def test_a_part_of_a_picture_is_marked_by_two_taps(page, tmp_path):
+    panel = opened(page, "grounded")
+    Pictures.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).resize((800, 600)).save(tmp_path / "a.png")
+    clear(panel)
+    panel.locator("input[type=file]").first.set_input_files(tmp_path / "a.png")
+    shown = panel.locator(".image-frame img, img[alt='']").first
+    shown.wait_for(state="visible")
+    page.wait_for_function("(e) => e.naturalWidth === 800", arg=shown.element_handle())
+    wide, tall = (shown.evaluate(f"(e) => e.{side}") for side in ("clientWidth", "clientHeight"))
+    scale = min(wide / 800, tall / 600)
+    edges = [(wide - 800 * scale) / 2, (tall - 600 * scale) / 2]
+    for x, y in ((600, 150), (200, 450)):
+        shown.click(position={"x": edges[0] + x * scale, "y": edges[1] + y * scale})
+        panel.locator(".drawing figcaption", has_text="tap the other corner" if x == 600 else "what is meant").wait_for(state="visible")
+    sides = panel.get_by_label("Part").input_value().split(",")
+    assert np.abs(np.array(sides, float) - [200, 150, 600, 450]).max() <= 1 / scale + 1
+    panel.get_by_role("button", name="Ask").click()
+    panel.locator("label:has-text('Answer') textarea").wait_for(state="visible")
+    panel.get_by_label("Part").fill("600,150,200,450")
+    panel.get_by_role("button", name="Ask").click()
+    page.locator(".toast-body.error", has_text="must be [left, top, right, bottom]").first.wait_for(state="visible")
+    page.locator(".toast-close").first.click()
+
+
+def clear(panel):
+    """Take a picture out of its input, if one is there."""
+    if (shown := panel.get_by_label("Remove Image").or_(panel.get_by_label("Clear"))).count():
+        shown.first.click()
+
+
 def test_an_upload_that_is_too_large_is_refused(page, tmp_path):
     panel = opened(page, "picture_classes")
     (tmp_path / "large.png").write_bytes(b"\0" * (21 << 20))
-    if (shown := panel.get_by_label("Remove Image").or_(panel.get_by_label("Clear"))).count():
-        shown.first.click()
+    clear(panel)
     panel.locator("input[type=file]").first.set_input_files(tmp_path / "large.png")
     page.get_by_text("exceed the maximum allowed size of 20").first.wait_for(state="visible")

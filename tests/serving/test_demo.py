@@ -19,7 +19,7 @@ from mmlm.recipe import Recipe
 from mmlm.serving.demo import Asking, build, launch, measured
 from mmlm.serving.examples import Answers
 from mmlm.serving.uses import Use, uses_of
-from mmlm.serving.widgets import as_example, drawing, from_widget, to_widget, widget
+from mmlm.serving.widgets import as_example, drawing, from_widget, marked, tapped, to_widget, widget
 from mmlm.sound import Sound
 from mmlm.tasks.forms import (
     Audio,
@@ -103,6 +103,21 @@ def test_a_part_of_a_picture_is_written_as_its_sides():
     assert from_widget(part, "a", " ") is None and to_widget(part, None) is None
     with pytest.raises(DataError, match="a: must be LEFT,TOP,RIGHT,BOTTOM"):
         from_widget(part, "a", "10,5")
+
+
+def test_two_taps_write_the_sides_of_a_part_which_is_drawn(tmp_path):
+    path = as_example(tmp_path / "a", Image("a"), np.zeros((60, 80, 3), np.uint8))
+    seen = [""]
+    for point in ((50, 40), (10, 45), (7, 8), (9, 3)):
+        seen.append(tapped(seen[-1], *point))
+    assert seen[1:] == ["50,40", "10,40,50,45", "7,8", "7,3,9,8"] and tapped("any word", 1, 2) == "1,2"
+    assert "tap the other corner" in marked(path, "50,40") and "what is meant: 10,40,50,45" in marked(path, "10,40,50,45")
+    assert not any(marked(path, part) for part in ("", "a", "1", "1,2,3", "nan,1,<b>,2", "1,2,3,4,5")) and not marked(None, "1,2,3,4")
+    large = as_example(tmp_path / "large", Image("a"), np.random.default_rng(0).integers(0, 256, (900, 1200, 3), dtype=np.uint8))
+    assert len(marked(large, "100,200,300,400")) < 400_000  # a page holds it
+    assert marked(path, "-1e400,2,1e9,nan")  # as far as it can be
+    (tmp_path / "broken.png").write_bytes(b"none")
+    assert not marked(str(tmp_path / "broken.png"), "1,2,3,4")
 
 
 def test_sounds_and_tables_survive_the_way_there_and_back(tmp_path):
