@@ -19,6 +19,7 @@ from typing import Any
 from mmlm.base.errors import MmlmError, RecipeError, require
 from mmlm.base.giving_up import GivenUp, as_told, unless
 from mmlm.evaluation.card import figures
+from mmlm.evaluation.report import plots
 from mmlm.model import read_json
 from mmlm.run import METRICS
 from mmlm.serving.examples import Answers, examples_of
@@ -168,7 +169,10 @@ def _tab(gradio: Any, asking: Asking) -> None:
     use = asking.use
     gradio.Markdown(f"## {use.title}")
     with gradio.Accordion("How good it is", open=False):
-        gradio.Markdown("\n".join(measured(use)))
+        told, drawn = measured(use)
+        gradio.Markdown("\n".join(told))
+        if drawn:
+            gradio.HTML("".join(drawn), elem_classes="drawing measured")
     with gradio.Row():
         with gradio.Column(min_width=320):
             needed = {name: each for name, each in use.inputs.items() if not each.is_optional}
@@ -249,13 +253,14 @@ def _examples(gradio: Any, asking: Asking, inputs: list[Any], outputs: list[Any]
     return shown.click(show, shown, [*inputs, *outputs], api_visibility="private")
 
 
-def measured(use: Use) -> list[str]:
-    """How good a run was when it was measured, beside baselines, in Markdown."""
+def measured(use: Use) -> tuple[list[str], list[str]]:
+    """How good a run was when it was measured, beside baselines, in Markdown, and what there is to draw of that, in HTML."""
     path = use.run / METRICS
     if not path.is_file():
-        return ["Nobody has measured this run yet; `mmlm evaluate` does."]
+        return ["Nobody has measured this run yet; `mmlm evaluate` does."], []
     metrics = read_json(path)
-    return figures(use.recipe, metrics["tasks"][use.name] if "tasks" in metrics else metrics)
+    own = metrics["tasks"][use.name] if "tasks" in metrics else metrics
+    return figures(use.recipe, own), plots(own)
 
 
 def _api_name(use: Use) -> str:

@@ -16,17 +16,23 @@ from mmlm.data.picture_files import ENDINGS, read_picture
 from mmlm.data.speech_check import files_below
 from mmlm.data.sweep_source import read_ahead
 from mmlm.data.table_reader import read_table
-from mmlm.tasks.forms import Audio, Field, Image, Number, Part, Pictures, Points, Table
+from mmlm.tasks.forms import Audio, Field, Flag, Image, Number, Part, Pictures, Points, Table
+
+FLAGS = {"yes": True, "true": True, "no": False, "false": False}
 
 
 def from_word(field: Field, name: str, word: str) -> Any:
-    """What a word of a command line says: a number, a box, a text, or the path of a sound, picture, folder of pictures, sweep or
+    """What a word of a command line says: a number, yes or no, a box, a text, or the path of a sound, picture, folder of pictures, sweep or
     table. Raises DataError."""
     if isinstance(field, Number):
         try:
             return float(word)
         except ValueError:
             raise DataError(f"{name}: must be a number, but is {word[:40]!r}.") from None
+    if isinstance(field, Flag):
+        if word not in FLAGS:
+            raise DataError(f"{name}: must be one of {', '.join(FLAGS)}, but is {word[:40]!r}.")
+        return FLAGS[word]
     if isinstance(field, Part):
         try:
             left, top, right, bottom = map(float, word.split(","))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmlm.analysis.drawing import as_html, drawn, figure, write_png
 from mmlm.base.errors import DataError, MmlmError, require
@@ -19,7 +20,7 @@ from mmlm.data.picture_files import picture_facts, read_picture
 from mmlm.data.points import READERS
 from mmlm.data.sweep_source import read_ahead
 from mmlm.evaluation.charts import shares
-from mmlm.evaluation.spectrogram import spectrogram_image
+from mmlm.evaluation.spectrogram import attention_image, spectrogram_image
 from mmlm.serving.files import from_word
 from mmlm.serving.values import read_beginning, sound_file
 from mmlm.sound import Sound
@@ -30,7 +31,9 @@ from mmlm.tasks.forms import (
     Choice,
     Data,
     Field,
+    Flag,
     Image,
+    Looks,
     Molecule,
     Number,
     Part,
@@ -45,7 +48,7 @@ from mmlm.tasks.forms import (
 from mmlm.tokenizers.boxes import Grounded, Phrase
 from mmlm.tokenizers.image_patches import resized
 
-DRAWN = (Audio, Spans, Chances, Molecule)  # outputs with a drawing beside them
+DRAWN = (Audio, Spans, Chances, Molecule, Looks)  # outputs with a drawing beside them
 MOST_DRAWN = 40  # rows
 MOST_MARKED, MARK = 320, 40  # pixels of the longer side of a marked picture, and of how many a first corner is one
 MEANT = "what is meant"
@@ -90,6 +93,8 @@ def widget(gradio: Any, each: Field, is_output: bool = False) -> Any:
         Text: text,
         Molecule: text,
         Number: lambda: gradio.Slider(each.low, each.high, step=each.step, **about, **told),  # type: ignore[attr-defined]
+        Flag: lambda: gradio.Checkbox(**about, **told),
+        Looks: lambda: gradio.JSON(label=each.label, visible=False),  # for programs: people see the drawing
         Choice: lambda: gradio.Dropdown(list(each.options), **about, **told),  # type: ignore[attr-defined]
         Audio: lambda: _unread(
             gradio.Audio(label=each.label, sources=None if is_output else ["upload", "microphone"], format="wav", buttons=["download"])
@@ -228,6 +233,8 @@ def drawing(each: Field, value: Any, found: Values) -> str:
     if isinstance(each, Spans):
         phrases = (Phrase(one["span"][0], one["span"][1], tuple(map(tuple, one["boxes"]))) for one in value)
         return f"<p>{as_html(Grounded(str(found.get(each.of) or ''), tuple(phrases)))}</p>"
+    if isinstance(each, Looks):
+        return f"<p>{escape(each.label)}</p>{attention_image(value['names'], torch.tensor(value['weights']))}"
     if isinstance(each, Chances):
         return shares(value[:MOST_DRAWN])
     if isinstance(each, Molecule):

@@ -9,7 +9,9 @@ outputs, first those that are there already, last all of them, whole. Values by 
     Table   a row each, {column: text or number}   Shares    {name: probability}
     Chances {name: probability} of each row        Spans     {"span": [first, end], "boxes": [...]} of parts of a text
     Molecule  str, SMILES                          Part      [x0, y0, x1, y1] of a picture, in pixels
-    Pictures  [Image, ...]                         Data    anything that JSON can hold
+    Pictures  [Image, ...]                         Flag    bool
+    Looks   what was looked at, and how much: {"names": [e], "weights": [e][t]}, over the time of what was written
+    Data    anything that JSON can hold
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ MOST_ROWS = 10_000
 MOST_SECONDS = 600.0
 MOST_PIXELS = 50_000_000
 MOST_PICTURES = 32
+LOOKS_DIGITS = 3
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,17 @@ class Choice(Field):
         if value not in self.options:
             raise DataError(f"{name}: {unknown_name('choice', str(value)[:60], self.options)}")
         return str(value)
+
+
+@dataclass(frozen=True)
+class Flag(Field):
+    """Yes or no."""
+
+    def check(self, name: str, value: Any) -> bool:
+        """One of both."""
+        if not isinstance(value, bool):
+            raise DataError(f"{name}: must be true or false, but is {str(value)[:40]!r}.")
+        return value
 
 
 @dataclass(frozen=True)
@@ -203,6 +217,11 @@ class Data(Field):
 
 
 @dataclass(frozen=True)
+class Looks(Data):
+    """What a model looked at while it wrote."""
+
+
+@dataclass(frozen=True)
 class Spans(Data):
     """Parts of a text with the boxes that they mean, in the order of their colours. of: the output that holds the text."""
 
@@ -210,6 +229,12 @@ class Spans(Data):
 
 
 Values = Mapping[str, Any]
+ATTENTION = Flag("Attention", "also show what the model looked at while it wrote", True, False)
+
+
+def looks(names: Sequence[str], weights_et: Any) -> dict[str, Any]:
+    """A value of `Looks`, of weights [e, t] from 0 to 1."""
+    return {"names": list(names), "weights": np.round(np.asarray(weights_et, dtype=np.float64), LOOKS_DIGITS).tolist()}
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,9 @@ from mmlm.tasks.forms import (
     Choice,
     Data,
     Field,
+    Flag,
     Image,
+    Looks,
     Molecule,
     Number,
     Part,
@@ -48,6 +51,8 @@ FIELDS: list[Field] = [
     Number("a"),
     Choice("a", options=("b",)),
     Audio("a"),
+    Flag("a"),
+    Looks("a"),
     Image("a"),
     Pictures("a"),
     Points("a"),
@@ -236,6 +241,7 @@ def test_answers_to_examples_are_kept_beside_the_run_and_forgotten_with_its_weig
     [
         (Spans("a"), [{"span": [0, 3], "boxes": [[1, 2, 3, 4]]}], '<b style="border-bottom:3px solid rgb(230,60,60)">a &lt;</b>'),
         (Chances("a"), [{"x<": 0.25, "y": 0.75}], "x&lt;: 0.250"),
+        (Looks("<a>"), {"names": ["<b>", "c"], "weights": [[0.5, 0.25], [0.5, 0.75]]}, "&lt;b&gt;</text>"),
         (Audio("<a>"), Sound(np.ones(800, np.float32), 8000), "spectrogram of &lt;a&gt;"),
         (Molecule("a"), "CCO", "<svg"),
         (Molecule("a"), "C1C<", "C1C&lt;"),
@@ -251,7 +257,17 @@ def test_what_is_drawn(field, value, words):
 
 
 def test_how_good_a_run_is_is_said_or_that_nobody_measured_it(turned, runs):
-    assert "`mmlm evaluate`" in measured(turned)[0]
+    told, drawn = measured(turned)
+    assert "`mmlm evaluate`" in told[0] and not drawn
+    (use,) = uses_of(runs["rows"])
+    found = {"metrics": {"accuracy_4": 0.5, "calibration_error": 0.125}, "baselines": {}, "reliability": [[0.5, 0.25, 8], [0.75, 1.0, 8]],
+             "data": {"split": "file", "tables": {"4": 1}, "seeds": 1}}  # fmt: skip
+    (runs["rows"] / "metrics.json").write_text(json.dumps(found))
+    try:
+        told, (plot,) = measured(use)
+    finally:
+        (runs["rows"] / "metrics.json").unlink()
+    assert any("| model | 0.500 |" in line for line in told) and "error 0.125" in plot and "share right over confidence" in plot
     with pytest.raises(RecipeError, match="can be asked by hand"):
         build([])
 
@@ -260,10 +276,11 @@ def test_programs_ask_over_http(address, runs, tmp_path):
     client = pytest.importorskip("gradio_client").Client(address, verbose=False)
     names = set(client.view_api(return_format="dict")["named_endpoints"])
     assert names == {"/words_text", "/seen_grounded", "/rows_tabular", "/turned_turn"}
-    assert client.predict("The 3.", 4, 0, 0, api_name="/words_text").startswith("The 3.")
+    text, looked, drawn = client.predict("The 3.", 4, 0, 0, True, api_name="/words_text")
+    assert text.startswith("The 3.") and len(looked["weights"]) == len(looked["names"]) and drawn.count("<text") == len(looked["names"])
     assert client.predict("abc", 1, api_name="/turned_turn") == "cba"
     with pytest.raises(Exception, match="is empty"):
-        client.predict(" ", 4, 0, 0, api_name="/words_text")
+        client.predict(" ", 4, 0, 0, False, api_name="/words_text")
 
 
 def test_a_file_that_is_too_large_is_refused(address, tmp_path):

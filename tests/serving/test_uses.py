@@ -16,7 +16,7 @@ from mmlm.serving.uses import runs_below, uses_of
 from mmlm.sound import Sound
 from mmlm.tasks.answers import ClassAnswers
 from mmlm.tasks.config import TASKS
-from mmlm.tasks.forms import AskedOfOne, AskedOfSeveral, Audio, Choice, Image, Number, Part, Pictures, Points, Table, Text, checked
+from mmlm.tasks.forms import AskedOfOne, AskedOfSeveral, Audio, Choice, Flag, Image, Number, Part, Pictures, Points, Table, Text, checked
 
 DEMOS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "demos").glob("*.py"))
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -44,6 +44,19 @@ def test_a_text_grows_token_by_token(uses):
     assert 2 <= len(seen) <= 8 and seen[0] == "The 3."
     assert all(later.startswith("The 3.") for later in seen) and len(set(seen)) > 1
     assert seen[-1] == [found["text"] for found in uses["words"].answer({"text": "The 3.", "max_new_tokens": 6})][-1]
+
+
+def test_what_new_tokens_looked_at_is_told_where_it_is_asked_for(uses):
+    asked = {"text": "The 3.", "max_new_tokens": 6}
+    assert [found["attention"] for found in uses["words"].answer(asked) if "attention" in found] == [None]
+    *_, found = uses["words"].answer({**asked, "attention": True})
+    names, weights_et = found["attention"]["names"], np.array(found["attention"]["weights"])
+    assert found["text"].startswith("".join(names).replace("<|endoftext|>", "")) and len(names) == len(weights_et)
+    first = len(names) - weights_et.shape[1]  # the token that wrote the first new one
+    assert 0 < weights_et.shape[1] <= 6 and np.allclose(weights_et.sum(0), 1, atol=0.02)
+    assert all(not weights_et[first + step + 1 :, step].any() for step in range(weights_et.shape[1]))  # nobody sees what comes later
+    with pytest.raises(DataError, match="attention: is shown of up to 512 tokens"):
+        list(uses["words"].answer({**asked, "max_new_tokens": 512, "attention": True}))
 
 
 def test_a_picture_is_answered_with_words_boxes_and_a_drawing(uses):
@@ -114,6 +127,7 @@ def test_where_the_data_are_gone_there_are_no_examples_but_a_reason(uses, monkey
         (Audio("a"), Sound(np.full(9, np.nan, np.float32), 8000), "no numbers"),
         (Image("i"), NOISE[..., :2], "holds no picture"),
         (Image("i"), NOISE.astype(float), "holds no picture"),
+        (Flag("f"), 1, "must be true or false"),
         (Pictures("ps"), NOISE, "holds no pictures"),
         (Pictures("ps"), [], "holds no pictures"),
         (Pictures("ps"), [NOISE, NOISE[..., :2]], "given, picture 2: holds no picture"),
