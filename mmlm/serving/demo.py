@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -124,7 +125,13 @@ def build(uses: Sequence[Use]) -> Any:
     if not uses:
         raise RecipeError("mmlm demo: none of these runs has a task that can be asked by hand.")
     gradio = require("gradio", "demo")
-    asked = [Asking(use, gradio.Error, gradio.skip()) for use in uses]
+
+    def error(message: str) -> Exception:
+        """Its words alone: what Gradio is told is shown as HTML, and messages quote what people wrote."""
+        found: Exception = gradio.Error(escape(message, quote=False), print_exception=False)
+        return found
+
+    asked = [Asking(use, error, gradio.skip()) for use in uses]
     with gradio.Blocks(title="mmlm", analytics_enabled=False) as page:
         if len(asked) == 1:
             _tab(gradio, asked[0])
@@ -241,7 +248,7 @@ def _examples(gradio: Any, asking: Asking, inputs: list[Any], outputs: list[Any]
         [as_example(folder / f"{row}_{name}", each, given.get(name, each.usual)) for name, each in fields.items()]
         for row, given in enumerate(asking.examples)
     ]
-    shown = gradio.Dataset(components=inputs, samples=rows, type="index", label="Examples")
+    shown = gradio.Dataset(components=inputs, samples=rows, type="index", label="Examples", elem_classes="examples")
 
     def show(request: Any, number: int) -> Iterator[list[Any]]:
         row = rows[number]

@@ -100,7 +100,7 @@ def widget(gradio: Any, each: Field, is_output: bool = False) -> Any:
             gradio.Audio(label=each.label, sources=None if is_output else ["upload", "microphone"], format="wav", buttons=["download"])
         ),
         Image: lambda: _unread(gradio.Image(label=each.label, buttons=["download", "fullscreen"])),
-        Pictures: lambda: _unread(gradio.Gallery(label=each.label, columns=4, format="png", file_types=["image"], buttons=["fullscreen"])),
+        Pictures: lambda: _unread(gradio.Gallery(label=each.label, columns=3, format="png", file_types=["image"], buttons=["fullscreen"])),
         Part: text,
         Points: lambda: gradio.File(label=each.label, file_types=list(READERS), type="filepath"),
         Table: lambda: gradio.Dataframe(label=each.label, type="pandas", interactive=not is_output, wrap=True),
