@@ -100,13 +100,18 @@ def page(uses, talker):
     with playwright.sync_playwright() as started:
         flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
         browser = started.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = browser.new_page(viewport={"width": 400, "height": 900})  # a phone
-        page.set_default_timeout(30_000)
-        page.goto(address)
-        page.get_by_role("tab").first.wait_for()
-        yield page
+        yield phone(browser, address)
         browser.close()
     gradio.close_all()
+
+
+def phone(browser, address):
+    """The page on a phone, laid out."""
+    page = browser.new_page(viewport={"width": 400, "height": 900})
+    page.set_default_timeout(60_000)
+    page.goto(address)
+    page.locator(".overflow-menu > button, button[aria-label*='more' i]").first.wait_for()
+    return page
 
 
 def opened(page, name):
@@ -171,9 +176,7 @@ def test_a_demo_opens_and_shows_the_answer_to_each_example_at_once(kind, page, u
 def test_two_people_at_once_see_their_own_answers_alone(page, uses):
     (use,) = (use for use in uses if use.type == "text")
     asked = ("The 3. line", "lines came before it: 7")
-    pages = [page, page.context.browser.new_page(viewport={"width": 400, "height": 900})]
-    pages[1].goto(page.url)
-    pages[1].get_by_role("tab").first.wait_for()
+    pages = [page, phone(page.context.browser, page.url)]
     panels = [opened(each, "text") for each in pages]
     for panel, text in zip(panels, asked, strict=True):
         panel.get_by_role("textbox").first.fill(text)
