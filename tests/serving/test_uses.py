@@ -53,7 +53,9 @@ def test_what_new_tokens_looked_at_is_told_where_it_is_asked_for(uses):
     names, weights_et = found["attention"]["names"], np.array(found["attention"]["weights"])
     assert found["text"].startswith("".join(names).replace("<|endoftext|>", "")) and len(names) == len(weights_et)
     first = len(names) - weights_et.shape[1]  # the token that wrote the first new one
-    assert 0 < weights_et.shape[1] <= 6 and np.allclose(weights_et.sum(0), 1, atol=0.02)
+    prompt = uses["words"].task.prompt(uses["words"].model, "The 3.")
+    assert 0 < weights_et.shape[1] == len(names) + 1 - len(prompt) <= 6  # a column each new token
+    assert np.allclose(weights_et.sum(0), 1, atol=0.02)
     assert all(not weights_et[first + step + 1 :, step].any() for step in range(weights_et.shape[1]))  # nobody sees what comes later
     with pytest.raises(DataError, match="attention: is shown of up to 512 tokens"):
         list(uses["words"].answer({**asked, "max_new_tokens": 512, "attention": True}))
@@ -192,6 +194,10 @@ def test_runs_that_trained_a_tokenizer_are_found_too(tmp_path):
         runs_below(tmp_path)
     (tmp_path / "codec" / "tokenizers" / "codec" / "codec.safetensors").touch()
     assert runs_below(tmp_path) == [tmp_path / "codec"]
+    (tmp_path / "towers").mkdir()
+    for name in ("recipe.yaml", "open_clip_model.safetensors"):
+        (tmp_path / "towers" / name).touch()
+    assert set(runs_below(tmp_path)) == {tmp_path / "codec", tmp_path / "towers"}
 
 
 def test_an_answer_may_be_taken_piece_by_piece_by_different_threads(uses):
