@@ -67,7 +67,7 @@ def test_pictures_are_found_by_texts_and_texts_by_pictures(run):
     assert [row["text"] for row in found["nearness"]] == texts
     told = np.array([[row[f"picture {number}"] for number in range(1, 9)] for row in found["nearness"]])
     assert np.abs(told.T - cosines_nm).max() < 6e-4
-    wanted = torch.from_numpy(cosines_nm[order] * float(use.model.model.logit_scale.exp())).softmax(-1)
+    wanted = torch.from_numpy(cosines_nm[order] * float(use.model.model.logit_scale.detach().exp())).softmax(-1)
     assert np.abs(np.array([[row[text] for text in texts] for row in found["chances"]]) - wanted.numpy()).max() < 1e-5
     with pytest.raises(DataError, match="texts: there are 33; 32 are allowed"):
         list(use.answer({**given, "texts": "\n".join(map(str, range(33)))}))
