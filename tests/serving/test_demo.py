@@ -299,3 +299,23 @@ def test_files_of_the_machine_are_not_served(address):
     with httpx.Client(base_url=address) as client:
         found = [client.get(f"/gradio_api/file={path}").status_code for path in ("/etc/passwd", "../../etc/passwd", str(Path(__file__)))]
     assert all(code in (403, 404) for code in found)
+
+
+def test_a_path_that_nobody_uploaded_is_not_read(address, tmp_path):
+    """Our own readers open what Gradio has let pass, and nothing else."""
+    import httpx
+
+    picture = as_example(tmp_path / "a", Image("a"), np.zeros((60, 80, 3), np.uint8))
+    with httpx.Client(base_url=address, timeout=60) as client, Path(picture).open("rb") as file:
+        (uploaded,) = client.post("/gradio_api/upload", files={"files": ("a.png", file)}).json()
+
+        def ask(path: str) -> str:
+            given = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            call = "/gradio_api/call/seen_grounded"
+            begun = client.post(call, json={"data": [given, "grounded_caption", "", ""]}).json()
+            return client.get(f"{call}/{begun['event_id']}").text
+
+        assert "event: complete" in ask(uploaded)
+        for path in (picture, "/etc/passwd", f"{Path(uploaded).parent}/../../../etc/passwd"):
+            found = ask(path)
+            assert "event: error" in found and "known format" not in found and "root:" not in found
