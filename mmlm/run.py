@@ -431,7 +431,7 @@ def _evaluate(folder: Path, part: Part, model: Any, progress: Callable[[int, int
     found = measure(task, model, tests, progress, Judges(recipe.evaluate) if is_heard else None)
     metrics = measured_summary(found, task.over)
     _write_metrics(folder, metrics)
-    write_measured_report(folder, recipe, found, metrics, task.over, task.shown)
+    write_measured_report(folder, recipe, found, metrics, task.shown)
     write_card(folder, recipe, metrics)
     return metrics
 

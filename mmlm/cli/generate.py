@@ -81,7 +81,7 @@ def _given(arguments: argparse.Namespace) -> int:
     """Ask the first task of a run that has inputs of these names; what it answers is printed, and written with an output."""
     from mmlm.serving.files import from_word, write_value
     from mmlm.serving.uses import uses_of
-    from mmlm.tasks.forms import Audio, Image
+    from mmlm.tasks.forms import Audio, Image, Pictures
 
     words = dict(_pair(item) for item in arguments.given)
     uses = uses_of(arguments.folder)
@@ -95,7 +95,9 @@ def _given(arguments: argparse.Namespace) -> int:
     for answer in use.answer({name: from_word(use.inputs[name], name, word) for name, word in words.items()}):
         found = dict(answer)
     for name, value in found.items():
-        must = isinstance(use.outputs[name], Audio | Image)
+        if value is None:  # nobody asked for it
+            continue
+        must = isinstance(use.outputs[name], Audio | Image | Pictures)
         if arguments.output or must:
             print(f"{name}: {write_value(use.outputs[name], value, Path(arguments.output or '.') / name)}")
         else:

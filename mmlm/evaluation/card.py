@@ -119,6 +119,9 @@ COMMANDS = {
     "regression_transformer": "--smiles CCO",
     "picture_classes": "--image picture.jpg",
     "image_codes": "--image picture.jpg",
+    "codec": "--given audio=sound.wav --output coded",
+    "robust_units": "--given audio=sound.wav",
+    "image_text": '--given pictures=photos --given texts="a blue square" --output found',
 }
 
 

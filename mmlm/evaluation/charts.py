@@ -36,7 +36,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_name: str, y_na
 
     parts = _frame(ticks(left, right), ticks(low, high), lambda x: place(x, low), lambda y: place(left, y), x_name, y_name)
     if diagonal:
-        parts.append(f'<polyline class="grid" points="{place(0, 0)} {place(1, 1)}"/>')
+        parts.append(f'<polyline class="grid" stroke="#8884" points="{place(0, 0)} {place(1, 1)}"/>')
     for number, (name, line) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
         drawn = " ".join(place(x, y) for x, y in line if math.isfinite(y))
@@ -59,7 +59,7 @@ def dots(rows: Sequence[tuple[str, float, float, float]], x_name: str) -> str:
 
     parts = []
     for tick in ticks(low, high):
-        parts.append(f'<line class="grid" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="6" y2="{tall - 34}"/>')
+        parts.append(f'<line class="grid" stroke="#8884" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="6" y2="{tall - 34}"/>')
         parts.append(f'<text x="{place(tick):.1f}" y="{tall - 20}" text-anchor="middle">{tick:g}</text>')
     for number, (name, value, start, stop) in enumerate(rows):
         y, colour = 22 + 30 * number, COLOURS[0] if number == 0 else "currentColor"
@@ -102,7 +102,7 @@ def _frame(x_ticks: list[float], y_ticks: list[float], at_x: Place, at_y: Place,
     parts = []
     for tick in y_ticks:
         y = at_y(tick).split(",")[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<line class="grid" stroke="#8884" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{float(y) + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for tick in x_ticks:
         parts.append(f'<text x="{at_x(tick).split(",")[0]}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
@@ -114,4 +114,5 @@ def _frame(x_ticks: list[float], y_ticks: list[float], at_x: Place, at_y: Place,
 
 
 def _svg(parts: Sequence[str], height: int, title: str) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title, quote=True)}">{"".join(parts)}</svg>'
+    name = escape(title, quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {height}" fill="currentColor" font-size="12" role="img" aria-label="{name}">{"".join(parts)}</svg>'

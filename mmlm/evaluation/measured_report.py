@@ -10,21 +10,18 @@ from typing import Any
 from urllib.parse import quote
 
 from mmlm.data.audio_files import write_sound
-from mmlm.evaluation.charts import lines
 from mmlm.evaluation.history import run_log, sample_links, told, validation_charts
 from mmlm.evaluation.judges import MODEL, Verdict
 from mmlm.evaluation.measure import Measurement, metric_names
-from mmlm.evaluation.report import recipe_part, training, write_page
+from mmlm.evaluation.report import plots, recipe_part, training, write_page
 from mmlm.evaluation.spectrogram import attention_image, spectrogram_image
 from mmlm.recipe import Recipe
 
 HEARD = "heard"
 
 
-def write_measured_report(
-    folder: Path, recipe: Recipe, found: Measurement, metrics: dict[str, Any], over: str, shown: Callable[[Any], str]
-) -> Path:
-    """Write report.html into a run folder that holds log.jsonl; returns its path. over: what the curves run over."""
+def write_measured_report(folder: Path, recipe: Recipe, found: Measurement, metrics: dict[str, Any], shown: Callable[[Any], str]) -> Path:
+    """Write report.html into a run folder that holds log.jsonl; returns its path. metrics: what metrics.json holds."""
     log = run_log(folder)
     told_records = ", ".join(f"{count} of {name}" for name, count in found.records.items())
     parts = [
@@ -36,10 +33,7 @@ def write_measured_report(
     ]
     for name, drawn in found.pictures.items():
         parts += [f"<h3>Made: {escape(name)}</h3>", f'<div class="drawn">{"".join(drawn)}</div>'] if drawn else []
-    names = list(dict.fromkeys(title for curves in found.curves.values() for title in curves))
-    for title in names:
-        series = {name: curves[title] for name, curves in found.curves.items() if title in curves}
-        parts += [f"<h3>{escape(title)} over {escape(over)}</h3>", lines(series, over, title)]
+    parts += plots(metrics)
     parts += ["<h2>Training</h2>", training(log)] if log else []  # a task among several has none of its own
     if charts := validation_charts(log):
         parts += ["<h2>Validation while training</h2>", f"<p>{escape(told(log, recipe))}</p>", charts]

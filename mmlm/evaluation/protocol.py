@@ -113,11 +113,15 @@ def compare(
 
 
 def summary(result: Comparison, config: EvaluateConfig) -> dict[str, Any]:
-    """What metrics.json holds: the model's metrics, the baselines', paired differences, and what they were measured on."""
+    """What metrics.json holds: the model's metrics, the baselines', paired differences, what they were measured on, and of the model how
+    far it can be believed: [mean confidence, share right, rows] of bins of equal mass."""
     confidence = np.array(result.confidence, dtype=np.float64).reshape(-1, 2)
     metrics: dict[str, Any] = {}
+    bins: list[list[float]] = []
     if len(confidence):
-        metrics["calibration_error"] = reliability(confidence[:, 0].clip(0, 1), confidence[:, 1] > 0).error
+        believed = reliability(confidence[:, 0].clip(0, 1), confidence[:, 1] > 0)
+        metrics["calibration_error"] = believed.error
+        bins = np.stack([believed.confidence, believed.accuracy, believed.count], axis=1).tolist()
     baselines: dict[str, dict[str, Any]] = {}
     for (measure, shots, name), by_table in result.values.items():
         values = list(by_table.values())
@@ -137,4 +141,4 @@ def summary(result: Comparison, config: EvaluateConfig) -> dict[str, Any]:
         baselines.setdefault(name, {}).update(own)
     tables = {shots: len(found) for shots in config.shots if (found := result.values.get(("accuracy", shots, "model")))}
     about = {"split": config.split, "tables": tables, "seeds": config.seeds, "max_queries": config.max_queries, "xgboost": config.xgboost}
-    return {"metrics": metrics, "baselines": baselines, "data": about, "seconds": result.seconds}
+    return {"metrics": metrics, "baselines": baselines, "reliability": bins, "data": about, "seconds": result.seconds}

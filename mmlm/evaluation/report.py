@@ -7,8 +7,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mmlm.base.files import write_text_whole
 from mmlm.data.episodes import Episode
 from mmlm.evaluation.charts import dots, lines
@@ -63,7 +61,7 @@ def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[
     parts += ["<h2>Training</h2>", training(log)] if log else []  # a task among several has none of its own
     if charts := validation_charts(log):
         parts += ["<h2>Validation while training</h2>", f"<p>{escape(told(log, recipe))}</p>", charts]
-    parts += [sample_links(folder), "<h2>Calibration</h2>", _reliability(found, metrics)]
+    parts += [sample_links(folder), "<h2>Calibration</h2>", *plots(metrics)]
     parts += ["<h2>Predictions</h2>", _predictions(found, shots[0], shown)]
     parts += ["<h2>Where a baseline does better</h2>", _worst(found, shots[-1])]
     parts += ["<h2>Every table</h2>", _per_table(found, shots), recipe_part(recipe)]
@@ -115,11 +113,18 @@ def training(log: Sequence[dict[str, Any]]) -> str:
     return f"<p>{cost}; {last['skipped']} steps skipped as not finite.</p>{charts}"
 
 
-def _reliability(found: Comparison, metrics: dict[str, Any]) -> str:
-    parts = np.array_split(np.array(sorted(found.confidence), dtype=np.float64).reshape(-1, 2), 15)
-    points = [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts if len(part)]
-    chart = lines({"share right": points}, "confidence", "share right", diagonal=True)
-    return f"<p>Expected calibration error {metrics['metrics']['calibration_error']:.3f} (15 bins of equal mass).</p>{chart}"
+def plots(metrics: dict[str, Any]) -> list[str]:
+    """What metrics.json has to draw, as parts of HTML: how far probabilities can be believed, and curves over a quantity."""
+    parts = []
+    if bins := metrics.get("reliability"):
+        error = f"Expected calibration error {metrics['metrics']['calibration_error']:.3f} (15 bins of equal mass)."
+        points = [(confidence, right) for confidence, right, _ in bins]
+        parts = [f"<p>{error}</p>{lines({'share right': points}, 'confidence', 'share right', diagonal=True)}"]
+    curves: dict[str, dict[str, Any]] = metrics.get("curves", {})
+    for title in dict.fromkeys(title for found in curves.values() for title in found):
+        series = {name: found[title] for name, found in curves.items() if title in found}
+        parts.append(f"<h3>{escape(title)} over {escape(metrics['over'])}</h3>{lines(series, metrics['over'], title)}")
+    return parts
 
 
 def _predictions(found: Comparison, count: int, shown: Callable[[Episode], str]) -> str:

@@ -80,7 +80,8 @@ def attention_image(names: Sequence[str], weights_et: Tensor) -> str:
     data = base64.b64encode(_png(weights_et.clamp(0, 1).numpy(), height, Image.Resampling.NEAREST)).decode()
     size = ROW - 2
     rows = [
-        f'<text x="{WIDTH + 3}" y="{ROW * number + size}" font-size="{size}">{escape(name)}</text>' for number, name in enumerate(names)
+        f'<text x="{WIDTH + 3}" y="{ROW * number + size}" font-size="{size}" fill="currentColor">{escape(name)}</text>'
+        for number, name in enumerate(names)
     ]
     return (
         f'<svg role="img" aria-label="what the model looked at" width="{WIDTH + 40}" height="{height}" viewBox="0 0 {WIDTH + 40} {height}">'

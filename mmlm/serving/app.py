@@ -283,7 +283,7 @@ async def streamed(events: AsyncGenerator[Any, None], done: str | None = None) -
 async def speech(asked: Speech, request: Request) -> Response:
     """A text as sound."""
     server = _server(request)
-    name, use = server.chosen(asked, lambda use: "text" in use.inputs and list(use.outputs) == ["audio"], "speak")
+    name, use = server.chosen(asked, lambda use: "text" in use.inputs and "audio" in use.outputs, "speak")
     if asked.voice != "default":
         raise RequestError("voice: there are no named voices; say 'default'.", param="voice")
     given: dict[str, Any] = {"text": asked.input} | ({"seed": asked.seed} if "seed" in use.inputs else {})

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -20,11 +21,12 @@ from mmlm.base.errors import MmlmError, RecipeError, require
 from mmlm.base.files import read_json
 from mmlm.base.giving_up import GivenUp, as_told, unless
 from mmlm.evaluation.card import figures
+from mmlm.evaluation.report import plots
 from mmlm.run import METRICS
 from mmlm.serving.examples import Answers, examples_of
 from mmlm.serving.uses import Use
-from mmlm.serving.widgets import DRAWN, as_example, as_heard, drawing, from_widget, molecule, player, to_widget, widget
-from mmlm.tasks.forms import Audio, Molecule, Values
+from mmlm.serving.widgets import DRAWN, as_example, as_heard, drawing, from_widget, marked, molecule, player, tapped, to_widget, widget
+from mmlm.tasks.forms import Audio, Molecule, Part, Values
 
 logger = logging.getLogger(__name__)
 MOST_MEGABYTES = 20  # of an upload
@@ -123,7 +125,13 @@ def build(uses: Sequence[Use]) -> Any:
     if not uses:
         raise RecipeError("mmlm demo: none of these runs has a task that can be asked by hand.")
     gradio = require("gradio", "demo")
-    asked = [Asking(use, gradio.Error, gradio.skip()) for use in uses]
+
+    def error(message: str) -> Exception:
+        """Its words alone: what Gradio is told is shown as HTML, and messages quote what people wrote."""
+        found: Exception = gradio.Error(escape(message, quote=False), print_exception=False)
+        return found
+
+    asked = [Asking(use, error, gradio.skip()) for use in uses]
     with gradio.Blocks(title="mmlm", analytics_enabled=False) as page:
         if len(asked) == 1:
             _tab(gradio, asked[0])
@@ -168,7 +176,10 @@ def _tab(gradio: Any, asking: Asking) -> None:
     use = asking.use
     gradio.Markdown(f"## {use.title}")
     with gradio.Accordion("How good it is", open=False):
-        gradio.Markdown("\n".join(measured(use)))
+        told, drawn = measured(use)
+        gradio.Markdown("\n".join(told))
+        if drawn:
+            gradio.HTML("".join(drawn), elem_classes="drawing measured")
     with gradio.Row():
         with gradio.Column(min_width=320):
             needed = {name: each for name, each in use.inputs.items() if not each.is_optional}
@@ -177,6 +188,9 @@ def _tab(gradio: Any, asking: Asking) -> None:
             if more:
                 with gradio.Accordion("Settings", open=bool(set(more) - {"seed", "temperature"})):
                     widgets |= {name: _input(gradio, each) for name, each in more.items()}
+            for name, each in use.inputs.items():
+                if isinstance(each, Part):
+                    _marking(gradio, widgets[each.of], widgets[name])
             with gradio.Row():
                 ask, stop = gradio.Button("Ask", variant="primary"), gradio.Button("Stop")
         with gradio.Column(min_width=320):
@@ -213,6 +227,20 @@ def _input(gradio: Any, each: Any) -> Any:
     return found
 
 
+def _marking(gradio: Any, picture: Any, part: Any) -> None:
+    """Two taps on a picture write the sides of a part of it, which is drawn; another picture has none."""
+    drawn = gradio.HTML(elem_classes="drawing")
+
+    def tap(event: Any, so_far: str) -> str:
+        return tapped(so_far, *event.index)
+
+    tap.__annotations__["event"] = gradio.SelectData
+    silent = {"show_progress": "hidden", "api_visibility": "private"}
+    picture.select(tap, part, part, **silent)
+    picture.input(lambda: "", None, part, **silent)
+    part.change(marked, [picture, part], drawn, **silent)
+
+
 def _examples(gradio: Any, asking: Asking, inputs: list[Any], outputs: list[Any]) -> Any:
     """Examples to click on, which then stand in the inputs beside their answers."""
     folder, fields = Path(tempfile.mkdtemp(prefix="mmlm-examples-")), asking.use.inputs
@@ -220,7 +248,7 @@ def _examples(gradio: Any, asking: Asking, inputs: list[Any], outputs: list[Any]
         [as_example(folder / f"{row}_{name}", each, given.get(name, each.usual)) for name, each in fields.items()]
         for row, given in enumerate(asking.examples)
     ]
-    shown = gradio.Dataset(components=inputs, samples=rows, type="index", label="Examples")
+    shown = gradio.Dataset(components=inputs, samples=rows, type="index", label="Examples", elem_classes="examples")
 
     def show(request: Any, number: int) -> Iterator[list[Any]]:
         row = rows[number]
@@ -232,13 +260,14 @@ def _examples(gradio: Any, asking: Asking, inputs: list[Any], outputs: list[Any]
     return shown.click(show, shown, [*inputs, *outputs], api_visibility="private")
 
 
-def measured(use: Use) -> list[str]:
-    """How good a run was when it was measured, beside baselines, in Markdown."""
+def measured(use: Use) -> tuple[list[str], list[str]]:
+    """How good a run was when it was measured, beside baselines, in Markdown, and what there is to draw of that, in HTML."""
     path = use.run / METRICS
     if not path.is_file():
-        return ["Nobody has measured this run yet; `mmlm evaluate` does."]
+        return ["Nobody has measured this run yet; `mmlm evaluate` does."], []
     metrics = read_json(path)
-    return figures(use.recipe, metrics["tasks"][use.name] if "tasks" in metrics else metrics)
+    own = metrics["tasks"][use.name] if "tasks" in metrics else metrics
+    return figures(use.recipe, own), plots(own)
 
 
 def _api_name(use: Use) -> str:

@@ -21,10 +21,10 @@ from mmlm.run import test_records
 from mmlm.serving.uses import Use
 from mmlm.serving.values import from_json, to_json
 from mmlm.tasks.base import TestsApart
-from mmlm.tasks.forms import Usable, Values
+from mmlm.tasks.forms import AskedOfSeveral, Usable, Values
 
 logger = logging.getLogger(__name__)
-COUNT = 3
+COUNT, TOGETHER = 3, 8  # examples, and records of which one is made where a task wants several
 SHOTS, ASKED, TARGET = 24, 6, "species"  # of the shipped table
 FOLDER = "demo"
 WEIGHTS = ("*.safetensors", "adapter/**/*", "recipe.yaml", "tokenizers/**/*")
@@ -34,11 +34,14 @@ def examples_of(use: Use, count: int = COUNT) -> tuple[list[dict[str, Any]], str
     """Some inputs, and why there are none where there are none: data of other folders may be gone where a run is shown."""
     if not isinstance(use.task, Usable):
         return [_of_table()], ""
+    task: Any = use.task
+    wanted = TOGETHER if isinstance(task, AskedOfSeveral) else count
     try:
-        records = [record for some in test_records(use.recipe, use.task, count).values() for record in some][:count]
-        if isinstance(use.task, TestsApart):
-            use.task.begin_tests()
-        return [dict(use.task.given_by(record)) for record in records], ""
+        records = [record for some in test_records(use.recipe, task, wanted).values() for record in some][:wanted]
+        if isinstance(task, TestsApart):
+            task.begin_tests()
+        found = task.given_by_several(records)[:count] if isinstance(task, AskedOfSeveral) else map(task.given_by, records)
+        return [dict(given) for given in found], ""
     except MmlmError as error:
         return [], f"There are no examples here: {str(error).splitlines()[0]}"
 

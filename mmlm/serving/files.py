@@ -12,19 +12,27 @@ from mmlm.analysis.drawing import write_png
 from mmlm.base.errors import DataError
 from mmlm.base.files import write_text_whole
 from mmlm.data.audio_files import read_sound, write_sound
-from mmlm.data.picture_files import read_picture
+from mmlm.data.picture_files import ENDINGS, read_picture
+from mmlm.data.speech_check import files_below
 from mmlm.data.sweep_source import read_ahead
 from mmlm.data.table_reader import read_table
-from mmlm.tasks.forms import Audio, Field, Image, Number, Part, Points, Table
+from mmlm.tasks.forms import Audio, Field, Flag, Image, Number, Part, Pictures, Points, Table
+
+FLAGS = {"yes": True, "true": True, "no": False, "false": False}
 
 
 def from_word(field: Field, name: str, word: str) -> Any:
-    """What a word of a command line says: a number, a box, a text, or the path of a sound, picture, sweep or table. Raises DataError."""
+    """What a word of a command line says: a number, yes or no, a box, a text, or the path of a sound, picture, folder of pictures, sweep or
+    table. Raises DataError."""
     if isinstance(field, Number):
         try:
             return float(word)
         except ValueError:
             raise DataError(f"{name}: must be a number, but is {word[:40]!r}.") from None
+    if isinstance(field, Flag):
+        if word not in FLAGS:
+            raise DataError(f"{name}: must be one of {', '.join(FLAGS)}, but is {word[:40]!r}.")
+        return FLAGS[word]
     if isinstance(field, Part):
         try:
             left, top, right, bottom = map(float, word.split(","))
@@ -35,6 +43,8 @@ def from_word(field: Field, name: str, word: str) -> Any:
         return read_sound(word)
     if isinstance(field, Image):
         return read_picture(word)
+    if isinstance(field, Pictures):
+        return [read_picture(path) for path in (files_below(Path(word), ENDINGS) if Path(word).is_dir() else [Path(word)])]
     if isinstance(field, Points):
         return read_ahead(Path(word))
     if isinstance(field, Table):
@@ -53,6 +63,11 @@ def write_value(field: Field, value: Any, path: Path) -> Path:
     elif isinstance(field, Image):
         target = path.with_suffix(".png")
         write_png(target, value)
+    elif isinstance(field, Pictures):
+        target = path
+        target.mkdir(exist_ok=True)
+        for number, one in enumerate(value, 1):
+            write_png(target / f"{number}.png", one)
     elif isinstance(value, np.ndarray):
         target = path.with_suffix(".npy")
         np.save(target, value)

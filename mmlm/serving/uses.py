@@ -83,7 +83,7 @@ def runs_below(folder: str | Path) -> list[Path]:
 
 def _holds_weights(run: Path) -> bool:
     """Whether a run is finished: codecs and other tokenizers that were trained lie with the tokenizers."""
-    return (run / "model.safetensors").is_file() or any(run.glob("tokenizers/*/*.safetensors"))
+    return any(run.glob("*.safetensors")) or any(run.glob("tokenizers/*/*.safetensors"))
 
 
 def _answering(task: Usable, model: Any) -> Callable[[Values], Iterator[Values]]:

@@ -1,6 +1,7 @@
 """Values of a task's inputs and outputs as JSON: sounds and pictures are files in base64, with or without `data:...;base64,` before them.
 
 Text, Choice: text   Number: number   Table: list of rows   Points: list of [x, y, z, intensity]   Audio, Image: base64
+    Pictures: list of base64
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import struct
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +23,7 @@ from mmlm.base.errors import DataError, MmlmError
 from mmlm.data.audio_files import read_sound, sound_facts, write_sound
 from mmlm.data.picture_files import picture_facts, read_picture
 from mmlm.sound import Sound
-from mmlm.tasks.forms import MOST_PIXELS, MOST_SECONDS, Audio, Field, Image, Points
+from mmlm.tasks.forms import MOST_PICTURES, MOST_PIXELS, MOST_SECONDS, Audio, Field, Image, Pictures, Points
 
 TOGETHER = 10
 T = TypeVar("T")
@@ -37,6 +39,10 @@ def from_json(inputs: Mapping[str, Field], given: Mapping[str, Any]) -> dict[str
             found[name] = sound_of(name, value, field.most_seconds)
         elif isinstance(field, Image):
             found[name] = picture_of(name, value)
+        elif isinstance(field, Pictures):
+            if not isinstance(value, list) or len(value) > MOST_PICTURES:
+                raise DataError(f"{name}: must be a list of at most {MOST_PICTURES} files in base64.")
+            found[name] = pictures_of(name, value)
         elif isinstance(field, Points):
             found[name] = _points_of(name, value)
     return found
@@ -44,25 +50,27 @@ def from_json(inputs: Mapping[str, Field], given: Mapping[str, Any]) -> dict[str
 
 def sound_of(name: str, value: Any, most_seconds: float = MOST_SECONDS) -> Sound:
     """The sound of a file in base64. Raises DataError, for one that lasts too long before it is decoded."""
+    return _read(name, value, partial(short_sound, most_seconds=most_seconds))
 
-    def read(path: Path) -> Sound:
-        if (seconds := sound_facts(path).seconds) > most_seconds:
-            raise DataError(f"{name}: lasts {seconds:.0f} s; {most_seconds:g} s are allowed.")
-        return read_sound(path)
 
-    return _read(name, value, read)
+def short_sound(path: Path, most_seconds: float) -> Sound:
+    """The sound in a file. Raises DataError, for one that lasts too long before it is decoded: a small file may hold many hours."""
+    if (seconds := sound_facts(path).seconds) > most_seconds:
+        raise DataError(f"{path}: lasts {seconds:.0f} s; {most_seconds:g} s are allowed.")
+    return read_sound(path)
 
 
 def picture_of(name: str, value: Any, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """The picture of a file in base64. Raises DataError, for one that is too large before it is decoded."""
+    return _read(name, value, partial(small_picture, most_pixels=most_pixels))
 
-    def read(path: Path) -> np.ndarray:
-        facts = picture_facts(path)
-        if facts.width * facts.height > most_pixels:
-            raise DataError(f"{name}: has {facts.width} x {facts.height} pixels; {most_pixels:,} in all are allowed.")
-        return read_picture(path)
 
-    return _read(name, value, read)
+def small_picture(path: Path, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+    """The picture in a file. Raises DataError, for one that is too large before it is decoded."""
+    facts = picture_facts(path)
+    if facts.width * facts.height > most_pixels:
+        raise DataError(f"{path}: has {facts.width} x {facts.height} pixels; {most_pixels:,} in all are allowed.")
+    return read_picture(path)
 
 
 def sounds_of(name: str, values: Sequence[Any]) -> list[Sound]:

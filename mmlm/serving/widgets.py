@@ -4,28 +4,54 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from mmlm.analysis.drawing import as_html, write_png
+from mmlm.analysis.drawing import as_html, drawn, figure, write_png
 from mmlm.base.errors import DataError, MmlmError, require
 from mmlm.chemistry import svg
 from mmlm.data.audio_files import write_sound
+from mmlm.data.picture_files import picture_facts, read_picture
 from mmlm.data.points import READERS
 from mmlm.data.sweep_source import read_ahead
 from mmlm.evaluation.charts import shares
-from mmlm.evaluation.spectrogram import spectrogram_image
+from mmlm.evaluation.spectrogram import attention_image, spectrogram_image
 from mmlm.serving.files import from_word
-from mmlm.serving.values import sound_file
+from mmlm.serving.values import short_sound, small_picture, sound_file
 from mmlm.sound import Sound
-from mmlm.tasks.forms import Audio, Chances, Choice, Data, Field, Image, Molecule, Number, Part, Points, Shares, Spans, Table, Text, Values
+from mmlm.tasks.forms import (
+    MOST_PICTURES,
+    Audio,
+    Chances,
+    Choice,
+    Data,
+    Field,
+    Flag,
+    Image,
+    Looks,
+    Molecule,
+    Number,
+    Part,
+    Pictures,
+    Points,
+    Shares,
+    Spans,
+    Table,
+    Text,
+    Values,
+)
 from mmlm.tokenizers.boxes import Grounded, Phrase
+from mmlm.tokenizers.image_patches import resized
 
-DRAWN = (Audio, Spans, Chances, Molecule)  # outputs with a drawing beside them
+DRAWN = (Audio, Spans, Chances, Molecule, Looks)  # outputs with a drawing beside them
 MOST_DRAWN = 40  # rows
+MOST_MARKED, MARK = 320, 40  # pixels of the longer side of a marked picture, and of how many a first corner is one
+MEANT = "what is meant"
 
 # Plays what is appended to its value, "RATE:PCM IN BASE64", as it comes, without a gap. One that begins otherwise is another sound.
 PLAYER = """
@@ -67,11 +93,14 @@ def widget(gradio: Any, each: Field, is_output: bool = False) -> Any:
         Text: text,
         Molecule: text,
         Number: lambda: gradio.Slider(each.low, each.high, step=each.step, **about, **told),  # type: ignore[attr-defined]
+        Flag: lambda: gradio.Checkbox(**about, **told),
+        Looks: lambda: gradio.JSON(label=each.label, visible=False),  # for programs: people see the drawing
         Choice: lambda: gradio.Dropdown(list(each.options), **about, **told),  # type: ignore[attr-defined]
-        Audio: lambda: gradio.Audio(
-            label=each.label, type="numpy", sources=None if is_output else ["upload", "microphone"], format="wav", buttons=["download"]
+        Audio: lambda: _unread(
+            gradio.Audio(label=each.label, sources=None if is_output else ["upload", "microphone"], format="wav", buttons=["download"])
         ),
-        Image: lambda: gradio.Image(label=each.label, type="numpy", image_mode="RGB", buttons=["download", "fullscreen"]),
+        Image: lambda: _unread(gradio.Image(label=each.label, buttons=["download", "fullscreen"])),
+        Pictures: lambda: _unread(gradio.Gallery(label=each.label, columns=3, format="png", file_types=["image"], buttons=["fullscreen"])),
         Part: text,
         Points: lambda: gradio.File(label=each.label, file_types=list(READERS), type="filepath"),
         Table: lambda: gradio.Dataframe(label=each.label, type="pandas", interactive=not is_output, wrap=True),
@@ -83,27 +112,45 @@ def widget(gradio: Any, each: Field, is_output: bool = False) -> Any:
     return kinds[type(each)]()
 
 
+def _unread(component: Any) -> Any:
+    """A component that hands over the paths of what was uploaded: Gradio's readers know fewer kinds of files, and tell of broken ones with
+    a word of where they lie."""
+
+    def paths(payload: Any) -> Any:
+        if payload is None or not hasattr(payload, "root"):
+            return None if payload is None else payload.path
+        return [(getattr(one, "image", None) or one.video).path for one in payload.root]
+
+    component.preprocess = paths
+    return component
+
+
 def from_widget(each: Field, name: str, value: Any) -> Any:
     """What a component hands over, as a value of its field; None where it is empty. Raises DataError for what cannot be read."""
     if value is None:
         return None
     if isinstance(each, Audio):
-        rate_hz, wave = value
-        wave = np.asarray(wave)
-        scale = float(np.iinfo(wave.dtype).max) + 1 if np.issubdtype(wave.dtype, np.integer) else 1.0
-        wave_n = (wave if wave.ndim == 1 else wave.mean(axis=1)).astype(np.float32) / np.float32(scale)
-        return Sound(wave_n, int(rate_hz))
+        return _read(partial(short_sound, most_seconds=each.most_seconds), name, value)
+    if isinstance(each, Image):
+        return _read(small_picture, name, value)
+    if isinstance(each, Pictures):
+        return [_read(small_picture, f"{name}, picture {number}", path) for number, path in enumerate(value[: MOST_PICTURES + 1], 1)]
     if isinstance(each, Part):
         return from_word(each, name, value) if value.strip() else None
     if isinstance(each, Points):
-        try:
-            return read_ahead(Path(value))
-        except DataError as error:
-            raise DataError(f"{name}: {str(error).replace(str(value), 'this file')}") from None
+        return _read(read_ahead, name, value)
     if isinstance(each, Table):
         frame = value.astype(object).where(value.notna() & (value.astype(str) != ""), None)
         return [row for row in frame.to_dict("records") if any(cell is not None for cell in row.values())]
     return value
+
+
+def _read(read: Callable[[Path], Any], name: str, path: str) -> Any:
+    """What an uploaded file holds. Raises DataError without a word of where it lies."""
+    try:
+        return read(Path(path))
+    except DataError as error:
+        raise DataError(f"{name}: {str(error).replace(path, 'this file')}") from None
 
 
 def to_widget(each: Field, value: Any) -> Any:
@@ -129,6 +176,8 @@ def as_example(path: Path, each: Field, value: Any) -> Any:
     if isinstance(each, Image):
         write_png(path.with_suffix(".png"), value)
         return str(path.with_suffix(".png"))
+    if isinstance(each, Pictures):
+        return [as_example(path.with_name(f"{path.name}_{number}"), Image(each.label), one) for number, one in enumerate(value)]
     if isinstance(each, Points):
         np.save(path.with_suffix(".npy"), value)
         return str(path.with_suffix(".npy"))
@@ -147,6 +196,34 @@ def as_heard(sound: Sound, is_whole: bool) -> str:
     return f"{sound.rate_hz}:{base64.b64encode(data).decode()}"
 
 
+def tapped(so_far: str, x: int, y: int) -> str:
+    """The text of a `Part` after a tap on its picture: the first one gives a corner, "x,y", the next one the sides, a third begins anew."""
+    try:
+        first_x, first_y = map(int, so_far.split(","))
+    except ValueError:
+        return f"{x},{y}"
+    (left, right), (top, bottom) = sorted((first_x, x)), sorted((first_y, y))
+    return f"{left},{top},{right},{bottom}"
+
+
+def marked(path: str | None, part: str) -> str:
+    """A picture with the part of it that a text tells of, or its first corner, as HTML. Empty where there is nothing to draw: what is
+    wrong is told to who asks."""
+    if path is None:
+        return ""
+    try:
+        size = picture_facts(path).upright
+        scale = min(1.0, MOST_MARKED / max(size))
+        pixels = resized(read_picture(path, longest=MOST_MARKED), *(max(1, round(side * scale)) for side in size[::-1]))
+        numbers = [float(each) for each in part.split(",")]
+        sides = numbers if len(numbers) == 4 else [*numbers, *(each + max(size) / MARK for each in numbers)]
+        left, top, right, bottom = (min(max(side / most, 0.0), 1.0) for side, most in zip(sides, size * 2, strict=True))
+    except (ValueError, DataError):
+        return ""
+    said = Grounded(MEANT, (Phrase(0, len(MEANT), ((left, top, right, bottom),)),))
+    return figure(drawn(pixels, said), f"{MEANT}: {escape(part)}" if len(numbers) == 4 else "tap the other corner", alt=MEANT)
+
+
 def drawing(each: Field, value: Any, found: Values) -> str:
     """A value of a field as HTML; found: all of an answer. Empty where there is nothing to draw."""
     if value is None or not value:
@@ -156,6 +233,8 @@ def drawing(each: Field, value: Any, found: Values) -> str:
     if isinstance(each, Spans):
         phrases = (Phrase(one["span"][0], one["span"][1], tuple(map(tuple, one["boxes"]))) for one in value)
         return f"<p>{as_html(Grounded(str(found.get(each.of) or ''), tuple(phrases)))}</p>"
+    if isinstance(each, Looks):
+        return f"<p>{escape(each.label)}</p>{attention_image(value['names'], torch.tensor(value['weights']))}"
     if isinstance(each, Chances):
         return shares(value[:MOST_DRAWN])
     if isinstance(each, Molecule):

@@ -5,7 +5,7 @@ Axes: b sounds   n samples   t tokens   u books
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mmlm.objectives.base import Losses
 from mmlm.sound import Sound
 from mmlm.tasks.base import Heard
 from mmlm.tasks.config import AdversaryConfig, CodecTaskConfig
+from mmlm.tasks.forms import Audio, Field, Number, Text, Values
 from mmlm.tasks.trains_codec import TrainsCodec
 from mmlm.tokenizers.codec.base import Codec, CodecModel
 from mmlm.tokenizers.codec.griffin_lim import mel_griffin_lim
@@ -116,11 +117,14 @@ class CodecTask(TrainsCodec[Codec]):
 
     def shown(self, record: Utterance) -> str:
         """Length, tokens and bits of a recording."""
-        seconds = record.seconds
-        tokens, books = float(self.codec.token_rate) * seconds, self.codec.book_sizes
-        bits = float(self.codec.token_rate) * float(np.log2(books).sum())
-        told = f"{seconds:.2f} s, {tokens:.0f} tokens of {len(books)} books, {bits:.0f} bits a second"
+        told = self._told(record.seconds, len(self.codec.book_sizes))
         return "\n".join([self.title(record), f"speaker {record.speaker or 'unknown'}, language {record.language or 'unknown'}", told])
+
+    def _told(self, seconds: float, num_books: int) -> str:
+        """Tokens and bits of so many seconds in the first books."""
+        rate = float(self.codec.token_rate)
+        bits = rate * float(np.log2(self.codec.book_sizes[:num_books]).sum())
+        return f"{seconds:.2f} s, {rate * seconds:.0f} tokens of {num_books} books, {bits:.0f} bits a second"
 
     @torch.no_grad()
     def predict(self, model: CodecModel, records: Sequence[Utterance]) -> list[Coded]:
@@ -129,6 +133,30 @@ class CodecTask(TrainsCodec[Codec]):
         segments = self.codec.encode_many(true)
         decoded = self.codec.decode_many(segments)
         return [Coded(sound, self.codec.codes(segment), out) for sound, segment, out in zip(true, segments, decoded, strict=True)]
+
+    @property
+    def inputs(self) -> Mapping[str, Field]:
+        """A sound, and of how many books it is decoded where there are several."""
+        most = self.codec.num_books
+        books = Number("Books", "the sound is decoded from the first so many", True, most, 1, most, 1)
+        return {"audio": Audio("Sound", "any rate; a minute at most", most_seconds=60), **({"books": books} if most > 1 else {})}
+
+    outputs: Mapping[str, Field] = {
+        "audio": Audio("Behind the codec"),
+        "read": Audio("Before it, as the codec reads it"),
+        "size": Text("Size"),
+    }
+
+    def given_by(self, record: Utterance) -> Values:
+        """Its sound."""
+        return {"audio": record.sound()}
+
+    def answer(self, model: CodecModel, given: Values) -> Iterator[Values]:
+        """A sound through the codec and back, and what it takes."""
+        read, count = given["audio"].at(self.codec.rate_hz), int(given.get("books", self.codec.num_books))
+        decoded = self.codec.decode(self.codec.encode(read, count))
+        whole = f"; 16 bits a sample are {16 * self.codec.rate_hz}"
+        yield {"audio": decoded, "read": read, "size": self._told(read.seconds, count) + whole}
 
     def score(self, outputs: Sequence[Coded], records: Sequence[Utterance]) -> dict[str, float]:
         """mel_distance: mean absolute difference of natural log-mel magnitudes.   perplexity: entries in use, in effect, as a share of a

@@ -31,9 +31,11 @@ TASKS = Registry("task", "mmlm.tasks")
 
 
 class TaskConfig(Component):
-    """What every task has, for recipes with several `tasks`. limits: what its models cannot do, for their cards."""
+    """What every task has, for recipes with several `tasks`. limits: what its models cannot do, for their cards.   never_asked: why nobody
+    asks a finished run of it by hand, so that it has no demo; empty where people do (`mmlm.tasks.forms`)."""
 
     limits: ClassVar[str] = ""
+    never_asked: ClassVar[str] = ""
     name: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]{0,31}$", description="by which it is told from others; null: its type")
     weight: float = Field(1.0, gt=0, description="its losses count so many times, before train.loss_weights")
     batch_size: int | None = Field(None, ge=1, description="its samples of an optimizer step; null: train.batch_size")
@@ -110,6 +112,7 @@ class LabelsConfig(TaskConfig):
     """Say the label of every token that has one, in generated sequences."""
 
     limits: ClassVar[str] = "Made sequences alone, of the lengths and sizes that were trained and measured."
+    never_asked: ClassVar[str] = "its sequences are made to tell mixers apart: nobody has any to ask about"
     reads: ClassVar[str] = "labels"
     headline: ClassVar[dict[str, str]] = {"accuracy": "max"}
     type: Literal["labels"] = "labels"
@@ -497,6 +500,7 @@ class GenseConfig(TaskConfig):
 class GenseUnitsConfig(GenseConfig):
     """Write the units of clean speech behind those of the same speech degraded: the first step of GenSE."""
 
+    never_asked: ClassVar[str] = "what it writes is heard through the run of gense_codes that names it as its units_run"
     headline: ClassVar[dict[str, str]] = {"unit_edit_distance": "min"}
     type: Literal["gense_units"] = "gense_units"
 

@@ -9,6 +9,8 @@ outputs, first those that are there already, last all of them, whole. Values by 
     Table   a row each, {column: text or number}   Shares    {name: probability}
     Chances {name: probability} of each row        Spans     {"span": [first, end], "boxes": [...]} of parts of a text
     Molecule  str, SMILES                          Part      [x0, y0, x1, y1] of a picture, in pixels
+    Pictures  [Image, ...]                         Flag    bool
+    Looks   what was looked at, and how much: {"names": [e], "weights": [e][t]}, over the time of what was written
     Data    anything that JSON can hold
 """
 
@@ -29,6 +31,8 @@ MOST_SMILES = 1000  # characters
 MOST_ROWS, MOST_COLUMNS = 10_000, 500
 MOST_SECONDS = 60.0
 MOST_PIXELS = 16_000_000
+MOST_PICTURES = 32
+LOOKS_DIGITS = 3
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,17 @@ class Choice(Field):
 
 
 @dataclass(frozen=True)
+class Flag(Field):
+    """Yes or no."""
+
+    def check(self, name: str, value: Any) -> bool:
+        """One of both."""
+        if not isinstance(value, bool):
+            raise DataError(f"{name}: must be true or false, but is {str(value)[:40]!r}.")
+        return value
+
+
+@dataclass(frozen=True)
 class Audio(Field):
     """A sound, of at most so many seconds. grows: as an output it is told while it is made, and heard at once."""
 
@@ -117,7 +132,7 @@ class Audio(Field):
         if not isinstance(value, Sound) or not len(value.wave_n):
             raise DataError(f"{name}: holds no sound.")
         if value.seconds > self.most_seconds:
-            raise DataError(f"{name}: lasts {value.seconds:.0f} s; {self.most_seconds:g} s are allowed.")
+            raise DataError(f"{name}: lasts longer than the {self.most_seconds:g} s that are allowed.")
         if not np.isfinite(value.wave_n).all():
             raise DataError(f"{name}: holds samples that are no numbers.")
         return value
@@ -134,6 +149,22 @@ class Image(Field):
         if value.size > 3 * MOST_PIXELS:
             raise DataError(f"{name}: has {value.shape[1]} x {value.shape[0]} pixels; {MOST_PIXELS:,} in all are allowed.")
         return value
+
+
+@dataclass(frozen=True)
+class Pictures(Field):
+    """Several pictures."""
+
+    def check(self, name: str, value: Any) -> list[np.ndarray]:
+        """Each a picture, not too many, not too large together."""
+        if not isinstance(value, list) or not value:
+            raise DataError(f"{name}: holds no pictures.")
+        if len(value) > MOST_PICTURES:
+            raise DataError(f"{name}: holds {len(value)} pictures; {MOST_PICTURES} are allowed.")
+        found = [Image(self.label).check(f"{name}, picture {number}", one) for number, one in enumerate(value, 1)]
+        if sum(one.size for one in found) > 3 * MOST_PIXELS:
+            raise DataError(f"{name}: have more than the {MOST_PIXELS:,} pixels that are allowed in all.")
+        return found
 
 
 @dataclass(frozen=True)
@@ -195,6 +226,11 @@ class Data(Field):
 
 
 @dataclass(frozen=True)
+class Looks(Data):
+    """What a model looked at while it wrote."""
+
+
+@dataclass(frozen=True)
 class Spans(Data):
     """Parts of a text with the boxes that they mean, in the order of their colours. of: the output that holds the text."""
 
@@ -202,6 +238,12 @@ class Spans(Data):
 
 
 Values = Mapping[str, Any]
+ATTENTION = Flag("Attention", "also show what the model looked at while it wrote", True, False)
+
+
+def looks(names: Sequence[str], weights_et: Any) -> dict[str, Any]:
+    """A value of `Looks`, of weights [e, t] from 0 to 1."""
+    return {"names": list(names), "weights": np.round(np.asarray(weights_et, dtype=np.float64), LOOKS_DIGITS).tolist()}
 
 
 @runtime_checkable
@@ -216,11 +258,24 @@ class Usable(Protocol):
     def outputs(self) -> Mapping[str, Field]:
         """What it answers with."""
 
-    def given_by(self, record: Any) -> Values:
-        """Inputs by which a person would ask for a record, for examples; optional ones may be left out."""
-
     def answer(self, model: Any, given: Values) -> Iterator[Values]:
         """Values of outputs for checked values of all inputs; None where an optional one was left out. Raises DataError, RecipeError."""
+
+
+@runtime_checkable
+class AskedOfOne(Protocol):
+    """A usable task with an example for each record."""
+
+    def given_by(self, record: Any) -> Values:
+        """Inputs by which a person would ask for a record; optional ones may be left out."""
+
+
+@runtime_checkable
+class AskedOfSeveral(Protocol):
+    """A usable task whose examples are each made of several records."""
+
+    def given_by_several(self, records: Sequence[Any]) -> Sequence[Values]:
+        """Inputs by which a person would ask for records; optional ones may be left out."""
 
 
 def checked(inputs: Mapping[str, Field], given: Values) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class GroundedTask(AskingTask[Picture]):
     @property
     def inputs(self) -> Mapping[str, Field]:
         """A picture, and what is asked of it or of a part."""
-        part = Part("Part", "if not all is meant: left,top,right,bottom in pixels", True)
+        part = Part("Part", "if not all is meant: tap two corners in the picture, or write left,top,right,bottom in pixels", True)
         return {"image": Image("Picture"), **self.questions, "part": part}
 
     outputs: Mapping[str, Field] = {"image": Image("What it points at"), "text": Text("Answer"), "boxes": Spans("Boxes in pixels")}

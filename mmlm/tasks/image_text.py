@@ -34,6 +34,7 @@ from mmlm.objectives.gathering import gathered, num_processes
 from mmlm.objectives.token_matching import TokenMatching
 from mmlm.tasks.base import Draws
 from mmlm.tasks.config import ImageTextConfig
+from mmlm.tasks.forms import Chances, Field, Pictures, Table, Text, Values
 from mmlm.weights import write_tensors
 
 ENDLESS = 1 << 40
@@ -42,6 +43,7 @@ WEIGHTS, ABOUT = "open_clip_model.safetensors", "open_clip_config.json"
 MOST_SCALE = math.log(100.0)  # of CLIP, section 2.5
 CHANCE = "chance"
 CLASS = "class"
+MOST_TEXTS = 32  # that are asked at once
 
 
 @dataclass
@@ -260,6 +262,39 @@ class ImageTextTask:
         assert self.encoder is not None
         different = list(dict.fromkeys(texts))
         return dict(zip(different, self.encoder.encode_texts(different, normalize=True), strict=True))
+
+    inputs: Mapping[str, Field] = {
+        "pictures": Pictures("Pictures", "one or several"),
+        "texts": Text("Texts", "one a line; the pictures are sorted by how near they lie to the first", num_lines=4),
+    }
+    outputs: Mapping[str, Field] = {
+        "pictures": Pictures("Nearest to the first text first"),
+        "chances": Chances("Which of the texts it is, of each picture in this order"),
+        "nearness": Table("Cosines of texts and pictures, these in the order that they were given in"),
+    }
+
+    def given_by_several(self, records: Sequence[Picture]) -> Sequence[Values]:
+        """A search for one of the pictures among all, one picture beside the texts of all, and all beside all."""
+        pictures, texts = [record.read() for record in records], list(dict.fromkeys(texts_of(record)[0] for record in records))
+        searched, beside = {"pictures": pictures, "texts": texts[-1]}, {"pictures": pictures[:1], "texts": "\n".join(texts)}
+        return [searched, beside, {"pictures": pictures, "texts": "\n".join(texts)}]
+
+    def answer(self, model: Towers, given: Values) -> Iterator[Values]:
+        """Pictures by their nearness to the first of some texts, and how near each is to each. Raises DataError for too many texts."""
+        assert self.encoder is not None
+        texts = list(dict.fromkeys(line.strip() for line in given["texts"].splitlines() if line.strip()))
+        if len(texts) > MOST_TEXTS:
+            raise DataError(f"texts: there are {len(texts)}; {MOST_TEXTS} are allowed.")
+        pictures_nd = self.encoder.encode(given["pictures"], normalize=True)
+        cosines_nm = pictures_nd @ np.stack(list(self._vectors(texts).values())).T
+        chances_nm = torch.from_numpy(cosines_nm * float(model.model.logit_scale.detach().exp())).softmax(-1).tolist()
+        order = np.argsort(-cosines_nm[:, 0], kind="stable").tolist()
+        near = [
+            {"text": text, **{f"picture {number}": round(cosine, 3) for number, cosine in enumerate(column, 1)}}
+            for text, column in zip(texts, cosines_nm.T.tolist(), strict=True)
+        ]
+        chances = [dict(zip(texts, chances_nm[place], strict=True)) for place in order]
+        yield {"pictures": [given["pictures"][place] for place in order], "chances": chances, "nearness": near}
 
     def score(self, outputs: Sequence[Placed], records: Sequence[Picture]) -> dict[str, float]:
         """i2t_r1, ..., t2i_r10: percent found among the first. i2t_median, t2i_median: rank. mean_r1: mean of both ways. zero_shot_1,

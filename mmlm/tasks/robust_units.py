@@ -13,7 +13,7 @@ Axes: t frames of all sounds   f channels   k units
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from mmlm.objectives.base import Losses
 from mmlm.sound import Sound
 from mmlm.tasks.base import Draws
 from mmlm.tasks.config import RobustUnitsConfig
+from mmlm.tasks.forms import Audio, Data, Field, Text, Values
 from mmlm.tokenizers.clustering import nearest
 from mmlm.tokenizers.unit_measures import unit_edit_distance, unit_perplexity, without_repetitions
 from mmlm.tokenizers.units import UnitClassifier, UnitTokenizer
@@ -234,6 +235,21 @@ class RobustUnitsTask:
     def shown(self, record: Utterance) -> str:
         """Its units by k-means, clean and changed."""
         return "\n".join([self.title(record), *_lines(self._steady(record, KMEANS, None))])
+
+    inputs: Mapping[str, Field] = {"audio": Audio("Sound", "any rate; a minute at most", most_seconds=60)}
+    outputs: Mapping[str, Field] = {"units": Text("Units, without repetitions"), "frames": Data("The unit of each frame")}
+
+    def given_by(self, record: Utterance) -> Values:
+        """Its sound."""
+        return {"audio": record.sound(SAMPLE_RATE_HZ)}
+
+    def answer(self, model: RobustModel, given: Values) -> Iterator[Values]:
+        """The units of a sound."""
+        sound = given["audio"].at(SAMPLE_RATE_HZ)
+        frames_t, (rate, seconds) = self.units.encode(sound).ids, self.units.rate_hz
+        assert frames_t is not None
+        told = {"frames_a_second": rate / seconds, "units": frames_t.tolist()}
+        yield {"units": " ".join(map(str, self.units.string(sound).tolist())), "frames": told}
 
     def predict(self, model: RobustModel, records: Sequence[Utterance]) -> list[Steady]:
         """Units of each record, clean and changed by each augmentation alone."""

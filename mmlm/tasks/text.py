@@ -14,10 +14,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from mmlm.analysis.attention import attention_maps, most_focused
 from mmlm.base.errors import DataError, RecipeError, unknown_name
 from mmlm.data.texts import Part, Passage
 from mmlm.generation import Sampling, generate
@@ -25,13 +27,14 @@ from mmlm.generation import stream as written
 from mmlm.model import MultimodalLM
 from mmlm.stream import NO_LABEL, Segment, Stream, pack, unpack
 from mmlm.tasks.config import TextTaskConfig
-from mmlm.tasks.forms import Field, Number, Text, Values
+from mmlm.tasks.forms import ATTENTION, Field, Looks, Number, Text, Values, looks
 from mmlm.tokenizers.base import TextLike
 from mmlm.tokenizers.growing import GrowingText
 
 CHARACTERS = 5  # that a source draws for each token of the context; a sample keeps the first tokens of them
 TOKENS_AT_ONCE, SCORES_AT_ONCE = 8192, 2048
 BINS = 16
+LOOKED_AT = 512  # tokens at most whose attention is shown
 SAMPLES = "texts.txt"
 EXAMPLE_WORDS = 8
 SHOWN_START, SHOWN_TOKENS = 200, 100
@@ -94,8 +97,9 @@ class TextTask:
         "max_new_tokens": Number("Most new tokens", "", True, 64, 1, 512, 1),
         "temperature": Number("Temperature", "0: always the likeliest token", True, 0.0, 0.0, 2.0),
         "seed": Number("Seed", "decides the draws at a temperature above 0", True, 0, 0, 1_000_000, 1),
+        "attention": ATTENTION,
     }
-    outputs: Mapping[str, Field] = {"text": Text("Continued")}
+    outputs: Mapping[str, Field] = {"text": Text("Continued"), "attention": Looks("What each new token looked at")}
 
     def given_by(self, record: Passage) -> Values:
         """Its first words, which leave half of the context to what follows."""
@@ -127,19 +131,29 @@ class TextTask:
     def answer(self, model: MultimodalLM, given: Values) -> Iterator[Values]:
         """The text with its continuation, token by token."""
         span, count = model.vocabulary.span("text"), int(given["max_new_tokens"])
-        text, growing = given["text"], GrowingText(self.text.decode)
+        text, growing, prompt, found = given["text"], GrowingText(self.text.decode), self.prompt(model, given["text"], count), list[int]()
+        if given["attention"] and len(prompt) + count > LOOKED_AT:
+            raise DataError(f"attention: is shown of up to {LOOKED_AT} tokens, but these may become {len(prompt) + count:,}.")
         steps = written(
-            model, [self.prompt(model, text, count)], max_new_tokens=count, sampling=Sampling(temperature=given["temperature"]),
+            model, [prompt], max_new_tokens=count, sampling=Sampling(temperature=given["temperature"]),
             stop=[span.start + each for each in self.ends], seed=int(given["seed"]),
         )  # fmt: skip
         yield {"text": text}
         for step in steps:
             for index, _, _ in step.values():
                 if index is not None and index in span and index - span.start not in self.ends:
-                    text += growing.push(index - span.start)
+                    found.append(index - span.start)
+                    text += growing.push(found[-1])
                     yield {"text": text}
-        if left := growing.flush():
-            yield {"text": text + left}
+        looked = self._attention(model, [*(prompt - span.start).tolist(), *found], len(prompt)) if given["attention"] else None
+        yield {"text": text + growing.flush(), "attention": looked}
+
+    def _attention(self, model: MultimodalLM, ids: Sequence[int], count: int) -> dict[str, Any] | None:
+        """What the tokens behind the first `count` looked at, in the head that looks most at one thing at a time. None where nothing was
+        written, or nothing looks."""
+        maps_ntl = attention_maps(model, Stream([Segment("text", torch.tensor(ids))]))[:, count - 1 : -1, :-1]
+        weights_tl = most_focused(maps_ntl)
+        return None if weights_tl is None else looks([self.text.decode([each]) for each in ids[:-1]], weights_tl.T)
 
     def example(self, record: Passage, rng: np.random.Generator) -> Stream | None:
         """A segment for each part, as many tokens as the context holds."""

@@ -30,7 +30,7 @@ from mmlm.staged import Chunk, generate_staged
 from mmlm.stream import Segment, Stream
 from mmlm.tasks.base import Heard, tokenizer_of
 from mmlm.tasks.config import TextToSpeechConfig
-from mmlm.tasks.forms import Audio, Field, Number, Text, Values
+from mmlm.tasks.forms import ATTENTION, Audio, Field, Looks, Number, Text, Values, looks
 from mmlm.tasks.tts_plan import Said, SpeechPlan
 from mmlm.tasks.tts_stages import SPEECH, Writing
 from mmlm.tasks.tts_text import STYLE, InstructionReader, PhonemeReader, TextReader
@@ -243,12 +243,13 @@ class TextToSpeechTask:
             "voice_text": Text("What is said in the voice", "needed with a voice", True, ""),
             **paces,
             "seed": Number("Seed", "another number, another reading", True, 0, 0, 1_000_000, 1),
+            "attention": ATTENTION,
         }
 
     @property
     def outputs(self) -> Mapping[str, Field]:
         """Speech."""
-        return {"audio": Audio("Speech", grows=self.is_heard_early)}
+        return {"audio": Audio("Speech", grows=self.is_heard_early), "attention": Looks("What each moment looked at")}
 
     def given_by(self, record: Utterance) -> Values:
         """Its text, or its first instruction."""
@@ -257,23 +258,34 @@ class TextToSpeechTask:
     def answer(self, model: MultimodalLM, given: Values) -> Iterator[Values]:
         """The sound of a text, growing while it is written where the model can write so."""
         asked: dict[str, Any] = {"pace": given.get("pace", 1.0), "seed": int(given["seed"])}
-        voice, wave_n = voice_of(given["voice"], given["voice_text"]), np.zeros(0, dtype=np.float32)
-        if not self.is_heard_early:
-            (one,) = self.speak(model, [given["text"]], voice=voice, **asked)
-            yield {"audio": one.sound}
-            return
-        for piece in self.pieces(model, given["text"], voice=voice, **asked):
-            wave_n = np.concatenate([wave_n, piece.wave_n])
-            yield {"audio": Sound(wave_n, piece.rate_hz)}
+        asked["voice"] = voice_of(given["voice"], given["voice_text"])
+        if given["attention"] and given["voice"] is not None:
+            raise DataError("attention: is shown of speech without a voice that is given.")
+        told, wave_n = list[Spoken](), np.zeros(0, dtype=np.float32)
+        if self.is_heard_early:
+            for piece in self.pieces(model, given["text"], told, **asked):
+                wave_n = np.concatenate([wave_n, piece.wave_n])
+                yield {"audio": Sound(wave_n, piece.rate_hz)}
+        else:
+            told += self.speak(model, [given["text"]], **asked)
+        looked = self._attention(model, told[0].said) if given["attention"] else None
+        yield {"audio": told[0].sound, "attention": None if looked is None else looks(*looked)}
 
     @property
     def is_heard_early(self) -> bool:
         """Whether sound comes while it is written: no codebooks are written behind the others."""
         return len(self.plan.parts) == 1
 
-    def pieces(self, model: MultimodalLM, text: str, **asked: Any) -> Iterator[Sound]:
-        """The sound of a text piece by piece, see `speak`, while the rest is being written. Whoever asks for no more ends it."""
-        return as_told(lambda tell: self.speak(model, [text], hear=lambda _, sound: tell(sound), **asked))
+    def pieces(self, model: MultimodalLM, text: str, whole: list[Spoken] | None = None, **asked: Any) -> Iterator[Sound]:
+        """The sound of a text piece by piece, see `speak`, while the rest is being written. Whoever asks for no more ends it.
+        whole: what it was in the end is put there."""
+
+        def work(tell: Callable[[Sound], None]) -> None:
+            found = self.speak(model, [text], hear=lambda _, sound: tell(sound), **asked)
+            if whole is not None:
+                whole.extend(found)
+
+        return as_told(work)
 
     def speak(
         self,

@@ -47,6 +47,10 @@ def test_the_report_is_one_file_that_says_what_was_measured(run):
             low, high = row[f"accuracy_{count}_interval"]
             assert f"{row[f'accuracy_{count}']:.3f} ({low:.3f} to {high:.3f})" in page
     assert f"{found['metrics']['calibration_error']:.3f}" in page and "its default settings" in page
+    confidence, right, rows = np.array(found["reliability"]).T
+    assert np.all(np.diff(confidence) > 0) and 0 <= right.min() <= right.max() <= 1 and 1 < len(rows) <= 15
+    assert (rows * np.abs(confidence - right)).sum() / rows.sum() == pytest.approx(found["metrics"]["calibration_error"])
+    assert page.count('aria-label="share right over confidence"') == 1
     assert "species" in page and "flipper_length_mm" in page and page.count("<svg") >= 5
     last = sorted(run.glob("samples/step_000003/*.txt"))[0].read_text()
     assert "<h2>Samples at the end</h2><pre>" in page and escape(last[:200]) in page

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
 import numpy as np
 import pytest
+from PIL import Image as Pictures
 
 from mmlm.base.errors import DataError
 from mmlm.base.giving_up import go_on
 from mmlm.data import token_shards
 from mmlm.recipe import Recipe
 from mmlm.serving.demo import launch
+from mmlm.serving.examples import Answers, examples_of
 from mmlm.serving.uses import Use, uses_of
 from mmlm.sound import Sound
 from mmlm.tasks.forms import Audio, Text
 
+from .test_hostile import BROKEN
 from .tiny import made_in
 
 gradio = pytest.importorskip("gradio")
@@ -29,6 +33,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.skipif(CHR
 DEMOS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "demos").glob("*.py"))
 PIECES, PIECE, EARLY = 8, 4500, 4  # of a rate of 8 kHz
 GO = Event()  # lets the second half of a sound be made
+HOSTILE = "<img src=x onerror='window.taken=1'><script>window.taken=1</script>"
+READS = {"picture_classes": ".png", "image_text": ".jpg", "enhancement": ".wav", "sweeps": ".npy"}  # demos that read files
 ANSWER_SECONDS = 3.0  # in which a kept answer has to be there, by the processor's clock of this program
 
 # Of each kind of task, what has to be seen of an answer, as CSS within its tab.
@@ -39,6 +45,9 @@ SEEN = {
     "regression_transformer": ".drawing svg path",
     "picture_classes": "[data-testid='label-output-value'], .output-class",
     "image_codes": "img",
+    "image_text": ".drawing svg rect",
+    "codec": ".drawing img[alt^='spectrogram']",
+    "robust_units": "label:has-text('Units') textarea",
     "enhancement": ".drawing img[alt^='spectrogram']",
     "gense_codes": ".drawing img[alt^='spectrogram']",
     "tts": ".drawing img[alt^='spectrogram']",
@@ -91,13 +100,18 @@ def page(uses, talker):
     with playwright.sync_playwright() as started:
         flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
         browser = started.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = browser.new_page(viewport={"width": 400, "height": 900})  # a phone
-        page.set_default_timeout(30_000)
-        page.goto(address)
-        page.get_by_role("tab").first.wait_for()
-        yield page
+        yield phone(browser, address)
         browser.close()
     gradio.close_all()
+
+
+def phone(browser, address):
+    """The page on a phone, laid out."""
+    page = browser.new_page(viewport={"width": 400, "height": 900})
+    page.set_default_timeout(60_000)
+    page.goto(address)
+    page.locator(".overflow-menu > button, button[aria-label*='more' i]").first.wait_for()
+    return page
 
 
 def opened(page, name):
@@ -112,24 +126,131 @@ def opened(page, name):
 
 
 def test_there_is_a_demo_for_each_kind_of_task(uses, page):
-    assert len(DEMOS) == len(SEEN) == 11 and [use.type for use in uses] == DEMOS == sorted(SEEN)
+    assert len(DEMOS) == len(SEEN) == 14 and [use.type for use in uses] == DEMOS == sorted(SEEN)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+@contextmanager
+def answering(page):
+    """Until what is asked inside is answered."""
+    ended: list[str] = []
+
+    def end(request):
+        if "/queue/data" in request.url:
+            ended.append(request.url)
+
+    for event in ("requestfinished", "requestfailed"):  # the page closes the connection, or the server
+        page.on(event, end)
+    yield
+    began = time.monotonic()
+    while not ended and time.monotonic() - began < 60:
+        page.wait_for_timeout(10)
+    for event in ("requestfinished", "requestfailed"):
+        page.remove_listener(event, end)
+    assert ended
 
 
 @pytest.mark.parametrize("kind", DEMOS)
-def test_a_demo_opens_and_shows_the_answer_to_an_example_at_once(kind, page, tmp_path):
-    panel = opened(page, kind)
+def test_a_demo_opens_and_shows_the_answer_to_each_example_at_once(kind, page, uses, tmp_path):
+    (use,) = (use for use in uses if use.type == kind)
+    panel, answers, (examples, _) = opened(page, kind), Answers(use), examples_of(use)
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    began = time.process_time()
-    panel.locator(".gallery-item, .tr-body").last.click()
-    panel.locator(SEEN[kind]).last.wait_for(state="visible")
-    if kind == "text":
-        page.wait_for_function("(e) => e.value.length > 0", arg=panel.locator(SEEN[kind]).element_handle())
-    seconds = time.process_time() - began
+    shown = panel.locator(".examples .gallery-item, .examples .tr-body")
+    assert shown.count() == len(examples) >= 1
+    for number, given in enumerate(examples):
+        began = time.process_time()
+        with answering(page):
+            shown.nth(number).click()
+        panel.locator(SEEN[kind]).last.wait_for(state="visible")
+        for name, each in use.outputs.items():
+            if type(each) is Text:
+                box = panel.get_by_label(each.label, exact=True).element_handle()
+                page.wait_for_function("([e, text]) => e.value === text", arg=[box, answers.find(given)[name]])
+        assert time.process_time() - began < ANSWER_SECONDS
     page.screenshot(path=tmp_path / f"{kind}.png", full_page=True)
-    assert seconds < ANSWER_SECONDS and not faults and page.locator(".toast-body.error").count() == 0
+    assert not faults and page.locator(".toast-body.error").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_two_people_at_once_see_their_own_answers_alone(page, uses):
+    (use,) = (use for use in uses if use.type == "text")
+    asked = ("The 3. line", "lines came before it: 7")
+    pages = [page, phone(page.context.browser, page.url)]
+    panels = [opened(each, "text") for each in pages]
+    for panel, text in zip(panels, asked, strict=True):
+        panel.get_by_role("textbox").first.fill(text)
+    assert panels[1].get_by_label("Continued", exact=True).input_value() == ""  # nothing of the first one's is here
+    for panel in panels:
+        panel.get_by_role("button", name="Ask").click()
+    for each, panel, text in zip(pages, panels, asked, strict=True):
+        *_, last = use.answer({"text": text})
+        box = panel.get_by_label("Continued", exact=True).element_handle()
+        each.wait_for_function("([e, text]) => e.value === text", arg=[box, last["text"]])
+        assert last["text"].startswith(text)
+    pages[1].wait_for_timeout(500)
+    assert panels[0].get_by_label("Continued", exact=True).input_value().startswith(asked[0])
+    pages[1].close()
+
+
+def told(page):
+    """What a page says is wrong; it is taken away again."""
+    page.locator(".toast-body.error").first.wait_for(state="visible")
+    said = page.locator(".toast-body.error").first.inner_text()
+    page.locator(".toast-close").first.click()
+    page.locator(".toast-body.error").first.wait_for(state="detached")
+    return said
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.quality)], ids=["some", "every"])
+@pytest.mark.parametrize("kind", READS)
+def test_a_broken_file_is_told_on_the_page(kind, every, page, tmp_path):
+    panel, place = opened(page, kind), list(READS).index(kind)
+    for number, (name, data) in enumerate(BROKEN.items()):
+        if not every and number % len(READS) != place:
+            continue
+        path = tmp_path / f"{number}{READS[kind]}"
+        path.write_bytes(data)
+        clear(panel)
+        with page.expect_response(lambda response: "/upload" in response.url):
+            panel.locator("input[type=file]").first.set_input_files(path)
+        page.wait_for_timeout(300)
+        panel.get_by_role("button", name="Ask").click()
+        said = told(page)
+        assert "this file" in said or "is missing" in said, (name, said)
+        assert "/tmp" not in said and "Traceback" not in said, (name, said)
+    clear(panel)
+
+
+def test_hostile_words_are_refused_or_shown_as_words(page):
+    """What looks like a page's own language is not taken for it."""
+    panel = opened(page, "text")
+    box = panel.get_by_role("textbox").first
+    for words, said in {"   ": "is empty", "x" * 20_001: "20,001 characters", "x " * 9_000: "tokens long"}.items():
+        box.fill(words)
+        panel.get_by_role("button", name="Ask").click()
+        assert said in told(page)
+    box.fill(HOSTILE)
+    with answering(page):
+        panel.get_by_role("button", name="Ask").click()
+    assert panel.get_by_label("Continued", exact=True).input_value().startswith(HOSTILE)
+    panel = opened(page, "grounded")
+    with answering(page):
+        panel.locator(".examples .tr-body").first.click()
+    panel.get_by_label("Part").fill(HOSTILE)
+    panel.get_by_role("button", name="Ask").click()
+    assert HOSTILE[:40] in told(page)
+    panel = opened(page, "regression_transformer")
+    panel.get_by_role("textbox").first.fill(HOSTILE)
+    panel.locator(".drawing p", has_text=HOSTILE).first.wait_for(state="visible")
+    panel = opened(page, "image_text")
+    with answering(page):
+        panel.locator(".examples .tr-body").first.click()
+    panel.get_by_role("textbox").first.fill(HOSTILE)
+    with answering(page):
+        panel.get_by_role("button", name="Ask").click()
+    panel.locator(".drawing svg rect").first.wait_for(state="visible")
+    assert page.evaluate("window.taken === undefined")
 
 
 def test_speech_is_played_while_it_is_made_and_stops(page, talker):
@@ -166,10 +287,39 @@ def test_a_molecule_is_drawn_while_it_is_written(page):
     panel.locator(".drawing p", has_text="C1CC").first.wait_for(state="visible")
 
 
+def test_a_part_of_a_picture_is_marked_by_two_taps(page, tmp_path):
+    panel = opened(page, "grounded")
+    Pictures.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).resize((800, 600)).save(tmp_path / "a.png")
+    clear(panel)
+    panel.locator("input[type=file]").first.set_input_files(tmp_path / "a.png")
+    shown = panel.locator(".image-frame img, img[alt='']").first
+    shown.wait_for(state="visible")
+    page.wait_for_function("(e) => e.naturalWidth === 800", arg=shown.element_handle())
+    wide, tall = (shown.evaluate(f"(e) => e.{side}") for side in ("clientWidth", "clientHeight"))
+    scale = min(wide / 800, tall / 600)
+    edges = [(wide - 800 * scale) / 2, (tall - 600 * scale) / 2]
+    for x, y in ((600, 150), (200, 450)):
+        shown.click(position={"x": edges[0] + x * scale, "y": edges[1] + y * scale})
+        panel.locator(".drawing figcaption", has_text="tap the other corner" if x == 600 else "what is meant").wait_for(state="visible")
+    sides = panel.get_by_label("Part").input_value().split(",")
+    assert np.abs(np.array(sides, float) - [200, 150, 600, 450]).max() <= 1 / scale + 1
+    panel.get_by_role("button", name="Ask").click()
+    panel.locator("label:has-text('Answer') textarea").wait_for(state="visible")
+    panel.get_by_label("Part").fill("600,150,200,450")
+    panel.get_by_role("button", name="Ask").click()
+    page.locator(".toast-body.error", has_text="must be [left, top, right, bottom]").first.wait_for(state="visible")
+    page.locator(".toast-close").first.click()
+
+
+def clear(panel):
+    """Take a picture out of its input, if one is there."""
+    if (shown := panel.get_by_label("Remove Image").or_(panel.get_by_label("Clear"))).count():
+        shown.first.click()
+
+
 def test_an_upload_that_is_too_large_is_refused(page, tmp_path):
     panel = opened(page, "picture_classes")
     (tmp_path / "large.png").write_bytes(b"\0" * (21 << 20))
-    if (shown := panel.get_by_label("Remove Image").or_(panel.get_by_label("Clear"))).count():
-        shown.first.click()
+    clear(panel)
     panel.locator("input[type=file]").first.set_input_files(tmp_path / "large.png")
     page.get_by_text("exceed the maximum allowed size of 20").first.wait_for(state="visible")

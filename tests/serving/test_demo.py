@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from mmlm.recipe import Recipe
 from mmlm.serving.demo import Asking, build, launch, measured
 from mmlm.serving.examples import Answers
 from mmlm.serving.uses import Use, uses_of
-from mmlm.serving.widgets import drawing, from_widget, to_widget, widget
+from mmlm.serving.widgets import as_example, drawing, from_widget, marked, tapped, to_widget, widget
 from mmlm.sound import Sound
 from mmlm.tasks.forms import (
     Audio,
@@ -27,16 +28,20 @@ from mmlm.tasks.forms import (
     Choice,
     Data,
     Field,
+    Flag,
     Image,
+    Looks,
     Molecule,
     Number,
     Part,
+    Pictures,
     Points,
     Shares,
     Spans,
     Table,
     Text,
     Values,
+    checked,
 )  # fmt: skip
 
 gradio = pytest.importorskip("gradio")
@@ -46,7 +51,10 @@ FIELDS: list[Field] = [
     Number("a"),
     Choice("a", options=("b",)),
     Audio("a"),
+    Flag("a"),
+    Looks("a"),
     Image("a"),
+    Pictures("a"),
     Points("a"),
     Table("a"),
     Shares("a"),
@@ -102,18 +110,46 @@ def test_a_part_of_a_picture_is_written_as_its_sides():
         from_widget(part, "a", "10,5")
 
 
+def test_two_taps_write_the_sides_of_a_part_which_is_drawn(tmp_path):
+    path = as_example(tmp_path / "a", Image("a"), np.zeros((60, 80, 3), np.uint8))
+    seen = [""]
+    for point in ((50, 40), (10, 45), (7, 8), (9, 3)):
+        seen.append(tapped(seen[-1], *point))
+    assert seen[1:] == ["50,40", "10,40,50,45", "7,8", "7,3,9,8"] and tapped("any word", 1, 2) == "1,2"
+    assert "tap the other corner" in marked(path, "50,40") and "what is meant: 10,40,50,45" in marked(path, "10,40,50,45")
+    assert not any(marked(path, part) for part in ("", "a", "1", "1,2,3", "nan,1,<b>,2", "1,2,3,4,5")) and not marked(None, "1,2,3,4")
+    large = as_example(tmp_path / "large", Image("a"), np.random.default_rng(0).integers(0, 256, (900, 1200, 3), dtype=np.uint8))
+    assert len(marked(large, "100,200,300,400")) < 400_000  # a page holds it
+    assert marked(path, "-1e400,2,1e9,nan")  # as far as it can be
+    (tmp_path / "broken.png").write_bytes(b"none")
+    assert not marked(str(tmp_path / "broken.png"), "1,2,3,4")
+
+
 def test_sounds_and_tables_survive_the_way_there_and_back(tmp_path):
     sound = Sound(np.sin(np.arange(800) / 9).astype(np.float32) / 2, 8000)
-    back = from_widget(Audio("a"), "a", to_widget(Audio("a"), sound))
+    back = from_widget(Audio("a"), "a", as_example(tmp_path / "a", Audio("a"), sound))
     assert back.rate_hz == 8000 and np.abs(back.wave_n - sound.wave_n).max() < 1e-4
-    stereo = from_widget(Audio("a"), "a", (8000, np.array([[32767, -32768], [0, 16384]], np.int16)))
-    assert np.allclose(stereo.wave_n, [-0.5 / 32768, 0.25], atol=1e-6)
+    assert to_widget(Audio("a"), sound)[0] == 8000
+    short = Audio("a", most_seconds=0.05)  # of a longer file no more is read than tells so
+    write_sound(tmp_path / "long.wav", Sound(np.zeros(80_000, np.float32), 8000))
+    beginning = from_widget(short, "a", str(tmp_path / "long.wav"))
+    assert beginning.seconds == pytest.approx(1.05)
+    with pytest.raises(DataError, match=r"longer than the 0\.05 s"):
+        checked({"a": short}, {"a": beginning})
+    pictures = [np.full((4, 5, 3), level, np.uint8) for level in (9, 200)]
+    again = from_widget(Pictures("a"), "a", as_example(tmp_path / "b", Pictures("a"), pictures))
+    assert all(map(np.array_equal, again, pictures)) and len(again) == 2
     rows = [{"a": "x", "b": 1.5}, {"a": None, "b": 2.0}]
     frame = pandas.concat([to_widget(Table("a"), rows), pandas.DataFrame([{"a": "", "b": None}])], ignore_index=True)
     assert from_widget(Table("a"), "a", frame) == rows
-    (tmp_path / "s.npy").write_bytes(b"no points")
-    with pytest.raises(DataError, match="points: this file") as error:
-        from_widget(Points("a"), "points", str(tmp_path / "s.npy"))
+
+
+@pytest.mark.parametrize("field", [Points("a"), Audio("a"), Image("a"), Pictures("a")], ids=lambda field: type(field).__name__)
+def test_a_file_that_cannot_be_read_is_told_without_where_it_lies(field, tmp_path):
+    path = tmp_path / "s.npy"
+    path.write_bytes(b"neither points nor sound nor picture")
+    with pytest.raises(DataError, match="given.*: this file") as error:
+        from_widget(field, "given", [str(path)] if isinstance(field, Pictures) else str(path))
     assert str(tmp_path) not in str(error.value)
 
 
@@ -205,6 +241,7 @@ def test_answers_to_examples_are_kept_beside_the_run_and_forgotten_with_its_weig
     [
         (Spans("a"), [{"span": [0, 3], "boxes": [[1, 2, 3, 4]]}], '<b style="border-bottom:3px solid rgb(230,60,60)">a &lt;</b>'),
         (Chances("a"), [{"x<": 0.25, "y": 0.75}], "x&lt;: 0.250"),
+        (Looks("<a>"), {"names": ["<b>", "c"], "weights": [[0.5, 0.25], [0.5, 0.75]]}, "&lt;b&gt;</text>"),
         (Audio("<a>"), Sound(np.ones(800, np.float32), 8000), "spectrogram of &lt;a&gt;"),
         (Molecule("a"), "CCO", "<svg"),
         (Molecule("a"), "C1C<", "C1C&lt;"),
@@ -220,7 +257,17 @@ def test_what_is_drawn(field, value, words):
 
 
 def test_how_good_a_run_is_is_said_or_that_nobody_measured_it(turned, runs):
-    assert "`mmlm evaluate`" in measured(turned)[0]
+    told, drawn = measured(turned)
+    assert "`mmlm evaluate`" in told[0] and not drawn
+    (use,) = uses_of(runs["rows"])
+    found = {"metrics": {"accuracy_4": 0.5, "calibration_error": 0.125}, "baselines": {}, "reliability": [[0.5, 0.25, 8], [0.75, 1.0, 8]],
+             "data": {"split": "file", "tables": {"4": 1}, "seeds": 1}}  # fmt: skip
+    (runs["rows"] / "metrics.json").write_text(json.dumps(found))
+    try:
+        told, (plot,) = measured(use)
+    finally:
+        (runs["rows"] / "metrics.json").unlink()
+    assert any("| model | 0.500 |" in line for line in told) and "error 0.125" in plot and "share right over confidence" in plot
     with pytest.raises(RecipeError, match="can be asked by hand"):
         build([])
 
@@ -229,10 +276,11 @@ def test_programs_ask_over_http(address, runs, tmp_path):
     client = pytest.importorskip("gradio_client").Client(address, verbose=False)
     names = set(client.view_api(return_format="dict")["named_endpoints"])
     assert names == {"/words_text", "/seen_grounded", "/rows_tabular", "/turned_turn"}
-    assert client.predict("The 3.", 4, 0, 0, api_name="/words_text").startswith("The 3.")
+    text, looked, drawn = client.predict("The 3.", 4, 0, 0, True, api_name="/words_text")
+    assert text.startswith("The 3.") and len(looked["weights"]) == len(looked["names"]) and drawn.count("<text") == len(looked["names"])
     assert client.predict("abc", 1, api_name="/turned_turn") == "cba"
     with pytest.raises(Exception, match="is empty"):
-        client.predict(" ", 4, 0, 0, api_name="/words_text")
+        client.predict(" ", 4, 0, 0, False, api_name="/words_text")
 
 
 def test_a_file_that_is_too_large_is_refused(address, tmp_path):
@@ -251,3 +299,23 @@ def test_files_of_the_machine_are_not_served(address):
     with httpx.Client(base_url=address) as client:
         found = [client.get(f"/gradio_api/file={path}").status_code for path in ("/etc/passwd", "../../etc/passwd", str(Path(__file__)))]
     assert all(code in (403, 404) for code in found)
+
+
+def test_a_path_that_nobody_uploaded_is_not_read(address, tmp_path):
+    """Our own readers open what Gradio has let pass, and nothing else."""
+    import httpx
+
+    picture = as_example(tmp_path / "a", Image("a"), np.zeros((60, 80, 3), np.uint8))
+    with httpx.Client(base_url=address, timeout=60) as client, Path(picture).open("rb") as file:
+        (uploaded,) = client.post("/gradio_api/upload", files={"files": ("a.png", file)}).json()
+
+        def ask(path: str) -> str:
+            given = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            call = "/gradio_api/call/seen_grounded"
+            begun = client.post(call, json={"data": [given, "grounded_caption", "", ""]}).json()
+            return client.get(f"{call}/{begun['event_id']}").text
+
+        assert "event: complete" in ask(uploaded)
+        for path in (picture, "/etc/passwd", f"{Path(uploaded).parent}/../../../etc/passwd"):
+            found = ask(path)
+            assert "event: error" in found and "known format" not in found and "root:" not in found

@@ -17,7 +17,7 @@ from mmlm.cli import main
 from mmlm.data.audio_files import read_sound, write_sound
 from mmlm.serving.files import from_word, write_value
 from mmlm.sound import Sound
-from mmlm.tasks.forms import Audio, Data, Image, Number, Part, Points, Table, Text
+from mmlm.tasks.forms import Audio, Data, Flag, Image, Number, Part, Pictures, Points, Table, Text
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOUT = '''
@@ -53,7 +53,8 @@ print([each["api_name"] for each in build(uses_of("run")).config["dependencies"]
 
 def test_words_are_read_as_their_field_says(tmp_path):
     write_sound(tmp_path / "a.wav", Sound(np.zeros(400, np.float32), 8000))
-    Pillow.new("RGB", (5, 4)).save(tmp_path / "a.png")
+    for name in "ab":
+        Pillow.new("RGB", (5, 4)).save(tmp_path / f"{name}.png")
     np.save(tmp_path / "a.npy", np.ones((3, 4), np.float32))
     (tmp_path / "a.csv").write_text("x,y\n1,red\n2,\n")
     assert from_word(Text("t"), "t", "1") == "1" and from_word(Number("n"), "n", "1e2") == 100
@@ -64,6 +65,11 @@ def test_words_are_read_as_their_field_says(tmp_path):
     assert from_word(Part("b"), "b", "1,2,30.5,4") == [1, 2, 30.5, 4]
     with pytest.raises(DataError, match="b: must be LEFT,TOP,RIGHT,BOTTOM"):
         from_word(Part("b"), "b", "1,2,x,4")
+    assert from_word(Flag("f"), "f", "yes") is True and from_word(Flag("f"), "f", "false") is False
+    with pytest.raises(DataError, match="f: must be one of yes, true, no, false, but is 'on'"):
+        from_word(Flag("f"), "f", "on")
+    assert [each.shape for each in from_word(Pictures("p"), "p", str(tmp_path))] == [(4, 5, 3)] * 2
+    assert len(from_word(Pictures("p"), "p", str(tmp_path / "b.png"))) == 1
     with pytest.raises(DataError, match="n: must be a number, but is 'two'"):
         from_word(Number("n"), "n", "two")
 
@@ -72,6 +78,8 @@ def test_outputs_are_written_by_what_they_are(tmp_path):
     sound = Sound(np.full(80, 0.25, np.float32), 8000)
     assert np.allclose(read_sound(write_value(Audio("a"), sound, tmp_path / "out" / "a")).wave_n, 0.25, atol=1e-3)
     assert Pillow.open(write_value(Image("i"), np.zeros((4, 5, 3), np.uint8), tmp_path / "i")).size == (5, 4)
+    folder = write_value(Pictures("p"), [np.zeros((4, 5, 3), np.uint8)] * 2, tmp_path / "p")
+    assert [Pillow.open(folder / name).size for name in ("1.png", "2.png")] == [(5, 4)] * 2
     assert write_value(Text("t"), "said", tmp_path / "t").read_text() == "said\n"
     assert json.loads(write_value(Data("d"), {"a": [1]}, tmp_path / "d").read_text()) == {"a": [1]}
 
@@ -80,7 +88,7 @@ def test_any_input_can_be_given_by_its_name(runs, tmp_path, capsys):
     assert main(["generate", str(runs["words"]), "--given", "text=The 3.", "--given", "max_new_tokens=3"]) == 0
     assert capsys.readouterr().out.startswith("text: The 3.")
     assert main(["generate", str(runs["words"]), "--given", "image=a.png"]) == 2
-    assert "no task of" in (told := capsys.readouterr().err) and "text: text, max_new_tokens, temperature, seed" in told
+    assert "no task of" in (told := capsys.readouterr().err) and "text: text, max_new_tokens, temperature, seed, attention" in told
     assert main(["generate", str(runs["words"]), "--given", "text"]) == 2
     assert "must look like NAME=VALUE" in capsys.readouterr().err
     assert main(["generate", str(runs["words"]), "--given", "text=a", "--text", "b"]) == 2

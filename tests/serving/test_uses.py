@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +14,11 @@ from mmlm.base.errors import CheckpointError, DataError
 from mmlm.serving.examples import examples_of
 from mmlm.serving.uses import runs_below, uses_of
 from mmlm.sound import Sound
-from mmlm.tasks.forms import Audio, Choice, Image, Number, Part, Points, Table, Text, checked
+from mmlm.tasks.answers import ClassAnswers
+from mmlm.tasks.config import TASKS
+from mmlm.tasks.forms import AskedOfOne, AskedOfSeveral, Audio, Choice, Flag, Image, Number, Part, Pictures, Points, Table, Text, checked
 
+DEMOS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "demos").glob("*.py"))
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 
@@ -39,6 +44,21 @@ def test_a_text_grows_token_by_token(uses):
     assert 2 <= len(seen) <= 8 and seen[0] == "The 3."
     assert all(later.startswith("The 3.") for later in seen) and len(set(seen)) > 1
     assert seen[-1] == [found["text"] for found in uses["words"].answer({"text": "The 3.", "max_new_tokens": 6})][-1]
+
+
+def test_what_new_tokens_looked_at_is_told_where_it_is_asked_for(uses):
+    asked = {"text": "The 3.", "max_new_tokens": 6}
+    assert [found["attention"] for found in uses["words"].answer(asked) if "attention" in found] == [None]
+    *_, found = uses["words"].answer({**asked, "attention": True})
+    names, weights_et = found["attention"]["names"], np.array(found["attention"]["weights"])
+    assert found["text"].startswith("".join(names).replace("<|endoftext|>", "")) and len(names) == len(weights_et)
+    first = len(names) - weights_et.shape[1]  # the token that wrote the first new one
+    prompt = uses["words"].task.prompt(uses["words"].model, "The 3.")
+    assert 0 < weights_et.shape[1] == len(names) + 1 - len(prompt) <= 6  # a column each new token
+    assert np.allclose(weights_et.sum(0), 1, atol=0.02)
+    assert all(not weights_et[first + step + 1 :, step].any() for step in range(weights_et.shape[1]))  # nobody sees what comes later
+    with pytest.raises(DataError, match="attention: is shown of up to 512 tokens"):
+        list(uses["words"].answer({**asked, "max_new_tokens": 512, "attention": True}))
 
 
 def test_a_picture_is_answered_with_words_boxes_and_a_drawing(uses):
@@ -105,10 +125,16 @@ def test_where_the_data_are_gone_there_are_no_examples_but_a_reason(uses, monkey
         (Choice("c", options=("left", "right")), "lefd", "Did you mean"),
         (Audio("a"), "x.wav", "holds no sound"),
         (Audio("a"), Sound(np.zeros(0, np.float32), 8000), "holds no sound"),
-        (Audio("a", most_seconds=1), Sound(np.zeros(16001, np.float32), 8000), "lasts 2 s"),
+        (Audio("a", most_seconds=1), Sound(np.zeros(16001, np.float32), 8000), "longer than the 1 s"),
         (Audio("a"), Sound(np.full(9, np.nan, np.float32), 8000), "no numbers"),
         (Image("i"), NOISE[..., :2], "holds no picture"),
         (Image("i"), NOISE.astype(float), "holds no picture"),
+        (Flag("f"), 1, "must be true or false"),
+        (Pictures("ps"), NOISE, "holds no pictures"),
+        (Pictures("ps"), [], "holds no pictures"),
+        (Pictures("ps"), [NOISE, NOISE[..., :2]], "given, picture 2: holds no picture"),
+        (Pictures("ps"), [NOISE] * 33, "holds 33 pictures; 32 are allowed"),
+        (Pictures("ps"), [np.broadcast_to(NOISE[:1, :1], (3000, 3000, 3))] * 2, "16,000,000 pixels that are allowed in all"),
         (Part("b"), [0, 0, 5], "left, top, right, bottom"),
         (Part("b"), [4, 0, 4, 9], "left, top, right, bottom"),
         (Part("b"), [0, 0, float("nan"), 9], "left, top, right, bottom"),
@@ -131,6 +157,18 @@ def test_what_is_missing_or_unknown_is_named():
         checked(fields, {"seed": 1})
     with pytest.raises(DataError, match="unknown input 'sed'.*Did you mean 'seed'"):
         checked(fields, {"text": "a", "sed": 1})
+
+
+def test_every_task_is_asked_by_people_or_says_why_not():
+    asked = set()
+    for name, config in TASKS.entries.items():
+        module, _, attribute = config.builds.partition(":")
+        task = getattr(importlib.import_module(module), attribute)
+        has_examples = issubclass(task, AskedOfOne) or issubclass(task, AskedOfSeveral)
+        if {"inputs", "outputs", "answer"} <= set(dir(task)) and has_examples or issubclass(task, ClassAnswers):
+            asked.add(name)
+        assert bool(config.never_asked) != (name in asked), name
+    assert len(TASKS.entries) == 16 and sorted(asked) == DEMOS and len(DEMOS) == 14
 
 
 def test_two_people_at_once_get_their_own_answers(uses):
@@ -156,6 +194,10 @@ def test_runs_that_trained_a_tokenizer_are_found_too(tmp_path):
         runs_below(tmp_path)
     (tmp_path / "codec" / "tokenizers" / "codec" / "codec.safetensors").touch()
     assert runs_below(tmp_path) == [tmp_path / "codec"]
+    (tmp_path / "towers").mkdir()
+    for name in ("recipe.yaml", "open_clip_model.safetensors"):
+        (tmp_path / "towers" / name).touch()
+    assert set(runs_below(tmp_path)) == {tmp_path / "codec", tmp_path / "towers"}
 
 
 def test_an_answer_may_be_taken_piece_by_piece_by_different_threads(uses):

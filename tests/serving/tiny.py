@@ -62,6 +62,25 @@ tokenizers:
   codes: {type: image_codes, width: 8, encoder_blocks: 1, decoder_blocks: 1, fine_blocks: 1, latent_size: 8,
     quantizer: {type: vq, num_books: 2, book_size: 8}}
 """,
+    "image_text": """
+task:
+  type: image_text
+  towers:
+    type: open_clip
+    sizes: {size: 8, picture: {image_size: 32, width: 16, layers: 1, heads: 2}, text: {context: 16, width: 16, layers: 1, heads: 2}}
+data: PICTURES
+""",
+    "codec": """
+task: {type: codec, seconds: 0.2, windows: [64, 256]}
+data: SPEECH
+tokenizers:
+  codec: {type: small_codec, width: 8, latent_size: 8, encoder_blocks: 1, decoder_blocks: 1, fine_blocks: 1, num_books: 4, book_size: 16}
+""",
+    "robust_units": """
+task: {type: robust_units, seconds: 0.5, rounds: 1, hidden: 16}
+data: SPEECH
+tokenizers: {units: {type: units, num_units: 8}}
+""",
     "enhancement": """
 task: {type: enhancement, seconds: 0.2, NOISY, network: {width: 8, num_blocks: 1}}
 data: SPEECH

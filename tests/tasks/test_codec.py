@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmlm.base.errors import RecipeError
-from mmlm.data.audio_files import write_sound
+from mmlm.base.errors import DataError, RecipeError
+from mmlm.data.audio_files import read_sound, write_sound
 from mmlm.recipe import Recipe
 from mmlm.run import build_task, evaluate, load_run, preview, train
+from mmlm.serving.uses import uses_of
 from mmlm.sound import Sound
 from mmlm.tasks.codec import CodecLearner
 from mmlm.tokenizers.config import SmallCodecConfig
@@ -76,6 +77,20 @@ def run(folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "codec"
     train(recipe(folder, path))
     return path
+
+
+def test_a_sound_comes_back_as_it_is_behind_the_codec_with_its_bits(folder, run):
+    (use,) = uses_of(run)
+    sound = read_sound(folder / "03.wav").at(8000)
+    codec, read = use.task.codec, sound.at(16_000)
+    for books, told in ((2, "0.50 s, 50 tokens of 2 books, 600 bits a second; 16 bits a sample are 256000"), (1, "1 books, 300 bits")):
+        (found,) = use.answer({"audio": sound, "books": books})
+        assert np.array_equal(found["audio"].wave_n, codec.decode(codec.encode(read, books)).wave_n) and told in found["size"]
+        assert np.array_equal(found["read"].wave_n, read.wave_n) and len(found["audio"].wave_n) == len(read.wave_n)
+    (usual,) = use.answer({"audio": sound})
+    assert "2 books" in usual["size"]
+    with pytest.raises(DataError, match="books: must be from 1 to 2"):
+        list(use.answer({"audio": sound, "books": 3}))
 
 
 def test_a_run_leaves_a_codec_samples_and_validation_losses(run):

@@ -15,6 +15,8 @@ from mmlm.data.pictures import Picture
 from mmlm.recipe import Recipe
 from mmlm.records import Records
 from mmlm.run import build_task, evaluate, load_run, preview, train
+from mmlm.serving.examples import examples_of
+from mmlm.serving.uses import uses_of
 from mmlm.tasks.image_text import hidden_words, part_of
 from mmlm.tokenizers.boxes import Grounded
 from mmlm.training import checkpoint
@@ -50,6 +52,25 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("towers") / "run"
     train(recipe(ALL, f"output={folder}"))
     return folder
+
+
+def test_pictures_are_found_by_texts_and_texts_by_pictures(run):
+    (use,) = uses_of(run)
+    examples, why = examples_of(use)
+    assert not why and [len(each["pictures"]) for each in examples] == [8, 1, 8]
+    given = {"pictures": examples[0]["pictures"], "texts": " a red square\n\na blue circle\na red square\n"}
+    (found,) = use.answer(given)
+    texts, encoder = ["a red square", "a blue circle"], use.task.encoder
+    cosines_nm = encoder.encode(given["pictures"], normalize=True) @ encoder.encode_texts(texts, normalize=True).T
+    order = np.argsort(-cosines_nm[:, 0], kind="stable")
+    assert all(np.array_equal(one, given["pictures"][place]) for one, place in zip(found["pictures"], order, strict=True))
+    assert [row["text"] for row in found["nearness"]] == texts
+    told = np.array([[row[f"picture {number}"] for number in range(1, 9)] for row in found["nearness"]])
+    assert np.abs(told.T - cosines_nm).max() < 6e-4
+    wanted = torch.from_numpy(cosines_nm[order] * float(use.model.model.logit_scale.detach().exp())).softmax(-1)
+    assert np.abs(np.array([[row[text] for text in texts] for row in found["chances"]]) - wanted.numpy()).max() < 1e-5
+    with pytest.raises(DataError, match="texts: there are 33; 32 are allowed"):
+        list(use.answer({**given, "texts": "\n".join(map(str, range(33)))}))
 
 
 def batch_of(task, config, count=6):

@@ -40,6 +40,16 @@ def task() -> RobustUnitsTask:
     return RobustUnitsTask(RobustUnitsConfig(hidden=16, context=1, keep=0.5), {"units": units})
 
 
+def test_a_sound_is_told_as_units(task: RobustUnitsTask) -> None:
+    sound = tones(5)
+    (found,) = task.answer(task.learner(0).model, {"audio": sound.at(8000)})
+    units = task.units.encode(sound.at(8000).at(16_000)).ids
+    assert found["frames"]["units"] == units.tolist() and len(units) / sound.seconds == pytest.approx(
+        found["frames"]["frames_a_second"], 0.1
+    )
+    assert found["units"] == " ".join(str(int(each)) for each in torch.unique_consecutive(units))
+
+
 def pairs(task: RobustUnitsTask) -> tuple[list[torch.Tensor], list[torch.Tensor], FramePairs]:
     clean = list(task.units.encoder.frames([tones(1), tones(2, 0.5)]))
     changed = list(task.units.encoder.frames([tones(3, 1.0), tones(4, 0.6)]))

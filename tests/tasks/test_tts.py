@@ -160,9 +160,15 @@ def test_delayed_codebooks_are_heard_while_they_are_written(home, finished, pros
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(speaker.task.codec), "decode_many", lambda *given: pytest.fail("what was heard is decoded again"))
         assert sum(piece.seconds for piece in speaker.stream("busy", seed=2)) > 0
-    given = {"text": "two people are waiting", "voice": None, "voice_text": "", "pace": 1.0, "seed": 2}
-    growing = [found["audio"] for found in speaker.task.answer(speaker.model, given)]
-    assert len(growing) == len(pieces) and np.array_equal(growing[0].wave_n, pieces[0].wave_n)
+    given = {"text": "two people are waiting", "voice": None, "voice_text": "", "pace": 1.0, "seed": 2, "attention": True}
+    *growing, last = list(speaker.task.answer(speaker.model, given))
+    growing = [found["audio"] for found in growing]
+    assert len(growing) == len(pieces) and np.array_equal(last["audio"].wave_n, growing[-1].wave_n)
+    names, weights_et = last["attention"]["names"], np.array(last["attention"]["weights"])
+    assert weights_et.shape == (len(names), round(growing[-1].seconds * 50)) and "T" in names and 0 < weights_et.sum(0).max() < 1.05
+    with pytest.raises(DataError, match="attention: is shown of speech without a voice"):
+        list(speaker.task.answer(speaker.model, {**given, "voice": sound.sound(), "voice_text": sound.text}))
+    assert np.array_equal(growing[0].wave_n, pieces[0].wave_n)
     assert all(np.array_equal(more.wave_n[: len(less.wave_n)], less.wave_n) for less, more in itertools.pairwise(growing))
     assert np.array_equal(growing[-1].wave_n, np.concatenate([piece.wave_n for piece in pieces]))
     with pytest.raises(DataError):
