@@ -206,7 +206,7 @@ class _Row:
         self.position[at:stop], self.clock = _position(segment, self.clock, self.position.shape[1])
         for values, given in ((self.mutual, segment.mutual), (self.branch, segment.branch)):
             if isinstance(given, Tensor) or given:
-                values[at:stop] = _plain(given)
+                values[at:stop] = plain(given)
         if segment.mark is not None:
             self.marks.append((at, segment.mark))
         if segment.reach is not None:
@@ -219,7 +219,7 @@ class _Row:
         """Ids to be predicted, where and how much they count, of a segment without codebooks."""
         if _is_read_only(segment):
             return
-        weight_t, move = np.broadcast_to(_plain(segment.weight), len(segment)), 0
+        weight_t, move = np.broadcast_to(plain(segment.weight), len(segment)), 0
         if segment.labels is not None:
             labels_t = segment.labels.numpy()
             where = np.flatnonzero(labels_t != NO_LABEL)
@@ -248,7 +248,7 @@ class _Row:
         self.ids[self.at : self.at + len(segment)] = shown_tu[:, 0].numpy()
         if _is_read_only(segment):
             return
-        weight_t, move = np.broadcast_to(_plain(segment.weight), len(segment)), 0
+        weight_t, move = np.broadcast_to(plain(segment.weight), len(segment)), 0
         if segment.labels is not None:
             inside = (segment.labels != NO_LABEL).any(1).nonzero()[:, 0]
             labels = _cells(segment.labels[inside], segment.modality, self.vocabulary, NO_LABEL)
@@ -505,7 +505,7 @@ def _feature_at(segment: Segment) -> Tensor:
 
 def _is_read_only(segment: Segment) -> bool:
     """Whether nothing of it is predicted. Raises DataError for a weight below 0, or none."""
-    weight = _plain(segment.weight)
+    weight = plain(segment.weight)
     if isinstance(weight, np.ndarray):
         if not (weight >= 0).all():
             raise DataError(f"weight of {segment.modality!r} must be at least 0, but is {float(weight[~(weight >= 0)][0])} at a token.")
@@ -515,7 +515,7 @@ def _is_read_only(segment: Segment) -> bool:
     return segment.labels is None and weight == 0
 
 
-def _plain(value: float | Tensor) -> Any:
+def plain(value: float | Tensor) -> Any:
     """A tensor as an array; a number as it is."""
     return value.numpy() if isinstance(value, Tensor) else value
 
