@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,6 @@ from mmlm.vocabulary import Vocabulary
 T = TypeVar("T")
 NO_LABEL = -100
 PER_TOKEN = ("weight", "labels", "hidden", "mutual", "branch", "mark", "reach")  # of a segment: tensors with a row for each token, or none
-NOWHERE, NO_WEIGHT = torch.zeros(0, dtype=torch.long), torch.zeros(0)
 
 
 @dataclass
@@ -73,9 +73,8 @@ class Segment:
     whole: bool = False
 
     def __len__(self) -> int:
-        if self.ids is not None:
-            return len(self.ids)
-        return 0 if self.features is None else len(self.features)
+        tokens = self.features if self.ids is None else self.ids
+        return 0 if tokens is None else int(tokens.shape[0])
 
 
 @dataclass
@@ -142,99 +141,176 @@ def pack(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = Tru
     if not streams:
         raise DataError("nothing to pack: the list of streams is empty.")
     axes = streams[0].axes
-    keys = ("ids", "labels", "weight", "document", "position", "mutual", "branch", "options")
-    columns: dict[str, list[Tensor]] = {key: [] for key in keys}
-    features: dict[str, list[Tensor]] = {}
-    feature_at: dict[str, list[Tensor]] = {}
-    whole_sizes: dict[str, list[int]] = {}
-    channels: dict[str, list[tuple[int, Tensor]]] = {}
-    tags: dict[str, list[tuple[int, Tensor]]] = {}
-    codes: list[tuple[int, Tensor]] = []
-    code_labels: list[tuple[Tensor, Tensor]] = []
-    marks: list[tuple[int, Tensor]] = []
-    reaches: list[tuple[int, Tensor]] = []
-    first_of: dict[tuple[str, str], Tensor] = {}
-    total = 0
-    for number, stream in enumerate(streams, start=1):
+    sizes = [len(stream) for stream in streams]
+    row = _Row(sum(sizes), len(axes), vocabulary, shift)
+    for number, (stream, size) in enumerate(zip(streams, sizes, strict=True)):
         if stream.axes != axes:
             raise DataError(f"{_where(stream)}: position axes {stream.axes}, but the batch began with {axes}.")
-        if len(stream) == 0 and starts is None:
+        if size == 0 and starts is None:
             raise DataError(f"{_where(stream)}: the sample holds no tokens.")
-        start, clock = total, starts[number - 1] if starts is not None else 0
-        target = torch.full((len(stream),), NO_LABEL)
-        labelled = torch.zeros(len(stream), dtype=torch.bool)
-        weight = torch.zeros(len(stream))
-        options = torch.zeros(len(stream), 2, dtype=torch.long)
-        for segment in stream.segments:
-            size, at = len(segment), total - start
-            try:
-                ids = _ids(segment, vocabulary)
-                _check(segment, vocabulary)
-                position, clock = _position(segment, clock, len(axes))
-                where, labels, weights = _labels(segment, ids, vocabulary, at, shift)
-                ids = _shown(segment, ids, vocabulary)
-                if bool(labelled[where].any()):
-                    raise DataError(f"the token before {segment.modality!r} has a label of its own and cannot predict the first of these.")
-                _alike(segment, first_of)
-            except (DataError, RecipeError) as error:
-                raise DataError(f"{_where(stream)}: {error}") from None
-            columns["ids"].append(ids[:, 0])
-            if _has_books(segment):
-                codes.append((total, ids))
-            columns["document"].append(torch.full((size,), number))
-            columns["mutual"].append(_spread(segment.mutual, size, torch.long))
-            columns["branch"].append(_spread(segment.branch, size, torch.long))
-            columns["position"].append(position)
-            labelled[where], weight[where] = True, weights
-            if _has_books(segment):
-                code_labels.append((where + start, labels))
-            else:
-                target[where] = labels
-            if segment.num_options:
-                options[where] = torch.tensor([vocabulary.span(segment.modality).start, segment.num_options])
-            if segment.mark is not None:
-                marks.append((total, segment.mark))
-            if segment.reach is not None:
-                reaches.append((total, segment.reach))
-            if segment.features is not None:
-                name = segment.encoder or segment.modality
-                features.setdefault(name, []).append(segment.features)
-                feature_at.setdefault(name, []).append(_feature_at(segment) + total)
-                if segment.whole:
-                    whole_sizes.setdefault(name, []).append(len(segment.features))
-            for parts, given in ((channels, segment.channels), (tags, segment.tags)):
-                for name, value in given.items():
-                    parts.setdefault(name, []).append((total, value))
-            total += size
-        columns["labels"].append(target)
-        columns["weight"].append(weight)
-        columns["options"].append(options)
-    joined = {key: torch.cat(parts)[None] for key, parts in columns.items()}
-    mutual, branch, choices = joined["mutual"], joined["branch"], joined["options"]
-    layout = Layout(
-        document=joined["document"].int(),
-        position=joined["position"],
-        axes=axes,
-        mutual=mutual if bool(mutual.any()) else None,
-        branch=branch if bool(branch.any()) else None,
-        mark=_scatter(marks, total, -1)[None] if marks else None,
-        reach=_scatter(reaches, total, torch.tensor(EVERYTHING))[None] if reaches else None,
-    )
-    return Batch(
-        ids=joined["ids"],
-        layout=layout,
-        labels=joined["labels"],
-        weight=joined["weight"],
-        codes=_scatter(_as_wide(codes, -1), total, -1)[None] if codes else None,
-        code_labels=_scatter(_as_wide(code_labels, NO_LABEL), total, NO_LABEL)[None] if any(len(at) for at, _ in code_labels) else None,
-        options=choices if bool(choices.any()) else None,
-        features={name: torch.cat(parts) for name, parts in features.items()},
-        feature_at={name: torch.cat(parts) for name, parts in feature_at.items()},
-        whole_sizes={name: torch.tensor(sizes) for name, sizes in whole_sizes.items()},
-        channels={name: _scatter(parts, total, _nothing(parts[0][1]))[None] for name, parts in channels.items()},
-        tags={name: _scatter(parts, total, torch.nan)[None] for name, parts in tags.items()},
-        names=[stream.name for stream in streams],
-    )
+        row.begin(0 if starts is None else starts[number])
+        try:
+            for segment in stream.segments:
+                row.add(segment)
+        except (DataError, RecipeError) as error:
+            raise DataError(f"{_where(stream)}: {error}") from None
+    return row.batch(sizes, axes, [stream.name for stream in streams])
+
+
+class _Row:
+    """The tokens of a batch, while segments are laid into it one after the other.
+
+    What every token has is in numpy arrays over the whole row, of which a segment fills its slice: a call of torch costs several times one
+    of numpy, which is most of the time where segments are short.
+    """
+
+    def __init__(self, total: int, num_axes: int, vocabulary: Vocabulary, shift: bool) -> None:
+        self.total, self.vocabulary, self.shift = total, vocabulary, shift
+        self.at = self.first = self.clock = 0  # the next token, the first one of the stream, the next position
+        self.ids = np.zeros(total, np.int64)
+        self.hidden, self.labelled = np.zeros(total, bool), np.zeros(total, bool)
+        self.labels, self.weight = np.full(total, NO_LABEL), np.zeros(total, np.float32)
+        self.position = np.zeros((total, num_axes), np.int64)
+        self.mutual, self.branch = np.zeros(total, np.int64), np.zeros(total, np.int64)
+        self.options = np.zeros((total, 2), np.int64)
+        self.codes: list[tuple[int, Tensor]] = []
+        self.code_labels: list[tuple[Tensor, Tensor]] = []
+        self.marks: list[tuple[int, Tensor]] = []
+        self.reaches: list[tuple[int, Tensor]] = []
+        self.features: dict[str, list[Tensor]] = {}
+        self.feature_at: dict[str, list[Tensor]] = {}
+        self.whole_sizes: dict[str, list[int]] = {}
+        self.channels: dict[str, list[tuple[int, Tensor]]] = {}
+        self.tags: dict[str, list[tuple[int, Tensor]]] = {}
+        self.first_of: dict[tuple[str, str], Tensor] = {}
+
+    def begin(self, clock: int) -> None:
+        """A stream follows, whose positions begin there."""
+        self.first, self.clock = self.at, clock
+
+    def add(self, segment: Segment) -> None:
+        """Lay a segment of the stream after those before it. Raises DataError or RecipeError for parts that do not fit together."""
+        at, stop = self.at, self.at + len(segment)
+        if segment.ids is None and segment.features is None:
+            raise DataError(f"a segment of {segment.modality!r} has neither ids nor features.")
+        _check(segment, self.vocabulary)
+        if _has_books(segment):
+            self._add_books(segment)
+        else:
+            if segment.ids is not None:
+                self.ids[at:stop] = _global(segment.ids.numpy(), segment, self.vocabulary)
+            if segment.hidden is not None:
+                self.vocabulary.span("mask")
+                self.hidden[at:stop] = segment.hidden.numpy()
+            self._add_labels(segment)
+        self.position[at:stop], self.clock = _position(segment, self.clock, self.position.shape[1])
+        for values, given in ((self.mutual, segment.mutual), (self.branch, segment.branch)):
+            if isinstance(given, Tensor) or given:
+                values[at:stop] = plain(given)
+        if segment.mark is not None:
+            self.marks.append((at, segment.mark))
+        if segment.reach is not None:
+            self.reaches.append((at, segment.reach))
+        if segment.features is not None or segment.channels or segment.tags:
+            self._add_vectors(segment)
+        self.at = stop
+
+    def _add_labels(self, segment: Segment) -> None:
+        """Ids to be predicted, where and how much they count, of a segment without codebooks."""
+        if _is_read_only(segment):
+            return
+        weight_t, move = np.broadcast_to(plain(segment.weight), len(segment)), 0
+        if segment.labels is not None:
+            labels_t = segment.labels.numpy()
+            where = np.flatnonzero(labels_t != NO_LABEL)
+            found = _global(labels_t, segment, self.vocabulary, where)
+        else:
+            where, move = np.flatnonzero(weight_t > 0), int(self.shift)
+            where = where[where + self.at - self.first >= move]
+            if len(where) and segment.ids is None:
+                raise DataError(f"{segment.modality!r} has weight, but neither ids nor labels to predict.")
+            found = self.ids[where + self.at]
+        place = where + (self.at - move)
+        self._take(place, weight_t[where], segment)
+        self.labels[place] = found
+        if segment.num_options and len(found):
+            start = self.vocabulary.span(segment.modality).start
+            if (highest := int(found.max()) - start) >= segment.num_options:
+                raise DataError(f"{segment.modality!r} is to be {highest} at a token, but has num_options {segment.num_options}.")
+            self.options[place] = start, segment.num_options
+
+    def _add_books(self, segment: Segment) -> None:
+        """Ids and labels of a segment with codebooks."""
+        assert segment.ids is not None
+        ids_tu = _cells(segment.ids, segment.modality, self.vocabulary, -1)
+        shown_tu = _shown(segment, ids_tu, self.vocabulary)
+        self.codes.append((self.at, shown_tu))
+        self.ids[self.at : self.at + len(segment)] = shown_tu[:, 0].numpy()
+        if _is_read_only(segment):
+            return
+        weight_t, move = np.broadcast_to(plain(segment.weight), len(segment)), 0
+        if segment.labels is not None:
+            inside = (segment.labels != NO_LABEL).any(1).nonzero()[:, 0]
+            labels = _cells(segment.labels[inside], segment.modality, self.vocabulary, NO_LABEL)
+        else:
+            move = int(self.shift)
+            inside = (torch.from_numpy(weight_t > 0) & (ids_tu >= 0).any(1)).nonzero()[:, 0]
+            inside = inside[inside + self.at - self.first >= move]
+            labels = ids_tu[inside].masked_fill(ids_tu[inside] < 0, NO_LABEL)
+        place = inside + (self.at - move)
+        self._take(place.numpy(), weight_t[inside.numpy()], segment)
+        self.code_labels.append((place, labels))
+
+    def _take(self, place_n: np.ndarray, weight_n: np.ndarray, segment: Segment) -> None:
+        """Places where something is predicted. Raises DataError where something else is already."""
+        if self.labelled[place_n].any():
+            raise DataError(f"the token before {segment.modality!r} has a label of its own and cannot predict the first of these.")
+        self.labelled[place_n], self.weight[place_n] = True, weight_n
+
+    def _add_vectors(self, segment: Segment) -> None:
+        """Features, channels and tags."""
+        _alike(segment, self.first_of)
+        if segment.features is not None:
+            name = segment.encoder or segment.modality
+            self.features.setdefault(name, []).append(segment.features)
+            self.feature_at.setdefault(name, []).append(_feature_at(segment) + self.at)
+            if segment.whole:
+                self.whole_sizes.setdefault(name, []).append(len(segment.features))
+        for parts, given in ((self.channels, segment.channels), (self.tags, segment.tags)):
+            for name, value in given.items():
+                parts.setdefault(name, []).append((self.at, value))
+
+    def batch(self, sizes: Sequence[int], axes: tuple[str, ...], names: list[str]) -> Batch:
+        """All that was laid. sizes: tokens of each stream."""
+        if self.hidden.any():
+            self.ids[self.hidden] = self.vocabulary.span("mask").start
+        columns = (self.ids, self.labels, self.weight, self.position, self.mutual, self.branch, self.options)
+        ids, labels, weight, position, mutual, branch, options = (torch.from_numpy(each)[None] for each in columns)
+        codes, code_labels, total = self.codes, self.code_labels, self.total
+        layout = Layout(
+            document=torch.from_numpy(np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes))[None],
+            position=position,
+            axes=axes,
+            mutual=mutual if self.mutual.any() else None,
+            branch=branch if self.branch.any() else None,
+            mark=_scatter(self.marks, total, -1)[None] if self.marks else None,
+            reach=_scatter(self.reaches, total, torch.tensor(EVERYTHING))[None] if self.reaches else None,
+        )
+        return Batch(
+            ids=ids,
+            layout=layout,
+            labels=labels,
+            weight=weight,
+            codes=_scatter(_as_wide(codes, -1), total, -1)[None] if codes else None,
+            code_labels=_scatter(_as_wide(code_labels, NO_LABEL), total, NO_LABEL)[None] if any(len(at) for at, _ in code_labels) else None,
+            options=options if self.options.any() else None,
+            features={name: torch.cat(parts) for name, parts in self.features.items()},
+            feature_at={name: torch.cat(parts) for name, parts in self.feature_at.items()},
+            whole_sizes={name: torch.tensor(counts) for name, counts in self.whole_sizes.items()},
+            channels={name: _scatter(parts, total, _nothing(parts[0][1]))[None] for name, parts in self.channels.items()},
+            tags={name: _scatter(parts, total, torch.nan)[None] for name, parts in self.tags.items()},
+            names=names,
+        )
 
 
 def pad(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = True, starts: Sequence[int] | None = None) -> Batch:
@@ -314,8 +390,8 @@ def positions(stream: Stream) -> list[Tensor]:
     """The positions [t, p] of each segment, those that are not given counted on."""
     found, clock = [], 0
     for segment in stream.segments:
-        position, clock = _position(segment, clock, len(stream.axes))
-        found.append(position)
+        position_tp, clock = _position(segment, clock, len(stream.axes))
+        found.append(torch.from_numpy(position_tp))
     return found
 
 
@@ -351,60 +427,53 @@ def _cells(cells_tu: Tensor, modality: str, vocabulary: Vocabulary, empty: int) 
     return found
 
 
-def _ids(segment: Segment, vocabulary: Vocabulary) -> Tensor:
-    """Global ids [t, u] of a segment; tokens that are features alone get id 0, which the features replace."""
-    if segment.ids is None and segment.features is None:
-        raise DataError(f"a segment of {segment.modality!r} has neither ids nor features.")
-    if segment.ids is None:
-        return torch.zeros(len(segment), 1, dtype=torch.long)
-    if segment.pieces is not None:
-        return _joined(segment.ids, segment.pieces, vocabulary)[:, None]
-    if segment.ids.ndim == 1:
-        return vocabulary.to_global(segment.modality, segment.ids)[:, None]
-    return _cells(segment.ids, segment.modality, vocabulary, -1)
+def _global(local_t: np.ndarray, segment: Segment, vocabulary: Vocabulary, where: np.ndarray | None = None) -> np.ndarray:
+    """Global ids of local ones [t] of a segment without codebooks, or of some of them. Raises DataError for an id outside its range, and
+    for pieces of another length."""
+    if segment.pieces is None:
+        return vocabulary.to_global(segment.modality, local_t if where is None else local_t[where])
+    counts = [count for _, count in segment.pieces]
+    if sum(counts) != len(local_t) or min(counts, default=0) < 0:
+        raise DataError(f"the pieces of a segment hold {sum(counts)} tokens, but it has ids {list(local_t.shape)}.")
+    spans = [vocabulary.span(name) for name, _ in segment.pieces]
+    start_t, size_t = np.repeat([span.start for span in spans], counts), np.repeat([len(span) for span in spans], counts)
+    where = np.arange(len(local_t)) if where is None else where
+    found, start, size = local_t[where], start_t[where], size_t[where]
+    outside = (found < 0) | (found >= size)
+    if outside.any():
+        first = int(outside.argmax())
+        raise DataError(f"id {int(found[first])} at token {where[first]} lies outside its range, which holds 0 to {int(size[first]) - 1}.")
+    return found + start
 
 
-def _joined(ids_t: Tensor, pieces: Sequence[tuple[str, int]], vocabulary: Vocabulary) -> Tensor:
-    """Global ids [t] of local ones in several ranges. Raises DataError for an id outside its range, and for pieces of another length."""
-    counts = [count for _, count in pieces]
-    if sum(counts) != len(ids_t) or min(counts, default=0) < 0 or ids_t.ndim != 1:
-        raise DataError(f"the pieces of a segment hold {sum(counts)} tokens, but it has ids {list(ids_t.shape)}.")
-    spans = [vocabulary.span(name) for name, _ in pieces]
-    times = torch.tensor(counts)
-    start_t = torch.tensor([span.start for span in spans]).repeat_interleave(times)
-    size_t = torch.tensor([len(span) for span in spans]).repeat_interleave(times)
-    outside = (ids_t < 0) | (ids_t >= size_t)
-    if bool(outside.any()):
-        place = int(outside.nonzero()[0])
-        raise DataError(f"id {int(ids_t[place])} at token {place} lies outside its range, which holds 0 to {int(size_t[place]) - 1}.")
-    return ids_t + start_t
-
-
-def _shown(segment: Segment, ids: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """ids [t, u] with the one mask id at hidden tokens, or in hidden cells."""
+def _shown(segment: Segment, ids_tu: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """ids with the one mask id at hidden tokens, or in hidden cells."""
     if segment.hidden is None:
-        return ids
+        return ids_tu
     mask_id = vocabulary.span("mask").start
     if segment.hidden.ndim > 1:
-        return ids.masked_fill(segment.hidden, mask_id)
-    mask = torch.full_like(ids, -1)
-    mask[:, 0] = mask_id
-    return torch.where(segment.hidden[:, None], mask, ids)
+        return ids_tu.masked_fill(segment.hidden, mask_id)
+    mask_tu = torch.full_like(ids_tu, -1)
+    mask_tu[:, 0] = mask_id
+    return torch.where(segment.hidden[:, None], mask_tu, ids_tu)
 
 
 def _check(segment: Segment, vocabulary: Vocabulary) -> None:
     """Raises DataError for parts of a segment that do not fit together."""
     size, name = len(segment), segment.modality
-    given = {what: value for what in PER_TOKEN if isinstance(value := getattr(segment, what), Tensor)}
-    for what, value in [*given.items(), *segment.channels.items(), *segment.tags.items()]:
+    whole = (size,) if segment.ids is None else tuple(segment.ids.shape)
+    for what in PER_TOKEN:
+        if not isinstance(value := getattr(segment, what), Tensor):
+            continue
+        allowed = {"labels": [whole], "hidden": [(size,), whole], "reach": [(size, 2)]}.get(what, [(size,)])
         if value.shape[:1] != (size,):
             raise DataError(f"{what} of {name!r} has shape {tuple(value.shape)}, but the segment has {size} tokens.")
-    for what, value in given.items():
-        whole = (size, segment.ids.shape[1]) if segment.ids is not None and segment.ids.ndim > 1 else (size,)
-        shapes: dict[str, list[tuple[int, ...]]] = {"labels": [whole], "hidden": [(size,), whole], "reach": [(size, 2)]}
-        allowed = list(dict.fromkeys(shapes.get(what, [(size,)])))
-        if tuple(value.shape) not in allowed:
-            raise DataError(f"{what} of {name!r} has shape {tuple(value.shape)}, but must be {' or '.join(map(str, allowed))}.")
+        if value.shape not in allowed:
+            told = " or ".join(map(str, dict.fromkeys(allowed)))
+            raise DataError(f"{what} of {name!r} has shape {tuple(value.shape)}, but must be {told}.")
+    for what, value in (*segment.channels.items(), *segment.tags.items()):
+        if value.shape[:1] != (size,):
+            raise DataError(f"{what} of {name!r} has shape {tuple(value.shape)}, but the segment has {size} tokens.")
     if segment.features is not None:
         inside = _feature_at(segment)
         if segment.whole and (segment.ids is None or not len(segment.features)):
@@ -420,6 +489,8 @@ def _check(segment: Segment, vocabulary: Vocabulary) -> None:
             raise DataError(f"a hidden token of {name!r} would show its features.")
     elif segment.whole:
         raise DataError(f"{name!r} is said to be one thing, but has no features.")
+    if segment.pieces is not None and _has_books(segment):
+        raise DataError(f"{name!r} has pieces of several ranges, but also several codebooks.")
     if segment.pieces is not None and segment.num_options:
         raise DataError(f"{name!r} has pieces of several ranges, with which num_options does not go.")
     if segment.num_options and _has_books(segment):
@@ -432,49 +503,32 @@ def _feature_at(segment: Segment) -> Tensor:
     return torch.arange(len(segment)) if segment.feature_at is None else segment.feature_at
 
 
-def _labels(segment: Segment, ids: Tensor, vocabulary: Vocabulary, at: int, shift: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Places in the stream where a segment that begins at `at` puts labels, the labels (global ids [n] or [n, u]) and their weights."""
-    size, books = len(segment), _has_books(segment)
-    if segment.labels is None and not isinstance(segment.weight, Tensor) and segment.weight == 0:
-        return NOWHERE, NOWHERE if not books else NOWHERE[:, None].expand(0, ids.shape[1]), NO_WEIGHT
-    weight = _spread(segment.weight, size, torch.float32)
-    if not bool((weight >= 0).all()):
-        raise DataError(f"weight of {segment.modality!r} must be at least 0, but is {float(weight[~(weight >= 0)][0])} at a token.")
-    if segment.labels is not None:
-        given = segment.labels != NO_LABEL
-        inside = (given.any(1) if books else given).nonzero()[:, 0]
-        labels, place = segment.labels[inside], inside + at
-        if segment.pieces is not None:
-            labels = _joined(segment.labels.masked_fill(~given, 0), segment.pieces, vocabulary)[inside]
-        else:
-            labels = _cells(labels, segment.modality, vocabulary, NO_LABEL) if books else vocabulary.to_global(segment.modality, labels)
-    else:
-        move = 1 if shift else 0
-        inside = ((weight > 0) & (ids >= 0).any(1)).nonzero()[:, 0]
-        inside = inside[inside + at >= move]
-        labels, place = ids[inside], inside + at - move
-        labels = labels.masked_fill(labels < 0, NO_LABEL) if books else labels[:, 0]
-        if len(inside) and segment.ids is None:
-            raise DataError(f"{segment.modality!r} has weight, but neither ids nor labels to predict.")
-    if segment.num_options and len(labels):
-        highest = int(labels.max()) - vocabulary.span(segment.modality).start
-        if highest >= segment.num_options:
-            raise DataError(f"{segment.modality!r} is to be {highest} at a token, but has num_options {segment.num_options}.")
-    return place, labels, weight[inside]
+def _is_read_only(segment: Segment) -> bool:
+    """Whether nothing of it is predicted. Raises DataError for a weight below 0, or none."""
+    weight = plain(segment.weight)
+    if isinstance(weight, np.ndarray):
+        if not (weight >= 0).all():
+            raise DataError(f"weight of {segment.modality!r} must be at least 0, but is {float(weight[~(weight >= 0)][0])} at a token.")
+        return False
+    if not weight >= 0 and len(segment):
+        raise DataError(f"weight of {segment.modality!r} must be at least 0, but is {weight} at a token.")
+    return segment.labels is None and weight == 0
 
 
-def _spread(value: float | Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    return value.to(dtype) if isinstance(value, Tensor) else torch.full((size,), value, dtype=dtype)
+def plain(value: float | Tensor) -> Any:
+    """A tensor as an array; a number as it is."""
+    return value.numpy() if isinstance(value, Tensor) else value
 
 
-def _position(segment: Segment, clock: int, num_axes: int) -> tuple[Tensor, int]:
+def _position(segment: Segment, clock: int, num_axes: int) -> tuple[np.ndarray, int]:
     """Positions [t, p] of a segment and the next free one; counted on from `clock`, the same on every axis, when none are given."""
     size = len(segment)
     if segment.position is None:
-        return torch.arange(clock, clock + size)[:, None].expand(size, num_axes), clock + size
+        return np.arange(clock, clock + size)[:, None].repeat(num_axes, 1), clock + size
     if segment.position.shape != (size, num_axes):
         raise DataError(f"positions of {segment.modality!r} have shape {tuple(segment.position.shape)}, not {(size, num_axes)}.")
-    return segment.position, int(segment.position.max()) + 1 if size else clock
+    position_tp = segment.position.numpy()
+    return position_tp, int(position_tp.max()) + 1 if size else clock
 
 
 def _alike(segment: Segment, first_of: dict[tuple[str, str], Tensor]) -> None:

@@ -7,10 +7,14 @@ they were.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from mmlm.base.errors import DataError, RecipeError, unknown_name
+
+Ids = TypeVar("Ids", Tensor, np.ndarray)
 
 
 class Vocabulary:
@@ -51,10 +55,10 @@ class Vocabulary:
                 raise RecipeError(f"vocabulary range {name!r} has {len(self.ranges[name])} ids and cannot become {sizes[name]}.")
         return Vocabulary({**self.sizes, **sizes})
 
-    def to_global(self, name: str, ids: Tensor) -> Tensor:
+    def to_global(self, name: str, ids: Ids) -> Ids:
         """Ids of the whole space for local ids (0..) of one range. Raises DataError for an id outside the range."""
         span = self.span(name)
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= len(span)):
+        if 0 not in ids.shape and (int(ids.min()) < 0 or int(ids.max()) >= len(span)):
             raise DataError(f"range {name!r} holds ids 0 to {len(span) - 1}, but found {int(ids.min())} to {int(ids.max())}.")
         return ids + span.start
 

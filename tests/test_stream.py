@@ -289,6 +289,7 @@ def test_pieces_of_several_ranges_in_one_segment_are_those_of_several_segments()
         (Segment("answer", ids, pieces=names[:-1]), "hold 6 tokens, but it has ids"),
         (Segment("answer", torch.tensor([1, 9, 3, 2, 0, 3, 7]), pieces=names), "id 2 at token 3 lies outside its range"),
         (Segment("answer", ids, pieces=names, num_options=2), "with which num_options does not go"),
+        (Segment("answer", ids[:, None], pieces=names), "has pieces of several ranges, but also several codebooks"),
         (Segment("answer", ids, pieces=names, labels=torch.where(ids == 3, 99, ids)), "id 99 at token 2 lies outside its range"),
     ):
         with pytest.raises(DataError, match=message):

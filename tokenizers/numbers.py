@@ -38,6 +38,7 @@ class NumberTokenizer:
         self.config = config
         self.orders = list(range(config.whole_digits - 1, -config.decimals - 1, -1))
         self.kinds = self._kinds()  # the ids that may stand at each place of a number
+        self.table = self._table()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -79,9 +80,12 @@ class NumberTokenizer:
 
     def values(self, ids: Tensor) -> Tensor:
         """[t, 1] fixed encoding of ids [t]: digit times power of ten, brought to at most `largest`; 0 for signs and points."""
+        return self.table[ids]
+
+    def _table(self) -> Tensor:
+        """The encoding of every id."""
         ten = torch.tensor([10.0**order for order in self.orders], dtype=torch.float64)
-        row = ((ids - DIGITS) // 10).clamp_min(0)
-        value = ((ids - DIGITS) % 10) * ten[row] * (ids >= DIGITS)
+        value = torch.cat([torch.zeros(DIGITS, dtype=torch.float64), (ten[:, None] * torch.arange(10)).flatten()])
         return (value * self.config.largest / (9 * ten[0])).float()[:, None]
 
     def symbol(self, index: int) -> str:

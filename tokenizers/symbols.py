@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 
 from mmlm.base.errors import CheckpointError
@@ -14,6 +15,7 @@ from mmlm.base.files import parse_json, write_text_whole
 from mmlm.stream import Segment
 
 FILE = "symbols.json"
+KEPT = 65536  # texts whose ids are kept
 
 
 class Symbols:
@@ -25,6 +27,7 @@ class Symbols:
     def _take(self, symbols: Sequence[str]) -> None:
         self.symbols = list(symbols)
         self.index = {symbol: place for place, symbol in enumerate(self.symbols)}
+        self.known: dict[str, np.ndarray] = {}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -44,8 +47,13 @@ class Symbols:
         return [self.index[symbol] for symbol in self.split(text)]
 
     def encode(self, raw: str) -> Segment:
-        """Tokens of a text."""
-        return Segment(self.range_name, torch.tensor(self.ids(raw), dtype=torch.long))
+        """Tokens of a text. Those of a text that comes again are remembered: cutting it costs most of a sample."""
+        found = self.known.get(raw)
+        if found is None:
+            if len(self.known) >= KEPT:
+                self.known.clear()
+            found = self.known[raw] = np.array(self.ids(raw), dtype=np.int32)
+        return Segment(self.range_name, torch.from_numpy(found.astype(np.int64)))
 
     def decode(self, segment: Any) -> str:
         """The text of a segment or of ids."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ from torch import Tensor
 from mmlm.base.errors import DataError
 from mmlm.objectives.base import Losses, Model, Objective
 from mmlm.objectives.config import PermutationConfig
-from mmlm.stream import NO_LABEL, Batch, Segment, Stream, pack, positions
+from mmlm.stream import NO_LABEL, Batch, Segment, Stream, pack, plain, positions
 from mmlm.vocabulary import Vocabulary
 
 View = Literal["property", "sequence", "plain"]
@@ -86,29 +87,28 @@ class Permutation(Objective):
 
     def prepare(self, stream: Stream, vocabulary: Vocabulary, rng: np.random.Generator) -> Views:
         """The views of a sample. Raises DataError where there is nothing to hide."""
-        config, targets = self.config, set(self.config.targets)
-        is_target = [np.full(len(each), each.modality in targets) for each in stream.segments]
-        rest = [~mine & (_weights(each) > 0) for mine, each in zip(is_target, stream.segments, strict=True)]
-        asked = [mine & (_weights(each) > 0) for mine, each in zip(is_target, stream.segments, strict=True)]
-        if not np.concatenate(asked).any() or not np.concatenate(rest).any():
+        config, tokens = self.config, _Tokens.of(stream)
+        is_target_t = np.repeat([name in config.targets for name in tokens.names], tokens.sizes)
+        asked_t, rest_t = is_target_t & (tokens.weight_t > 0), ~is_target_t & (tokens.weight_t > 0)
+        if not asked_t.any() or not rest_t.any():
             raise DataError(
                 f"{stream.source or stream.name}: needs tokens with weight of {', '.join(config.targets)} and of something else."
             )
-        hidden = {"property": asked, "sequence": [spans(each, config.span_share, config.max_span, rng) for each in rest]}
-        if not np.concatenate(hidden["sequence"]).any():
-            hidden["sequence"] = rest
+        written_t = tokens.spans(rest_t, config.span_share, config.max_span, rng)
+        hidden = {"property": asked_t, "sequence": written_t if written_t.any() else rest_t}
         if config.plain_share:
-            both = [spans(one | other, config.plain_rate, config.plain_span, rng) for one, other in zip(asked, rest, strict=True)]
-            hidden["plain"] = both if np.concatenate(both).any() else asked
+            both_t = tokens.spans(asked_t | rest_t, config.plain_rate, config.plain_span, rng)
+            hidden["plain"] = both_t if both_t.any() else asked_t
         views: dict[View, Stream] = {}
-        places: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, hide in hidden.items():
+        places: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for name, hidden_t in hidden.items():
             order = None if name == "property" else rng
-            views[name], *found = arranged(stream, hide, order, multiple=config.multiple)  # type: ignore[index]
+            segment, *found = tokens.arranged(hidden_t, order, config.multiple)
+            views[name] = Stream([segment], stream.name, stream.source, stream.axes)  # type: ignore[index]
             places[name] = (found[0], found[1])
         query_of, token_of = places["sequence"][0], places["property"][1]
-        at = (query_of >= 0).nonzero()[:, 0]
-        filled = torch.stack([query_of[at], token_of[at]], 1)
+        at = np.flatnonzero(query_of >= 0)
+        filled = torch.from_numpy(np.stack([query_of[at], token_of[at]], 1))
         return Views(stream.segments, stream.name, stream.source, stream.axes, views, filled)
 
     def collate(self, streams: Sequence[Stream], vocabulary: Vocabulary) -> ViewsBatch:  # type: ignore[override]
@@ -165,84 +165,125 @@ def arranged(
 ) -> tuple[Stream, Tensor, Tensor]:
     """(the stream with some tokens hidden and asked for, place [t] of each token's query or -1, place [t] of each token or -1).
 
-    hide: bool [t] of each segment. rng: of the order in which they are asked for; None: that of the stream. The last one itself is left
-    out, as nobody could see it. multiple: the stream is filled up to a multiple of so many tokens, which nothing sees.
+    hide: bool [t] of each segment. Otherwise as `_Tokens.arranged`.
     """
-    if any(each.ids is None or each.ids.ndim > 1 or each.pieces is not None or each.features is not None for each in stream.segments):
-        raise DataError(f"{stream.source or stream.name}: only tokens of one range each, without features, can be hidden in an order.")
-    sizes = [len(each) for each in stream.segments]
-    hidden_t = np.concatenate(list(hide))
-    order = np.flatnonzero(hidden_t)
-    order = order if rng is None else rng.permutation(order)
-    kept = np.flatnonzero(~hidden_t)
-    asked = order.repeat(2)[:-1]
-    fill = -(len(kept) + len(asked)) % multiple
-    place = np.concatenate([kept, asked, order[-1:].repeat(fill)])
-    is_query = np.concatenate([np.zeros(len(kept), bool), np.arange(len(asked)) % 2 == 0, np.ones(fill, bool)])
-    is_asked = is_query & (np.arange(len(place)) < len(kept) + len(asked))
-    number = np.concatenate([np.zeros(len(kept), int), 1 + np.arange(len(asked)) // 2, np.full(fill, len(order) + 1)])
-    at_query, at_token = np.flatnonzero(is_asked), np.flatnonzero(~is_query)
-    query_of, token_of = np.full(len(hidden_t), -1), np.full(len(hidden_t), -1)
-    query_of[place[at_query]], token_of[place[at_token]] = at_query, at_token
-    index, query = torch.from_numpy(place), torch.from_numpy(is_query)
-    ids = torch.cat([each.ids for each in stream.segments])[index]  # type: ignore[misc]
-    weight = np.concatenate([_weights(each) for each in stream.segments])[place] * is_asked
-    segment = Segment(
-        "hidden and shown",
-        ids,
-        pieces=_pieces(np.arange(len(sizes)).repeat(sizes)[place], [each.modality for each in stream.segments]),
-        weight=torch.from_numpy(weight.astype(np.float32)),
-        labels=ids.masked_fill(~torch.from_numpy(is_asked), NO_LABEL),
-        hidden=query,
-        position=torch.cat(positions(stream))[index],
-        mutual=torch.from_numpy(np.where(np.arange(len(place)) < len(kept), SHOWN, 0)),
-        branch=torch.from_numpy(np.where(is_query, number, 0)),
-        channels={name: value[index].masked_fill(_as_wide(query, value), _nothing(value)) for name, value in _channels(stream).items()},
-    )
+    segment, query_of, token_of = _Tokens.of(stream).arranged(np.concatenate(list(hide)), rng, multiple)
     found = Stream([segment], stream.name, stream.source, stream.axes)
     return found, torch.from_numpy(query_of), torch.from_numpy(token_of)
 
 
+@dataclass
+class _Tokens:
+    """All tokens of a stream as arrays, one after the other. names, sizes: of its segments.   segment_t: number of each token's segment."""
+
+    names: list[str]
+    sizes: list[int]
+    segment_t: np.ndarray
+    ids_t: np.ndarray
+    weight_t: np.ndarray
+    position_tp: np.ndarray
+    channels: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, stream: Stream) -> _Tokens:
+        """Raises DataError for a stream whose tokens cannot be hidden one by one."""
+        segments, ids = stream.segments, [each.ids.numpy() for each in stream.segments if each.ids is not None and each.ids.ndim == 1]
+        if len(ids) < len(segments) or any(each.pieces is not None or each.features is not None for each in segments):
+            raise DataError(f"{stream.source or stream.name}: only tokens of one range each, without features, can be hidden in an order.")
+        sizes = [len(each) for each in ids]
+        weights = [np.broadcast_to(plain(each.weight), size) for each, size in zip(segments, sizes, strict=True)]
+        return cls(
+            names=[each.modality for each in segments],
+            sizes=sizes,
+            segment_t=np.repeat(np.arange(len(sizes)), sizes),
+            ids_t=np.concatenate(ids),
+            weight_t=np.concatenate(weights).astype(np.float32),
+            position_tp=np.concatenate([each.numpy() for each in positions(stream)]),
+            channels=_channels(segments, sizes),
+        )
+
+    def spans(self, may_t: np.ndarray, share: float, longest: int, rng: np.random.Generator) -> np.ndarray:
+        """bool [t]: a share of each segment, as `spans` hides it."""
+        ends = list(accumulate(self.sizes))
+        return np.concatenate([spans(may_t[end - size : end], share, longest, rng) for end, size in zip(ends, self.sizes, strict=True)])
+
+    def arranged(
+        self, hidden_t: np.ndarray, rng: np.random.Generator | None, multiple: int = 1
+    ) -> tuple[Segment, np.ndarray, np.ndarray]:
+        """(one segment with some tokens hidden and asked for, place [t] of each token's query or -1, place [t] of each token or -1).
+
+        rng: of the order in which they are asked for; None: that of the stream. The last one itself is left out, as nobody could see it.
+        multiple: filled up to a multiple of so many tokens, which nothing sees.
+        """
+        kept_n, order_n = np.flatnonzero(~hidden_t), np.flatnonzero(hidden_t)
+        order_n = order_n if rng is None else rng.permutation(order_n)
+        shown, count = len(kept_n), len(order_n)
+        asked = shown + 2 * count - 1
+        size = -(-asked // multiple) * multiple
+        queries, told = slice(shown, asked, 2), slice(shown + 1, asked, 2)
+        place_n = np.full(size, order_n[-1])
+        place_n[:shown], place_n[queries], place_n[told] = kept_n, order_n, order_n[:-1]
+        is_query_n, branch_n, mutual_n = np.ones(size, bool), np.full(size, count + 1), np.zeros(size, np.int64)
+        is_query_n[:shown], is_query_n[told] = False, False
+        branch_n[:shown], branch_n[queries], branch_n[told], mutual_n[:shown] = 0, np.arange(1, count + 1), 0, SHOWN
+        query_of, token_of = np.full(len(hidden_t), -1), np.full(len(hidden_t), -1)
+        query_of[order_n] = np.arange(shown, asked, 2)
+        token_of[kept_n], token_of[order_n[:-1]] = np.arange(shown), np.arange(shown + 1, asked, 2)
+        ids_n, labels_n, weight_n = self.ids_t[place_n], np.full(size, NO_LABEL), np.zeros(size, np.float32)
+        labels_n[queries], weight_n[queries] = self.ids_t[order_n], self.weight_t[order_n]
+        channels = {}
+        for name, value in self.channels.items():
+            channels[name] = value[place_n]
+            channels[name][is_query_n] = _nothing(value)
+        segment = Segment(
+            "hidden and shown",
+            torch.from_numpy(ids_n),
+            pieces=_pieces(self.segment_t[place_n], self.names),
+            weight=torch.from_numpy(weight_n),
+            labels=torch.from_numpy(labels_n),
+            hidden=torch.from_numpy(is_query_n),
+            position=torch.from_numpy(self.position_tp[place_n]),
+            mutual=torch.from_numpy(mutual_n),
+            branch=torch.from_numpy(branch_n),
+            channels={name: torch.from_numpy(value) for name, value in channels.items()},
+        )
+        return segment, query_of, token_of
+
+
 def _pieces(segment_t: np.ndarray, names: Sequence[str]) -> list[tuple[str, int]]:
     """The range of each run of tokens, and how long it is. segment_t: number of each token's segment."""
-    borders = np.concatenate([[0], np.flatnonzero(np.diff(segment_t)) + 1, [len(segment_t)]])
-    return [(names[segment_t[first]], int(last - first)) for first, last in zip(borders, borders[1:], strict=False)]
+    firsts = [0, *(np.flatnonzero(segment_t[1:] != segment_t[:-1]) + 1).tolist(), len(segment_t)]
+    return [(names[segment_t[first]], last - first) for first, last in zip(firsts, firsts[1:], strict=False)]
 
 
-def _channels(stream: Stream) -> dict[str, Tensor]:
+def _channels(segments: Sequence[Segment], sizes: Sequence[int]) -> dict[str, np.ndarray]:
     """Channels of all tokens of a stream, with nothing where a segment has none."""
-    firsts = {name: value for each in stream.segments for name, value in each.channels.items()}
-    return {
-        name: torch.cat(
-            [each.channels.get(name, first.new_full((len(each), *first.shape[1:]), _nothing(first))) for each in stream.segments]
-        )
-        for name, first in firsts.items()
-    }
+    found = dict[str, np.ndarray]()
+    for each, end in zip(segments, accumulate(sizes), strict=True):
+        for name, value in each.channels.items():
+            value_t = value.numpy()
+            if name not in found:
+                found[name] = np.full((sum(sizes), *value_t.shape[1:]), _nothing(value_t), value_t.dtype)
+            found[name][end - len(value_t) : end] = value_t
+    return found
 
 
 def spans(may: np.ndarray, share: float, longest: int, rng: np.random.Generator) -> np.ndarray:
     """bool [t]: spans of 1 to `longest` tokens, drawn until a share of those that may be hidden is."""
-    hidden, wanted = np.zeros(len(may), dtype=bool), round(share * int(may.sum()))
-    places = np.flatnonzero(may)
-    while hidden.sum() < wanted:
+    places, hidden = np.flatnonzero(may).tolist(), np.zeros(len(may), dtype=bool)
+    left, taken = round(share * len(places)), set[int]()
+    while left > 0:
         start = int(rng.integers(len(places)))
-        free = [place for place in places[start : start + int(rng.integers(1, longest + 1))] if not hidden[place]]
-        hidden[free[: wanted - int(hidden.sum())]] = True
+        free = [place for place in places[start : start + int(rng.integers(1, longest + 1))] if place not in taken][:left]
+        taken.update(free)
+        left -= len(free)
+    hidden[list(taken) or slice(0)] = True
     return hidden
 
 
-def _weights(segment: Segment) -> np.ndarray:
-    weight = segment.weight if isinstance(segment.weight, Tensor) else torch.full((len(segment),), float(segment.weight))
-    return weight.numpy()
-
-
-def _as_wide(mask: Tensor, value: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (value.ndim - 1))
-
-
-def _nothing(value: Tensor) -> int:
+def _nothing(value: np.ndarray) -> int:
     """What a token without a channel holds."""
-    return 0 if value.is_floating_point() else -1
+    return 0 if value.dtype.kind == "f" else -1
 
 
 def _own(losses: Losses) -> tuple[Tensor, Tensor]:

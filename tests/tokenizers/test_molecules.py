@@ -51,6 +51,17 @@ def test_selfies_keep_the_molecule_and_refuse_unknown_symbols():
         tokenizer.encode("C[13C]")
 
 
+def test_a_text_that_comes_again_is_cut_once_and_gives_tokens_of_its_own(monkeypatch):
+    tokenizer, cut = fitted(), []
+    monkeypatch.setattr(tokenizer, "_cut", lambda text, own=tokenizer._cut: cut.append(text) or own(text))
+    first = tokenizer.encode(SMILES[1])
+    wanted = first.ids.tolist()
+    first.ids[0] = 0
+    assert tokenizer.encode(SMILES[1]).ids.tolist() == wanted == tokenizer.ids(SMILES[1]) and len(cut) == 2  # `ids` cuts anew
+    tokenizer.fit(["C[C@H](N)O"])
+    assert tokenizer.encode(SMILES[1]).ids.tolist() == tokenizer.ids(SMILES[1]) != wanted
+
+
 def test_a_saved_tokenizer_gives_the_same_ids_and_a_damaged_one_is_refused(tmp_path):
     tokenizer = fitted()
     tokenizer.save(tmp_path)
