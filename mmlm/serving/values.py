@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mmlm.base.errors import DataError, MmlmError
-from mmlm.data.audio_files import read_sound, sound_facts, write_sound
+from mmlm.data.audio_files import read_sound, write_sound
 from mmlm.data.picture_files import picture_facts, read_picture
 from mmlm.sound import Sound
 from mmlm.tasks.forms import MOST_PICTURES, MOST_PIXELS, MOST_SECONDS, Audio, Field, Image, Pictures, Points
@@ -49,15 +49,17 @@ def from_json(inputs: Mapping[str, Field], given: Mapping[str, Any]) -> dict[str
 
 
 def sound_of(name: str, value: Any, most_seconds: float = MOST_SECONDS) -> Sound:
-    """The sound of a file in base64. Raises DataError, for one that lasts too long before it is decoded."""
+    """The sound of a file in base64. Raises DataError, also for one that lasts too long."""
     return _read(name, value, partial(short_sound, most_seconds=most_seconds))
 
 
 def short_sound(path: Path, most_seconds: float) -> Sound:
-    """The sound in a file. Raises DataError, for one that lasts too long before it is decoded: a small file may hold many hours."""
-    if (seconds := sound_facts(path).seconds) > most_seconds:
-        raise DataError(f"{path}: lasts {seconds:.0f} s; {most_seconds:g} s are allowed.")
-    return read_sound(path)
+    """The sound in a file. Raises DataError for one that lasts too long, of which little more is decoded: a small file may hold many
+    hours."""
+    sound = read_sound(path, seconds=most_seconds + 1)
+    if sound.seconds > most_seconds:
+        raise DataError(f"{path}: lasts longer than the {most_seconds:g} s that are allowed.")
+    return sound
 
 
 def picture_of(name: str, value: Any, most_pixels: int = MOST_PIXELS) -> np.ndarray:
