@@ -66,7 +66,7 @@ BOMBS = {
     "an hour of silence": ("x.flac", lambda: corrupt.silence(1.0), corrupt.read_sound, "samples that are read at once"),
     "a million columns": ("x.csv", wide, corrupt.read_table, "has 1000000 columns"),
     "a molecule of 100,000 characters": ("x.jsonl", lambda: corrupt.lines({"smiles": "C" * 100_000}), SMILES, "100,000 characters"),
-    "deep brackets": ("x.jsonl", lambda: b"[" * 10_000_000, SMILES, "Nested too deeply"),
+    "deep brackets": ("x.jsonl", lambda: b"[" * 10_000_000, SMILES, "nested too deeply"),
     "a packed list": ("x.jsonl.gz", lambda: gzip.compress(bytes(200 << 20), 9), SMILES, "unpacks to"),
     "a packed sweep": ("x.npz", lambda: zeros("xyz.npy", 200 << 20), corrupt.read_points, "unpacks to"),
     "a workbook": ("x.xlsx", lambda: zeros("xl/workbook.xml", 200 << 20), corrupt.read_table, "unpacks to"),

@@ -383,7 +383,7 @@ def parse_body(body: str, names: Sequence[str], config: RowText) -> dict[str, st
     if config.form == "json":
         try:
             found = parse_json(body, parse_int=str, parse_float=str)
-        except (ValueError, RecursionError):
+        except ValueError:
             raise DataError(f"no JSON object: {body[:80]!r}.") from None
         found = {re.sub(f"{_METAFEATURES}$", "", name): value for name, value in found.items()}
         return {known[name]: value for name, value in found.items() if name in known and isinstance(value, str)}

@@ -44,14 +44,14 @@ def parse_json(text: str | bytes, **hooks: Any) -> Any:
     except json.JSONDecodeError:
         raise
     except RecursionError:
-        raise json.JSONDecodeError("Nested too deeply", "", 0) from None
+        raise json.JSONDecodeError("nested too deeply", "", 0) from None
     except ValueError as error:
         raise json.JSONDecodeError(str(error), "", 0) from None
 
 
 def _whole_number(text: str) -> int:
     if len(text) > MOST_DIGITS:
-        raise ValueError(f"A whole number of {len(text)} digits")
+        raise ValueError(f"a whole number of {len(text)} digits")
     return int(text)
 
 

@@ -157,9 +157,8 @@ def _read_json_lines(path: Path, options: Options) -> list[Column]:
                 break
             try:
                 record = parse_json(line, object_pairs_hook=_record)
-            except (ValueError, RecursionError) as error:
-                said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-                raise DataError(f"{path}, line {number}: is not a JSON record: {said}.") from None
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: is not a JSON record: {error}.") from None
             if not isinstance(record, dict):
                 raise DataError(f"{path}, line {number}: must be a JSON object, but is a {type(record).__name__}.")
             if len(record) != len(names) or not names.keys() >= record.keys():

