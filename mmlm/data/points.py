@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import logging
 import struct
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from mmlm.base.errors import DataError
 logger = logging.getLogger(__name__)
 
 PCD_TYPES = {("F", 4): "f4", ("F", 8): "f8", ("U", 1): "u1", ("U", 2): "u2", ("U", 4): "u4", ("I", 1): "i1", ("I", 2): "i2", ("I", 4): "i4"}
+DAMAGED = (ValueError, KeyError, IndexError, EOFError, OSError, TypeError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile)
 LAS_HEADER = 227  # bytes that every version has
 
 
@@ -47,7 +50,7 @@ def read_points(path: Path | str, columns: int | None = None) -> np.ndarray:
         found = _from_bin(data, path, columns) if path.suffix.lower() == ".bin" else reader(data, path)
     except DataError:
         raise
-    except (ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError, EOFError, OSError, TypeError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path}: is damaged or not a {path.suffix} file: {error}.") from None
     finite_n = np.isfinite(found).all(1)
     if not finite_n.any():
@@ -83,7 +86,7 @@ def _from_bin(data: bytes, path: Path, columns: int | None) -> np.ndarray:
 def _from_npy(data: bytes, path: Path) -> np.ndarray:
     import io
 
-    return _of_array(np.load(io.BytesIO(data), allow_pickle=False), path)
+    return _of_array(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False), path)
 
 
 def _of_array(array: np.ndarray, path: Path) -> np.ndarray:
