@@ -10,6 +10,9 @@ import pytest
 from mmlm.base.errors import DataError
 from mmlm.data.points import read_points
 
+ZIP = b"PK\x03\x04" + bytes(40)
+HUGE = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000, 4), }".ljust(127) + b"\n" + bytes(32)
+
 
 def cloud(count: int = 50) -> np.ndarray:
     rng = np.random.default_rng(0)
@@ -74,6 +77,7 @@ def test_points_that_are_none_are_left_out_and_said(tmp_path, caplog) -> None:
     [
         ("a.bin", b"", "is empty"), ("a.bin", bytes(17), "no whole number of points"), ("a.bin", bytes(24), "cut short"),
         ("a.npy", b"none", "damaged or not a .npy"), ("a.npz", b"none", "damaged or not a .npz"),
+        ("a.npy", ZIP, "damaged or not a .npy"), ("a.npz", ZIP, "damaged or not a .npz"), ("a.npy", HUGE, "damaged or not a .npy"),
         ("a.pcd", b"FIELDS x y z\n", "damaged or not"),
         ("a.pcd", pcd(cloud(), "binary")[:-40], "is cut short"), ("a.pcd", pcd(cloud(), "ascii")[:-60], "says it has 50 points|damaged"),
         ("a.pcd", pcd(cloud(), "ascii").replace(b"DATA ascii", b"DATA binary_compressed"), "binary_compressed; ascii and binary"),
