@@ -219,13 +219,13 @@ class _Row:
         """Ids to be predicted, where and how much they count, of a segment without codebooks."""
         if _is_read_only(segment):
             return
-        weight_t, move = np.broadcast_to(plain(segment.weight), len(segment)), 0
+        weight_t, move = _weights(segment), 0
         if segment.labels is not None:
             labels_t = segment.labels.numpy()
-            where = np.flatnonzero(labels_t != NO_LABEL)
+            where = (labels_t != NO_LABEL).nonzero()[0]
             found = _global(labels_t, segment, self.vocabulary, where)
         else:
-            where, move = np.flatnonzero(weight_t > 0), int(self.shift)
+            where, move = (weight_t > 0).nonzero()[0], int(self.shift)
             where = where[where + self.at - self.first >= move]
             if len(where) and segment.ids is None:
                 raise DataError(f"{segment.modality!r} has weight, but neither ids nor labels to predict.")
@@ -248,7 +248,7 @@ class _Row:
         self.ids[self.at : self.at + len(segment)] = shown_tu[:, 0].numpy()
         if _is_read_only(segment):
             return
-        weight_t, move = np.broadcast_to(plain(segment.weight), len(segment)), 0
+        weight_t, move = _weights(segment), 0
         if segment.labels is not None:
             inside = (segment.labels != NO_LABEL).any(1).nonzero()[:, 0]
             labels = _cells(segment.labels[inside], segment.modality, self.vocabulary, NO_LABEL)
@@ -513,6 +513,10 @@ def _is_read_only(segment: Segment) -> bool:
     if not weight >= 0 and len(segment):
         raise DataError(f"weight of {segment.modality!r} must be at least 0, but is {weight} at a token.")
     return segment.labels is None and weight == 0
+
+
+def _weights(segment: Segment) -> np.ndarray:
+    return segment.weight.numpy() if isinstance(segment.weight, Tensor) else np.full(len(segment), segment.weight, np.float32)
 
 
 def plain(value: float | Tensor) -> Any:

@@ -107,8 +107,8 @@ class Permutation(Objective):
             views[name] = Stream([segment], stream.name, stream.source, stream.axes)  # type: ignore[index]
             places[name] = (found[0], found[1])
         query_of, token_of = places["sequence"][0], places["property"][1]
-        at = np.flatnonzero(query_of >= 0)
-        filled = torch.from_numpy(np.stack([query_of[at], token_of[at]], 1))
+        at = (query_of >= 0).nonzero()[0]
+        filled = torch.from_numpy(np.array([query_of[at], token_of[at]]).T.copy())
         return Views(stream.segments, stream.name, stream.source, stream.axes, views, filled)
 
     def collate(self, streams: Sequence[Stream], vocabulary: Vocabulary) -> ViewsBatch:  # type: ignore[override]
@@ -191,13 +191,15 @@ class _Tokens:
         if len(ids) < len(segments) or any(each.pieces is not None or each.features is not None for each in segments):
             raise DataError(f"{stream.source or stream.name}: only tokens of one range each, without features, can be hidden in an order.")
         sizes = [len(each) for each in ids]
-        weights = [np.broadcast_to(plain(each.weight), size) for each, size in zip(segments, sizes, strict=True)]
+        weight_t = np.empty(sum(sizes), np.float32)
+        for each, size, end in zip(segments, sizes, accumulate(sizes), strict=True):
+            weight_t[end - size : end] = plain(each.weight)
         return cls(
             names=[each.modality for each in segments],
             sizes=sizes,
             segment_t=np.repeat(np.arange(len(sizes)), sizes),
             ids_t=np.concatenate(ids),
-            weight_t=np.concatenate(weights).astype(np.float32),
+            weight_t=weight_t,
             position_tp=np.concatenate([each.numpy() for each in positions(stream)]),
             channels=_channels(segments, sizes),
         )
@@ -207,15 +209,13 @@ class _Tokens:
         ends = list(accumulate(self.sizes))
         return np.concatenate([spans(may_t[end - size : end], share, longest, rng) for end, size in zip(ends, self.sizes, strict=True)])
 
-    def arranged(
-        self, hidden_t: np.ndarray, rng: np.random.Generator | None, multiple: int = 1
-    ) -> tuple[Segment, np.ndarray, np.ndarray]:
+    def arranged(self, hidden_t: np.ndarray, rng: np.random.Generator | None, multiple: int = 1) -> tuple[Segment, np.ndarray, np.ndarray]:
         """(one segment with some tokens hidden and asked for, place [t] of each token's query or -1, place [t] of each token or -1).
 
         rng: of the order in which they are asked for; None: that of the stream. The last one itself is left out, as nobody could see it.
         multiple: filled up to a multiple of so many tokens, which nothing sees.
         """
-        kept_n, order_n = np.flatnonzero(~hidden_t), np.flatnonzero(hidden_t)
+        kept_n, order_n = (~hidden_t).nonzero()[0], hidden_t.nonzero()[0]
         order_n = order_n if rng is None else rng.permutation(order_n)
         shown, count = len(kept_n), len(order_n)
         asked = shown + 2 * count - 1
@@ -226,9 +226,9 @@ class _Tokens:
         is_query_n, branch_n, mutual_n = np.ones(size, bool), np.full(size, count + 1), np.zeros(size, np.int64)
         is_query_n[:shown], is_query_n[told] = False, False
         branch_n[:shown], branch_n[queries], branch_n[told], mutual_n[:shown] = 0, np.arange(1, count + 1), 0, SHOWN
+        at_n = np.arange(asked)
         query_of, token_of = np.full(len(hidden_t), -1), np.full(len(hidden_t), -1)
-        query_of[order_n] = np.arange(shown, asked, 2)
-        token_of[kept_n], token_of[order_n[:-1]] = np.arange(shown), np.arange(shown + 1, asked, 2)
+        query_of[order_n], token_of[kept_n], token_of[order_n[:-1]] = at_n[queries], at_n[:shown], at_n[told]
         ids_n, labels_n, weight_n = self.ids_t[place_n], np.full(size, NO_LABEL), np.zeros(size, np.float32)
         labels_n[queries], weight_n[queries] = self.ids_t[order_n], self.weight_t[order_n]
         channels = {}
@@ -252,7 +252,7 @@ class _Tokens:
 
 def _pieces(segment_t: np.ndarray, names: Sequence[str]) -> list[tuple[str, int]]:
     """The range of each run of tokens, and how long it is. segment_t: number of each token's segment."""
-    firsts = [0, *(np.flatnonzero(segment_t[1:] != segment_t[:-1]) + 1).tolist(), len(segment_t)]
+    firsts = [0, *((segment_t[1:] != segment_t[:-1]).nonzero()[0] + 1).tolist(), len(segment_t)]
     return [(names[segment_t[first]], last - first) for first, last in zip(firsts, firsts[1:], strict=False)]
 
 
@@ -270,7 +270,7 @@ def _channels(segments: Sequence[Segment], sizes: Sequence[int]) -> dict[str, np
 
 def spans(may: np.ndarray, share: float, longest: int, rng: np.random.Generator) -> np.ndarray:
     """bool [t]: spans of 1 to `longest` tokens, drawn until a share of those that may be hidden is."""
-    places, hidden = np.flatnonzero(may).tolist(), np.zeros(len(may), dtype=bool)
+    places, hidden = may.nonzero()[0].tolist(), np.zeros(len(may), dtype=bool)
     left, taken = round(share * len(places)), set[int]()
     while left > 0:
         start = int(rng.integers(len(places)))
