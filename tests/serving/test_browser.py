@@ -114,6 +114,13 @@ def phone(browser, address):
     return page
 
 
+def holds(shown, name, value):
+    """Wait until an element, looked for again each time as pages draw anew, has a property."""
+    from playwright.sync_api import expect
+
+    expect(shown).to_have_js_property(name, value, timeout=60_000)
+
+
 def opened(page, name):
     """The panel of a tab; on a phone some tabs are behind a button."""
     tab = page.get_by_role("tab", name=name, exact=True)
@@ -165,8 +172,7 @@ def test_a_demo_opens_and_shows_the_answer_to_each_example_at_once(kind, page, u
         panel.locator(SEEN[kind]).last.wait_for(state="visible")
         for name, each in use.outputs.items():
             if type(each) is Text:
-                box = panel.get_by_label(each.label, exact=True).element_handle()
-                page.wait_for_function("([e, text]) => e.value === text", arg=[box, answers.find(given)[name]])
+                holds(panel.get_by_label(each.label, exact=True), "value", answers.find(given)[name])
         assert time.process_time() - began < ANSWER_SECONDS
     page.screenshot(path=tmp_path / f"{kind}.png", full_page=True)
     assert not faults and page.locator(".toast-body.error").count() == 0
@@ -183,10 +189,9 @@ def test_two_people_at_once_see_their_own_answers_alone(page, uses):
     assert panels[1].get_by_label("Continued", exact=True).input_value() == ""  # nothing of the first one's is here
     for panel in panels:
         panel.get_by_role("button", name="Ask").click()
-    for each, panel, text in zip(pages, panels, asked, strict=True):
+    for panel, text in zip(panels, asked, strict=True):
         *_, last = use.answer({"text": text})
-        box = panel.get_by_label("Continued", exact=True).element_handle()
-        each.wait_for_function("([e, text]) => e.value === text", arg=[box, last["text"]])
+        holds(panel.get_by_label("Continued", exact=True), "value", last["text"])
         assert last["text"].startswith(text)
     pages[1].wait_for_timeout(500)
     assert panels[0].get_by_label("Continued", exact=True).input_value().startswith(asked[0])
@@ -294,7 +299,7 @@ def test_a_part_of_a_picture_is_marked_by_two_taps(page, tmp_path):
     panel.locator("input[type=file]").first.set_input_files(tmp_path / "a.png")
     shown = panel.locator(".image-frame img, img[alt='']").first
     shown.wait_for(state="visible")
-    page.wait_for_function("(e) => e.naturalWidth === 800", arg=shown.element_handle())
+    holds(shown, "naturalWidth", 800)
     wide, tall = (shown.evaluate(f"(e) => e.{side}") for side in ("clientWidth", "clientHeight"))
     scale = min(wide / 800, tall / 600)
     edges = [(wide - 800 * scale) / 2, (tall - 600 * scale) / 2]

@@ -75,8 +75,8 @@ def test_the_encoder_goes_on_from_stage_to_stage(text_run: str, runs: dict[str, 
 def test_stages_ask_what_they_are_for(text_run: str, runs: dict[str, str]) -> None:
     wanted = {
         "align": {"caption"},
-        "ground": {"caption", "expression", "class"},
-        "instruct": {"caption", "expression", "class", "question"},
+        "ground": {"grounded_caption", "expression", "class"},
+        "instruct": {"grounded_caption", "expression", "class", "question"},
     }
     records = StreetConfig(count=6, split="test").build().everything()
     before = text_run
