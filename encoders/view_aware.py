@@ -7,7 +7,7 @@ whole scene each cell gets that of its own sector and the queries the mean. So t
 
 Source: view-aware transformer of LiDAR-LLM, arXiv:2312.14074; that sectors are cut by the azimuth of a cell, and the whole scene, are
 chosen here, and so is that queries may stand on a grid: each begins with what the cells around it hold, and looks at what is near.
-Queries that begin alike for every sweep come out nearly alike for a long time: 3,600 sweeps differed by 1 % of their size.
+Queries that begin alike for every sweep come out nearly alike for a long time: after 3,600 sweeps by less than 1 % of their size.
 
 Axes: n points   s sweeps   c channels of the map   m cells of the map   k queries   d width   v views
 """

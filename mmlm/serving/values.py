@@ -25,7 +25,7 @@ from mmlm.data.picture_files import picture_facts, read_picture
 from mmlm.sound import Sound
 from mmlm.tasks.forms import MOST_PICTURES, MOST_PIXELS, MOST_SECONDS, Audio, Field, Image, Pictures, Points
 
-TOGETHER = 10
+TOGETHER = 10  # times the most of one file that several may hold in all
 T = TypeVar("T")
 
 

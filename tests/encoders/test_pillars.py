@@ -42,6 +42,8 @@ def test_cells_are_those_of_a_loop_over_points(bins) -> None:
             z = int((float(point[2]) - config.low[2]) / (config.high[2] - config.low[2]) * bins)
             cells.setdefault((z, y, x), []).append(point)
     assert 100 < len(cells) < len(some)
+    half_x, half_y = ((high - low) / 2 for low, high in zip(config.low[:2], config.high[:2], strict=True))
+    assert encoder.units == (half_x, half_y, 1, 1, config.cell / 2, config.cell / 2, 1, config.cell / 2, config.cell / 2)
     for (z, y, x), held in cells.items():
         group = torch.stack(held)
         middle = torch.tensor([config.low[0] + (x + 0.5) * config.cell, config.low[1] + (y + 0.5) * config.cell])
