@@ -1,8 +1,14 @@
-"""Tensors by name, into files and out of them. The format is safetensors: a length, a JSON header, raw bytes."""
+"""Tensors by name, into files and out of them. The format is safetensors: a length, a JSON header, raw bytes.
+
+A file that `write_tensors` wrote holds its own digest among the header's remarks: the SHA-256 of the file with zeros in the digest's place.
+Other programs read such a file as any other, and a file without a digest is read as it is.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -13,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError
-from mmlm.base.files import write_whole
+from mmlm.base.files import parse_json, write_whole
 
 _DTYPES = {
     torch.float64: "F64",
@@ -28,6 +34,7 @@ _DTYPES = {
     torch.bool: "BOOL",
 }
 _CHUNK_BYTES = 1 << 24
+_DIGEST, _BLANK = "mmlm.sha256", "0" * 64
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[memoryview | bytes]:
@@ -49,16 +56,37 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors file, whole or not at all. Tensors may lie in the very file that is replaced, as those that were read from it do."""
-    write_whole(path, safetensors_bytes(tensors, metadata))
+    """A safetensors file, whole or not at all, with its digest. Tensors may lie in the very file that is replaced, as those that were read
+    from it do."""
+    digest = hashlib.sha256()
+    for piece in safetensors_bytes(tensors, {**(metadata or {}), _DIGEST: _BLANK}):
+        digest.update(piece)
+    write_whole(path, safetensors_bytes(tensors, {**(metadata or {}), _DIGEST: digest.hexdigest()}))
+
+
+def check_digest(path: Path) -> None:
+    """Raises CheckpointError where a readable safetensors file holds a digest of other bytes than its own."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = content[:start]
+        told = (parse_json(header[8:]).get("__metadata__") or {}).get(_DIGEST)
+        if told is None:
+            return
+        digest = hashlib.sha256(header.replace(told.encode(), _BLANK.encode(), 1))
+        with memoryview(content) as whole, whole[start:] as rest:
+            digest.update(rest)
+    if digest.hexdigest() != told:
+        raise CheckpointError(f"{path}: damaged: its bytes are not those that were written. Take the file from a copy.")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises CheckpointError for a missing, cut or broken file."""
+    """The tensors of a safetensors file. Raises CheckpointError for a missing, cut or broken file, and for one that its digest does not fit."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file.")
     try:
-        return load_file(str(path))
+        found = load_file(str(path))
+        check_digest(path)
+        return found
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: broken weight file: {error}.") from None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load
+from safetensors import safe_open
+from safetensors.torch import load, save_file
 from torch import nn
 
 from mmlm.base.errors import CheckpointError
@@ -74,3 +76,33 @@ def test_a_broken_file_is_told_by_name(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match="w.safetensors: (broken|no such file)"):
         read_tensors(path)
+
+
+def test_a_flipped_bit_anywhere_is_found(tmp_path):
+    path, rng = tmp_path / "w.safetensors", np.random.default_rng(0)
+    tensors = {"a": torch.arange(40.0), "b": torch.ones(3, 5, dtype=torch.bfloat16), "c": torch.zeros(0)}
+    write_tensors(path, tensors, {"kind": "small"})
+    whole = path.read_bytes()
+    starts = 8 + int.from_bytes(whole[:8], "little")
+    undone = 0
+    for place in [*range(8, starts), *rng.integers(starts, len(whole), 200)]:
+        broken = bytearray(whole)
+        broken[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(broken)
+        try:
+            found = read_tensors(path)
+        except CheckpointError as error:
+            assert str(path) in str(error)
+        else:  # the name of the digest itself was hit: the tensors are what they were
+            undone += 1
+            assert found.keys() == tensors.keys() and all(found[name].equal(tensor) for name, tensor in tensors.items())
+    assert undone <= len("__metadata__mmlm.sha256")
+
+
+def test_files_of_other_programs_need_no_digest_and_read_ours(tmp_path):
+    save_file({"x": torch.ones(3)}, str(tmp_path / "theirs.safetensors"), {"sha256": "of something else"})
+    assert torch.equal(read_tensors(tmp_path / "theirs.safetensors")["x"], torch.ones(3))
+    write_tensors(tmp_path / "ours.safetensors", {"x": torch.ones(3)}, {"kind": "small"})
+    with safe_open(str(tmp_path / "ours.safetensors"), "pt") as opened:
+        assert torch.equal(opened.get_tensor("x"), torch.ones(3))
+        assert opened.metadata()["kind"] == "small" and opened.metadata()["format"] == "pt"

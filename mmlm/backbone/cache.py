@@ -23,7 +23,7 @@ from torch import Tensor
 from mmlm.base.errors import CheckpointError
 from mmlm.base.files import parse_json
 from mmlm.layout import Layout
-from mmlm.weights import write_tensors
+from mmlm.weights import check_digest, write_tensors
 
 ROLES = ("kv", "recurrent", "conv")
 
@@ -194,6 +194,7 @@ class Cache:
                 for index, names in roles.items():
                     tensors = {name: file.get_tensor(f"{index}.{name}") for name in names}
                     layers[int(index)] = State(tensors, names, length.clone())
+            check_digest(Path(path))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a saved cache: {error}.") from None
         return cls(layers, length, marks)

@@ -22,7 +22,7 @@ from mmlm.interop import bamba, gemma, gpt2, jamba, llama, mamba, nemotron_h, qw
 from mmlm.interop.name_map import Family, check_keys, differences, written_out
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
-from mmlm.weights import copy_tensors, write_tensors
+from mmlm.weights import check_digest, copy_tensors, write_tensors
 
 MODULES = (llama, gpt2, gemma, mamba, jamba, bamba, nemotron_h, qwen3_next)
 FAMILIES: dict[str, Family] = {family.model_type: family for module in MODULES for family in module.FAMILIES}
@@ -148,6 +148,7 @@ class _Tensors:
             try:
                 with safe_open(str(path), "pt") as opened:
                     self._files |= dict.fromkeys(opened.keys(), path)
+                check_digest(path)
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path}: broken weight file: {error}.") from None
         self.names = set(self._files)
