@@ -80,7 +80,7 @@ def check_digest(path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises CheckpointError for a missing, cut or broken file, and for one that its digest does not fit."""
+    """The tensors of a safetensors file. Raises CheckpointError where it is missing, cut or broken, or not as its digest says."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file.")
     try:

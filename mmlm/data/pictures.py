@@ -5,6 +5,7 @@ Boxes are in pixels of the picture as it is read, [x1, y1, x2, y2], origin at th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -74,6 +75,28 @@ def every_thing(things: Sequence[Thing]) -> Grounded:
         phrases.append(Phrase(len(text), len(text) + len(thing.label), (thing.box,)))
         text += thing.label
     return Grounded(text, tuple(phrases))
+
+
+def random_part(height: int, width: int, least_area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a part of a picture, of the same aspect ratio and of at least this share of its area."""
+    share = math.sqrt(rng.uniform(least_area, 1.0))
+    down, across = (max(1, round(size * share)) for size in (height, width))
+    top, left = (int(rng.integers(have - want + 1)) for have, want in ((height, down), (width, across)))
+    return left, top, left + across, top + down
+
+
+def seen_in(things: Sequence[Thing], part: Box) -> list[Thing]:
+    """Those of which at least half lies in a part of the picture, with what lies in it as shares of the part. All boxes are in shares."""
+    left, top, right, bottom = part
+    wide, high = right - left, bottom - top
+    found = []
+    for thing in things:
+        x1, y1, x2, y2 = thing.box
+        box = _inside((x1 - left) / wide), _inside((y1 - top) / high), _inside((x2 - left) / wide), _inside((y2 - top) / high)
+        seen = (box[2] - box[0]) * wide * (box[3] - box[1]) * high
+        if seen > 0 and seen >= (x2 - x1) * (y2 - y1) / 2:
+            found.append(Thing(thing.label, box))
+    return found
 
 
 def _inside(value: float) -> float:

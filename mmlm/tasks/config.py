@@ -188,6 +188,19 @@ class GroundedConfig(AskingConfig):
         description="share of the training samples that are mirrored, boxes and the words left and right with them; those whose words "
         "cannot be mirrored for sure stay as they are",
     )
+    least_area: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="a training sample that lists things shows a random part of its picture, of at least this share of the area, and the "
+        "things of which half is seen; 1: all",
+    )
+
+    @model_validator(mode="after")
+    def _lists_what_is_cut(self) -> Self:
+        if self.least_area < 1 and not self.kinds.get("detection"):
+            raise ValueError("least_area: has no effect: kinds holds no detection, and only lists of things are cut. Leave it out.")
+        return self
 
 
 SweepKind = Literal["grounded_caption", "caption", "expression", "class", "question"]

@@ -36,7 +36,7 @@ from mmlm.analysis.drawing import drawn, write_png
 from mmlm.analysis.grounding import accuracy_at, grounded_f1, recall_at
 from mmlm.base.errors import DataError
 from mmlm.data.mirror import mirrored
-from mmlm.data.pictures import Picture, Thing, every_thing
+from mmlm.data.pictures import Picture, Thing, every_thing, random_part, seen_in
 from mmlm.generation import Grammar
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
@@ -175,7 +175,7 @@ class GroundedTask(AskingTask[Picture]):
     def example(self, record: Picture, rng: np.random.Generator) -> Stream | None:
         """A picture with the answers to some requests, each in a branch of its own where there are several; None where none is short
         enough, or nothing can be asked."""
-        requests = self._drawn(self.requests(record), rng)
+        requests, part = self._cut(record, self._drawn(self.requests(record), rng), rng)
         is_flipped = False
         if self.config.flip and rng.random() < self.config.flip:
             mirrored_ones = [_flipped(request) for request in requests]
@@ -185,8 +185,22 @@ class GroundedTask(AskingTask[Picture]):
         if not answered:
             return None
         pixels_yxc = record.read()
+        if part is not None:
+            pixels_yxc = pixels_yxc[part[1] : part[3], part[0] : part[2]]
         picture = self._seen(np.ascontiguousarray(pixels_yxc[:, ::-1]) if is_flipped else pixels_yxc, answered[0][0])
         return Stream(self._joined(picture, answered), name=record.id, source=record.where)
+
+    def _cut(
+        self, record: Picture, requests: list[Request], rng: np.random.Generator
+    ) -> tuple[list[Request], tuple[int, int, int, int] | None]:
+        """Requests of a random part of the picture, and the part; None for all of it, where other than lists of things are asked for."""
+        if self.config.least_area == 1 or any(each.kind != "detection" for each in requests):
+            return requests, None
+        wide, high = record.width, record.height
+        left, top, right, bottom = random_part(high, wide, self.config.least_area, rng)
+        share = (left / wide, top / high, right / wide, bottom / high)
+        cut = [replace(each, truth=every_thing(seen_in(_listed(each.truth), share))) for each in requests]
+        return cut, (left, top, right, bottom)
 
     def title(self, record: Picture) -> str:
         """Its caption, or what else is known of it."""
@@ -329,8 +343,13 @@ def _flipped(request: Request) -> tuple[Request, bool]:
     if question is None or truth is None:
         return request, False
     if request.kind == "detection":
-        truth = every_thing([Thing(truth.words(phrase), box) for phrase in truth.phrases for box in phrase.boxes])
+        truth = every_thing(_listed(truth))
     return Request(request.kind, question.text, truth), True
+
+
+def _listed(said: Grounded) -> list[Thing]:
+    """The things of a list, their boxes as they are in it."""
+    return [Thing(said.words(phrase), box) for phrase in said.phrases for box in phrase.boxes]
 
 
 def _only(one: Said) -> Box:

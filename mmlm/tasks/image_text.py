@@ -24,7 +24,7 @@ from mmlm.analysis.drawing import figure, write_png
 from mmlm.analysis.retrieval import class_vectors, retrieval, sentences, zero_shot
 from mmlm.base.errors import DataError, require
 from mmlm.base.files import write_text_whole
-from mmlm.data.pictures import Picture
+from mmlm.data.pictures import Picture, random_part
 from mmlm.encoders.image_models import OpenClipEncoder, model_config
 from mmlm.encoders.towers import Towers
 from mmlm.objectives.base import Losses
@@ -82,7 +82,10 @@ class PairSamples:
         record: Picture = self.records.draw(rng)
         captions = texts_of(record)
         caption = captions[int(rng.integers(len(captions)))]
-        pixels_yxc = part_of(record.read(), self.least_area, rng)
+        pixels_yxc = record.read()
+        if self.least_area < 1:
+            left, top, right, bottom = random_part(*pixels_yxc.shape[:2], self.least_area, rng)
+            pixels_yxc = pixels_yxc[top:bottom, left:right]
         return record, (self.encoder.prepare(pixels_yxc), self.encoder.tokenizer([caption])[0])
 
     def collate(self, items: list[tuple[Tensor, Tensor]]) -> Pairs:
@@ -96,16 +99,6 @@ def texts_of(record: Picture) -> list[str]:
     if not record.captions:
         raise DataError(f"{record.where}: has no caption, so there is no text to find it by.")
     return [caption.text for caption in record.captions]
-
-
-def part_of(pixels_yxc: np.ndarray, least_area: float, rng: np.random.Generator) -> np.ndarray:
-    """A random part of a picture, of its own aspect ratio and of at least this share of its area."""
-    if least_area == 1:
-        return pixels_yxc
-    share = math.sqrt(rng.uniform(least_area, 1.0))
-    down, across = (max(1, round(size * share)) for size in pixels_yxc.shape[:2])
-    top, left = (int(rng.integers(have - want + 1)) for have, want in zip(pixels_yxc.shape, (down, across), strict=False))
-    return pixels_yxc[top : top + down, left : left + across]
 
 
 class ImageTextLearner(nn.Module):

@@ -16,7 +16,7 @@ from mmlm.data import picture_files, picture_sources
 from mmlm.data.config import CocoConfig, PictureFolderConfig, PictureManifestConfig, YoloConfig
 from mmlm.data.picture_files import ORIENTATION, picture_facts, read_picture
 from mmlm.data.picture_sources import listing
-from mmlm.data.pictures import Thing
+from mmlm.data.pictures import Thing, random_part, seen_in
 from mmlm.tokenizers.config import ImagePatchesConfig
 
 
@@ -321,3 +321,26 @@ def test_the_split_follows_from_the_id_alone(tmp_path) -> None:
     fewer = listed(tmp_path, *lines[10:]).model_copy(update={"hold_out": 0.2, "validate_share": 0.2}).build()
     assert {each.id for each in fewer.held_out_records().everything()} <= parts[2]
     assert source.draw(np.random.default_rng(0), None).id in parts[0]
+
+
+def test_a_random_part_keeps_the_shape_of_its_picture_and_enough_of_it() -> None:
+    parts = [random_part(40, 60, 0.5, np.random.default_rng(seed)) for seed in range(200)]
+    areas = [(right - left) * (bottom - top) / 2400 for left, top, right, bottom in parts]
+    assert all(min(left, top) >= 0 and right <= 60 and bottom <= 40 for left, top, right, bottom in parts)
+    assert all(abs((right - left) / (bottom - top) - 1.5) < 0.06 for left, top, right, bottom in parts)
+    assert min(areas) > 0.48 and max(areas) > 0.95 and np.mean(areas) == pytest.approx(0.75, abs=0.03)
+    for starts, ends, most in ((0, 2, 60), (1, 3, 40)):  # it lies at either edge, and between them
+        assert {part[starts] == 0 for part in parts} == {part[ends] == most for part in parts} == {False, True}
+
+
+def test_things_are_seen_in_a_part_where_half_of_them_is() -> None:
+    things = [
+        Thing("whole", (0.375, 0.375, 0.5, 0.625)),
+        Thing("half", (0.125, 0.5, 0.375, 0.625)),
+        Thing("less", (0.12, 0.5, 0.375, 0.625)),
+    ]
+    things += [Thing("outside", (0.8, 0.8, 0.9, 0.9)), Thing("beside", (0.75, 0.3, 0.9, 0.4)), Thing("flat", (0.3, 0.3, 0.3, 0.5))]
+    found = seen_in(things, (0.25, 0.25, 0.75, 0.75))
+    assert [each.label for each in found] == ["whole", "half"]
+    assert [each.box for each in found] == [(0.25, 0.25, 0.5, 0.75), (0, 0.5, 0.25, 0.75)]
+    assert seen_in(things, (0.0, 0.0, 1.0, 1.0)) == things[:-1]

@@ -20,7 +20,7 @@ from mmlm.run import build_model, build_task, evaluate, load_run, train
 from mmlm.stream import NO_LABEL, Stream, pack
 from mmlm.tasks.asking import COMMONEST, QUESTION_ALONE, Request
 from mmlm.tasks.grounded import RANDOM_BOX, TRUTH, TWIN, GroundedTask, Said
-from mmlm.tokenizers.boxes import Grounded, Phrase
+from mmlm.tokenizers.boxes import Grounded, Phrase, parse
 
 KINDS = "task.kinds={grounded_caption: 1, expression: 1, phrases: 1, caption: 1, question: 1}"
 SMALL = ["backbone.width=32", "backbone.num_layers=1", "encoders.vision.channels=[8, 8, 16]"]
@@ -277,3 +277,37 @@ def test_a_sample_answers_as_many_requests_as_there_are(built) -> None:
     task = build_task(Recipe.read("grounded_captioning/quickstart", [KINDS, *SMALL, "task.requests=2", "task.max_tokens=8"]))
     bare = replace(scenes(1)[0], captions=(), questions=())
     assert task.example(replace(bare, expressions=()), np.random.default_rng(0)) is None
+
+
+def test_a_cut_picture_lists_what_is_seen_in_it_where_it_is_seen() -> None:
+    """Things are told by their colours: each box lies on its own, and what is seen of a listed thing and no other is in some box."""
+    colors = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
+    places = {"red": (8, 8, 24, 24), "green": (36, 12, 60, 28), "blue": (20, 40, 40, 60)}
+    pixels = np.full((64, 64, 3), 120, np.uint8)
+    for name, (x1, y1, x2, y2) in places.items():
+        pixels[y1:y2, x1:x2] = colors[name]
+    record = Picture("p", "here", 64, 64, lambda: pixels, things=tuple(Thing(name, place) for name, place in places.items()))
+    recipe = Recipe.read("grounded_captioning/quickstart", ["task.kinds={detection: 1}", *SMALL, "task.least_area=0.3", "task.flip=0.5"])
+    task, counts = build_task(recipe), set()
+    for seed in range(40):
+        stream = task.example(record, np.random.default_rng(seed))
+        seen = task.patches.decode(stream.segments[0]).astype(int)
+        answer = stream.segments[-1]
+        tokens, at = [], 0
+        for name, length in answer.pieces:
+            tokens += [(name, int(index)) for index in answer.ids[at : at + length]]
+            at += length
+        said = parse(tokens[:-1], task.text.decode, task.boxes)
+        assert not said.faults
+        listed = {said.words(phrase): phrase.boxes[0] for phrase in said.phrases}
+        counts.add(len(listed))
+        high, wide = seen.shape[:2]
+        for name, color in colors.items():
+            is_it = np.abs(seen - np.array(color)).sum(-1) < 150
+            if name in listed:
+                x1, y1, x2, y2 = (round(v * size) for v, size in zip(listed[name], (wide, high, wide, high), strict=True))
+                assert is_it[y1:y2, x1:x2].mean() > 0.75 and is_it[y1:y2, x1:x2].sum() > 0.75 * is_it.sum()
+            else:
+                x1, y1, x2, y2 = places[name]
+                assert is_it.sum() <= 0.6 * (x2 - x1) * (y2 - y1)
+    assert counts >= {1, 2, 3}

@@ -17,7 +17,7 @@ from mmlm.records import Records
 from mmlm.run import build_task, evaluate, load_run, preview, train
 from mmlm.serving.examples import examples_of
 from mmlm.serving.uses import uses_of
-from mmlm.tasks.image_text import hidden_words, part_of
+from mmlm.tasks.image_text import hidden_words
 from mmlm.tokenizers.boxes import Grounded
 from mmlm.training import checkpoint
 
@@ -197,18 +197,6 @@ def test_pictures_with_a_class_are_named_by_sentences(run):
     assert {"zero_shot_1", "zero_shot_5", "zero_shot_class"} <= found.keys() and found["zero_shot_5"] == 100
     with pytest.raises(DataError, match="here: has no caption"):
         task.predict(model, [Picture("x", "here", 2, 2, lambda: np.zeros((2, 2, 3), np.uint8))])
-
-
-def test_a_part_of_a_picture_keeps_its_shape_and_enough_of_it():
-    pixels = np.arange(40 * 60 * 3).reshape(40, 60, 3).astype(np.uint8)
-    areas, corners = [], set()
-    for seed in range(200):
-        part = part_of(pixels, 0.5, np.random.default_rng(seed))
-        areas.append(part.shape[0] * part.shape[1] / 2400)
-        corners.add(part.shape[:2] != (40, 60) and bytes(part[0, 0]) == bytes(pixels[0, 0]))
-        assert abs(part.shape[1] / part.shape[0] - 1.5) < 0.06
-    assert min(areas) > 0.48 and max(areas) > 0.95 and np.mean(areas) == pytest.approx(0.75, abs=0.03) and corners == {True, False}
-    assert part_of(pixels, 1.0, np.random.default_rng(0)) is pixels
 
 
 def test_what_cannot_be_trained_is_told():
