@@ -44,8 +44,8 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
     """Predicts a column from example rows.
 
     run: the folder of a finished tabular run.
-    kind: "auto" predicts numbers for a numeric y of more than ten distinct values, else classes; or say which. Say "numbers" where
-        scikit-learn must know before it sees y, as when it splits rows for a cross-validation.
+    kind: "auto" predicts numbers for a numeric y of more than ten distinct values or with fractions, else classes; or say which. Say
+        "numbers" where scikit-learn must know before it sees y, as when it splits rows for a cross-validation.
     fit_by: "shots" keeps the examples and changes no weight; "lora" also fits adapters to them, in `steps` steps at rate `lr`.
     max_shots: more examples than these are sampled down, in the shares of their classes; adapters are fitted to all of them.
     cells: what columns hold, by name: "text", "picture" or "sound" (paths of files), "molecule" (SMILES); of others it is told from their

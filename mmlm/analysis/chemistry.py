@@ -5,7 +5,7 @@ Source of the measures of designs: MOSES, arXiv:1811.12823; steering by evenly s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
@@ -39,8 +39,8 @@ class Designed(Protocol):
 
 
 def designed_scores(designs: Sequence[Designed], known: AbstractSet[str], name: str, *, is_molecule: bool) -> dict[str, float]:
-    """validity: share that RDKit reads.   uniqueness: different ones among these.   novelty: share of the different ones not in `known`
-    (as it is spelled there, or canonical).   diversity: see `mmlm.chemistry.diversity`.   changed: share that is not the seed.
+    """validity: share that RDKit reads.   uniqueness: different ones among these.   novelty: share of the different ones not in `known`.
+    diversity: see `mmlm.chemistry.diversity`.   changed: share that is not the seed. Other spellings of a molecule are the same one.
     Where RDKit knows the property: wanted_error, mean |wanted - RDKit|; steering: rank correlation of wanted and RDKit's value over the
     designs of each seed, its mean over seeds; steering_all: over all designs; steering_shuffled: as steering, wanted values shuffled.
     Of proteins all are valid; uniqueness, novelty and changed alone are told."""
@@ -48,12 +48,13 @@ def designed_scores(designs: Sequence[Designed], known: AbstractSet[str], name: 
     found = {"validity": len(valid) / len(designs)} if is_molecule else {}
     if not valid:
         return found
-    texts = {one.text: canonical(one.text) if is_molecule else one.text for one in valid}
-    different = sorted(set(texts.values()))
+    spelled: Callable[[str], str] = canonical if is_molecule else str
+    texts = [spelled(one.text) for one in valid]
+    different, before = sorted(set(texts)), {spelled(text) for text in known}
     found["uniqueness"] = len(different) / len(valid)
-    spelled = {text for one, text in texts.items() if one in known}
-    found["novelty"] = 1 - sum(text in known or text in spelled for text in different) / len(different)
-    found["changed"] = float(np.mean([one.text != one.seed for one in valid]))
+    found["novelty"] = float(np.mean([text not in before for text in different]))
+    seeds = {seed: spelled(seed) for seed in {one.seed for one in valid}}
+    found["changed"] = float(np.mean([text != seeds[one.seed] for text, one in zip(texts, valid, strict=True)]))
     if not is_molecule:
         return found
     found["diversity"] = diversity(different[:MOST_COMPARED])

@@ -35,7 +35,8 @@ def r2(guess_n: Any, truth_n: Any) -> float:
     """1 - squared error / squared error of the mean of the true numbers; for constant ones 1 if all are hit, else 0."""
     guess_n, truth_n = _numbers(guess_n, truth_n)
     error, total = ((guess_n - truth_n) ** 2).sum(), ((truth_n - truth_n.mean()) ** 2).sum()
-    return float(1 - error / total) if total else float(error == 0)
+    is_constant = bool((truth_n == truth_n[0]).all())  # whose mean may differ from them by an error of rounding
+    return float(error == 0) if is_constant or not total else float(1 - error / total)
 
 
 def _ranks(values_n: np.ndarray) -> np.ndarray:

@@ -19,11 +19,14 @@ CUTS = (1, 5, 10)
 
 
 class Ranking:
-    """Scores [n, m] and what belongs to each query, bool [n, m]. Raises DataError for a query to which nothing belongs."""
+    """Scores [n, m] and what belongs to each query, bool [n, m]. Raises DataError for a query to which nothing belongs, or with a score
+    that is no number."""
 
     def __init__(self, scores_nm: np.ndarray, belongs_nm: np.ndarray) -> None:
         if not belongs_nm.any(axis=1).all():
             raise DataError(f"query {int(np.argmin(belongs_nm.any(axis=1)))}: nothing belongs to it.")
+        if (unknown_n := np.isnan(scores_nm).any(axis=1)).any():
+            raise DataError(f"query {int(np.argmax(unknown_n))}: has a score that is no number.")
         best_n1 = np.where(belongs_nm, scores_nm, -np.inf).max(axis=1, keepdims=True)
         self.above_n = (scores_nm > best_n1).sum(1)
         self.equal_n = ((scores_nm == best_n1) & ~belongs_nm).sum(1)

@@ -118,8 +118,8 @@ def xgboost(problem: Episode, *, search: bool = False) -> np.ndarray:
     package = require("xgboost", "tabular")
     pandas = require("pandas", "tabular")
     frames = [pandas.DataFrame(index=range(table.num_rows)) for table in (shots, queries)]
-    for name in shots.names:
-        column = shots.column(name)
+    for at, name in enumerate(shots.names):
+        column, feature = shots.column(name), str(at)  # XGBoost takes no name with [, ] or <
         words = column.used_words() if column.kind == "category" else []
         if column.kind == "category" and not words:  # missing in every example; XGBoost takes no category without a word
             continue
@@ -127,9 +127,9 @@ def xgboost(problem: Episode, *, search: bool = False) -> np.ndarray:
             side = table.column(name)
             if column.kind == "category":
                 texts = [side.words[code] if code >= 0 else None for code in side.codes()]
-                frame[name] = pandas.Categorical([text if text in words else None for text in texts], categories=words)
+                frame[feature] = pandas.Categorical([text if text in words else None for text in texts], categories=words)
             else:
-                frame[name] = side.values
+                frame[feature] = side.values
     if frames[0].empty:
         return majority(problem)
     fixed = {"tree_method": "hist", "enable_categorical": True, "n_jobs": 1, "verbosity": 0}

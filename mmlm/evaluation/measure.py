@@ -125,9 +125,13 @@ def _judge(
 
 
 def metric_names(found: Measurement) -> dict[tuple[str, str], str]:
-    """{(source, metric): key of metrics.json}: the metric alone where there is one source, else with the source after it."""
-    several = len(found.values) > 1
-    return {(name, metric): f"{metric}: {name}" if several else metric for name, values in found.values.items() for metric in values}
+    """{(source, metric): key of metrics.json}: the metric alone where there is one source, else with the source after it. Those that only
+    a baseline has, such as the voice of a recording beside silence, come after the model's."""
+    several, names = len(found.values) > 1, dict[tuple[str, str], str]()
+    for name, values in found.values.items():
+        for row in (values, *found.baselines.get(name, {}).values()):
+            names |= {(name, metric): f"{metric}: {name}" if several else metric for metric in row}
+    return names
 
 
 def measured_summary(found: Measurement, over: str) -> dict[str, Any]:

@@ -43,14 +43,17 @@ def draw(table: Table, shots: int, seed: int, config: EvaluateConfig, held_out: 
     """Example rows, then rows to predict; None where the examples show fewer than two classes (without examples: the column has).
 
     Classes beyond the ten commonest of the examples are counted as misses: their rows have class -1. A numeric target needs examples, from
-    which its bins come. held_out: bool [rows]; these rows alone are predicted, the others are examples.
+    which its bins come. held_out: bool [rows]; these rows alone are predicted, the others are examples; None where they are too few.
     """
     assert table.target is not None
     column = table.column(table.target)
     rng = np.random.default_rng([seed, shots])
     rows = rng.permutation(np.flatnonzero(~column.missing))
     if held_out is not None:
-        rows = np.concatenate([rows[~held_out[rows]][:shots], rows[held_out[rows]]])
+        known = rows[~held_out[rows]][:shots]
+        if len(known) < shots:
+            return None
+        rows = np.concatenate([known, rows[held_out[rows]]])
     rows = rows[: shots + config.max_queries]
     if len(rows) < shots + FEWEST_QUERIES:
         return None
@@ -84,6 +87,7 @@ def compare(
     result = Comparison()
     chosen = {**BASELINES, "xgboost": xgboost_search} if config.xgboost == "search" else BASELINES
     predictors = {"model": model, **(chosen if baselines is None else baselines)}
+    tables = _told_apart(tables)
     for done, (table, held) in enumerate(zip(tables, held_out or [None] * len(tables), strict=True), start=1):
         for shots in config.shots:
             found: dict[tuple[str, str], list[float]] = {}
@@ -110,6 +114,15 @@ def compare(
         if progress is not None:
             progress(done, len(tables))
     return result
+
+
+def _told_apart(tables: Sequence[Table]) -> list[Table]:
+    """Tables with a number behind a name that several have, such as files of one name in different folders."""
+    names = [table.name for table in tables]
+    return [
+        table if names.count(name) == 1 else dataclasses.replace(table, name=f"{name} ({names[:at].count(name) + 1})")
+        for at, (table, name) in enumerate(zip(tables, names, strict=True))
+    ]
 
 
 def summary(result: Comparison, config: EvaluateConfig) -> dict[str, Any]:

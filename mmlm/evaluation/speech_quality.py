@@ -9,6 +9,7 @@ Axes: n samples
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -56,11 +57,18 @@ def pesq(sound: Sound, reference: Sound, *, is_wide: bool = True) -> float | Non
 
 
 def stoi(sound: Sound, reference: Sound, *, is_extended: bool = False) -> float | None:
-    """Short-time objective intelligibility, 0 to 1 (or its extended form); None for a silent reference or less than about half a second."""
+    """Short-time objective intelligibility, 0 to 1 (or its extended form); None for a silent reference, less than about half a second, or
+    less than 0.4 s that are not quiet beside the rest."""
     found_n, wanted_n = _pair(sound, reference, STOI_HZ)
     if not wanted_n.any() or len(wanted_n) < 5000:
         return None
-    return float(require("pystoi", "judges").stoi(wanted_n, found_n, STOI_HZ, extended=is_extended))
+    package = require("pystoi", "judges")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Not enough STFT frames", RuntimeWarning)  # with which the package returns 1e-5
+        try:
+            return float(package.stoi(wanted_n, found_n, STOI_HZ, extended=is_extended))
+        except RuntimeWarning:
+            return None
 
 
 def dnsmos(sound: Sound) -> dict[str, float]:
@@ -100,7 +108,8 @@ PAIRED: dict[str, Callable[[Sound, Sound], float | None]] = {
 def quality(sounds: Sequence[Sound], references: Sequence[Sound] | None = None, measures: Sequence[str] | None = None) -> Quality:
     """The means of measures over sounds. references: of each sound; without them DNSMOS alone is measured.
 
-    measures: names out of PAIRED, and dnsmos; None for all. A clip for which a measure is not defined (silence) is counted and left out.
+    measures: names out of PAIRED, and dnsmos; None for all. A clip for which a measure is not defined (silence; a perfect copy, whose
+    SI-SDR has no end) is counted and left out.
     """
     paired = PAIRED if references is not None else {}
     names = list(measures if measures is not None else [*paired, "dnsmos"])
@@ -117,7 +126,7 @@ def quality(sounds: Sequence[Sound], references: Sequence[Sound] | None = None, 
             found.values |= {f"dnsmos_{key}": float(np.mean([row[key] for row in rows])) for key in (rows[0] if rows else ())}
         else:
             values = [paired[name](sound, reference) for sound, reference in zip(sounds, references or (), strict=True)]
-            kept = [value for value in values if value is not None]
+            kept = [value for value in values if value is not None and np.isfinite(value)]
             found.not_measured[name] = len(values) - len(kept)
             if kept:
                 found.values[name] = float(np.mean(kept))

@@ -43,6 +43,7 @@ from mmlm.tokenizers.proteins import ProteinTokenizer
 PROPERTY = "property"
 PICTURED = 3  # seeds whose designs are drawn in a report
 AT_ONCE = 128  # sequences that are filled together
+UNREAD = {"rmse": math.inf, "r2": -math.inf, "spearman": -math.inf}  # where no number could be read
 
 
 @dataclass(frozen=True)
@@ -287,15 +288,15 @@ class RegressionTransformerTask:
     # how good that is
 
     def score(self, outputs: Sequence[Found], records: Sequence[Compound]) -> dict[str, float]:
-        """rmse, r2, spearman: of the numbers that could be read.   unparsable: share that could not.   Of designs, by RDKit: see
-        `designed_scores`."""
+        """rmse, r2, spearman: of the numbers that could be read, endlessly bad without any.   unparsable: share that could not.
+        Of designs, by RDKit: see `designed_scores`."""
         found: dict[str, float] = {}
         for name in self.config.properties:
             pairs = [(out.numbers.get(name), each.properties[name]) for out, each in zip(outputs, records) if name in each.properties]
             read = [(said, true) for said, true in pairs if said is not None]
             scores = number_scores([said for said, _ in read], [true for _, true in read]) if read else {}
             scores["unparsable"] = 1 - len(read) / len(pairs) if pairs else 0.0
-            found |= {self._named(metric, name): scores.get(metric, math.inf) for metric in ("rmse", "r2", "spearman", "unparsable")}
+            found |= {self._named(metric, name): value for metric, value in {**UNREAD, **scores}.items()}
         if designs := [one for out in outputs for one in out.designs]:
             known = {each.text for each in self.training}
             found |= designed_scores(designs, known, self.config.properties[0], is_molecule=self.kind == "molecule")

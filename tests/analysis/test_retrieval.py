@@ -21,6 +21,12 @@ def test_perfect_scores_find_everything_and_equal_ones_what_chance_finds():
     assert found["t2i_median"] == pytest.approx(10.5)
 
 
+def test_a_score_that_is_no_number_finds_nothing_and_is_told():
+    scores = np.array([[1.0, 0.0], [np.nan, np.nan]])
+    with pytest.raises(DataError, match="query 1: has a score that is no number"):
+        retrieval(scores, [["a"], ["b"]], ["a", "b"])
+
+
 def test_random_scores_find_k_of_n():
     rng, texts = np.random.default_rng(0), [str(number) for number in range(400)]
     found = retrieval(rng.normal(size=(400, 400)), [[text] for text in texts], texts)

@@ -5,6 +5,7 @@ import pytest
 
 from mmlm.base.errors import DataError
 from mmlm.data.config import EpisodeConfig, TableFileConfig
+from mmlm.data.tables import Column, Table
 from mmlm.evaluation.baselines import majority
 from mmlm.evaluation.config import EvaluateConfig
 from mmlm.evaluation.protocol import compare, draw
@@ -81,3 +82,18 @@ def test_a_missing_file_is_told_and_a_shipped_one_found():
     with pytest.raises(DataError, match="nowhere.csv: no such file"):
         TableFileConfig(path="nowhere.csv", target="x").build()
     assert TableFileConfig(path="tabular/penguins.csv", target="species").build().whole.num_rows == 344
+
+
+def test_rows_to_predict_are_no_examples_where_the_others_are_too_few():
+    table = Table("t", [Column("n", "number", np.arange(60.0)), Column("kind", "category", np.arange(60) % 2.0, ["a", "b"])], "kind")
+    held_out = np.arange(60) >= 12
+    found = draw(table, 12, 0, EvaluateConfig(), held_out)
+    assert found is not None and found.shots.column("n").values.max() < 12
+    assert draw(table, 16, 0, EvaluateConfig(), held_out) is None
+
+
+def test_tables_of_one_name_are_told_apart():
+    column = Column("kind", "category", np.arange(60) % 2.0, ["a", "b"])
+    tables = [Table(name, [Column("n", "number", np.arange(60.0)), column], "kind") for name in ("train", "other", "train")]
+    found = compare(tables, majority, EvaluateConfig(shots=[8], seeds=1), {})
+    assert list(found.values["accuracy", 8, "model"]) == ["train (1)", "other", "train (2)"]

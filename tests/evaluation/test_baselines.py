@@ -47,3 +47,10 @@ def test_a_clear_rule_is_found(name):
     labels = (values > 0).astype(int)
     chance = PREDICTORS[name](Episode(Table("t", [Column("n", "number", values)]), labels, ["a", "b"], 64, "y"))
     assert (chance.argmax(1) == labels[64:]).mean() > 0.85
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_columns_may_have_any_name(name):
+    columns = [Column("weight [kg] <dry>", "number", np.arange(12.0)), Column("[x]", "category", np.arange(12) % 2.0, ["x", "y"])]
+    chance = PREDICTORS[name](problem(columns, [0] * 4 + [1] * 4 + [-1] * 4, 8))
+    assert chance.shape == (4, 3) and np.isfinite(chance).all()

@@ -94,6 +94,15 @@ def test_silence_is_counted_and_does_not_stop_the_others() -> None:
     assert abs(found.values["stoi"] - 1) < 1e-6
 
 
+def test_what_is_not_defined_is_no_figure() -> None:
+    """A quarter of a second of sound in a second of silence, of which the package of STOI makes 1e-5, and copies without an error."""
+    short = Sound(np.pad(wave(size=4000).wave_n, (0, 12_000)), 16_000)
+    assert stoi(short, short) is None
+    silent = Sound(np.zeros(16_000, np.float32), 16_000)
+    found = quality([wave(), silent, short], [wave()] * 3, ["si_sdr"])
+    assert found.not_measured["si_sdr"] == 2 and abs(found.values["si_sdr"]) < 30
+
+
 def test_measures_that_cannot_be_made_are_told() -> None:
     with pytest.raises(DataError, match="unknown measure 'pesq' .no references were given.; known: dnsmos"):
         quality([wave()], None, ["pesq"])

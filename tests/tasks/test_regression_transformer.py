@@ -117,6 +117,8 @@ def test_numbers_that_cannot_be_read_are_counted(task):
     records = [Compound(str(number), "CCO", {"logp": float(number)}) for number in range(4)]
     outputs = [Found({"logp": 0.0}), Found({"logp": 1.0}), Found({"logp": None}), Found({"logp": 3.0})]
     assert task.score(outputs, records) == {"rmse": 0, "r2": 1, "spearman": 1, "unparsable": 0.25}
+    none = task.score([Found({"logp": None})] * 4, records)
+    assert none == {"rmse": np.inf, "r2": -np.inf, "spearman": -np.inf, "unparsable": 1}
 
 
 def test_a_protein_is_no_molecule(task, model):
@@ -129,9 +131,11 @@ def test_designs_are_judged_by_rdkit():
     designs = [Design("CCO", 0.0, text) for text in ("CCO", "OCC", "CCCl", "C1CC", "CCN")]
     found = designed_scores(designs, {"CCO", "CCN"}, "logp", is_molecule=True)
     assert found["validity"] == 0.8 and found["uniqueness"] == 0.75 and found["novelty"] == pytest.approx(1 / 3)
-    assert found["changed"] == 0.75 and found["wanted_error"] == pytest.approx(
+    assert found["changed"] == 0.5 and found["wanted_error"] == pytest.approx(
         np.mean([abs(computed(text, ["logp"])["logp"]) for text in ("CCO", "OCC", "CCCl", "CCN")])
     )
+    ring = [Design("c1ccccc1", 0.0, "C1=CC=CC=C1")]
+    assert {"changed": 0.0, "novelty": 0.0}.items() <= designed_scores(ring, {"C1C=CC=CC=1"}, "logp", is_molecule=True).items()
     wanted = np.tile(np.arange(10.0), 20)
     told = steering(wanted, wanted**2, [str(number // 10) for number in range(200)])
     assert told["steering"] == 1 and abs(told["steering_shuffled"]) < 0.2
