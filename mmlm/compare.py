@@ -152,7 +152,7 @@ def _run(cell: Cell, progress: Callable[[int, int], None] | None) -> dict[str, A
         return known
     goes_on = known.get("recipe") == whole
     about: dict[str, Any] = known if goes_on else {"cell": str(cell), "recipe": whole, "finished": False}
-    about["headline"] = getattr(cell.recipe.tasks[0], "headline", {"accuracy": "max"})
+    about["headline"] = _headline(cell.recipe.tasks[0])
     _write(cell.folder / CELL, about)
     run = Path(cell.recipe.output)
     clock: list[float] = []
@@ -214,11 +214,22 @@ def _told(
 
 
 def _finished(everything: Sequence[Cell]) -> Iterator[dict[str, Any]]:
-    """What is known of every cell that was run with its present recipe."""
+    """What is known of every cell that was run with its present recipe; of one with several tasks, of each by its name."""
     for cell in everything:
         known = _read(cell.folder)
-        if known.get("finished") and known.get("recipe") == cell.recipe.dump():
-            yield {"name": cell.name, "variant": cell.variant, "seed": cell.seed, **known}
+        if not known.get("finished") or known.get("recipe") != cell.recipe.dump():
+            continue
+        found = {"name": cell.name, "variant": cell.variant, "seed": cell.seed, **known}
+        if "tasks" not in known:
+            yield found
+            continue
+        for task in cell.recipe.tasks:
+            yield {**found, **known["tasks"][task.called], "name": f"{cell.name} {task.called}", "headline": _headline(task)}
+
+
+def _headline(task: Any) -> dict[str, str]:
+    """Which metrics of a task a table shows, and whether more or less of each is better."""
+    return getattr(task, "headline", {"accuracy": "max"})
 
 
 def _read(folder: Path) -> dict[str, Any]:

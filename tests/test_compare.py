@@ -161,6 +161,45 @@ def test_shipped_comparisons_are_valid_and_say_what_they_are():
         assert path.read_text().startswith("# ") and "Cost" in path.read_text().splitlines()[0] and "mmlm compare" in path.read_text()
 
 
+def test_a_model_of_several_tasks_has_a_column_for_each(tmp_path):
+    recipe = """
+schema: 1
+name: both
+tasks: [{type: labels, name: counts}, {type: labels, name: more}]
+data:
+  train: [{type: counting, length: 8}]
+  test: [{type: counting, length: 8}]
+backbone: {width: 16, num_layers: 1, pattern: [attention]}
+"""
+    (tmp_path / "both.yaml").write_text(recipe)
+    (tmp_path / "plan.yaml").write_text(
+        PLAN.replace("OUTPUT/one.yaml, OUTPUT/two.yaml", "OUTPUT/both.yaml").replace("OUTPUT", str(tmp_path))
+    )
+    everything = cells(read_comparison(tmp_path / "plan.yaml", ["seeds=[0]"]))
+    cost = {"parameters": 7, "tokens_a_step": 10, "seconds_a_step": 1e-3}
+    for cell in everything:
+        cell.folder.mkdir(parents=True)
+        tasks = {name: {"metrics": {"accuracy": value}, "baselines": {}} for name, value in (("counts", 0.5), ("more", 0.75))}
+        about = {"recipe": cell.recipe.dump(), "finished": True, "tasks": tasks, "headline": {"accuracy": "max"}, **cost}
+        comparing._write(cell.folder / comparing.CELL, about)
+    found = table(comparing._finished(everything), ["attention", "mamba2"])
+    assert found["values"] == {f"both {name}": {"attention": [v], "mamba2": [v]} for name, v in (("counts", 0.5), ("more", 0.75))}
+    assert set(found["cost"]) == {"both counts", "both more"}
+
+
+def test_the_table_tells_metrics_with_a_number_in_their_name_beside_what_can_be_beaten():
+    common = {"name": "r", "variant": "a", "seed": 0, "parameters": 7, "headline": {"cider": "max", "acc_50": "max", "accuracy": "max"}}
+    baselines = {"the true answers": {"acc_50": 1.0, "cider": 10.0}, "a random box": {"acc_50": 0.1}}
+    found = table([{**common, "metrics": {"acc_50": 0.4, "cider": 2.0, "accuracy_8": 0.7, "acc": 1.0}, "baselines": baselines}], ["a"])
+    assert found["values"] == {"r, acc_50": {"a": [0.4]}, "r": {"a": [2.0]}, "r, accuracy_8, accuracy": {"a": [0.7]}}
+    assert found["columns"]["r, acc_50"] == {"better": "max", "chance": 0.1} and found["columns"]["r"]["chance"] is None
+
+
+def test_what_is_no_share_is_shaded_up_to_the_best_of_its_row():
+    decibels = {"better": "max", "chance": 10.0}
+    assert [shade(value, [10.0, 15.0, 20.0], decibels) for value in (5.0, 10.0, 15.0, 20.0)] == [0.0, 0.0, 0.5, 1.0]
+
+
 def test_the_table_takes_means_over_seeds_and_shades_from_the_baseline_on():
     common = {"name": "r", "headline": {"accuracy": "max", "bits": "min"}, "baselines": {"chance": {"accuracy: s, length 3": 0.5}}}
     cost = {"parameters": 7, "tokens_a_step": 10, "seconds_a_step": 1e-3}

@@ -12,6 +12,7 @@ from typing import Any
 from mmlm.evaluation.charts import COLOURS, lines
 from mmlm.evaluation.measure import mean_and_spread
 from mmlm.evaluation.report import write_page
+from mmlm.tasks.base import CEILINGS
 
 MOST_LINES = 6
 
@@ -20,8 +21,9 @@ def table(cells: Iterable[dict[str, Any]], variants: Sequence[str]) -> dict[str,
     """What table.json holds.
 
     cells: name (of the recipe), variant, seed, and either an error or metrics, baselines, headline, curves, parameters, tokens_a_step and
-    seconds_a_step. Returns variants; columns: {label: {better: max or min, chance: value of the first baseline or None}}; values: {label:
-    {variant: [a value a seed]}}; curves: {label: {variant: points of the first seed}}; cost: {recipe: {variant: {...}}}; errors.
+    seconds_a_step. Returns variants; columns: {label: {better: max or min, chance: value of the first baseline that can be beaten, or
+    None}}; values: {label: {variant: [a value a seed]}}; curves: {label: {variant: points of the first seed}}; cost: {recipe: {variant:
+    {...}}}; errors.
     """
     columns: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[str, list[float]]] = {}
@@ -34,12 +36,14 @@ def table(cells: Iterable[dict[str, Any]], variants: Sequence[str]) -> dict[str,
             errors[f"{cell['name']}, {variant}"] = cell["error"]
             continue
         for key, value in cell["metrics"].items():
-            metric = re.split(r": |_\d", key)[0]
+            whole = key.partition(": ")[0]
+            metric = whole if whole in cell["headline"] else re.split(r"_\d", whole)[0]
             better = cell["headline"].get(metric)
             if better is None or not isinstance(value, int | float):
                 continue
-            label = column_label(cell["name"], key) + (f", {metric}" if metric != next(iter(cell["headline"])) else "")
-            chance = next((row[key] for row in cell["baselines"].values() if key in row), None)
+            label = column_label(cell["name"], "" if key == metric else key)
+            label += f", {metric}" if metric != next(iter(cell["headline"])) else ""
+            chance = next((row[key] for who, row in cell["baselines"].items() if key in row and who not in CEILINGS), None)
             columns.setdefault(label, {"better": better, "chance": chance})
             values.setdefault(label, {}).setdefault(variant, []).append(float(value))
         for source, found in cell.get("curves", {}).items():
@@ -137,11 +141,14 @@ def heat_table(found: dict[str, Any]) -> str:
 
 
 def shade(value: float, row: Sequence[float], about: dict[str, Any]) -> float:
-    """0 to 1: how good a value is between the baseline and 1 (of what is better high), or between worst and best of its row."""
+    """0 to 1: how good a value is between the baseline and 1, or the best of its row where that is more (of what is better high), or
+    between worst and best of its row."""
     if not math.isfinite(value):
         return 0.0
     finite = [each for each in row if math.isfinite(each)]
-    low, high = (about["chance"], 1.0) if about["better"] == "max" and about["chance"] is not None else (min(finite), max(finite))
+    low, high = min(finite), max(finite)
+    if about["better"] == "max" and about["chance"] is not None:
+        low, high = about["chance"], max(1.0, high)
     share = (value - low) / (high - low) if high > low else 1.0
     return min(1.0, max(0.0, share if about["better"] == "max" else 1 - share))
 

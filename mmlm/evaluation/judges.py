@@ -21,11 +21,11 @@ from mmlm.evaluation.speech_style import has_style
 from mmlm.evaluation.speech_text import normalized, text_errors
 from mmlm.evaluation.whisper import Whisper
 from mmlm.sound import Sound
-from mmlm.tasks.base import GIVEN, Heard
+from mmlm.tasks.base import GIVEN, TRUE, Heard
 
 logger = logging.getLogger(__name__)
 
-MODEL, TRUE = "model", "the true sound"
+MODEL = "model"
 LONGEST_SHIFT = 0.05  # seconds by which a sound and the true one may differ in length and still be compared sample by sample
 Found = tuple[dict[str, float], int]
 

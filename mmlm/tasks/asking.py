@@ -34,6 +34,7 @@ ANSWER = "answer"  # pieces of words, marks and bins
 END = 0  # of an answer; behind it the marks of the kinds
 COMMONEST, QUESTION_ALONE = "the commonest answer", "the question alone"
 AT_ONCE = 32  # prompts that are read together
+CAPTIONS = ("grounded_caption", "caption")
 WORDED = ("expression", "question")  # what a person asks with words
 ASKABLE = ("grounded_caption", "caption", "detection", "name", *WORDED)  # what is asked of something of which no box is known
 
@@ -312,6 +313,20 @@ def by_kind(said: Sequence[Said]) -> dict[str, list[Said]]:
     for one in said:
         found.setdefault(one.request.kind, []).append(one)
     return found
+
+
+def captions_of(outputs: Sequence[Sequence[Said]]) -> tuple[list[str], list[list[str]]]:
+    """What captions say, and beside each all true ones. Several of one thing have one question, and so one answer, which counts once."""
+    texts: list[str] = []
+    truths: list[list[str]] = []
+    for said in outputs:
+        groups: dict[tuple[str, int | None], list[Said]] = {}
+        for one in said:
+            if one.request.kind in CAPTIONS:
+                groups.setdefault((one.request.kind, one.request.view), []).append(one)
+        texts += [group[0].answer.text for group in groups.values()]
+        truths += [[one.request.truth.text for one in group] for group in groups.values()]
+    return texts, truths
 
 
 def plain(text: str) -> str:

@@ -98,6 +98,9 @@ class HasTwins(Protocol):
 
 
 GIVEN = "what was given"  # the baseline that leaves everything as it is
+TRUTH, TRUE = "the true answers", "the true sound"
+RESYNTHESIS, CODEC_ALONE = "the recordings through the codec", "the codec alone"
+CEILINGS = frozenset({TRUTH, TRUE, RESYNTHESIS, CODEC_ALONE})  # told among the baselines, but what no model can be better than
 
 
 @dataclass(frozen=True)

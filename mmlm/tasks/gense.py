@@ -41,7 +41,7 @@ from mmlm.sound import Sound
 from mmlm.staged import generate_staged
 from mmlm.stages import Length, Stage
 from mmlm.stream import NO_LABEL, Segment, Stream, pack, unpack
-from mmlm.tasks.base import GIVEN, tokenizer_of
+from mmlm.tasks.base import CODEC_ALONE, GIVEN, tokenizer_of
 from mmlm.tasks.config import GenseCodesConfig, GenseUnitsConfig
 from mmlm.tasks.degraded import GATE, DegradedSpeech, Enhanced, MendsSpeech
 from mmlm.tasks.spectral_gate import spectral_gate
@@ -55,7 +55,6 @@ from mmlm.tokenizers.units import ABOUT, UnitTokenizer
 UNITS, CODES = 1, 2  # groups of tokens that see one another in both directions
 UNIT, CODEC, SPECIAL, MASK = "unit", "codec", "special", "mask"
 RATE_HZ = 16_000
-CODEC_ALONE = "the codec alone"
 
 
 @dataclass(frozen=True)

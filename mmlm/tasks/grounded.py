@@ -40,8 +40,8 @@ from mmlm.data.pictures import Picture, Thing, every_thing, random_part, seen_in
 from mmlm.generation import Grammar
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Request, Said, Words, asked_by, by_kind, first_box, plain
-from mmlm.tasks.base import tokenizer_of
+from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Request, Said, Words, asked_by, by_kind, captions_of, first_box, plain
+from mmlm.tasks.base import TRUTH, tokenizer_of
 from mmlm.tasks.config import KINDS, GroundedConfig
 from mmlm.tasks.forms import Field, Image, Part, Spans, Text, Values
 from mmlm.tokenizers.box_codecs import ResidualBoxes
@@ -59,7 +59,7 @@ from mmlm.tokenizers.image_patches import VISION, ImagePatches
 from mmlm.tokenizers.whole_images import WholeImages
 
 TWIN = "the same model, shown another picture"
-RANDOM_BOX, TRUTH = "a random box", "the true answers"
+RANDOM_BOX = "a random box"
 EXACT = {"answers": "question", "names": "name"}  # metrics that count answers which are the true one
 WORDS = ("caption", "question", "name")  # answered in words alone
 POINTING = ("grounded_caption", "expression", "phrases", "detection")
@@ -227,14 +227,19 @@ class GroundedTask(AskingTask[Picture]):
     def score(self, outputs: Sequence[list[Said]], records: Sequence[Picture]) -> dict[str, float]:
         """f1_all, f1_loc: of grounded captions.   cider, bleu_4, rouge_l: of captions.   acc_50: share of expressions with IoU above 0.5.
         r_1: share of phrases.   answers, names: share that are the true ones.   ap_50, ap_50_95: average precision of lists of things, at
-        an IoU of 0.5 and over 0.5 to 0.95.   malformed: share of what points with a fault in its marks."""
+        an IoU of 0.5 and over 0.5 to 0.95.   malformed: share of what points with a fault in its marks. 0 of what nothing is asked for."""
+        found = self._measured(outputs)
+        return {name: found.get(name, 0.0) for name in self.metrics}
+
+    def _measured(self, outputs: Sequence[list[Said]]) -> dict[str, float]:
+        """See `score`; only of what is asked for."""
         said = by_kind([one for each in outputs for one in each])
         found: dict[str, float] = {}
         if grounded := said.get("grounded_caption"):
             scores = grounded_f1([one.answer for one in grounded], [one.request.truth for one in grounded])
             found |= {"f1_all": scores.f1_all, "f1_loc": scores.f1_loc}
-        if captions := [*said.get("grounded_caption", []), *said.get("caption", [])]:
-            texts, truths = [one.answer.text for one in captions], [[one.request.truth.text] for one in captions]
+        texts, truths = captions_of(outputs)
+        if texts:
             found["cider"] = cider(texts, truths)
             if "caption" in said:
                 found |= {"bleu_4": bleu(texts, truths), "rouge_l": rouge_l(texts, truths)}
@@ -252,7 +257,7 @@ class GroundedTask(AskingTask[Picture]):
         if self._points:
             pointing = [one for kind in POINTING for one in said.get(kind, [])]
             found["malformed"] = float(np.mean([bool(one.answer.faults) for one in pointing])) if pointing else 0.0
-        return {name: found.get(name, 0.0) for name in self.metrics}
+        return found
 
     def baselines(self, records: Sequence[Picture]) -> dict[str, dict[str, float]]:
         """A box drawn at random, what is answered without looking, and the true answers: F1 counts of two things of a class only the first,
@@ -273,8 +278,7 @@ class GroundedTask(AskingTask[Picture]):
         counts = sorted({len(record.things) for record in records})
         points: dict[str, list[tuple[float, float]]] = {}
         for count in counts:
-            pairs = [(output, record) for output, record in zip(outputs, records, strict=True) if len(record.things) == count]
-            values = self.score([output for output, _ in pairs], [record for _, record in pairs])
+            values = self._measured([output for output, record in zip(outputs, records, strict=True) if len(record.things) == count])
             for name in ("f1_all", "acc_50", "r_1", "answers", "names", "ap_50"):
                 if name in values:
                     points.setdefault(name, []).append((float(count), values[name]))

@@ -34,8 +34,8 @@ from mmlm.encoders.views import VIEWS
 from mmlm.generation import Grammar
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Request, Said, Words, asked_by, by_kind, first_box, plain
-from mmlm.tasks.base import tokenizer_of
+from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Request, Said, Words, asked_by, by_kind, captions_of, first_box, plain
+from mmlm.tasks.base import TRUTH, tokenizer_of
 from mmlm.tasks.config import SWEEP_KINDS, SweepsConfig
 from mmlm.tasks.forms import Choice, Field, Image, Points, Spans, Text, Values
 from mmlm.tokenizers.boxes import TEXT, Box, Grounded, GroundedGrammar, Phrase
@@ -44,7 +44,6 @@ from mmlm.tokenizers.sweeps import LIDAR, SweepTokens
 
 TWIN = "the same model, shown another sweep"
 EVERYWHERE = "everywhere"
-TRUTH = "the true answers"
 PLACE = 2  # numbers of a box that say where its middle is, seen from above
 POINTING = ("grounded_caption", "expression")
 METRICS = {
@@ -174,11 +173,17 @@ class SweepsTask(AskingTask[Sweep]):
 
     def score(self, outputs: Sequence[list[Said]], records: Sequence[Sweep]) -> dict[str, float]:
         """cider, bleu_4: of captions.   bev_iou: mean share of the footprints of expressions' boxes, no box counts as 0.   class_accuracy:
-        at given places.   answers: share that are the true ones.   malformed: share of what points with a fault in its marks."""
+        at given places.   answers: share that are the true ones.   malformed: share of what points with a fault in its marks. 0 of what
+        nothing is asked for."""
+        found = self._measured(outputs)
+        return {name: found.get(name, 0.0) for name in self.metrics}
+
+    def _measured(self, outputs: Sequence[list[Said]]) -> dict[str, float]:
+        """See `score`; only of what is asked for."""
         said = by_kind([one for each in outputs for one in each])
         found: dict[str, float] = {}
-        if captions := [*said.get("grounded_caption", []), *said.get("caption", [])]:
-            texts, truths = [one.answer.text for one in captions], [[one.request.truth.text] for one in captions]
+        texts, truths = captions_of(outputs)
+        if texts:
             found |= {"cider": cider(texts, truths), "bleu_4": bleu(texts, truths)}
         if expressions := said.get("expression"):
             true = [one.request.truth.phrases[0].boxes[0] for one in expressions]
@@ -188,7 +193,7 @@ class SweepsTask(AskingTask[Sweep]):
                 found[name] = float(np.mean([plain(one.answer.text) == plain(one.request.truth.text) for one in asked]))
         pointing = [one for kind in POINTING for one in said.get(kind, [])]
         found["malformed"] = float(np.mean([bool(one.answer.faults) for one in pointing])) if pointing else 0.0
-        return {name: found.get(name, 0.0) for name in self.metrics}
+        return found
 
     def baselines(self, records: Sequence[Sweep]) -> dict[str, dict[str, float]]:
         """The commonest class, what is answered without looking, and the true answers."""
@@ -204,8 +209,7 @@ class SweepsTask(AskingTask[Sweep]):
         counts = sorted({len(record.things) for record in records})
         points: dict[str, list[tuple[float, float]]] = {}
         for count in counts:
-            pairs = [(output, record) for output, record in zip(outputs, records, strict=True) if len(record.things) == count]
-            values = self.score([output for output, _ in pairs], [record for _, record in pairs])
+            values = self._measured([output for output, record in zip(outputs, records, strict=True) if len(record.things) == count])
             for name in ("bev_iou", "class_accuracy", "answers"):
                 if name in values:
                     points.setdefault(name, []).append((float(count), values[name]))

@@ -28,7 +28,7 @@ from mmlm.model_config import ChannelConfig
 from mmlm.sound import Sound
 from mmlm.staged import Chunk, generate_staged
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.base import Heard, tokenizer_of
+from mmlm.tasks.base import RESYNTHESIS, Heard, tokenizer_of
 from mmlm.tasks.config import TextToSpeechConfig
 from mmlm.tasks.forms import ATTENTION, Audio, Field, Looks, Number, Text, Values, looks
 from mmlm.tasks.tts_plan import Said, SpeechPlan
@@ -42,7 +42,6 @@ from mmlm.tokenizers.text import TextTokenizer
 from mmlm.tokenizers.units import UnitTokenizer, dedup
 
 TEXTS_AT_ONCE = 16
-RESYNTHESIS = "the recordings through the codec"
 SHORTEST_VOICE, LONGEST_VOICE = 0.5, 15.0  # seconds in which a voice can be heard
 
 

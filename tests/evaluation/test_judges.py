@@ -13,11 +13,11 @@ from PIL import Image
 from mmlm.base.errors import DataError, MissingExtra, RecipeError
 from mmlm.evaluation import judges as module
 from mmlm.evaluation.config import EvaluateConfig
-from mmlm.evaluation.judges import MODEL, TRUE, Judges
+from mmlm.evaluation.judges import MODEL, Judges
 from mmlm.evaluation.spectrogram import HEIGHT, WIDTH, levels, spectrogram_png
 from mmlm.recipe import Recipe
 from mmlm.sound import Sound
-from mmlm.tasks.base import GIVEN, Heard
+from mmlm.tasks.base import GIVEN, TRUE, Heard
 
 RATE = 16_000
 

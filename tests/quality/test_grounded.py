@@ -10,7 +10,8 @@ import pytest
 
 from mmlm.recipe import Recipe
 from mmlm.run import evaluate, train
-from mmlm.tasks.grounded import TRUTH, TWIN
+from mmlm.tasks.base import TRUTH
+from mmlm.tasks.grounded import TWIN
 
 pytestmark = pytest.mark.quality
 SPLITS = ("test", "compose")

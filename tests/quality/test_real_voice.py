@@ -15,7 +15,7 @@ import pytest
 from mmlm.data import token_shards
 from mmlm.recipe import Recipe
 from mmlm.run import evaluate, train
-from mmlm.tasks.tts import RESYNTHESIS
+from mmlm.tasks.base import RESYNTHESIS
 
 pytestmark = pytest.mark.quality
 BOOKS = Path(__file__).resolve().parents[3] / "shared" / "data" / "text" / "lj_sentences.tsv.gz"

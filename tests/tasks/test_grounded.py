@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmlm.analysis.captions import cider
 from mmlm.analysis.drawing import as_html, drawn
 from mmlm.analysis.question_prior import QuestionPrior
 from mmlm.base.errors import RecipeError
@@ -19,7 +20,8 @@ from mmlm.recipe import Recipe
 from mmlm.run import build_model, build_task, evaluate, load_run, train
 from mmlm.stream import NO_LABEL, Stream, pack
 from mmlm.tasks.asking import COMMONEST, QUESTION_ALONE, Request
-from mmlm.tasks.grounded import RANDOM_BOX, TRUTH, TWIN, GroundedTask, Said
+from mmlm.tasks.base import TRUTH
+from mmlm.tasks.grounded import RANDOM_BOX, TWIN, GroundedTask, Said
 from mmlm.tokenizers.boxes import Grounded, Phrase, parse
 
 KINDS = "task.kinds={grounded_caption: 1, expression: 1, phrases: 1, caption: 1, question: 1}"
@@ -76,6 +78,33 @@ def test_true_answers_score_one_and_those_of_another_picture_do_not(built) -> No
     assert set(task.curves(outputs, records)) == {"f1_all", "acc_50", "r_1", "answers"}
     baselines = task.baselines(records)
     assert baselines[TRUTH] == found and baselines[RANDOM_BOX]["acc_50"] < 0.2 and 0.1 < baselines[COMMONEST]["answers"] < 0.6
+
+
+def test_one_answer_is_compared_with_all_captions_of_its_picture(built) -> None:
+    task, _ = built
+    words = [("a red circle above a blue square", "the circle is red and the square is blue"), ("one cross", "there is one green cross")]
+    records = [
+        Picture(str(at), "here", 64, 64, lambda: np.zeros((64, 64, 3), np.uint8), captions=tuple(map(Grounded, texts)))
+        for at, texts in enumerate(words)
+    ]
+    for best in (0, 1):
+        outputs = [
+            [Said(request, Grounded(some[best])) for request in task.requests(each)] for each, some in zip(records, words, strict=True)
+        ]
+        found = task.score(outputs, records)
+        assert found["bleu_4"] == pytest.approx(1) and found["rouge_l"] == pytest.approx(1)
+        assert found["cider"] == pytest.approx(cider([some[best] for some in words], words))
+
+
+def test_curves_tell_nothing_of_what_is_not_asked() -> None:
+    task = build_task(Recipe.read("grounded_captioning/quickstart", ["task.kinds={name: 1, detection: 1}", *SMALL]))
+    box = (0.0, 0.0, 32.0, 32.0)
+    records = [
+        Picture(str(count), "here", 64, 64, lambda: np.zeros((64, 64, 3), np.uint8), things=(Thing("dog", box),) * count)
+        for count in (1, 2)
+    ]
+    points = task.curves(perfect(task, records), records)
+    assert points["names"] == [(1, 1)] and [count for count, _ in points["ap_50"]] == [1, 2]
 
 
 def test_what_a_question_tells_by_itself_is_a_baseline_learned_from_other_pictures(built) -> None:

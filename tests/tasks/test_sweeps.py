@@ -15,8 +15,9 @@ from mmlm.recipe import Recipe
 from mmlm.run import build_model, build_task, evaluate, train
 from mmlm.stream import NO_LABEL, pack
 from mmlm.tasks.asking import COMMONEST, QUESTION_ALONE, Request, Said
+from mmlm.tasks.base import TRUTH
 from mmlm.tasks.config import SWEEP_KINDS
-from mmlm.tasks.sweeps import TRUTH, TWIN, SweepsTask
+from mmlm.tasks.sweeps import TWIN, SweepsTask
 from mmlm.tokenizers.boxes import Grounded
 
 KINDS = "task.kinds={grounded_caption: 1, caption: 1, expression: 1, class: 1, question: 1}"
