@@ -229,7 +229,8 @@ def _finished(everything: Sequence[Cell]) -> Iterator[dict[str, Any]]:
 
 def _headline(task: Any) -> dict[str, str]:
     """Which metrics of a task a table shows, and whether more or less of each is better."""
-    return getattr(task, "headline", {"accuracy": "max"})
+    found: dict[str, str] = getattr(task, "headline", {"accuracy": "max"})
+    return found
 
 
 def _read(folder: Path) -> dict[str, Any]:

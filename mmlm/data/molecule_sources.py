@@ -20,7 +20,7 @@ import numpy as np
 
 from mmlm.base.errors import DataError, unknown_name
 from mmlm.base.files import parse_json
-from mmlm.chemistry import chemistry, computed, parsed, scaffold
+from mmlm.chemistry import canonical, chemistry, computed, parsed, scaffold
 from mmlm.data.config.molecules import CompoundsConfig, DatamolConfig, MoleculeManifestConfig, MoleculeTableConfig, MosesConfig
 from mmlm.data.episodes import find_file
 from mmlm.data.listed import Bad, numbered_lines, tell
@@ -107,12 +107,18 @@ def dealt(compounds: Sequence[Compound], config: CompoundsConfig, where: str) ->
     """Those held out, kept back for validation, and trained on.
 
     By scaffold: whole groups of one scaffold, the largest first, go to training until its share is full, then to validation, the rest is
-    held out. At random: a function of the text and the shares alone, so that repeated texts stay together.
+    held out. At random: a function of the text and the shares alone, so that repeated texts stay together; of a molecule that is spelled
+    in several ways the first by the alphabet decides for all.
     """
     groups: list[list[Compound]] = [[], [], []]
     if config.split_by == "random" or all(each.kind == "protein" for each in compounds):
+        texts = {each.text: each.kind for each in compounds} if config.hold_out + config.validate_share else {}
+        first: dict[str, str] = {}
+        keys = {text: canonical(text) if kind == "molecule" else text for text, kind in sorted(texts.items())}
+        for text, key in keys.items():
+            first.setdefault(key, text)
         for each in compounds:
-            place = place_of(each.text)
+            place = place_of(first[keys[each.text]] if keys else each.text)
             groups[int(place >= config.hold_out) + int(place >= config.hold_out + config.validate_share)].append(each)
     else:
         by_scaffold: dict[str, list[Compound]] = defaultdict(list)

@@ -99,6 +99,17 @@ def test_no_scaffold_is_on_two_sides_and_shares_are_kept(tmp_path):
     assert {scaffold(each.text) for each in mixed.groups[0]} & {scaffold(each.text) for each in mixed.groups[2]}
 
 
+def test_a_molecule_in_several_spellings_is_on_one_side(tmp_path):
+    rng = np.random.default_rng(0)
+    chains = ["C" * size + end for size in range(3, 15) for end in ("O", "N", "Cl", "C(=O)O")]
+    texts = list(dict.fromkeys(text for chain in chains for text in (chain, *(respelled(chain, rng) for _ in range(3)))))
+    assert len(texts) > 2 * len(chains)
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"smiles": text}) for text in texts))
+    source = MoleculeManifestConfig(path=str(tmp_path / "list.jsonl"), split_by="random", hold_out=0.3, validate_share=0).build()
+    held_out, trained = ({canonical(each.text) for each in some.everything()} for some in (source.held_out_records(), source))
+    assert held_out and trained and not held_out & trained and len(held_out | trained) == len(chains)
+
+
 def test_what_rdkit_computes():
     found = computed("CCO", ["logp", "weight", "rings", "tpsa"])
     assert found["weight"] == pytest.approx(46.069, abs=1e-3) and found["rings"] == 0
