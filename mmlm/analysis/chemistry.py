@@ -5,6 +5,7 @@ Source of the measures of designs: MOSES, arXiv:1811.12823; steering by evenly s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
@@ -38,6 +39,11 @@ class Designed(Protocol):
         """What was written."""
 
 
+def _atoms(text: str) -> str:
+    """The letters of a SMILES but for hydrogen, sorted: the same for all spellings of a molecule."""
+    return "".join(sorted(re.sub("[^a-z]|h", "", text.lower())))
+
+
 def designed_scores(designs: Sequence[Designed], known: AbstractSet[str], name: str, *, is_molecule: bool) -> dict[str, float]:
     """validity: share that RDKit reads.   uniqueness: different ones among these.   novelty: share of the different ones not in `known`.
     diversity: see `mmlm.chemistry.diversity`.   changed: share that is not the seed. Other spellings of a molecule are the same one.
@@ -50,8 +56,10 @@ def designed_scores(designs: Sequence[Designed], known: AbstractSet[str], name: 
         return found
     spelled: Callable[[str], str] = canonical if is_molecule else str
     texts = [spelled(one.text) for one in valid]
-    different, before = sorted(set(texts)), {spelled(text) for text in known}
+    different = sorted(set(texts))
     found["uniqueness"] = len(different) / len(valid)
+    atoms = {_atoms(text) for text in different}  # a training set of millions is not read by RDKit for some hundred designs
+    before = {spelled(text) for text in known if _atoms(text) in atoms}
     found["novelty"] = float(np.mean([text not in before for text in different]))
     seeds = {seed: spelled(seed) for seed in {one.seed for one in valid}}
     found["changed"] = float(np.mean([text != seeds[one.seed] for text, one in zip(texts, valid, strict=True)]))
