@@ -108,7 +108,8 @@ class Trainer:
     def fit(self, *, fresh: bool = False, until: int | None = None) -> Result:
         """Train to the end, or to the step `until`; resumes by itself unless fresh.
 
-        At the end the model holds the weights to use: of the best checkpoint where one is kept, averaged where there is an average.
+        At the end the model holds the weights to use, the same on all processes: of the best checkpoint where one is kept, averaged where
+        there is an average.
         Raises RecipeError if another process holds the folder, CheckpointError if its checkpoints do not fit or cannot be written,
         NumericsError after more than `max_skipped` steps in a row that were not finite.
         """
@@ -137,6 +138,7 @@ class Trainer:
             self._save()
             self.ranks.wait()
             if reason != "signal":
+                self.state.best_step = self.ranks.from_main(self.state.best_step or 0) or None  # the others have measured nothing
                 self.parts.hold_final_weights(self.folder / CHECKPOINTS)
         state = self.state
         best = None if state.best_step is None or state.best_value is None else (state.best_step, state.best_value)
