@@ -194,6 +194,7 @@ class JointValidation:
 
     def draw(self, model: nn.Module, step: int, folder: Path) -> None:
         """The first samples of each task."""
+        learner: Any = model
         for part, validation in zip(self.parts, self.validations, strict=True):
             (folder / part.name).mkdir(parents=True, exist_ok=True)
-            validation.draw(model, step, folder / part.name)
+            validation.draw(learner.alone(part.name), step, folder / part.name)

@@ -79,7 +79,9 @@ def save_hugging_face(model: MultimodalLM, folder: Path | str, dtype: torch.dtyp
     own = model.state_dict()
     tensors: dict[str, Tensor] = {}
     for name, rule in family.rules(config).items():
-        rule.write(own[name] if dtype is None else own[name].to(dtype), tensors)
+        rule.write(own[name], tensors)
+    if dtype is not None:  # only now: norms that store their distance from one keep more of it
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     kept = next(iter(tensors.values())).dtype
     about = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": str(kept).removeprefix("torch."), **theirs}

@@ -306,6 +306,17 @@ def test_a_file_written_without_the_head_is_read_and_what_ends_a_text_goes_along
         assert load(tmp_path).stop == stop
 
 
+def test_norms_stored_as_distances_from_one_are_rounded_as_such(tmp_path):
+    parts = {"feed_forward": {"type": "geglu"}, "norm_place": "around", "embedding_scale": 32**0.5}
+    model = own([{"type": "attention", "num_heads": 4}], **parts)
+    with torch.no_grad():
+        model.backbone.norm.weight.fill_(1.003)
+    assert save_hugging_face(model, tmp_path, torch.bfloat16) == "gemma2"
+    stored = read_tensors(tmp_path / WEIGHTS)["model.norm.weight"]
+    assert stored.dtype == torch.bfloat16
+    torch.testing.assert_close(stored.float(), torch.full((32,), 0.003), rtol=1e-2, atol=0)
+
+
 def test_one_foreign_tensor_can_hold_rows_of_two_of_ours():
     theirs = {"a": torch.arange(6.0).view(6, 1), "b": torch.tensor([[10.0], [11.0]])}
     rules = [Rule(("a", "b"), (6, 2), torch.tensor([4, 0, 7, 6]), plus=1), Rule(("a",), (6,), torch.tensor([1, 2, 3, 5]))]
