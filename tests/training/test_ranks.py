@@ -116,5 +116,18 @@ def test_the_main_process_alone_writes_the_run(is_main, tmp_path, monkeypatch):
     assert waited == [is_main]
 
 
+def test_the_others_wait_for_a_long_validation(toy, tmp_path, monkeypatch):
+    class AskedError(Exception):
+        pass
+
+    def accelerator(*, kwargs_handlers, **_):
+        raise AskedError(kwargs_handlers[0].timeout)
+
+    monkeypatch.setattr("accelerate.Accelerator", accelerator)
+    with pytest.raises(AskedError) as error:
+        toy.train(tmp_path / "run", OPTIONS)
+    assert error.value.args[0].total_seconds() >= 12 * 3600
+
+
 def test_a_batch_that_cannot_be_dealt_out_is_refused(toy, server, tmp_path):
     run(toy, server, tmp_path / "odd", {**OPTIONS, "batch_size": 3}, code=1)
