@@ -381,6 +381,21 @@ def test_a_task_trains_its_own_adapters_and_no_other(folder):
     assert held and not any(parameter.requires_grad for parameter in held)
 
 
+def test_validation_counts_each_loss_as_often_as_training_does(folder):
+    class Measured:
+        fingerprint = ""
+
+        def __call__(self, model, step):
+            return {"loss": 3.0, "loss.language_model": 2.0, "loss.balance": 1.0, "right": 0.5}
+
+    whole = recipe(folder, "train.loss_weights={see.language_model: 3.0}")
+    parts = build_parts(whole)
+    learner, _ = _learner(whole, parts)
+    metrics = JointValidation(parts, [Measured(), Measured()], whole.train)(learner, 1)
+    assert metrics["loss"] == pytest.approx(0.5 * (2 + 1) + 3 * 2 + 1)
+    assert metrics["see.right"] == 0.5 and metrics["write.loss"] == 3.0
+
+
 def test_samples_of_a_task_are_drawn_with_its_own_adapters(folder, tmp_path):
     class Drawing:
         fingerprint = ""
