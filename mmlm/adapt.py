@@ -33,10 +33,13 @@ _NAME = "default"  # peft keeps several adapters apart by name: this one, or one
 def adapt(model: nn.Module, config: AdaptConfig, seed: int = 0, tasks: Sequence[str] = ()) -> list[str]:
     """Attach adapters, freeze, and set learning rates as a recipe says. Returns the names of the layers that got adapters.
 
-    tasks: names, for adapters of each task (`per_task`). Raises RecipeError for a name that fits nothing, with the nearest tower.
+    tasks: names, for adapters of each task (`per_task`). Raises RecipeError for a name that fits nothing, with the nearest tower, and where
+    all adapters would be frozen.
     """
     adapted = attach_lora(model, config.lora, seed=seed, tasks=tasks) if config.lora is not None else []
     freeze(model, config.freeze)
+    if adapted and not any(weight.requires_grad for layer in adapted_layers(model).values() for weight in layer.parameters()):
+        raise RecipeError("adapt.lora: has no effect: adapt.freeze names all that it targets, its adapters too. Leave it out.")
     scale_rates(model, config.lr_scale)
     return adapted
 

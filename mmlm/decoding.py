@@ -152,7 +152,7 @@ class OneCallDecoding:
     def __init__(self, model: Decodable, packed: Packed, prompts: Sequence[Prompt], room: int, with_logits: bool) -> None:
         self.model, self.packed, self.decoder = model, packed, packed.decoder
         decoder = packed.decoder
-        if any(segment.mutual for prompt in prompts if isinstance(prompt, Stream) for segment in prompt.segments):
+        if any(segment.last_mutual for prompt in prompts if isinstance(prompt, Stream) for segment in prompt.segments):
             read = Decoding(model, prompts, 0)
             decoder.reset(len(prompts), int(read.cache.length.max()) + room)
             self.cache = read.cache
@@ -303,7 +303,7 @@ def _unfit(prompts: Sequence[Prompt], by_reading: bool) -> str:
 
 def reads_on(streams: Sequence[Stream]) -> bool:
     """Whether the C++ decoder can read these behind others, from left to right."""
-    return not _unfit(streams, True) and not any(segment.mutual for stream in streams for segment in stream.segments)
+    return not _unfit(streams, True) and not any(segment.last_mutual for stream in streams for segment in stream.segments)
 
 
 def _is_ids_alone(batch: Batch) -> bool:

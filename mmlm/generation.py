@@ -246,13 +246,16 @@ def _choose(
 
 
 def require_finite(log: Tensor) -> None:
-    """Raises NumericsError for log-probabilities of NaN or infinity."""
+    """Raises NumericsError for scores or log-probabilities of NaN or infinity."""
     if not bool(log.isfinite().all()):
         raise NumericsError("the scores of the next token are not finite: the weights or the prompt hold NaN or infinity.")
 
 
 def sample(scores_v: Tensor, written: Sequence[int], sampling: Sampling, draw: torch.Generator | None) -> int:
-    """The id chosen from scores [v] by the filters of `sampling`, in the order of its fields."""
+    """The id chosen from scores [v] by the filters of `sampling`, in the order of its fields.
+
+    Raises NumericsError for a draw from scores that hold NaN, or of which none is finite.
+    """
     if sampling.repetition_penalty != 1.0 and written:
         seen = torch.tensor(sorted(set(written)), device=scores_v.device)
         old = scores_v[seen]
@@ -260,6 +263,7 @@ def sample(scores_v: Tensor, written: Sequence[int], sampling: Sampling, draw: t
         scores_v = scores_v.scatter(0, seen, torch.where(old > 0, old / factor, old * factor))
     if sampling.temperature == 0:
         return int(scores_v.argmax())
+    require_finite(scores_v.max())
     scores_v = scores_v / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < len(scores_v):
         scores_v = scores_v.masked_fill(scores_v < scores_v.topk(sampling.top_k).values[-1], -torch.inf)
@@ -295,6 +299,7 @@ def _beam_search(
         options: list[tuple[float, int, int]] = []
         for row, (ids, score) in enumerate(beams):
             log_v = log_bv[row].log_softmax(-1)
+            require_finite(log_v.max())
             if grammar is not None:
                 allowed = list(grammar.allowed(ids))
                 if not allowed:

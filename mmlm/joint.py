@@ -27,6 +27,7 @@ from mmlm.stream import Batch
 from mmlm.training.config import TrainConfig
 from mmlm.training.learner import Learner
 from mmlm.training.loader import Samples
+from mmlm.training.step import coefficient
 
 ANY_SIZE = ("special", "mask")  # ranges of which each task uses the first ids, as many as it needs
 
@@ -183,17 +184,20 @@ class JointValidation:
             raise RecipeError(f"train.keep_best.metric: {unknown_name('validation metric', best.metric, names)}")
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
-        """All metrics, and the weighted sum of the losses."""
+        """All metrics, and the sum of the losses, each counted as often as in training."""
         learner: Any = model
         found = {"loss": 0.0}
         for part, validation in zip(self.parts, self.validations, strict=True):
             metrics = validation(learner.alone(part.name), step)
-            found["loss"] += learner.weights[part.name] * metrics["loss"]
+            for name, value in metrics.items():
+                if name.startswith("loss."):
+                    found["loss"] += value * coefficient(self.config, learner, f"{part.name}.{name.removeprefix('loss.')}")
             found |= {f"{part.name}.{name}": value for name, value in metrics.items()}
         return found
 
     def draw(self, model: nn.Module, step: int, folder: Path) -> None:
         """The first samples of each task."""
+        learner: Any = model
         for part, validation in zip(self.parts, self.validations, strict=True):
             (folder / part.name).mkdir(parents=True, exist_ok=True)
-            validation.draw(model, step, folder / part.name)
+            validation.draw(learner.alone(part.name), step, folder / part.name)

@@ -247,7 +247,7 @@ def _preview(part: Part, vocabulary: Vocabulary, count: int, *, is_named: bool) 
 
 
 def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[str, Any]], None] | None = None) -> Result:
-    """Train (or go on training) and leave a run folder that `load_run` reads.
+    """Train (or go on training) and leave a run folder that `load_run` reads; of several processes the main one writes it.
 
     Raises RecipeError, DataError, CheckpointError or NumericsError.
     """
@@ -275,9 +275,12 @@ def train(recipe: Recipe, *, fresh: bool = False, progress: Callable[[int, dict[
         logger.warning("data.validate is not used: train.validate_every and train.sample_every are 0.")
     samples = each[0] if len(parts) == 1 else JointSamples(parts, each)
     config = recipe.train if len(parts) > 1 else recipe.train.model_copy(update={"batch_size": parts[0].size})
-    result = Trainer(learner, samples, config, folder, seed=recipe.seed, progress=progress, **hooks).fit(fresh=fresh)
+    trainer = Trainer(learner, samples, config, folder, seed=recipe.seed, progress=progress, **hooks)
+    result = trainer.fit(fresh=fresh)
     if result.reason != "signal":
-        save_run(folder, recipe, parts, learner.model)
+        if trainer.ranks.is_main:
+            save_run(folder, recipe, parts, learner.model)
+        trainer.ranks.wait()
     return result
 
 

@@ -76,6 +76,11 @@ class Segment:
         tokens = self.features if self.ids is None else self.ids
         return 0 if tokens is None else int(tokens.shape[0])
 
+    @property
+    def last_mutual(self) -> int:
+        """The highest number of `mutual`; 0 where no token sees a later one."""
+        return max(plain(self.mutual).tolist(), default=0) if isinstance(self.mutual, Tensor) else self.mutual
+
 
 @dataclass
 class Stream:

@@ -110,6 +110,7 @@ def test_rates_reach_the_optimizer_by_tower_and_the_last_that_fits_counts():
         (AdaptConfig(lr_scale={"head.box": 2.0}), ["adapt.lr_scale", "Did you mean 'heads.box'?"]),
         (AdaptConfig(lr_scale={"backbone": 2.0}, freeze=["backbone"]), ["adapt.lr_scale.backbone", "frozen"]),
         (AdaptConfig(lora=LoraConfig(targets=["embedding"])), ["adapt.lora.targets", "embedding", "backbone"]),
+        (AdaptConfig(lora=LoraConfig(), freeze=["backbone"]), ["adapt.lora", "no effect", "adapt.freeze"]),
     ],
 )
 def test_a_name_that_fits_nothing_is_told_with_the_nearest_tower(config, words):

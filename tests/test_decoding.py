@@ -9,7 +9,7 @@ import torch
 from mmlm.backbone.cache import Cache
 from mmlm.base.errors import NumericsError, RecipeError
 from mmlm.base.schema import check
-from mmlm.decoding import Decoding, OneCallDecoding, _told, guided, open_decoding
+from mmlm.decoding import Decoding, OneCallDecoding, _told, guided, open_decoding, reads_on
 from mmlm.generation import Guidance, RangeGrammar, Sampling, generate, stream
 from mmlm.kernels.decode.spec import Unsupported
 from mmlm.kernels.dispatch import forced
@@ -346,13 +346,22 @@ def test_generate_of_a_model_takes_ids_one_or_many_and_tells_what_it_cannot_take
             model.generate(wrong, **options)
 
 
-def test_scores_that_are_not_finite_are_told():
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_k": 5}, {"num_beams": 2}], ids=["greedy", "drawn", "beams"])
+def test_scores_that_are_not_finite_are_told(sampling):
     model = made(SHAPES["llama"])
     with torch.no_grad():
         model.heads["language_model"].weight[3] = float("nan")
     for precision, new in (("fp32", 4), ("auto", 4)):
         with pytest.raises(NumericsError, match="not finite"):
-            model.generate(ids(4), max_new_tokens=new, precision=precision)
+            model.generate(ids(4), max_new_tokens=new, precision=precision, sampling=sampling)
+
+
+def test_which_tokens_see_both_ways_can_be_told_token_by_token():
+    model = made(SHAPES["llama"])
+    one, each = (Stream([Segment("text", ids(4), mutual=mutual)]) for mutual in (1, torch.ones(4, dtype=torch.long)))
+    want = model.generate(one, max_new_tokens=3, precision="fp32")[0]
+    assert model.generate(each, max_new_tokens=3, precision="fp32")[0].ids == want.ids
+    assert not reads_on([each]) and reads_on([Stream([Segment("text", ids(4), mutual=torch.zeros(4, dtype=torch.long))])])
 
 
 def test_a_prompt_with_branches_is_refused_by_the_layers_too():

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from mmlm.adapt import adapt, adapter_names, adapter_tensors
+from mmlm.adapt import adapt, adapted_layers, adapter_names, adapter_tensors
 from mmlm.base.errors import RecipeError
 from mmlm.cli import main
-from mmlm.joint import Apart, JointSamples, Part, vocabulary_of
+from mmlm.joint import Apart, JointSamples, JointValidation, Part, vocabulary_of
 from mmlm.model import MultimodalLM
 from mmlm.recipe import Recipe
 from mmlm.records import Records
@@ -379,6 +379,37 @@ def test_a_task_trains_its_own_adapters_and_no_other(folder):
         assert all(tensor.grad is None or not tensor.grad.any() for tensor in other.values())
     held = [parameter for name, parameter in learner.model.named_parameters() if name.startswith("backbone") and "lora_" not in name]
     assert held and not any(parameter.requires_grad for parameter in held)
+
+
+def test_validation_counts_each_loss_as_often_as_training_does(folder):
+    class Measured:
+        fingerprint = ""
+
+        def __call__(self, model, step):
+            return {"loss": 3.0, "loss.language_model": 2.0, "loss.balance": 1.0, "right": 0.5}
+
+    whole = recipe(folder, "train.loss_weights={see.language_model: 3.0}")
+    parts = build_parts(whole)
+    learner, _ = _learner(whole, parts)
+    metrics = JointValidation(parts, [Measured(), Measured()], whole.train)(learner, 1)
+    assert metrics["loss"] == pytest.approx(0.5 * (2 + 1) + 3 * 2 + 1)
+    assert metrics["see.right"] == 0.5 and metrics["write.loss"] == 3.0
+
+
+def test_samples_of_a_task_are_drawn_with_its_own_adapters(folder, tmp_path):
+    class Drawing:
+        fingerprint = ""
+
+        def draw(self, model, step, folder):
+            drawn.append((folder.name, next(iter(adapted_layers(model.model).values())).active_adapters))
+
+    drawn: list[tuple[str, list[str]]] = []
+    whole = recipe(folder, *OWN_ADAPTERS)
+    parts = build_parts(whole)
+    learner, _ = _learner(whole, parts)
+    adapt(learner.model, whole.adapt, whole.seed, [part.name for part in parts])
+    JointValidation(parts, [Drawing(), Drawing()], whole.train).draw(learner, 1, tmp_path)
+    assert drawn == [("write", ["write"]), ("see", ["see"])]
 
 
 def test_a_run_keeps_the_shared_weights_once_and_each_task_gets_its_own(adapted_run, folder):

@@ -21,6 +21,7 @@ KEYS = frozenset(
     vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim rms_norm_eps
     rope_theta rope_scaling rope_parameters rope_local_base_freq tie_word_embeddings max_position_embeddings attention_bias
     query_pre_attn_scalar sliding_window sliding_window_pattern layer_types final_logit_softcapping attn_logit_softcapping
+    sliding_window_size
     """.split()  # noqa: SIM905
 )
 REQUIRED = {"hidden_activation": "gelu_pytorch_tanh", "hidden_act": "gelu_pytorch_tanh", "use_bidirectional_attention": (None, False)}

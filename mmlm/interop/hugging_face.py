@@ -51,9 +51,9 @@ def load_hugging_face(name: Path | str) -> MultimodalLM:
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from None
     model = MultimodalLM(ours)
-    tensors = _Tensors(folder)
     rules = family.rules(ours)
     used = {name for rule in rules.values() for name in rule.theirs}
+    tensors = _Tensors(folder, rules["embedding.weight"].theirs[0].partition(".")[0])
     left = sorted(name for name in tensors.names - used if not OPTIONAL.search(name))
     if "language_model" in ours.heads and getattr(ours.heads["language_model"], "tied", False):
         left = [name for name in left if name != "lm_head.weight"]
@@ -79,10 +79,13 @@ def save_hugging_face(model: MultimodalLM, folder: Path | str, dtype: torch.dtyp
     own = model.state_dict()
     tensors: dict[str, Tensor] = {}
     for name, rule in family.rules(config).items():
-        rule.write(own[name] if dtype is None else own[name].to(dtype), tensors)
+        rule.write(own[name], tensors)
+    if dtype is not None:  # only now: norms that store their distance from one keep more of it
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     kept = next(iter(tensors.values())).dtype
     about = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": str(kept).removeprefix("torch."), **theirs}
+    about["eos_token_id"] = model.stop[0] if len(model.stop) == 1 else list(model.stop) or None  # else that of the family would end texts
     (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
     write_tensors(folder / "model.safetensors", tensors)
     return family.model_type
@@ -135,24 +138,29 @@ def _shards(index: Path) -> list[str]:
 
 
 class _Tensors:
-    """Tensors of a folder by name, read when they are asked for."""
+    """Tensors of a folder by name, read when they are asked for.
 
-    def __init__(self, folder: Path) -> None:
+    stem: what names of the decoder begin with; a file that was written without the head, as GPT-2's own was, has none that does.
+    """
+
+    def __init__(self, folder: Path, stem: str) -> None:
         index = folder / "model.safetensors.index.json"
         names = _shards(index) if index.is_file() else ["model.safetensors"]
-        self._files: dict[str, Path] = {}
+        held: dict[str, Path] = {}
         for file in names:
             path = (folder / file).resolve()  # the hub's cache links to files elsewhere
             if not path.is_file():
                 raise CheckpointError(f"{path}: no such file.")
             try:
                 with safe_open(str(path), "pt") as opened:
-                    self._files |= dict.fromkeys(opened.keys(), path)
+                    held |= dict.fromkeys(opened.keys(), path)
                 check_digest(path)
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path}: broken weight file: {error}.") from None
+        self._skip = 0 if any(name.startswith(f"{stem}.") for name in held) else len(stem) + 1  # letters that names lack
+        self._files = {f"{stem}.{name}" if self._skip else name: path for name, path in held.items()}
         self.names = set(self._files)
 
     def get(self, name: str) -> Tensor:
         with safe_open(str(self._files[name]), "pt") as opened:
-            return opened.get_tensor(name).float()
+            return opened.get_tensor(name[self._skip :]).float()

@@ -24,7 +24,7 @@ QWEN_KEYS = frozenset(
     num_experts num_local_experts num_experts_per_tok moe_intermediate_size norm_topk_prob mlp_only_layers decoder_sparse_step
     """.split()  # noqa: SIM905
 )
-REQUIRED = {"hidden_act": "silu", "mlp_bias": False}
+REQUIRED = {"hidden_act": "silu", "mlp_bias": False, "use_mrope": False}
 HAS_BIAS_KEY = {"llama", "qwen3", "qwen3_moe"}
 WINDOW_IN_EVERY_LAYER = {"mistral": 4096, "mixtral": None}
 

@@ -16,6 +16,8 @@ MAMBA1 = {"state_size": "state_size", "expand": "expand", "conv_size": "conv_ker
 MAMBA1 |= {"step_rank": "time_step_rank"}
 MAMBA2 = {"state_size": "state_size", "expand": "expand", "conv_size": "conv_kernel", "conv_bias": "use_conv_bias", "bias": "use_bias"}
 MAMBA2 |= {"num_heads": "num_heads", "head_size": "head_dim", "num_groups": "n_groups", "chunk_size": "chunk_size"}
+# of the first checkpoints: said again by other keys, or how the same is computed
+REPEATED = ("d_inner", "d_model", "n_layer", "fused_add_norm", "pad_vocab_size_multiple")
 COMMON = ("vocab_size", "hidden_size", "num_hidden_layers", "layer_norm_epsilon", "tie_word_embeddings")
 
 
@@ -66,7 +68,8 @@ def _rules(config: ModelConfig) -> dict[str, Rule]:
 
 FAMILIES = [
     Family("mamba", "MambaForCausalLM", _to_ours(_mamba1, True), _to_theirs(Mamba1Config), _rules,
-           frozenset([*COMMON, *MAMBA1.values(), "intermediate_size"]), {"hidden_act": "silu"}),
+           frozenset([*COMMON, *MAMBA1.values(), "intermediate_size", *REPEATED]),
+           {"hidden_act": "silu", "rms_norm": True, "ssm_cfg": ({},)}),
     Family("mamba2", "Mamba2ForCausalLM", _to_ours(_mamba2, False), _to_theirs(Mamba2Config), _rules,
            frozenset([*COMMON, *MAMBA2.values(), "time_step_limit"]),
            {"hidden_act": "silu", "rms_norm": True, "norm_before_gate": (True, False)}),

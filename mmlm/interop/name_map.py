@@ -96,7 +96,7 @@ IGNORED = frozenset(
     transformers.js_config quantization_config_none layer_norm_epsilon_unused is_llama_config rope_interleaved
     sep_token_id decoder_start_token_id cross_attention_hidden_size output_router_logits mlp_bias_none
     tokenizer_class finetuning_task prefix attn_implementation num_logits_to_keep use_mamba_kernels
-    use_associative_scan mamba_ssm_cache_dtype router_aux_loss_coef router_jitter_noise z_loss_coefficient
+    use_associative_scan mamba_ssm_cache_dtype router_aux_loss_coef router_jitter_noise z_loss_coefficient cache_implementation
     """.split()  # noqa: SIM905
 )
 

@@ -32,6 +32,8 @@ def rope_to_ours(config: Mapping[str, Any], fraction: float = 1.0, *, fixed: boo
     match kind:
         case "default":
             scaling = None
+        case "linear" | "llama3" if factor == 1:  # as it would be without
+            scaling = None
         case "linear":
             scaling = {"type": "linear", "factor": factor}
         case "llama3":

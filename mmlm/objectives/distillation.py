@@ -41,11 +41,17 @@ class Distillation(Objective):
         """The model to learn from: another of ours with the same width of vocabulary."""
         self._teacher = [teacher.eval().requires_grad_(False)]
 
+    def _teacher_on(self, device: torch.device) -> Any:
+        """The teacher where the student is, which alone the trainer moves."""
+        if self._teacher[0].device != device:
+            self._teacher[0].to(device)
+        return self._teacher[0]
+
     def losses(self, model: Any, batch: Batch) -> Losses:
         """`kl`, `layers` where mixers differ, and the model's own losses where `label_weight` asks for them."""
         if not self._teacher:
             raise RecipeError("objective.teacher: the teacher has not been loaded.")
-        teacher = self._teacher[0]
+        teacher = self._teacher_on(model.device)
         held, wanted = len(teacher.vocabulary), len(model.vocabulary)
         if held != wanted:
             raise RecipeError(f"objective.teacher: {self.config.teacher} has {held} vocabulary rows, the model {wanted}.")
@@ -89,7 +95,8 @@ class Distillation(Objective):
         log_s = exact(mine.predict(ours_nd) / heat).log_softmax(-1)
         log_t = exact(its.predict(theirs_nd) / heat).log_softmax(-1)
         first, second = (log_t, log_s) if self.config.direction == "forward" else (log_s, log_t)
-        return heat**2 * torch.where(first.isneginf(), 0, first.exp() * (first - second)).sum(-1)
+        apart = (first - second).masked_fill(first.isneginf(), 0)  # before the product: its gradient would be NaN where both are infinite
+        return heat**2 * (first.exp() * apart).sum(-1)
 
     def _teacher_states(self, teacher: Any, model: Any, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The teacher's last hidden states, and the sums of the layer losses."""

@@ -25,7 +25,7 @@ class Prefix(Objective):
         weights = torch.cat([_spread(segment) for segment in stream.segments])
         first = int(weights.nonzero()[0]) if bool((weights > 0).any()) else len(weights)
         end = first if self.config.split == "read_only" else int(rng.integers(1, max(len(weights), 2)))
-        number = 1 + max((segment.mutual for segment in stream.segments), default=0)  # of its own: nothing behind it joins the prefix
+        number = 1 + max((segment.last_mutual for segment in stream.segments), default=0)  # of its own: nothing behind it joins the prefix
         segments, at = [], 0
         for segment in stream.segments:
             head = min(max(end - at, 0), len(segment))

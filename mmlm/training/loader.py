@@ -22,7 +22,7 @@ class Samples(Protocol):
     """What a run is trained on. `fingerprint` changes when the samples do. With workers it must be possible to pickle them.
 
     Samples of several tasks have `parts`, samples of one task each, and `sizes`, how many of each make up an optimizer step; micro-batches
-    are of one part. Its length is then that of all together.
+    are of one part. Its length is then that of the shortest part.
     """
 
     fingerprint: str

@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ Draw = Callable[[nn.Module, int, Path], None]
 Progress = Callable[[int, dict[str, Any]], None]
 
 CHECKPOINTS, LOG, SAMPLES, TRACKERS = "checkpoints", "log.jsonl", "samples", "trackers"
+PATIENCE = timedelta(days=1)  # for the main process, which alone validates and draws samples; torch's own 10 minutes may be too few
 
 
 @dataclass
@@ -108,7 +110,8 @@ class Trainer:
     def fit(self, *, fresh: bool = False, until: int | None = None) -> Result:
         """Train to the end, or to the step `until`; resumes by itself unless fresh.
 
-        At the end the model holds the weights to use: of the best checkpoint where one is kept, averaged where there is an average.
+        At the end the model holds the weights to use, the same on all processes: of the best checkpoint where one is kept, averaged where
+        there is an average.
         Raises RecipeError if another process holds the folder, CheckpointError if its checkpoints do not fit or cannot be written,
         NumericsError after more than `max_skipped` steps in a row that were not finite.
         """
@@ -137,6 +140,7 @@ class Trainer:
             self._save()
             self.ranks.wait()
             if reason != "signal":
+                self.state.best_step = self.ranks.from_main(self.state.best_step or 0) or None  # the others have measured nothing
                 self.parts.hold_final_weights(self.folder / CHECKPOINTS)
         state = self.state
         best = None if state.best_step is None or state.best_value is None else (state.best_step, state.best_value)
@@ -150,12 +154,16 @@ class Trainer:
 
     def _set_up(self) -> None:
         from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
 
         for name in self.config.trackers:
             require_tracker(name)
         cpu = not torch.accelerator.is_available()  # told to accelerate, or it would take several processes for as many lone ones
         trackers = list(self.config.trackers) or None
-        self.accelerator = Accelerator(mixed_precision="no", cpu=cpu, log_with=trackers, project_dir=str(self.folder / TRACKERS))
+        patience = InitProcessGroupKwargs(timeout=PATIENCE)
+        self.accelerator = Accelerator(
+            mixed_precision="no", cpu=cpu, log_with=trackers, project_dir=str(self.folder / TRACKERS), kwargs_handlers=[patience]
+        )
         self.ranks, device = Ranks(self.accelerator), self.accelerator.device
         if uneven := [size for size in self.sizes if size % self.ranks.world]:
             raise RecipeError(f"train.batch_size: must be a multiple of the {self.ranks.world} processes, but is {uneven[0]}.")

@@ -9,12 +9,13 @@ from mmlm.base.errors import CheckpointError
 from mmlm.interop.hugging_face import FAMILIES, load_hugging_face, save_hugging_face
 from mmlm.interop.load import convert, load
 from mmlm.interop.name_map import Rule, check_keys, differences
-from mmlm.model import MultimodalLM
+from mmlm.model import WEIGHTS, MultimodalLM
 from mmlm.model_config import ModelConfig
 from mmlm.recipe import Recipe
 from mmlm.run import load_run, train
 from mmlm.tokenizers.config import TextConfig
 from mmlm.tokenizers.text import TextTokenizer
+from mmlm.weights import read_tensors, write_tensors
 
 transformers = pytest.importorskip("transformers")
 SIZES = {
@@ -169,11 +170,11 @@ def test_a_decoder_of_transformers_is_tuned_by_a_recipe_merged_and_read_back_by_
     assert read(text)["input_ids"] == task.text.ids([text])[0]
 
 
-def own(pattern, **more):
+def own(pattern, head=None, **more):
     """A tiny model of ours, with weights that matter."""
     raw = {"width": 32, "num_layers": 4, "pattern": pattern, **more}
     torch.manual_seed(0)
-    heads = {"language_model": {"type": "language_model", "tied": False}}
+    heads = {"language_model": {"type": "language_model", "tied": False, **(head or {})}}
     model = MultimodalLM(ModelConfig.model_validate({"schema": 1, "vocabulary": {"text": 90, "mark": 7}, "backbone": raw, "heads": heads}))
     return model.eval()
 
@@ -268,6 +269,52 @@ def test_configs_of_earlier_releases_mean_the_same(name):
     older, family = {key: value for key, value in now.items() if key not in gone} | added, FAMILIES[now["model_type"]]
     check_keys(older, family, "config.json")
     assert gone and not differences(family.to_ours(older), family.to_ours(now))
+
+
+PUBLISHED = {
+    "llama": {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 1.0}},
+    "qwen2": {"use_mrope": False},
+    "gemma2": {"cache_implementation": "hybrid", "sliding_window_size": 5},
+    "gemma3": {"cache_implementation": "hybrid"},
+    "mamba": {"d_inner": 64, "d_model": 32, "n_layer": 2, "fused_add_norm": True, "pad_vocab_size_multiple": 8, "rms_norm": True,
+              "ssm_cfg": {}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_keys_that_published_configs_hold_and_that_change_nothing_are_understood(name):
+    now = json.loads(json.dumps(config_of(name).to_dict()))
+    published, family = now | PUBLISHED[name], FAMILIES[now["model_type"]]
+    check_keys(published, family, "config.json")
+    assert not differences(family.to_ours(published), family.to_ours(now))
+
+
+@torch.no_grad()
+def test_a_file_written_without_the_head_is_read_and_what_ends_a_text_goes_along(tmp_path):
+    mixer = {"type": "attention", "num_heads": 4, "rope": None, "qkv_bias": True, "out_bias": True}
+    model = own([mixer], norm="layer", norm_eps=1e-5, learned_positions=64, feed_forward={"type": "gelu"}, head={"tied": True})
+    model.stop = (96, 5)
+    assert save_hugging_face(model, tmp_path) == "gpt2"
+    write_tensors(tmp_path / WEIGHTS, {name.removeprefix("transformer."): each for name, each in read_tensors(tmp_path / WEIGHTS).items()})
+    again, ids = load(tmp_path), torch.randint(0, 97, (2, 21), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(again.logits(ids), model.logits(ids), rtol=0, atol=1e-6)
+    assert again.stop == (96, 5)
+    for stop, told in (((7,), 7), ((), None)):  # with none of its own, transformers' default of the family must not end a text
+        model.stop = stop
+        save_hugging_face(model, tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == told
+        assert load(tmp_path).stop == stop
+
+
+def test_norms_stored_as_distances_from_one_are_rounded_as_such(tmp_path):
+    parts = {"feed_forward": {"type": "geglu"}, "norm_place": "around", "embedding_scale": 32**0.5}
+    model = own([{"type": "attention", "num_heads": 4}], **parts)
+    with torch.no_grad():
+        model.backbone.norm.weight.fill_(1.003)
+    assert save_hugging_face(model, tmp_path, torch.bfloat16) == "gemma2"
+    stored = read_tensors(tmp_path / WEIGHTS)["model.norm.weight"]
+    assert stored.dtype == torch.bfloat16
+    torch.testing.assert_close(stored.float(), torch.full((32,), 0.003), rtol=1e-2, atol=0)
 
 
 def test_one_foreign_tensor_can_hold_rows_of_two_of_ours():

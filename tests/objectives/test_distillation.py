@@ -17,10 +17,10 @@ from mmlm.run import load_run, train
 from mmlm.stream import Segment, Stream
 
 
-def teacher():
+def teacher(vocabulary=None, heads=None):
     torch.manual_seed(0)
     backbone = {"width": 16, "num_layers": 2, "pattern": [{"type": "attention", "num_heads": 2}]}
-    raw = {"schema": 1, "vocabulary": {"text": 30}, "backbone": backbone}
+    raw = {"schema": 1, "vocabulary": vocabulary or {"text": 30}, "backbone": backbone, **({"heads": heads} if heads else {})}
     return MultimodalLM(check(ModelConfig, raw, "test")).double()
 
 
@@ -54,6 +54,25 @@ def test_the_loss_is_the_divergence_of_the_probabilities(direction, temperature,
     assert {name: float(weight) for name, (_, weight) in losses.items()} == objective.loss_weights(new, given)
     sum(value for value, _ in losses.values()).backward()
     assert all(p.grad is None for p in old.parameters()) and new.backbone.layers[1].mixer.input.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_rows_that_no_head_writes_leave_the_gradient_finite(direction):
+    head = {"language_model": {"type": "language_model", "ranges": ["text"]}}
+    old, new = teacher({"text": 30, "unit": 4}, head), teacher({"text": 30, "unit": 4}, head)
+    with torch.no_grad():
+        old.embedding.weight.mul_(1.5)
+    objective = Distillation(DistillationConfig(teacher="t", direction=direction))
+    objective.set_teacher(old)
+    loss, _ = objective.losses(new, batch(objective, new))["kl"]
+    loss.backward()
+    assert float(loss.detach()) > 0 and new.embedding.weight.grad.isfinite().all() and new.embedding.weight.grad.abs().max() > 0
+
+
+def test_the_teacher_goes_where_the_student_is():
+    objective = Distillation(DistillationConfig(teacher="t"))
+    objective.set_teacher(teacher())
+    assert objective._teacher_on(torch.device("meta")).device.type == "meta"  # as good as another device
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn():

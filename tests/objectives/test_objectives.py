@@ -149,6 +149,12 @@ def test_prefix_cuts_everything_a_segment_carries():
     assert found == {5: 0.0, 1: 1.0, 3: 2.0, 0: 3.0}
 
 
+def test_a_prefix_has_a_number_of_its_own_beside_those_of_single_tokens():
+    given = Stream([words(3, weight=0.0), words(3, mutual=torch.tensor([0, 4, 4]))])
+    first, *_ = prepared(objective("prefix"), given).segments
+    assert first.mutual == 5
+
+
 def test_prefix_of_everything_and_of_nothing():
     made = objective("prefix")
     assert prepared(made, Stream([words(3, weight=0.0)])).segments[0].mutual == 1

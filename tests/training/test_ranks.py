@@ -8,10 +8,22 @@ import socket
 import pytest
 import torch
 
+from mmlm.recipe import Recipe
+from mmlm.run import train
 from mmlm.training import checkpoint
+from mmlm.training.trainer import Result
 from mmlm.weights import read_tensors
 
 OPTIONS = {"steps": 12, "batch_size": 4, "micro_batch_size": 1, "lr": 1e-2, "log_every": 1, "checkpoint_every": 6, "ema_decay": 0.9}
+
+RECIPE = """
+schema: 1
+name: tiny
+task: {type: tabular_text, context: 400, episode: {num_rows: 6, max_shots: 4, max_columns: 2, max_classes: 3}}
+data: {train: [{type: structural_tables}]}
+tokenizers: {text: {type: text, vocabulary_size: 300}}
+backbone: {width: 16, num_layers: 1, pattern: [{mixer: {type: attention, num_heads: 2}}]}
+"""
 
 
 def free_port():
@@ -75,6 +87,46 @@ def test_a_run_of_two_processes_goes_on_as_one_and_the_other_way(toy, server, on
     assert checkpoint.steps(tmp_path / "down" / "checkpoints") == [5]
     toy.train(tmp_path / "down", OPTIONS, dropout=0.0)
     assert_close(one, tmp_path / "down", toy)
+
+
+def test_all_processes_end_with_the_weights_of_the_best_checkpoint(toy, server, tmp_path):
+    best = {"validate_every": 2, "keep_best": {"metric": "step", "mode": "min"}}
+    run(toy, server, tmp_path / "run", {**OPTIONS, **best, "steps": 4})
+    kept, _ = checkpoint.read(tmp_path / "run" / "checkpoints" / "step_000002")
+    for rank in (0, 1):
+        held = read_tensors(tmp_path / "run" / f"rank{rank}.safetensors")
+        assert all(torch.equal(held[name], tensor) for name, tensor in kept["ema"].items())
+
+
+@pytest.mark.parametrize("is_main", [True, False], ids=["main", "other"])
+def test_the_main_process_alone_writes_the_run(is_main, tmp_path, monkeypatch):
+    class Others:
+        def wait(self):
+            waited.append((tmp_path / "run" / "recipe.yaml").is_file())
+
+    def fit(trainer, **_):
+        trainer.ranks = Others()
+        trainer.ranks.is_main = is_main
+        return Result(1, "steps", 0.0, 0)
+
+    waited: list[bool] = []
+    monkeypatch.setattr("mmlm.run.Trainer.fit", fit)
+    (tmp_path / "a.yaml").write_text(RECIPE)
+    train(Recipe.read(tmp_path / "a.yaml", [f"output={tmp_path / 'run'}"]))
+    assert waited == [is_main]
+
+
+def test_the_others_wait_for_a_long_validation(toy, tmp_path, monkeypatch):
+    class AskedError(Exception):
+        pass
+
+    def accelerator(*, kwargs_handlers, **_):
+        raise AskedError(kwargs_handlers[0].timeout)
+
+    monkeypatch.setattr("accelerate.Accelerator", accelerator)
+    with pytest.raises(AskedError) as error:
+        toy.train(tmp_path / "run", OPTIONS)
+    assert error.value.args[0].total_seconds() >= 12 * 3600
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused(toy, server, tmp_path):
