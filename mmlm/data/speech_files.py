@@ -12,6 +12,7 @@ from mmlm.base.errors import DataError, nearest
 from mmlm.base.files import parse_json
 from mmlm.data.audio_files import ENDINGS
 from mmlm.data.config import SpeechFolderConfig, SpeechManifestConfig
+from mmlm.data.config.speech import TABLES
 from mmlm.data.episodes import find_file
 from mmlm.data.listed import Bad, numbered_lines
 from mmlm.data.speech import Utterance
@@ -19,7 +20,6 @@ from mmlm.data.speech_check import files_below
 from mmlm.data.speech_source import SpeechSource
 
 KEYS = ("audio", "text", "speaker", "language", "id", "start", "end", "channel", "rate_hz", "seconds")
-TABLES = ("metadata.csv", "metadata.tsv", "metadata.txt")
 COLUMNS = {
     "audio": ("audio", "file", "file_name", "filename", "path", "wav"),
     "text": ("text", "sentence", "transcription", "transcript", "normalized_text"),
