@@ -88,12 +88,14 @@ def _slice(part: Part, start: int, length: int) -> Part:
 
 
 class TextFiles(Texts):
-    """Passages from files, but for the texts that are held out or kept back. Which these are depends on the number of pieces alone."""
+    """Passages from files, but for the texts that are held out or kept back. Which these are depends on the number of pieces alone; a text
+    that stands there several times is always where it is first."""
 
     def __init__(self, config: TextFilesConfig) -> None:
         path = find_file(config.path)
         pieces = [piece for part in read_texts(path, config.field) for piece in cut(part)]
-        place = np.random.default_rng(len(pieces)).permutation(len(pieces))
+        drawn, first = np.random.default_rng(len(pieces)).permutation(len(pieces)), dict[str, int]()
+        place = [drawn[first.setdefault(piece.text, at)] for at, piece in enumerate(pieces)]
         borders = [0, *np.rint(np.cumsum([config.hold_out, config.validate_share]) * len(pieces)), len(pieces)]
         *self.groups, trained = [
             [piece for piece, at in zip(pieces, place, strict=True) if low <= at < high] for low, high in pairwise(borders)
