@@ -267,6 +267,16 @@ def test_a_table_gives_the_texts_of_a_folder(name, table, tmp_path):
         assert (first.speaker, first.labels, second.speaker, second.labels) == ("ann", {"age": "20"}, "bob", {})
 
 
+def test_a_row_of_a_table_ends_where_its_line_ends_and_no_sooner(tmp_path):
+    for name in ("x.wav", "y.wav"):
+        wav(tmp_path / name, noise(1))
+    (tmp_path / "metadata.csv").write_text("x|one\u2028two\x0bthree\ny|four\n", encoding="utf-8")
+    assert texts_in(tmp_path) == {"x.wav": "one\u2028two\x0bthree", "y.wav": "four"}
+    (tmp_path / "metadata.csv").write_text('file,text\nx.wav,one\ny.wav,"' + "never closed " * 20_000, encoding="utf-8")
+    with pytest.raises(DataError, match=r"metadata\.csv, line 3: field larger than field limit"):
+        texts_in(tmp_path)
+
+
 def test_rows_of_a_table_that_name_no_file_or_several_are_told(tmp_path):
     for name in ("a/x.wav", "b/x.wav", "y.wav"):
         wav(tmp_path / name, noise(1))
