@@ -144,6 +144,22 @@ def test_a_recording_that_cannot_be_read_is_told_and_the_others_stay(corpus, tmp
     assert calls >= 10 and len(kept.arrays) == 11 and len((tmp_path / "log").read_text().splitlines()) - calls <= 3
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_folder_that_cannot_be_written_is_told(workers, corpus, tmp_path, monkeypatch):
+    (tmp_path / "kept").touch()
+    with pytest.raises(DataError, match=r"kept/[0-9a-f]{32}: cannot be written: Not a directory\.$"):
+        tokens_of(corpus, Levels(), tmp_path / "kept", workers=workers)
+    folder = tmp_path / "full"
+    places = write_shard(folder, Kind("int16"), [(bytes(16), np.zeros(3, np.int16), {})])
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(DataError, match=r"full: cannot be written: No space left on device\."):
+        ArrayShards(folder).add(Kind("int16"), places)
+
+
 class Slow(Levels):
     """As Levels, with the same fingerprint, but that it takes its time."""
 
