@@ -23,6 +23,7 @@ from mmlm.base.errors import DataError
 from mmlm.base.files import parse_json
 from mmlm.data.config import PythonDocsConfig, TextFilesConfig
 from mmlm.data.episodes import find_file
+from mmlm.data.speech_check import files_below
 
 logger = logging.getLogger(__name__)
 
@@ -124,13 +125,13 @@ class PythonDocs(Texts):
 
 
 def read_texts(path: Path, field: str) -> list[Part]:
-    """The documents in a file, or in all files of the known endings below a folder.
+    """The documents in a file, or in all files of the known endings below a folder that are not hidden.
 
     Raises DataError naming file and line for what is no UTF-8, no JSON, or has no text under `field`.
     """
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+        files = files_below(path, ENDINGS)
         if not files:
             raise DataError(f"{path}: no file below this folder ends in {', '.join(ENDINGS)}.")
     elif path.suffix.lower() not in ENDINGS:
