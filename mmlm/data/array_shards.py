@@ -102,8 +102,7 @@ class ArrayShards:
         return Array(ids, dict(zip(kind.tags, values, strict=True)))
 
     def add(self, kind: Kind, places: Mapping[bytes, Place]) -> None:
-        """Name the arrays of a shard in the index. Raises DataError where those that are there are of another kind, and where nothing can be
-        written."""
+        """Name the arrays of a shard in the index. Raises DataError where others are of another kind, and where nothing can be written."""
         self._read_index()  # what another process has added meanwhile
         if self.kind is not None and self.kind != kind:
             raise DataError(f"{self.folder}: holds arrays of another kind: {self.kind}, but these are {kind}.")

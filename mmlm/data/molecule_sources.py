@@ -26,7 +26,7 @@ from mmlm.data.dealing import checked, deal
 from mmlm.data.episodes import find_file
 from mmlm.data.listed import Bad, numbered_lines, tell
 from mmlm.data.molecules import Compound, Kind
-from mmlm.data.table_reader import read_raw, read_table
+from mmlm.data.table_reader import places_of_rows, read_raw, read_table
 from mmlm.tokenizers.config import ProteinsConfig
 from mmlm.tokenizers.molecules import smiles_symbols
 from mmlm.tokenizers.proteins import ProteinTokenizer
@@ -209,10 +209,10 @@ class CompoundTable(CompoundSource):
     @staticmethod
     def _read(path: Path, config: MoleculeTableConfig) -> Iterator[Compound | Bad]:
         names = {config.column, *config.properties.values()}
-        columns = _columns(path, sorted(names))
+        columns, places = _columns(path, sorted(names)), places_of_rows(path)
         kind: Kind = "protein" if config.holds_proteins else "molecule"
         for row, text in enumerate(columns[config.column]):
-            where = f"{path}, line {row + 2}"
+            where = places[row] if places else f"{path}, row {row + 1}"
             try:
                 if not isinstance(text, str) or not text:
                     raise DataError(f"{config.column} is missing.")
@@ -268,8 +268,7 @@ class PackagedSet(CompoundSource):
     def _freesolv(self) -> Iterator[Compound | Bad]:
         path = self._file("freesolv.csv")
         columns = _columns(path, ["smiles", *FREESOLV.values()])
-        for row, smiles in enumerate(columns["smiles"]):
-            where = f"{path}, line {row + 2}"
+        for row, (where, smiles) in enumerate(zip(places_of_rows(path), columns["smiles"], strict=True)):
             yield Compound(where, smiles, _numbers({name: columns[column][row] for name, column in FREESOLV.items()}), where)
 
     def _solubility(self) -> Iterator[Compound | Bad]:

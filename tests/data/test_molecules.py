@@ -75,6 +75,16 @@ def test_a_table_gives_numbers_by_column_and_leaves_gaps_out(tmp_path):
     source = config.build()
     assert [dict(each.properties) for each in source.everything()] == [{"dG": -0.5}, {}]
     assert [(bad.where.rpartition(", ")[2], "1.0 kcal" in bad.why) for bad in source.bad] == [("line 4", True)]
+    (tmp_path / "t.csv").write_text("mol,value\n\nCCO,-0.5\n\nCCC,1.0 kcal\n")
+    assert [bad.where.rpartition(", ")[2] for bad in config.build().bad] == ["line 5"]
+    (tmp_path / "t.jsonl").write_text('{"mol": "CCO", "value": 1}\n\n{"mol": "C1", "value": 2}\n')
+    assert [bad.where.rpartition(", ")[2] for bad in config.model_copy(update={"path": str(tmp_path / "t.jsonl")}).build().bad] == [
+        "line 3"
+    ]
+    (tmp_path / "t.csv").write_text("")
+    with pytest.raises(DataError, match=r"t\.csv: is empty\.$"):
+        config.build()
+    (tmp_path / "t.csv").write_text("mol,value\nCCO,1\n")
     with pytest.raises(DataError, match="unknown column 'smiles'"):
         config.model_copy(update={"column": "smiles"}).build()
 
