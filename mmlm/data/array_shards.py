@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 INDEX = "index.safetensors"
 DIGEST = 16  # bytes
 ALIGNED = 8  # bytes at whose multiples arrays begin
+UNNAMED = 1 / 64  # of all arrays, which wait at most to be named in the index: it is written whole, so not for each shard of a large corpus
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class ArrayShards:
         self.kind: Kind | None = None
         self.places: dict[bytes, Place] = {}
         self._maps: dict[str, mmap.mmap] = {}
+        self._num_unnamed = 0
         self._read_index()
 
     def __len__(self) -> int:
@@ -102,12 +104,24 @@ class ArrayShards:
         return Array(ids, dict(zip(kind.tags, values, strict=True)))
 
     def add(self, kind: Kind, places: Mapping[bytes, Place]) -> None:
-        """Name the arrays of a shard in the index. Raises DataError where others are of another kind, and where nothing can be written."""
-        self._read_index()  # what another process has added meanwhile
-        if self.kind is not None and self.kind != kind:
-            raise DataError(f"{self.folder}: holds arrays of another kind: {self.kind}, but these are {kind}.")
+        """Take in the arrays of a shard; the index names them once they are enough, or when `finish` is called.
+
+        Raises DataError where others are of another kind, and where nothing can be written.
+        """
+        self._check(kind)
         self.kind = kind
         self.places.update(places)
+        self._num_unnamed += len(places)
+        if self._num_unnamed >= UNNAMED * len(self.places):
+            self.finish()
+
+    def finish(self) -> None:
+        """Name all arrays that were added in the index. Raises as `add` does."""
+        if not self._num_unnamed or self.kind is None:
+            return
+        kind, self._num_unnamed = self.kind, 0  # what cannot be named is not tried again
+        self._read_index()  # what another process has added meanwhile
+        self._check(kind)
         shards = sorted({place.shard for place in self.places.values()})
         number = {shard: at for at, shard in enumerate(shards)}
         rows = list(self.places.values())
@@ -117,6 +131,10 @@ class ArrayShards:
         }
         with _told(self.folder):
             write_whole(self.folder / INDEX, [save(tensors, {"kind": json.dumps(asdict(kind)), "shards": json.dumps(shards)})])
+
+    def _check(self, kind: Kind) -> None:
+        if self.kind is not None and self.kind != kind:
+            raise DataError(f"{self.folder}: holds arrays of another kind: {self.kind}, but these are {kind}.")
 
     def _read_index(self) -> None:
         path = self.folder / INDEX
