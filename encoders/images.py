@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
 from mmlm.encoders.config import ImageEncoderConfig
+from mmlm.encoders.copies import Copies
 from mmlm.encoders.frozen_block import FrozenBlock
 from mmlm.encoders.packed import can_pack, pack_
 
@@ -91,7 +92,7 @@ class ImageEncoder(nn.Module):
                 f"encoder {config.type}: reads whole pictures, which the tokenizer whole_images gives, but not {inputs} numbers."
             )
         self.config, self.is_part = config, inputs is not None
-        self._copies: dict[torch.dtype, nn.Module] = {}
+        self._copies = Copies()
 
     def complete(self) -> None:
         """To be called once the network is there, with its normed size; a part of a model gives patches, whose vectors are its size."""
@@ -235,17 +236,24 @@ class ImageEncoder(nn.Module):
             raise DataError(f"picture {number}: {error}") from None
 
     def _cast(self, precision: str) -> tuple[nn.Module, torch.dtype]:
-        """The network in a precision; a copy of its weights is made once, in bfloat16 with its matrices packed."""
+        """The network in a precision; a copy is made once for the same weights, in bfloat16 with its matrices packed."""
         name = self.config.precision if precision == "auto" else precision
         if name not in PRECISIONS:
             raise RecipeError(f"precision must be one of auto, {', '.join(PRECISIONS)}, but is {precision!r}.")
         dtype = PRECISIONS[name]
-        if dtype not in self._copies:
-            own, packs = next(self.network.parameters()).dtype, dtype == torch.bfloat16 and can_pack()
-            made = self.network if own == dtype and not packs else copy.deepcopy(self.network).to(dtype)
-            made = pack_(made) if packs else made
-            self._copies[dtype] = made.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return self._copies[dtype], dtype
+        own, packs = next(self.network.parameters()).dtype, dtype == torch.bfloat16 and can_pack()
+
+        def ready(made: nn.Module) -> nn.Module:
+            made = made.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return made
+
+        def copied() -> nn.Module:
+            made = copy.deepcopy(self.network).to(dtype)
+            return ready(pack_(made) if packs else made)
+
+        if own == dtype and not packs:
+            return ready(self.network), dtype
+        return self._copies.of(self.network, dtype, copied), dtype
 
 
 def load_in_order(own: dict[str, Tensor], found: dict[str, Tensor], where: str) -> None:

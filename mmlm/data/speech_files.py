@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from mmlm.base.errors import DataError, nearest
 from mmlm.base.files import parse_json
 from mmlm.data.audio_files import ENDINGS
 from mmlm.data.config import SpeechFolderConfig, SpeechManifestConfig
+from mmlm.data.config.speech import TABLES
 from mmlm.data.episodes import find_file
 from mmlm.data.listed import Bad, numbered_lines
 from mmlm.data.speech import Utterance
@@ -19,7 +21,6 @@ from mmlm.data.speech_check import files_below
 from mmlm.data.speech_source import SpeechSource
 
 KEYS = ("audio", "text", "speaker", "language", "id", "start", "end", "channel", "rate_hz", "seconds")
-TABLES = ("metadata.csv", "metadata.tsv", "metadata.txt")
 COLUMNS = {
     "audio": ("audio", "file", "file_name", "filename", "path", "wav"),
     "text": ("text", "sentence", "transcription", "transcript", "normalized_text"),
@@ -194,18 +195,22 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise DataError(f"{table}: cannot be read as UTF-8 text: {error}.") from None
     first = text.partition("\n")[0]
     mark = next((mark for mark in ("|", "\t") if mark in first), ",")
-    reader = csv.reader(text.splitlines(), delimiter=mark, quoting=csv.QUOTE_MINIMAL if mark == "," else csv.QUOTE_NONE)
+    reader = csv.reader(io.StringIO(text), delimiter=mark, quoting=csv.QUOTE_MINIMAL if mark == "," else csv.QUOTE_NONE)
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise DataError(f"{table}, line {reader.line_num}: {error}.") from None
     names: list[str] = []
-    for row in reader:
+    for number, row in rows:
         cells = [cell.strip() for cell in row]
         if not any(cells):
             continue
-        if reader.line_num == 1 and {cell.lower() for cell in cells} & {*COLUMNS["audio"], *COLUMNS["text"]}:
+        if number == 1 and {cell.lower() for cell in cells} & {*COLUMNS["audio"], *COLUMNS["text"]}:
             names = [next((ours for ours, theirs in COLUMNS.items() if cell.lower() in theirs), cell) for cell in cells]
             if "audio" not in names:
                 raise DataError(f"{table}: no column names the file: {', '.join(cells)}. It is called {' or '.join(COLUMNS['audio'])}.")
             continue
         if names:
-            yield reader.line_num, {name: cell for name, cell in zip(names, cells, strict=False) if cell or name == "audio"}
+            yield number, {name: cell for name, cell in zip(names, cells, strict=False) if cell or name == "audio"}
         else:
-            yield reader.line_num, {"audio": cells[0], "text": next((cell for cell in reversed(cells[1:]) if cell), "")}
+            yield number, {"audio": cells[0], "text": next((cell for cell in reversed(cells[1:]) if cell), "")}

@@ -69,13 +69,13 @@ def read_table(
         raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from None
     if not columns:
         raise DataError(f"{path}: no column is left to read.")
-    table = with_media(Table(path.stem, columns), kinds or {}, path, partial(_places, path))
+    table = with_media(Table(path.stem, columns), kinds or {}, path, partial(places_of_rows, path))
     if table.num_rows == 0:
         raise DataError(f"{path}: has a header ({len(columns)} columns), but no row.")
     return table if target is None else checked_target(table, target, str(path))
 
 
-def _places(path: Path) -> list[str]:
+def places_of_rows(path: Path) -> list[str]:
     """Where each row of a file stands, for messages: its line where the file has lines."""
     reader = _READERS.get(path.suffix.lower())
     if reader is _read_csv:
@@ -87,10 +87,16 @@ def _places(path: Path) -> list[str]:
 
 
 def read_raw(path: Path) -> tuple[str, list[list[str]]] | None:
-    """(separator, header and rows) of a delimited text file as they are written; None for a file of another kind."""
+    """(separator, header and rows) of a delimited text file as they are written; None for a file of another kind.
+
+    Raises DataError for a file without a header.
+    """
     if not path.is_file() or _READERS.get(path.suffix.lower()) is not _read_csv:
         return None
-    return delimited_rows(path, _separator_of(path))
+    separator, rows = delimited_rows(path, _separator_of(path))
+    if not rows:
+        raise DataError(f"{path}: is empty.")
+    return separator, rows
 
 
 def checked_target(table: Table, target: str, where: str) -> Table:

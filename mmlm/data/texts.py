@@ -23,6 +23,7 @@ from mmlm.base.errors import DataError
 from mmlm.base.files import parse_json
 from mmlm.data.config import PythonDocsConfig, TextFilesConfig
 from mmlm.data.episodes import find_file
+from mmlm.data.speech_check import files_below
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +89,14 @@ def _slice(part: Part, start: int, length: int) -> Part:
 
 
 class TextFiles(Texts):
-    """Passages from files, but for the texts that are held out or kept back. Which these are depends on the number of pieces alone."""
+    """Passages from files, but for the texts that are held out or kept back. Which these are depends on the number of pieces alone; a text
+    that stands there several times is always where it is first."""
 
     def __init__(self, config: TextFilesConfig) -> None:
         path = find_file(config.path)
         pieces = [piece for part in read_texts(path, config.field) for piece in cut(part)]
-        place = np.random.default_rng(len(pieces)).permutation(len(pieces))
+        drawn, first = np.random.default_rng(len(pieces)).permutation(len(pieces)), dict[str, int]()
+        place = [drawn[first.setdefault(piece.text, at)] for at, piece in enumerate(pieces)]
         borders = [0, *np.rint(np.cumsum([config.hold_out, config.validate_share]) * len(pieces)), len(pieces)]
         *self.groups, trained = [
             [piece for piece, at in zip(pieces, place, strict=True) if low <= at < high] for low, high in pairwise(borders)
@@ -122,13 +125,13 @@ class PythonDocs(Texts):
 
 
 def read_texts(path: Path, field: str) -> list[Part]:
-    """The documents in a file, or in all files of the known endings below a folder.
+    """The documents in a file, or in all files of the known endings below a folder that are not hidden.
 
     Raises DataError naming file and line for what is no UTF-8, no JSON, or has no text under `field`.
     """
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+        files = files_below(path, ENDINGS)
         if not files:
             raise DataError(f"{path}: no file below this folder ends in {', '.join(ENDINGS)}.")
     elif path.suffix.lower() not in ENDINGS:

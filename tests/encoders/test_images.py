@@ -171,12 +171,25 @@ def test_packed_layers_give_what_plain_ones_do(approximate) -> None:
     assert type(pack_(attention).out_proj) is type(nn.MultiheadAttention(8, 2).out_proj)
 
 
+def test_vectors_follow_the_weights_in_every_precision() -> None:
+    pytest.importorskip("timm")
+    encoder = TimmConfig(model="test_vit").build()
+    first = [encoder.encode(pictures(2), precision=name) for name in ("bf16", "fp32", "bf16")]
+    assert np.array_equal(first[0], first[2])
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    half, whole = (encoder.encode(pictures(2), precision=name, normalize=True) for name in ("bf16", "fp32"))
+    assert ((half * whole).sum(1) > 0.99).all()
+    assert not np.allclose(whole, first[1] / np.linalg.norm(first[1], axis=1, keepdims=True), atol=0.01)
+
+
 @pytest.mark.skipif(not can_pack(), reason="needs a CPU with AMX")
 def test_the_packed_copy_leaves_the_encoder_as_it_is() -> None:
     pytest.importorskip("timm")
     encoder = TimmConfig(model="test_vit").build()
     pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 60, 3), dtype=np.uint8)
     half, whole = (encoder.encode(list(pixels), precision=name) for name in ("bf16", "fp32"))
-    assert any(isinstance(part, PackedLinear) for part in encoder._copies[torch.bfloat16].modules())
+    assert any(isinstance(part, PackedLinear) for part in encoder._cast("bf16")[0].modules())
     assert not any(isinstance(part, PackedLinear) for part in encoder.modules())
     assert float(torch.cosine_similarity(torch.from_numpy(half), torch.from_numpy(whole)).min()) > 0.999

@@ -130,6 +130,11 @@ def test_bf16_is_near(folders: dict[str, Path]) -> None:
     fine, coarse = (torch.cat(list(encoder.frames([sound(1.0)], precision=each))) for each in ("fp32", "bf16"))
     assert float((fine - coarse).abs().max()) > 0 and float(torch.cosine_similarity(fine, coarse, dim=1).min()) > 0.999
     torch.testing.assert_close(torch.cat(list(encoder.frames([sound(1.0)]))), fine)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    other, half = (torch.cat(list(encoder.frames([sound(1.0)], precision=each))) for each in ("fp32", "bf16"))
+    assert not torch.allclose(other, fine, atol=0.01) and float(torch.cosine_similarity(other, half, dim=1).min()) > 0.99
 
 
 def test_weights_by_the_names_of_torchaudio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from mmlm.base.errors import unknown_name
 from mmlm.base.schema import Strict
 from mmlm.data.config.augment import AUGMENTATIONS as AUGMENTATIONS
-from mmlm.data.config.base import SOURCES, SourceConfig, true_path
+from mmlm.data.config.base import SOURCES, Held, SourceConfig, true_path
 from mmlm.data.config.cutouts import EmojiConfig as EmojiConfig
 from mmlm.data.config.cutouts import StampsConfig as StampsConfig
 from mmlm.data.config.molecules import DatamolConfig as DatamolConfig
@@ -131,6 +131,10 @@ class TableFileConfig(SourceConfig):
     def holds(self) -> str:
         """The file, and which of its tables."""
         return f"the file {true_path(self.path)}{f' ({self.sheet})' if self.sheet else ''}"
+
+    def held(self) -> Held:
+        """Tables of one file are told apart where both are named."""
+        return Held("table", frozenset([true_path(self.path)]), only={"sheet": frozenset([self.sheet])} if self.sheet else {})
 
 
 class ProbeConfig(SourceConfig):
@@ -319,6 +323,10 @@ class TextFilesConfig(SourceConfig):
         """The file or the folder."""
         return f"the text in {true_path(self.path)}"
 
+    def held(self) -> Held:
+        """A folder holds all files below it."""
+        return Held("text", frozenset([true_path(self.path)]), below=True)
+
 
 class DataConfig(Strict):
     """What is trained, validated and measured on."""
@@ -335,11 +343,12 @@ class DataConfig(Strict):
 
     @model_validator(mode="after")
     def _is_apart(self) -> DataConfig:
-        """What a source holds is told by its `holds`."""
-        trained = {source.holds() for source in self.train} - {None}
+        """What a source holds is told by its `held`."""
+        trained = [held for source in self.train if (held := source.held()) is not None]
         for key, share, sources in (("validate", "validate_share: 0.1", self.validation), ("test", "hold_out: 0.1", self.test)):
             for place, source in enumerate(sources):
-                if source.holds() in trained:
+                held = source.held()
+                if held is not None and any(map(held.meets, trained)):
                     does = "Validate on" if key == "validate" else "Test on"
                     raise ValueError(
                         f"{key}.{place}: {source.holds()} is trained on too. {does} other data, or keep a part of a file back: "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pydantic import Field
@@ -10,6 +12,26 @@ from pydantic import Field
 from mmlm.base.registry import Component, Registry
 
 SOURCES = Registry("data source", "mmlm.sources")
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a source reads. kind: of what. names: of files, folders or parts; a name that two sources have gives both the same records.
+    below: a folder holds all files below it. only: by key, the values that its records have, where it takes some of them alone."""
+
+    kind: str
+    names: frozenset[str]
+    below: bool = False
+    only: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def meets(self, other: Held) -> bool:
+        """Whether a record may be of both."""
+        if self.kind != other.kind or any(self.only[key].isdisjoint(other.only[key]) for key in self.only.keys() & other.only.keys()):
+            return False
+        return not self.names.isdisjoint(other.names) or self._is_above(other) or other._is_above(self)
+
+    def _is_above(self, other: Held) -> bool:
+        return self.below and any(name.startswith(os.path.join(folder, "")) for name in other.names for folder in self.names)
 
 
 class SourceConfig(Component):
@@ -26,6 +48,11 @@ class SourceConfig(Component):
     def holds(self) -> str | None:
         """What must not be trained on and validated on at once; None for generators, which are told apart by their random numbers."""
         return None
+
+    def held(self) -> Held | None:
+        """The same, to be compared with what other sources hold."""
+        found = self.holds()
+        return None if found is None else Held(found, frozenset([found]))
 
 
 def true_path(path: str) -> str:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mmlm.data.config.base import SOURCES, SourceConfig, true_path
+from mmlm.data.config.base import SOURCES, Held, SourceConfig, true_path
 
 Descriptor = Literal["logp", "qed", "tpsa", "weight", "rings", "heavy_atoms", "rotatable_bonds", "h_donors", "h_acceptors", "sp3"]
 
@@ -93,6 +93,11 @@ class MosesConfig(SourceConfig):
     def holds(self) -> str:
         """The split, and which part of it."""
         return f"the {self.split} split of moses" + (f", part {self.offset} of {self.count} each" if self.count else "")
+
+    def held(self) -> Held:
+        """Parts of one size are apart; those of different sizes may share molecules."""
+        only = {f"parts of {self.count}": frozenset([str(self.offset)])} if self.count else {}
+        return Held("moses", frozenset([self.split]), only=only)
 
     def without_effect(self) -> dict[str, str]:
         """All molecules have no other part."""

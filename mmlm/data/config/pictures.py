@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mmlm.data.config.base import SOURCES, SourceConfig, true_path
+from mmlm.data.config.base import SOURCES, Held, SourceConfig, true_path
 
 
 class PicturesConfig(SourceConfig):
@@ -56,6 +56,10 @@ class PictureFolderConfig(PicturesConfig):
         """The folder."""
         return f"the folder {true_path(self.path)}"
 
+    def held(self) -> Held:
+        """A folder holds all pictures below it."""
+        return Held("pictures", frozenset([true_path(self.path)]), below=True)
+
 
 @SOURCES.register("mmlm.data.picture_sources:Coco", source="COCO, arXiv:1405.0312; LVIS, arXiv:1908.03195, has the same form")
 class CocoConfig(PicturesConfig):
@@ -68,6 +72,10 @@ class CocoConfig(PicturesConfig):
     def holds(self) -> str:
         """The annotations."""
         return f"the pictures of {', '.join(map(true_path, self.annotations))}"
+
+    def held(self) -> Held:
+        """Each of the files."""
+        return Held("annotations", frozenset(map(true_path, self.annotations)))
 
 
 @SOURCES.register("mmlm.data.picture_sources:Yolo", source="Darknet; Ultralytics' layout of folders")
@@ -82,6 +90,10 @@ class YoloConfig(PicturesConfig):
         """The folder."""
         return f"the folder {true_path(self.path)}"
 
+    def held(self) -> Held:
+        """A folder holds all pictures below it."""
+        return Held("pictures", frozenset([true_path(self.path)]), below=True)
+
 
 @SOURCES.register("mmlm.data.flickr30k:Flickr30k", source="Flickr30k Entities, arXiv:1505.04870")
 class Flickr30kConfig(PicturesConfig):
@@ -95,6 +107,11 @@ class Flickr30kConfig(PicturesConfig):
     def holds(self) -> str:
         """The annotations, and which of them."""
         return f"the pictures of {true_path(self.annotations)}{f' in {true_path(self.ids)}' if self.ids else ''}"
+
+    def held(self) -> Held:
+        """Pictures of other lists are other pictures."""
+        only = {"ids": frozenset([true_path(self.ids)])} if self.ids else {}
+        return Held("flickr30k", frozenset([true_path(self.annotations)]), only=only)
 
 
 @SOURCES.register("mmlm.data.visual_genome:VisualGenome", source="Visual Genome, arXiv:1602.07332")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mmlm.data.config.base import SOURCES, SourceConfig, true_path
+from mmlm.data.config.base import SOURCES, Held, SourceConfig, true_path
 
 PROGRAMS = ("espeak-ng", "flite")
+TABLES = ("metadata.csv", "metadata.tsv", "metadata.txt")  # of the texts of a folder
 
 
 class SpeechConfig(SourceConfig):
@@ -51,9 +54,16 @@ class SpeechConfig(SourceConfig):
 
     def _told_apart(self, what: str) -> str:
         """What the source holds, with the filters that let two sources share a file."""
-        filters = (("languages", self.languages), ("speakers", self.speakers))
-        only = "; ".join(f"{key} {', '.join(sorted(names))}" for key, names in filters if names)
+        only = "; ".join(f"{key} {', '.join(sorted(names))}" for key, names in self._filters().items())
         return f"{what} ({only})" if only else what
+
+    def _filters(self) -> dict[str, list[str]]:
+        filters = {"languages": self.languages, "speakers": self.speakers}
+        return {key: names for key, names in filters.items() if names}
+
+    def _held(self, kind: str, names: Iterable[str], *, below: bool = False) -> Held:
+        """Recordings by the names of where they are, of the languages and speakers that are taken alone."""
+        return Held(kind, frozenset(names), below, {key: frozenset(values) for key, values in self._filters().items()})
 
 
 @SOURCES.register("mmlm.data.speech_files:SpeechManifest", source="files of your own")
@@ -68,6 +78,10 @@ class SpeechManifestConfig(SpeechConfig):
     def holds(self) -> str:
         """The list, and what of it."""
         return self._told_apart(f"the recordings in {true_path(self.path)}")
+
+    def held(self) -> Held:
+        """See `Held`."""
+        return self._held("recordings", [true_path(self.path)])
 
 
 @SOURCES.register("mmlm.data.speech_files:SpeechFolder", source="files of your own; metadata files as in LJSpeech and Common Voice")
@@ -88,6 +102,11 @@ class SpeechFolderConfig(SpeechConfig):
         """The folder, and what of it."""
         return self._told_apart(f"the recordings in {true_path(self.path)}")
 
+    def held(self) -> Held:
+        """A table names some of the recordings below a folder; without one all are taken."""
+        has_table = any(os.path.isfile(os.path.join(self.path, name)) for name in TABLES)
+        return self._held("recordings", [true_path(self.path)], below=self.texts in ("beside", "none") or not has_table)
+
 
 @SOURCES.register(
     "mmlm.data.asterisk:Asterisk", source="prompts of the telephone system Asterisk, Debian asterisk-core-sounds, CC BY(-SA) 3.0"
@@ -101,6 +120,10 @@ class AsteriskConfig(SpeechConfig):
     def holds(self) -> str:
         """The languages."""
         return self._told_apart("the prompts of asterisk")
+
+    def held(self) -> Held:
+        """See `Held`."""
+        return self._held("prompts", ["asterisk"])
 
 
 @SOURCES.register("mmlm.data.synthesized:Synthesized", source="the programs espeak-ng and flite")
@@ -133,3 +156,7 @@ class SynthesizedConfig(SpeechConfig):
     def holds(self) -> str:
         """Where the sentences come from."""
         return self._told_apart(f"the sentences of {true_path(self.path) if self.path else self.sentences[:3]}")
+
+    def held(self) -> Held:
+        """The file, and each sentence by itself."""
+        return self._held("sentences", [*([true_path(self.path)] if self.path else []), *(text.strip() for text in self.sentences)])

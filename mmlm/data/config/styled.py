@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mmlm.data.config.base import SOURCES, SourceConfig
+from mmlm.data.config.base import SOURCES, Held, SourceConfig
 
 LEVELS = {"pitch": ("low", "plain", "high"), "tempo": ("slow", "plain", "fast"), "loudness": ("soft", "plain", "loud")}
 PLAIN = "plain"
@@ -71,4 +71,10 @@ class StyledSpeechConfig(SourceConfig):
 
     def holds(self) -> str | None:
         """What the plain source holds."""
-        return str(self.speech.holds())
+        found: str | None = self.speech.holds()
+        return found
+
+    def held(self) -> Held | None:
+        """The same."""
+        found: Held | None = self.speech.held()
+        return found

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mmlm.data.config.base import SOURCES, SourceConfig, true_path
+from mmlm.data.config.base import SOURCES, Held, SourceConfig, true_path
 
 
 @SOURCES.register("mmlm.data.sweep_source:SweepFolder", source="files of your own; labels as SUSTechPOINTS writes them")
@@ -36,3 +36,7 @@ class SweepFolderConfig(SourceConfig):
     def holds(self) -> str:
         """The folder."""
         return f"the folder {true_path(self.path)}"
+
+    def held(self) -> Held:
+        """A folder holds all sweeps below it."""
+        return Held("sweeps", frozenset([true_path(self.path)]), below=True)
