@@ -84,7 +84,7 @@ class PairSamples:
         caption = captions[int(rng.integers(len(captions)))]
         pixels_yxc = record.read()
         if self.least_area < 1:
-            left, top, right, bottom = random_part(*pixels_yxc.shape[:2], self.least_area, rng)
+            left, top, right, bottom = random_part(pixels_yxc.shape[0], pixels_yxc.shape[1], self.least_area, rng)
             pixels_yxc = pixels_yxc[top:bottom, left:right]
         return record, (self.encoder.prepare(pixels_yxc), self.encoder.tokenizer([caption])[0])
 
