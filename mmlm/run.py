@@ -57,6 +57,7 @@ from mmlm.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 RECIPE, METRICS, TOKENIZERS, ADAPTER = "recipe.yaml", "metrics.json", "tokenizers", "adapter"
+TEXTS = ("text", "tabular_text")  # types of tasks that read texts alone
 FITTED_ON = 500  # drawn tasks whose texts a tokenizer is fitted on, and records that a baseline learns from
 
 
@@ -353,10 +354,20 @@ def load_run(folder: Path | str, overrides: Sequence[str] = (), fits: Callable[[
     return part.recipe, part.task, _load_model(Path(folder), recipe, part)
 
 
+def load_text_model(folder: Path | str) -> MultimodalLM:
+    """A decoder of texts as `mmlm.load` gives it; of a run whose tasks have adapters of their own, with those of its first task of texts."""
+    model, path = load(folder), Path(folder)
+    if (path / RECIPE).is_file() and _has_own_adapters(recipe := Recipe.read(path / RECIPE)):
+        if name := next((task.called for task in recipe.tasks if task.type in TEXTS), None):
+            load_adapters(model, path / ADAPTER / name)
+            merge_lora(model)
+    return model.eval()
+
+
 def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, dict[str, Any] | None]:
     """The recipe of a finished run and what was measured, None where nothing was. Raises CheckpointError where the folder holds none."""
     if not (folder / RECIPE).is_file():
-        raise CheckpointError(f"{folder}: no finished run: {RECIPE} is missing.")
+        raise CheckpointError(f"{folder}: no finished run: {RECIPE} is missing. `mmlm train` writes it when training ends.")
     recipe = Recipe.read(folder / RECIPE, overrides)
     return recipe, read_json(folder / METRICS) if (folder / METRICS).is_file() else None
 
