@@ -355,7 +355,7 @@ def load_run(folder: Path | str, overrides: Sequence[str] = (), fits: Callable[[
 
 
 def load_text_model(folder: Path | str) -> MultimodalLM:
-    """A decoder of texts as `mmlm.load` gives it; of a run whose tasks have adapters of their own, with those of its first task of texts."""
+    """A decoder of texts as `mmlm.load` gives it; where each task of a run has adapters, with those of its first task of texts."""
     model, path = load(folder), Path(folder)
     if (path / RECIPE).is_file() and _has_own_adapters(recipe := Recipe.read(path / RECIPE)):
         if name := next((task.called for task in recipe.tasks if task.type in TEXTS), None):

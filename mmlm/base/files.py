@@ -31,6 +31,13 @@ def write_text_whole(path: Path, text: str) -> None:
     write_whole(path, [text.encode()])
 
 
+def beside(path: Path, ending: str) -> Path:
+    """Where what is made of a file or folder goes by default: `a/b.wav` and `.new.wav` give `a/b.new.wav`, the folder `a/b.c` and `.new`
+    give `a/b.c.new`. The current folder, ".", and ".." are taken by their names."""
+    whole = path if path.name not in ("", "..") else path.resolve()
+    return whole.with_name(f"{whole.name if path.is_dir() else whole.stem}{ending}")
+
+
 MOST_DIGITS = 300  # of a whole number, so that each is a float too
 
 

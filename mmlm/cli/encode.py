@@ -14,8 +14,15 @@ from mmlm.base.errors import RecipeError
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     parser.add_argument("encoder", metavar="ENCODER|RUN", help="name of an encoder, '{type: name, option: value}', or the folder of a run")
-    parser.add_argument("items", nargs="+", metavar="ITEM", help="files to encode, molecules, or for a run of texts also tables and texts")
-    parser.add_argument("--output", metavar="VECTORS.npy", help="file to write: one row for each item, in their order")
+    parser.add_argument(
+        "items",
+        nargs="+",
+        metavar="ITEM",
+        help="files to encode, or folders of them; molecules as SMILES; for a run of texts also tables and texts",
+    )
+    parser.add_argument(
+        "--output", metavar="VECTORS.npy", help="file to write: one row for each item, in their order, of a folder sorted by path"
+    )
     parser.add_argument("--index", metavar="FOLDER", help="instead: an index for `mmlm search`, which is made or added to")
     parser.add_argument("--skip", action="store_true", help="tell items that cannot be read and leave them out of the index")
     parser.add_argument("--normalize", action="store_true", help="vectors of length 1")
