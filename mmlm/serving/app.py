@@ -228,10 +228,10 @@ async def chat(asked: Chat, request: Request) -> Response:
         return JSONResponse(writer_form(name, found["text"], "stop", boxes=to_json(found.get("boxes"))))
     text = writer.begin(asked)
     if asked.stream:
-        return await streamed(writer.events(name, text), done="[DONE]")
+        with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+        return await streamed(writer.events(name, text, with_usage=with_usage), done="[DONE]")
     await within(server.limits.seconds, request.is_disconnected, writer.whole(text))
-    usage = {"prompt_tokens": len(text.request.prompt), "completion_tokens": text.count}
-    return JSONResponse(writer_form(name, text.said, text.reason, usage={**usage, "total_tokens": sum(usage.values())}))
+    return JSONResponse(writer_form(name, text.said, text.reason, usage=text.usage))
 
 
 def writer_form(name: str, text: str, reason: str, **more: Any) -> dict[str, Any]:
