@@ -21,6 +21,7 @@ _LAZY = {
     "evaluate": "mmlm.run",
     "load": "mmlm.interop.load",
     "encoder": "mmlm.embedding",
+    "load_tokenizer": "mmlm.run",
     "Index": "mmlm.retrieval.index",
     "similarity": "mmlm.analysis.retrieval",
     "Speaker": "mmlm.speaking",

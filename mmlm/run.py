@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mmlm.adapt import adapt, adapted_layers, adapter_names, detach_lora, load_adapters, merge_lora, save_adapters
-from mmlm.base.errors import CheckpointError, DataError, RecipeError
+from mmlm.base.errors import CheckpointError, DataError, RecipeError, unknown_name
 from mmlm.base.files import read_json, write_text_whole
 from mmlm.compression.surgery import replace_as
 from mmlm.data.base import Source
@@ -370,6 +370,23 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, dict[
         raise CheckpointError(f"{folder}: no finished run: {RECIPE} is missing. `mmlm train` writes it when training ends.")
     recipe = Recipe.read(folder / RECIPE, overrides)
     return recipe, read_json(folder / METRICS) if (folder / METRICS).is_file() else None
+
+
+def load_tokenizer(run: Path | str, name: str | None = None) -> Any:
+    """A tokenizer of a finished run, such as a codec, as it was trained or fitted. name: its key in the recipe, needed beside others.
+
+    Raises CheckpointError where the folder holds no run, RecipeError for a name that is none and for several tokenizers without a name.
+    """
+    known = read_run(Path(run))[0].tokenizers
+    if name is None and len(known) != 1:
+        raise RecipeError(f"{run}: has the tokenizers {', '.join(known) or 'none'}; name one of them.")
+    chosen = next(iter(known)) if name is None else name
+    if chosen not in known:
+        raise RecipeError(f"{run}: {unknown_name('tokenizer', chosen, known)}")
+    found, folder = known[chosen].build(), Path(run) / TOKENIZERS / chosen
+    if folder.is_dir():
+        found.load(folder)
+    return found
 
 
 def load_parts(folder: Path | str, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Part], list[Any]]:
