@@ -89,6 +89,7 @@ def test_a_run_gives_its_encoder(tmp_path: Path, files: list[str]) -> None:
         (["encode", "log_mel", "FILE", "--output", "v.csv"], "must end in .npy"),
         (["encode", "runs/nowhere", "FILE", "--output", "v.npy"], "runs/nowhere: no finished run, as recipe.yaml is missing"),
         (["encode", "log_mel", "nowhere.wav", "--output", "v.npy"], "nowhere.wav"),
+        (["encode", "log_mel", "FILE", "--output", "v.npy", "--batch-size", "0"], "--batch-size must be at least 1, but is 0"),
         (["encode", "log_mel", "FILE", "--precision", "int3", "--output", "v.npy"], "precision must be one of"),
     ],
 )

@@ -44,6 +44,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise RecipeError("mmlm encode: give --output VECTORS.npy or --index FOLDER, one of them.")
     if arguments.output and Path(arguments.output).suffix != ".npy":
         raise RecipeError(f"mmlm encode: --output {arguments.output}: must end in .npy.")
+    if arguments.batch_size < 1:
+        raise RecipeError(f"mmlm encode: --batch-size must be at least 1, but is {arguments.batch_size}.")
     without = {"--skip": arguments.skip and arguments.output, "--normalize": arguments.normalize and arguments.index}
     if wrong := [flag for flag, given in without.items() if given]:
         raise RecipeError(f"mmlm encode: {wrong[0]} has no effect with {'--output' if arguments.output else '--index'}; leave it out.")
