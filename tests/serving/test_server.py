@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import time
 import wave
 from concurrent.futures import ThreadPoolExecutor
@@ -398,6 +399,18 @@ def test_a_text_is_given_up_when_its_client_goes(text_use):
             while running.running and time.monotonic() - began < 10:
                 time.sleep(0.02)
             assert not running.running
+
+
+def test_the_verb_tells_the_port_that_was_free_and_refuses_one_that_is_not(text_run, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr("uvicorn.run", lambda app, **options: asked.append(options["port"]))
+    assert main(["serve", str(text_run), "--port", "0"]) == 0
+    assert asked[0] > 0 and f"http://127.0.0.1:{asked[0]}/v1" in capsys.readouterr().out
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        for words in (["serve", str(text_run), "--port", port], ["demo", str(text_run), "--port", port]):
+            assert main(words) == 2
+            assert f"127.0.0.1, port {port}: nobody can listen there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
