@@ -18,11 +18,18 @@ if (_root / "pyproject.toml").is_file() and (_root / "encoders").is_dir():
 _LAZY = {
     "Recipe": "mmlm.recipe",
     "train": "mmlm.run",
+    "evaluate": "mmlm.run",
     "load": "mmlm.interop.load",
     "encoder": "mmlm.embedding",
+    "load_tokenizer": "mmlm.run",
     "Index": "mmlm.retrieval.index",
     "similarity": "mmlm.analysis.retrieval",
     "Speaker": "mmlm.speaking",
+    "enhance": "mmlm.enhancing",
+    "describe": "mmlm.describing",
+    "describe_sweeps": "mmlm.describing_sweeps",
+    "classify": "mmlm.classifying",
+    "Designer": "mmlm.designing",
     "Vectorizer": "mmlm.bridges.scikit_learn",
     "TabularPredictor": "mmlm.predictor",
 }

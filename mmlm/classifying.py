@@ -30,7 +30,7 @@ def names_classes(folder: str | Path) -> bool:
 
 
 def classify(
-    run: str | Path, given: Path, output: Path | None = None, listen: Callable[[Classified], None] | None = None
+    run: str | Path, given: str | Path, output: str | Path | None = None, listen: Callable[[Classified], None] | None = None
 ) -> tuple[list[Classified], list[str]]:
     """The classes of a file, or of all pictures below a folder, and why files could not be read.
 
@@ -39,6 +39,7 @@ def classify(
     """
     if not names_classes(run):
         raise RecipeError(f"{run}: is no run that names classes of pictures.")
+    given, output = Path(given), None if output is None else Path(output)
     _, task, model = load_run(run)
     paths = files_below(given, ENDINGS) if given.is_dir() else [given]
     if not paths:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmlm.analysis.drawing import drawn, write_png
 from mmlm.base.errors import DataError, RecipeError
-from mmlm.base.files import write_text_whole
+from mmlm.base.files import beside, write_text_whole
 from mmlm.data.picture_files import ENDINGS, read_picture
 from mmlm.data.pictures import Picture
 from mmlm.data.speech_check import files_below
@@ -26,7 +26,11 @@ CAPTIONS: tuple[Kind, ...] = ("grounded_caption", "caption", "detection", "name"
 
 @dataclass(frozen=True)
 class Described:
-    """What was said of a file, and the files that were written."""
+    """What was said of a file, and the files that were written.
+
+    Boxes within `said` are as the model has them: of a picture shares of its width and height, from 0 to 1, of a sweep metres; those in the
+    file `json` are pixels, or metres.
+    """
 
     path: Path
     said: list[Said]
@@ -70,8 +74,8 @@ class Describer:
 
 def describe(
     run: str | Path,
-    given: Path,
-    output: Path | None = None,
+    given: str | Path,
+    output: str | Path | None = None,
     *,
     expression: str | None = None,
     question: str | None = None,
@@ -103,8 +107,8 @@ Told = tuple[list[Said], list[dict[str, Any]], np.ndarray]  # answers, these wit
 
 
 def each_file(
-    given: Path,
-    output: Path | None,
+    given: str | Path,
+    output: str | Path | None,
     endings: Sequence[str],
     flag: str,
     say: Callable[[Path], Told],
@@ -113,7 +117,8 @@ def each_file(
 ) -> tuple[list[Described], list[Failed]]:
     """What is said of a file, or of all below a folder that end so, written as NAME.json and NAME.png into the output, by default GIVEN
     with the suffix. Raises DataError for a single file that cannot be read, for a folder without any, and for an output that is a file."""
-    folder = output or given.with_name(f"{given.stem}.{suffix}")
+    given = Path(given)
+    folder = beside(given, f".{suffix}") if output is None else Path(output)
     if folder.is_file():
         raise DataError(f"{folder}: is a file; the output of --{flag} is a folder.")
     paths = files_below(given, tuple(endings)) if given.is_dir() else [given]

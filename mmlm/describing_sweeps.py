@@ -22,8 +22,8 @@ CAPTIONS = ("grounded_caption", "caption")  # what is said of a sweep that nothi
 
 def describe_sweeps(
     run: str | Path,
-    given: Path,
-    output: Path | None = None,
+    given: str | Path,
+    output: str | Path | None = None,
     *,
     expression: str | None = None,
     question: str | None = None,

@@ -35,6 +35,7 @@ from mmlm.tasks.image_text import finished_towers
 from mmlm.text_vectors import TextEmbedder
 
 RECIPE = "recipe.yaml"
+EMBEDS = (ImageTextConfig, PictureClassesConfig, RegressionTransformerConfig, TextTaskConfig, TabularTextConfig)  # tasks that are encoders
 Item = Sound | str | Path
 
 
@@ -181,8 +182,9 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
     """An encoder of sound, pictures or molecules by name, such as encoder("timm", model="vit_tiny_patch16_224"), or the one that a run
     uses; a run that reads molecules, proteins, texts or rows as text is one itself, and so is the folder of a text decoder.
 
-    A text in braces is read as in a recipe: "{type: whisper, layer: 3}". Raises RecipeError for an unknown name or option,
-    CheckpointError where a run uses no encoder of speech, or several. A run that names classes of pictures gives its trained encoder.
+    A text in braces is read as in a recipe: "{type: whisper, layer: 3}". A run that names classes of pictures gives its trained encoder.
+    A run of several tasks gives the first that is an encoder; where that is not its first task, an encoder of speech comes before it.
+    Raises RecipeError for an unknown name or option, CheckpointError for a folder without a run or model, and a run that is no encoder.
     """
     name = str(name_or_run)
     if options and (Path(name) / CONFIG).is_file() and not (Path(name) / RECIPE).is_file():
@@ -190,19 +192,11 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
     if (Path(name) / RECIPE).is_file():
         if options:
             raise RecipeError(f"{name}: the run decides the options of its encoder; leave out {', '.join(options)}.")
-        recipe = Recipe.read(Path(name) / RECIPE)
-        task = next(iter(recipe.tasks), None)
-        if isinstance(task, ImageTextConfig):
-            return PictureEmbedder(finished_towers(task, Path(name)))
-        if isinstance(task, PictureClassesConfig):
-            return PictureEmbedder(load_run(name)[2].encoder)
-        if isinstance(task, RegressionTransformerConfig):
-            return Designer(name)
-        if isinstance(task, TextTaskConfig | TabularTextConfig):
-            return TextEmbedder(name)
-        return Embedder(_of_run(recipe, name).build())
+        return _of_run(Recipe.read(Path(name) / RECIPE), name)
     if (Path(name) / CONFIG).is_file():
         return TextEmbedder(name)
+    if ("/" in name or Path(name).is_dir()) and not name.lstrip().startswith("{"):
+        raise CheckpointError(f"{name}: no finished run, as {RECIPE} is missing, no folder of a text decoder, and no name of an encoder.")
     raw = yaml.parse(name, "encoder") if name.lstrip().startswith("{") else {"type": name}
     if isinstance(raw, dict):
         raw = {**raw, **options}
@@ -227,9 +221,21 @@ def check_again(name: str | Path, opened: Vectors) -> None:
         raise RecipeError(f"{name}: has first weights, which are others whenever it is opened; name a file of weights by `path`.")
 
 
-def _of_run(recipe: Recipe, folder: str) -> SpeechEncoderConfig:
+def _of_run(recipe: Recipe, folder: str) -> Embedder | PictureEmbedder | Designer | TextEmbedder:
+    """What a run embeds with. Raises CheckpointError where there is nothing, or several encoders of speech."""
     configs = [*recipe.encoders.values(), *(getattr(each, "encoder", None) for each in recipe.tokenizers.values())]
-    found = list({repr(config): config for config in configs if isinstance(config, SpeechEncoderConfig)}.values())
-    if len(found) != 1:
-        raise CheckpointError(f"{folder}: this run uses {len(found) or 'no'} encoders of speech; name one itself.")
-    return found[0]
+    speech = list({repr(config): config for config in configs if isinstance(config, SpeechEncoderConfig)}.values())
+    own = next((task for task in recipe.tasks if isinstance(task, EMBEDS)), None)
+    if own is None or own is not recipe.tasks[0]:
+        if len(speech) == 1:
+            return Embedder(speech[0].build())
+    if own is None:
+        kinds, count = ", ".join(task.type for task in recipe.tasks) or "none", len(speech) or "no"
+        raise CheckpointError(
+            f"{folder}: this run is no encoder: its tasks are {kinds}, and it uses {count} encoders of speech; name one itself."
+        )
+    if isinstance(own, ImageTextConfig):
+        return PictureEmbedder(finished_towers(own, Path(folder)))
+    if isinstance(own, PictureClassesConfig):
+        return PictureEmbedder(load_run(folder)[2].encoder)
+    return Designer(folder) if isinstance(own, RegressionTransformerConfig) else TextEmbedder(folder)

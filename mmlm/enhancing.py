@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mmlm.base.errors import DataError, RecipeError, require
+from mmlm.base.files import beside
 from mmlm.data.audio_files import ENDINGS, WRITES, read_sound, sound_facts, writing
 from mmlm.data.audio_readers import SoundFacts
 from mmlm.data.speech_check import SILENT_DB, files_below
@@ -35,18 +36,21 @@ class Failed:
     why: str
 
 
-def enhance(run: str | Path, given: Path, output: Path | None = None, progress: Progress | None = None) -> tuple[list[Path], list[Failed]]:
+def enhance(
+    run: str | Path, given: str | Path, output: str | Path | None = None, progress: Progress | None = None
+) -> tuple[list[Path], list[Failed]]:
     """Mend a file, or all files of sound below a folder; returns what was written and what could not be.
 
     output: a .wav or .flac file, or a folder for a folder; default: NAME.enhanced.wav, or FOLDER.enhanced, beside what was given.
     progress(seconds of sound done, seconds in all). Raises RecipeError for a run that mends no sounds, and DataError for a single file that
     is missing, empty, cut short, no sound, or silent.
     """
+    given, output = Path(given), None if output is None else Path(output)
     recipe, task, model = load_run(run, fits=lambda task: getattr(task, "mends_sound", False))
     if not isinstance(task, Enhances):
         raise RecipeError(f"{run}: its task {recipe.tasks[0].type!r} mends no sounds; --audio needs a run that does.")
     if not given.is_dir():
-        target = output or given.with_name(f"{given.stem}.enhanced.wav")
+        target = output or beside(given, ".enhanced.wav")
         if target.is_dir() or not target.parent.is_dir():
             raise DataError(f"{target}: {'is a folder' if target.is_dir() else f'the folder {target.parent} does not exist'}; name a file.")
         if target.exists() and given.exists() and target.samefile(given):
@@ -57,7 +61,7 @@ def enhance(run: str | Path, given: Path, output: Path | None = None, progress: 
     files = files_below(given, ENDINGS)
     if not files:
         raise DataError(f"{given}: no file below this folder ends in {', '.join(ENDINGS)}.")
-    folder = output or given.with_name(f"{given.name}.enhanced")
+    folder = output or beside(given, ".enhanced")
     if folder.is_file() or folder.resolve().is_relative_to(given.resolve()):
         raise DataError(f"{folder}: {'is a file' if folder.is_file() else 'lies in the folder that is read'}; name another folder.")
     return _enhance_all(task, model, given, files, folder, progress)

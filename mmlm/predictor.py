@@ -86,21 +86,22 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any) -> TabularPredictor:  # noqa: N803  scikit-learn's name
         """Keep the examples, and fit adapters if so asked.
 
-        X: frame, array or Table [rows, columns]; y: [rows]. Raises DataError for fewer than two classes, for more than the run can tell
-        apart, and for an option that is none.
+        X: frame, array or Table [rows, columns]; y: [rows]. The model reads the name of y too, as a Series has one; else it is "target".
+        Raises DataError for fewer than two classes, for more than the run can tell apart, and for an option that is none.
         """
         self._check_options()
         table = self._table(X, reset=True)
         if y is None:
             raise DataError("this estimator requires y to be passed, but the target y is None.")
         if not isinstance(y, Column):
+            name = _target_name(y, table.names)
             y = validation.column_or_1d(y, warn=True)
             if len(y) != table.num_rows:
                 raise DataError(f"inconsistent numbers of samples: x has {table.num_rows} rows, but y has {len(y)}.")
             if self.kind == "classes":
                 multiclass.check_classification_targets(y)
             given = y if y.dtype.kind in "biuf" else None
-            return self._keep(table, _column(y), given)
+            return self._keep(table, _column(y, name), given)
         return self._keep(table, y)
 
     def _check_options(self) -> None:
@@ -155,7 +156,7 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
         self.is_regression_ = is_number
         if self.fit_by == "lora":
             train = TrainConfig(steps=self.steps, batch_size=4, lr=self.lr, warmup=0.1, log_every=self.steps)
-            whole = Table(str(self.run), [*table.columns, Column("y", target.kind, target.values, target.words)], "y")
+            whole = Table(str(self.run), [*table.columns, target], target.name)
             fine_tune(recipe, self.task_, self.model_, whole, LoraConfig(rank=16), train)
         chosen = self._sampled(labels)
         self.texts_, self.target_, self.shots_, self.labels_ = texts, target.name, table.take(chosen), labels[chosen]
@@ -225,11 +226,21 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
         return with_media(Table.from_frame(frame.rename(columns=str), "x"), self.cells or {}, Path("x"), list, files=self._opens_files)
 
 
-def _column(y: np.ndarray) -> Column:
+def _target_name(y: Any, taken: list[str]) -> str:
+    """What the target is called, which the model reads too: as a Series or the one column of a frame is; "target" where nothing is said."""
+    columns = getattr(y, "columns", None)
+    found = getattr(y, "name", None) if columns is None else next(iter(columns), None)
+    name = str(found) if isinstance(found, str | int) and str(found).strip() else "target"
+    while name in taken:  # of the columns to predict from
+        name += "_"
+    return name
+
+
+def _column(y: np.ndarray, name: str) -> Column:
     pandas = require("pandas", "tabular")
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         raise DataError("the target y contains NaN or infinity; leave those rows out.")
-    return Table.from_frame(pandas.DataFrame({"target": y}), "y").column("target")
+    return Table.from_frame(pandas.DataFrame({name: y}), "y").columns[0]
 
 
 def _is_quantity(column: Column) -> bool:

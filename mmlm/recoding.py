@@ -15,7 +15,7 @@ TASK = "image_codes"
 
 
 def recode(
-    run: str | Path, given: Path, output: Path | None = None, listen: Callable[[Described], None] | None = None
+    run: str | Path, given: str | Path, output: str | Path | None = None, listen: Callable[[Described], None] | None = None
 ) -> tuple[list[Described], list[Failed]]:
     """A file, or all pictures below a folder, as codes (NAME.json: rows, columns, and of each book its codes row by row) and decoded
     (NAME.png, at the size at which it is coded); and which files could not be read.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mmlm.adapt import adapt, adapted_layers, adapter_names, detach_lora, load_adapters, merge_lora, save_adapters
-from mmlm.base.errors import CheckpointError, DataError, RecipeError
+from mmlm.base.errors import CheckpointError, DataError, RecipeError, unknown_name
 from mmlm.base.files import read_json, write_text_whole
 from mmlm.compression.surgery import replace_as
 from mmlm.data.base import Source
@@ -57,6 +57,7 @@ from mmlm.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 RECIPE, METRICS, TOKENIZERS, ADAPTER = "recipe.yaml", "metrics.json", "tokenizers", "adapter"
+TEXTS = ("text", "tabular_text")  # types of tasks that read texts alone
 FITTED_ON = 500  # drawn tasks whose texts a tokenizer is fitted on, and records that a baseline learns from
 
 
@@ -356,12 +357,39 @@ def load_run(folder: Path | str, overrides: Sequence[str] = (), fits: Callable[[
     return part.recipe, part.task, _load_model(Path(folder), recipe, part)
 
 
+def load_text_model(folder: Path | str) -> MultimodalLM:
+    """A decoder of texts as `mmlm.load` gives it; where each task of a run has adapters, with those of its first task of texts."""
+    model, path = load(folder), Path(folder)
+    if (path / RECIPE).is_file() and _has_own_adapters(recipe := Recipe.read(path / RECIPE)):
+        if name := next((task.called for task in recipe.tasks if task.type in TEXTS), None):
+            load_adapters(model, path / ADAPTER / name)
+            merge_lora(model)
+    return model.eval()
+
+
 def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, dict[str, Any] | None]:
     """The recipe of a finished run and what was measured, None where nothing was. Raises CheckpointError where the folder holds none."""
     if not (folder / RECIPE).is_file():
-        raise CheckpointError(f"{folder}: no finished run: {RECIPE} is missing.")
+        raise CheckpointError(f"{folder}: no finished run: {RECIPE} is missing. `mmlm train` writes it when training ends.")
     recipe = Recipe.read(folder / RECIPE, overrides)
     return recipe, read_json(folder / METRICS) if (folder / METRICS).is_file() else None
+
+
+def load_tokenizer(run: Path | str, name: str | None = None) -> Any:
+    """A tokenizer of a finished run, such as a codec, as it was trained or fitted. name: its key in the recipe, needed beside others.
+
+    Raises CheckpointError where the folder holds no run, RecipeError for a name that is none and for several tokenizers without a name.
+    """
+    known = read_run(Path(run))[0].tokenizers
+    if name is None and len(known) != 1:
+        raise RecipeError(f"{run}: has the tokenizers {', '.join(known) or 'none'}; name one of them.")
+    chosen = next(iter(known)) if name is None else name
+    if chosen not in known:
+        raise RecipeError(f"{run}: {unknown_name('tokenizer', chosen, known)}")
+    found, folder = known[chosen].build(), Path(run) / TOKENIZERS / chosen
+    if folder.is_dir():
+        found.load(folder)
+    return found
 
 
 def load_parts(folder: Path | str, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Part], list[Any]]:

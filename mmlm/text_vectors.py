@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
 from mmlm.encoders.vectors import Progress, Vectors
-from mmlm.interop.load import load
+from mmlm.run import load_text_model
 from mmlm.stream import pack, text_stream, unpack
 from mmlm.tokenizers.table_rows import row_sentences
 
@@ -30,7 +30,7 @@ class TextEmbedder(Vectors):
     Raises CheckpointError where the folder holds none, or no tokenizer of texts beside it."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.model = load(folder)
+        self.model = load_text_model(folder)
         if self.model.text is None:
             raise CheckpointError(f"{folder}: has no text tokenizer beside its weights, so it encodes no texts.")
         self.text = self.model.text

@@ -71,5 +71,5 @@ def test_what_cannot_be_asked_is_refused(run, pictures, tmp_path, capsys) -> Non
     with pytest.raises(DataError, match="is a file; the output of --image is a folder"):
         describe(run, pictures / "a.png", tmp_path / "file")
     assert main(["generate", run, "--expression", "the dog"]) == 2
-    assert "is asked of a picture" in capsys.readouterr().err
+    assert "--expression goes with --image or --sweep, which is missing" in capsys.readouterr().err
     assert Describer(run).kinds == ["grounded_caption", "expression"]

@@ -46,6 +46,29 @@ def test_the_verb_writes_what_python_gives(files: list[str], tmp_path: Path, cap
     np.testing.assert_array_equal(np.load(output), mmlm.encoder("log_mel", context=0).encode(files, normalize=True))
 
 
+def test_a_folder_stands_for_its_files_sorted(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(files[0]).parent
+    (folder / "notes.txt").write_text("no sound")
+    assert main(["encode", "log_mel", str(folder), "--output", str(tmp_path / "v.npy")]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), mmlm.encoder("log_mel").encode(sorted(files)))
+    (tmp_path / "none").mkdir()
+    assert main(["encode", "log_mel", str(tmp_path / "none"), "--output", str(tmp_path / "v.npy")]) == 2
+    assert "no file below this folder ends in" in capsys.readouterr().err
+
+
+def test_a_run_of_several_tasks_gives_the_first_that_is_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmlm import embedding
+
+    tasks = "tasks: [{type: tabular, name: tables}, {type: regression_transformer, name: molecules, properties: [logp]}]"
+    data = "data: {train: [{type: structural_tables}, {type: moses}], test: [{type: moses, split: test}]}"
+    (tmp_path / "recipe.yaml").write_text(f"schema: 1\nname: a\n{tasks}\n{data}\n")
+    monkeypatch.setattr(embedding, "Designer", lambda folder: ("designer", folder))
+    assert mmlm.encoder(tmp_path) == ("designer", str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text("schema: 1\nname: a\ntask: {type: tabular}\n")
+    with pytest.raises(CheckpointError, match="its tasks are tabular, and it uses no encoders of speech"):
+        mmlm.encoder(tmp_path)
+
+
 def test_a_run_gives_its_encoder(tmp_path: Path, files: list[str]) -> None:
     units = "tokenizers: {units: {type: units, encoder: {type: log_mel, num_bands: 7, context: 0}}}"
     (tmp_path / "recipe.yaml").write_text(f"schema: 1\nname: a\n{units}\n")
@@ -64,7 +87,9 @@ def test_a_run_gives_its_encoder(tmp_path: Path, files: list[str]) -> None:
         (["encode", "{type: log_mel, bands: 3}", "FILE", "--output", "v.npy"], "bands"),
         (["encode", "table_cells", "FILE", "--output", "v.npy"], "is a part of a model"),
         (["encode", "log_mel", "FILE", "--output", "v.csv"], "must end in .npy"),
+        (["encode", "runs/nowhere", "FILE", "--output", "v.npy"], "runs/nowhere: no finished run, as recipe.yaml is missing"),
         (["encode", "log_mel", "nowhere.wav", "--output", "v.npy"], "nowhere.wav"),
+        (["encode", "log_mel", "FILE", "--output", "v.npy", "--batch-size", "0"], "--batch-size must be at least 1, but is 0"),
         (["encode", "log_mel", "FILE", "--precision", "int3", "--output", "v.npy"], "precision must be one of"),
     ],
 )

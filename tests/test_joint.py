@@ -16,7 +16,8 @@ from mmlm.joint import Apart, JointSamples, JointValidation, Part, vocabulary_of
 from mmlm.model import MultimodalLM
 from mmlm.recipe import Recipe
 from mmlm.records import Records
-from mmlm.run import _learner, build_parts, build_task, evaluate, load_parts, load_run, preview, train
+from mmlm.run import _learner, build_parts, build_task, evaluate, load_parts, load_run, load_text_model, load_tokenizer, preview, train
+from mmlm.text_vectors import TextEmbedder
 from mmlm.training.log import read_log
 from mmlm.training.state import load_model
 
@@ -437,6 +438,27 @@ def test_what_is_loaded_computes_what_was_trained(adapted_run, folder):
         loaded = model.losses(batch)["language_model"][0]
         assert float(loaded) == pytest.approx(float(trained), rel=1e-5)
     assert float(models[0].losses(batch)["language_model"][0]) != pytest.approx(float(loaded), rel=1e-5)
+
+
+def test_texts_are_written_and_encoded_with_the_adapters_of_the_task_of_texts(adapted_run, tmp_path):
+    _, _, models = load_parts(adapted_run)  # of the text task first
+    ids = torch.arange(5)[None] + models[0].vocabulary.span("text").start
+    text, plain = load_text_model(adapted_run), MultimodalLM.from_pretrained(adapted_run)
+    assert torch.equal(text.logits(ids), models[0].logits(ids)) and not torch.equal(text.logits(ids), plain.logits(ids))
+    assert torch.equal(TextEmbedder(adapted_run).model.logits(ids), models[0].logits(ids))
+    assert (
+        main(["generate", str(adapted_run), "--text", "a word", "--max-new-tokens", "3", "--output", str(tmp_path / "new" / "a.txt")]) == 0
+    )
+    assert (tmp_path / "new" / "a.txt").read_text().startswith("a word")
+
+
+def test_a_tokenizer_of_a_run_is_the_fitted_one(adapted_run):
+    text = load_tokenizer(adapted_run, "text")
+    assert text.decode(text.ids(["line says how"])[0]) == "line says how" and len(text.ids(["The "])[0]) < 4
+    with pytest.raises(RecipeError, match="has the tokenizers text, patches, boxes; name one of them"):
+        load_tokenizer(adapted_run)
+    with pytest.raises(RecipeError, match="unknown tokenizer 'txt'. Did you mean 'text'?"):
+        load_tokenizer(adapted_run, "txt")
 
 
 def test_a_run_with_adapters_of_each_task_is_measured(adapted_run):

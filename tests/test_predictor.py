@@ -62,6 +62,26 @@ def test_texts_gaps_and_numbers_are_predicted_from_a_frame(run):
     assert np.isfinite(numbers.predict(x)).all() and -30 < numbers.predict(x).min() < numbers.predict(x).max() < 30
 
 
+def test_the_target_has_the_name_of_what_is_given_beside_those_of_the_columns(run, tmp_path):
+    x = pandas.DataFrame({"y": np.arange(12.0), "target": np.arange(12.0) % 3})
+    kind = pandas.Series(["a", "b"] * 6, name="kind")
+    for y, name in (
+        (kind, "kind"),
+        (kind.to_frame(), "kind"),
+        (kind.rename("y"), "y_"),
+        (kind.to_list(), "target_"),
+        (kind.rename(None), "target_"),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert TabularPredictor(run).fit(x, y).target_ == name
+    assert TabularPredictor(run, fit_by="lora", steps=1).fit(x, kind).shots_.names == ["y", "target"]
+    x.assign(kind=kind).to_csv(tmp_path / "shots.csv", index=False)
+    x.to_csv(tmp_path / "new.csv", index=False)
+    fill_column(run, tmp_path / "new.csv", "kind", tmp_path / "shots.csv", tmp_path / "filled.csv")
+    assert pandas.read_csv(tmp_path / "filled.csv")["kind"].tolist() == TabularPredictor(run).fit(x, kind).predict(x).tolist()
+
+
 def test_more_examples_than_wanted_are_sampled_in_the_shares_of_their_classes(run, caplog):
     x, y = np.arange(300.0).reshape(-1, 1), np.repeat([0, 1, 2], [200, 90, 10])
     predictor = TabularPredictor(run, max_shots=30).fit(x, y)

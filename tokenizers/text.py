@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mmlm.base.errors import CheckpointError, DataError
-from mmlm.base.files import parse_json
+from mmlm.base.files import is_hub_id, parse_json
 from mmlm.stream import Segment
 from mmlm.tokenizers.config import TextConfig
 
@@ -186,7 +186,7 @@ def _find(name: str) -> Path:
     if path.is_dir():
         in_run = list(path.glob(f"tokenizers/*/{FILE}"))
         return in_run[0] if len(in_run) == 1 else path / FILE
-    if path.is_file() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+    if path.is_file() or not is_hub_id(name):
         return path
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled

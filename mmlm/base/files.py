@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,20 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
 def write_text_whole(path: Path, text: str) -> None:
     """The same of a text in UTF-8."""
     write_whole(path, [text.encode()])
+
+
+def beside(path: Path, ending: str) -> Path:
+    """Where what is made of a file or folder goes by default: `a/b.wav` and `.new.wav` give `a/b.new.wav`, the folder `a/b.c` and `.new`
+    give `a/b.c.new`. The current folder, ".", and ".." are taken by their names."""
+    whole = path if path.name not in ("", "..") else path.resolve()
+    return whole.with_name(f"{whole.name if path.is_dir() else whole.stem}{ending}")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is no file or folder here may be looked for on the hub, as owner/name. Where its first part is a folder here, or
+    `runs`, in which runs lie, a path is meant that is not there: nobody else's model is fetched in its place."""
+    owner = name.partition("/")[0]
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and owner != "runs" and not Path(owner).is_dir()
 
 
 MOST_DIGITS = 300  # of a whole number, so that each is a float too

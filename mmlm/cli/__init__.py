@@ -37,7 +37,7 @@ VERBS = {
     ),
     "generate": Verb(
         "generate",
-        "use a model: fill a column of a table, continue a text",
+        "use a finished run: continue or say a text, clean speech, describe pictures, fill a table, read molecules, ...",
         "mmlm generate runs/quickstart --table new.csv --target price --shots known.csv --output filled.csv",
     ),
     "encode": Verb("encode", "turn files into vectors", "mmlm encode '{type: whisper, layer: 3}' one.wav two.wav --output vectors.npy"),
@@ -69,7 +69,10 @@ class Parser(argparse.ArgumentParser):
         known = [flag for action in self._actions for flag in action.option_strings]
         words = message.split() if message.startswith("unrecognized") else []
         wrong = next((word for word in words if word.startswith("-") and word not in known), "")
-        raise RecipeError(f"{self.prog}: {message}.{nearest(wrong, known) if wrong else ''} See {self.prog} --help.")
+        hint = nearest(wrong.partition("=")[0], known) if wrong else ""
+        if "=" in wrong and any(action.dest == "overrides" for action in self._actions):
+            hint = f" If it is meant for the recipe: a key of the recipe is written without dashes: {wrong.lstrip('-')}."
+        raise RecipeError(f"{self.prog}: {message}.{hint} See {self.prog} --help.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,9 +25,12 @@ def run(arguments: argparse.Namespace) -> int:
     from mmlm.recipe import Recipe
     from mmlm.run import RECIPE
     from mmlm.serving.demo import launch
+    from mmlm.serving.guard import port_to_listen
     from mmlm.serving.uses import runs_below, uses_of
     from mmlm.tasks.config import TASKS
 
+    if arguments.port is not None:
+        port_to_listen(arguments.host, arguments.port)
     kind = arguments.task
     if kind is not None and kind not in TASKS.entries:
         raise RecipeError(f"mmlm demo --task: {unknown_name('task', kind, TASKS.entries)}")

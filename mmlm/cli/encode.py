@@ -14,8 +14,15 @@ from mmlm.base.errors import RecipeError
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     parser.add_argument("encoder", metavar="ENCODER|RUN", help="name of an encoder, '{type: name, option: value}', or the folder of a run")
-    parser.add_argument("items", nargs="+", metavar="ITEM", help="files to encode, molecules, or for a run of texts also tables and texts")
-    parser.add_argument("--output", metavar="VECTORS.npy", help="file to write: one row for each item, in their order")
+    parser.add_argument(
+        "items",
+        nargs="+",
+        metavar="ITEM",
+        help="files to encode, or folders of them; molecules as SMILES; for a run of texts also tables and texts",
+    )
+    parser.add_argument(
+        "--output", metavar="VECTORS.npy", help="file to write: one row for each item, in their order, of a folder sorted by path"
+    )
     parser.add_argument("--index", metavar="FOLDER", help="instead: an index for `mmlm search`, which is made or added to")
     parser.add_argument("--skip", action="store_true", help="tell items that cannot be read and leave them out of the index")
     parser.add_argument("--normalize", action="store_true", help="vectors of length 1")
@@ -37,6 +44,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise RecipeError("mmlm encode: give --output VECTORS.npy or --index FOLDER, one of them.")
     if arguments.output and Path(arguments.output).suffix != ".npy":
         raise RecipeError(f"mmlm encode: --output {arguments.output}: must end in .npy.")
+    if arguments.batch_size < 1:
+        raise RecipeError(f"mmlm encode: --batch-size must be at least 1, but is {arguments.batch_size}.")
     without = {"--skip": arguments.skip and arguments.output, "--normalize": arguments.normalize and arguments.index}
     if wrong := [flag for flag, given in without.items() if given]:
         raise RecipeError(f"mmlm encode: {wrong[0]} has no effect with {'--output' if arguments.output else '--index'}; leave it out.")

@@ -17,7 +17,11 @@ TABLE = ("table", "target", "shots")
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
-    parser.add_argument("folder", metavar="RUN", help="the folder of a finished run; for --text also a decoder of transformers")
+    parser.add_argument(
+        "folder",
+        metavar="RUN",
+        help="the folder of a finished run; for --text also a folder or hub id of a decoder of transformers",
+    )
     parser.add_argument("--table", help="table to fill: CSV, TSV, Parquet, Excel, JSON lines or a data set's folder")
     parser.add_argument("--target", help="the column to fill; rows that have a value keep it")
     parser.add_argument("--shots", help="table with example rows, the target among its columns")
@@ -54,27 +58,27 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fill a column of a table, continue or say a text, mend sounds, describe pictures and sweeps, or read and design molecules."""
-    if arguments.image is None and arguments.sweep is None and (named := [name for name in ASKING if getattr(arguments, name) is not None]):
-        raise RecipeError(f"mmlm generate: --{named[0]} is asked of a picture or a sweep; give it as --image or --sweep.")
-    if arguments.sweep is None and (named := [name for name, usual in OF_SWEEPS.items() if getattr(arguments, name) != usual]):
-        raise RecipeError(f"mmlm generate: --{named[0]} is of a sweep; give it as --sweep.")
-    if arguments.smiles is None and arguments.wanted is not None:
-        raise RecipeError("mmlm generate: --wanted goes with --smiles, the molecule to begin from.")
-    given = {name: getattr(arguments, name) for name in (*WAYS, *TABLE)}
-    if arguments.given:
-        if named := [name for name, value in given.items() if value is not None]:
-            raise RecipeError(f"mmlm generate: --given and --{named[0]} exclude each other.")
-        return _given(arguments)
-    for way, do in WAYS.items():
-        if given.pop(way) is None:
-            continue
-        if named := [name for name, value in given.items() if value is not None]:
-            raise RecipeError(f"mmlm generate: --{way} and --{named[0]} exclude each other.")
-        return do(arguments)
-    if missing := [name for name, value in given.items() if value is None]:
-        ways = "--text, --audio, --image, --sweep, --smiles, or --table, --target and --shots"
-        raise RecipeError(f"mmlm generate: give {ways}; --{missing[0]} is missing.")
-    return _table(arguments)
+    way = _way(arguments)
+    usual = argparse.ArgumentParser()
+    options(usual)
+    for name, ways in BELONGS.items():
+        if getattr(arguments, name) != usual.get_default(name) and way not in ways:
+            flag, those = name.replace("_", "-"), " or ".join(f"--{each}" for each in ways)
+            raise RecipeError(f"mmlm generate: --{flag} goes with {those}, {'which is missing' if way is None else f'not with --{way}'}.")
+    if way is None:
+        raise RecipeError(f"mmlm generate: give {', '.join(f'--{each}' for each in WAYS)}, or --table with --target and --shots.")
+    return WAYS[way](arguments) if way in WAYS else _table(arguments)
+
+
+def _way(arguments: argparse.Namespace) -> str | None:
+    """What is given to the model; None where nothing is. Raises RecipeError for two things at once, and a table without its other flags."""
+    ways = [name for name in WAYS if getattr(arguments, name) not in (None, [])]
+    of_table = [name for name in TABLE if getattr(arguments, name) is not None]
+    if len(both := [*ways, *of_table[:1]]) > 1:
+        raise RecipeError(f"mmlm generate: --{both[0]} and --{both[1]} exclude each other.")
+    if of_table and (missing := [name for name in TABLE if name not in of_table]):
+        raise RecipeError(f"mmlm generate: --table, --target and --shots go together; --{missing[0]} is missing.")
+    return "table" if of_table else next(iter(ways), None)
 
 
 def _given(arguments: argparse.Namespace) -> int:
@@ -139,15 +143,15 @@ def _text(arguments: argparse.Namespace) -> int:
 
 
 def _written(arguments: argparse.Namespace) -> int:
-    from mmlm.interop.load import load
+    from mmlm.run import load_text_model
 
     sampling = {"temperature": arguments.temperature}
-    (found,) = load(arguments.folder).generate(
+    (found,) = load_text_model(arguments.folder).generate(
         arguments.text, max_new_tokens=arguments.max_new_tokens, sampling=sampling, seed=arguments.seed, precision=arguments.precision
     )
     text = f"{arguments.text}{found.text}"
     if arguments.output:
-        Path(arguments.output).write_text(text + "\n", encoding="utf-8")
+        _write_text(arguments.output, text + "\n")
         print(f"{arguments.output}: {len(found.ids)} tokens written")
     else:
         print(text)
@@ -260,6 +264,11 @@ def _refuse_asking(arguments: argparse.Namespace, does: str) -> None:
 def _smiles(arguments: argparse.Namespace) -> int:
     from mmlm.designing import Designer
 
+    idle = {"--designs": arguments.designs != 1, "--mask-fraction": arguments.mask_fraction is not None, "--seed": arguments.seed != 0}
+    if arguments.wanted is None and (named := [flag for flag, is_given in idle.items() if is_given]):
+        raise RecipeError(f"mmlm generate: {named[0]} goes with --wanted, the number that designed molecules are to have.")
+    if arguments.designs < 1:
+        raise RecipeError(f"mmlm generate: --designs must be at least 1, but is {arguments.designs}.")
     designer = Designer(arguments.folder)
     if arguments.wanted is None:
         (numbers,) = designer.read([arguments.smiles])
@@ -273,8 +282,18 @@ def _smiles(arguments: argparse.Namespace) -> int:
         is_bad = line.get("is_valid") is False
         print(f"{line['smiles']}: {told}" + (" (no molecule)" if is_bad else ""))
     if arguments.output:
-        write_text_whole(Path(arguments.output), "".join(json.dumps(line) + "\n" for line in lines))
+        _write_text(arguments.output, "".join(json.dumps(line) + "\n" for line in lines))
     return 0
+
+
+def _write_text(output: str, text: str) -> None:
+    """Write a file of text, in a folder that is made. Raises RecipeError where it cannot be written."""
+    path = Path(output)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_whole(path, text)
+    except OSError as error:
+        raise RecipeError(f"mmlm generate: --output {output}: cannot be written: {error.strerror}.") from None
 
 
 def _wanted(item: str) -> dict[str, float]:
@@ -296,8 +315,14 @@ def _table(arguments: argparse.Namespace) -> int:
     return 0
 
 
-WAYS = {"text": _text, "audio": _audio, "image": _image, "sweep": _sweep, "smiles": _smiles}
+WAYS = {"text": _text, "audio": _audio, "image": _image, "sweep": _sweep, "smiles": _smiles, "given": _given}
 ASKING = ("expression", "question")
-OF_SWEEPS: dict[str, Any] = {"view": None, "front": 0.0}
 SPEAKING: dict[str, Any] = {"voice": None, "voice_text": "", "pace": 1.0}
 WRITING: dict[str, Any] = {"max_new_tokens": 64, "temperature": 0.0, "precision": "auto"}
+BELONGS: dict[str, tuple[str, ...]] = {  # options that only some ways of asking read
+    **dict.fromkeys((*SPEAKING, *WRITING), ("text",)),
+    **dict.fromkeys(ASKING, ("image", "sweep")),
+    **dict.fromkeys(("view", "front"), ("sweep",)),
+    **dict.fromkeys(("wanted", "designs", "mask_fraction"), ("smiles",)),
+    "seed": ("text", "smiles"),
+}

@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     for module in ("fastapi", "prometheus_client"):
         require(module, "server")
     from mmlm.serving.app import create_app
+    from mmlm.serving.guard import port_to_listen
     from mmlm.serving.uses import uses_of
 
     uses = []
@@ -41,9 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
         uses += found
     limits = Limits(seconds=arguments.seconds, waiting=arguments.queue, at_once=arguments.batch)
     app = create_app(uses, token=token, limits=limits)
-    print(f"serving {', '.join(app.state.server.uses)} at http://{arguments.host}:{arguments.port}/v1", flush=True)
+    port = port_to_listen(arguments.host, arguments.port)
+    address = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    print(f"serving {', '.join(app.state.server.uses)} at http://{address}:{port}/v1", flush=True)
     print("no token is asked for" if token is None else f"token: {token}", flush=True)
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", access_log=False, server_header=False)
+    uvicorn.run(app, host=arguments.host, port=port, log_level="warning", access_log=False, server_header=False)
     return 0
 
 

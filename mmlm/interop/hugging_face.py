@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmlm.base.errors import CheckpointError, unknown_name
-from mmlm.base.files import read_json
+from mmlm.base.files import is_hub_id, read_json
 from mmlm.interop import bamba, gemma, gpt2, jamba, llama, mamba, nemotron_h, qwen3_next
 from mmlm.interop.name_map import Family, check_keys, differences, written_out
 from mmlm.model import MultimodalLM
@@ -114,16 +114,15 @@ def local_folder(name: Path | str) -> Path:
     path = Path(name)
     if path.is_dir():
         return path
-    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or str(name).startswith("."):
-        raise CheckpointError(f"{name}: neither a folder nor a hub id of the form owner/name.")
+    if path.exists() or not is_hub_id(str(name)):
+        raise CheckpointError(f"{name}: no such folder (a run must be trained first), and no hub id of the form owner/name.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        told = f"no such folder (a run must be trained first), and no model of the hub that can be read: {type(error).__name__}"
-        raise CheckpointError(f"{name}: {told}.") from None
+        raise CheckpointError(f"{name}: no such folder, and no model of the hub that can be read: {type(error).__name__}.") from None
 
 
 def _shards(index: Path) -> list[str]:

@@ -23,7 +23,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from mmlm.base.errors import DataError, MissingExtra, MmlmError, RecipeError, unknown_name
+from mmlm.base.errors import CheckpointError, DataError, MissingExtra, MmlmError, RecipeError, unknown_name
 from mmlm.base.giving_up import go_on
 from mmlm.serving.asked import AnyTask, Asked, Chat, Embeddings, Predict, Speech
 from mmlm.serving.chat import Writer, is_writer, picture_question
@@ -228,10 +228,10 @@ async def chat(asked: Chat, request: Request) -> Response:
         return JSONResponse(writer_form(name, found["text"], "stop", boxes=to_json(found.get("boxes"))))
     text = writer.begin(asked)
     if asked.stream:
-        return await streamed(writer.events(name, text), done="[DONE]")
+        with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+        return await streamed(writer.events(name, text, with_usage=with_usage), done="[DONE]")
     await within(server.limits.seconds, request.is_disconnected, writer.whole(text))
-    usage = {"prompt_tokens": len(text.request.prompt), "completion_tokens": text.count}
-    return JSONResponse(writer_form(name, text.said, text.reason, usage={**usage, "total_tokens": sum(usage.values())}))
+    return JSONResponse(writer_form(name, text.said, text.reason, usage=text.usage))
 
 
 def writer_form(name: str, text: str, reason: str, **more: Any) -> dict[str, Any]:
@@ -372,7 +372,7 @@ def _encoded(server: Server, name: str, use: Use, items: list[str]) -> np.ndarra
     if name not in server.encoders:
         try:
             server.encoders[name] = encoder(use.run)
-        except MmlmError:
+        except (CheckpointError, RecipeError):
             raise RequestError(f"{name} has no encoder.", 404, "model_not_able", "model") from None
     found = server.encoders[name]
     given: list[Any] = items

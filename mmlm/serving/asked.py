@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mmlm.serving.errors import RequestError
 
-SILENT = {"user", "metadata", "store", "stream_options", "safety_identifier", "prompt_cache_key"}  # change no answer
+SILENT = {"user", "metadata", "store", "safety_identifier", "prompt_cache_key"}  # change no answer
 NEUTRAL: dict[str, Any] = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0, "logprobs": False}
 
 
@@ -41,6 +41,12 @@ class Part(BaseModel):
     image_url: Address | None = None
 
 
+class StreamOptions(BaseModel):
+    """What a stream tells beside the text."""
+
+    include_usage: bool = False
+
+
 class ChatMessage(BaseModel):
     """One message."""
 
@@ -61,7 +67,7 @@ class ChatMessage(BaseModel):
 
 
 class Chat(Asked):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions. temperature: 0, the default, always takes the likeliest token. stream_options: of streams alone."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=200)
     max_tokens: int | None = Field(None, ge=1)
@@ -71,6 +77,7 @@ class Chat(Asked):
     seed: int = Field(0, ge=0, lt=2**31)
     stop: str | list[str] | None = None
     stream: bool = False
+    stream_options: StreamOptions | None = None
 
 
 class Speech(Asked):

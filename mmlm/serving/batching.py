@@ -67,6 +67,8 @@ class Batcher:
         """Let a request wait for its place. Raises RequestError where too many wait."""
         with self.changed:
             if len(self.waiting) >= self.most_waiting:
+                self.waiting = deque(each for each in self.waiting if not each.is_gone)
+            if len(self.waiting) >= self.most_waiting:
                 raise busy()
             self.waiting.append(request)
             self.changed.notify()

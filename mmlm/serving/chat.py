@@ -61,6 +61,12 @@ class Writing:
     said: str = ""
     reason: str = "length"
 
+    @property
+    def usage(self) -> dict[str, int]:
+        """Its tokens, as OpenAI counts them."""
+        read = len(self.request.prompt)
+        return {"prompt_tokens": read, "completion_tokens": self.count, "total_tokens": read + self.count}
+
     async def told(self) -> AsyncGenerator[tuple[int | Exception, bool], None]:
         """(id or what went wrong, whether it is the last one)."""
         while True:
@@ -133,8 +139,8 @@ class Writer:
         async for _ in self.pieces(writing):
             pass
 
-    async def events(self, name: str, writing: Writing) -> AsyncGenerator[dict[str, Any], None]:
-        """The answer in pieces, as OpenAI has them."""
+    async def events(self, name: str, writing: Writing, *, with_usage: bool = False) -> AsyncGenerator[dict[str, Any], None]:
+        """The answer in pieces, as OpenAI has them. with_usage: a last one counts the tokens."""
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()), "model": name}
 
         def event(delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
@@ -144,6 +150,8 @@ class Writer:
         async for piece in self.pieces(writing):
             yield event({"content": piece})
         yield event({}, writing.reason)
+        if with_usage:
+            yield {**head, "choices": [], "usage": writing.usage}
 
 
 def _settled(text: str, stops: list[str]) -> int:

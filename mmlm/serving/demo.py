@@ -5,9 +5,11 @@ Everything a page can hand over is checked as a server would check it (`mmlm.ser
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from mmlm.run import METRICS
 from mmlm.serving.examples import Answers, examples_of
 from mmlm.serving.uses import Use
 from mmlm.serving.widgets import DRAWN, as_example, as_heard, drawing, from_widget, marked, molecule, player, tapped, to_widget, widget
+from mmlm.tasks.config import TASKS
 from mmlm.tasks.forms import Audio, Molecule, Part, Values
 
 logger = logging.getLogger(__name__)
@@ -174,7 +177,7 @@ def _prepare(asked: Sequence[Asking]) -> None:
 
 def _tab(gradio: Any, asking: Asking) -> None:
     use = asking.use
-    gradio.Markdown(f"## {use.title}")
+    gradio.Markdown(f"## {use.title}\n\n{what_it_does(use)}")
     with gradio.Accordion("How good it is", open=False):
         told, drawn = measured(use)
         gradio.Markdown("\n".join(told))
@@ -244,6 +247,7 @@ def _marking(gradio: Any, picture: Any, part: Any) -> None:
 def _examples(gradio: Any, asking: Asking, inputs: list[Any], outputs: list[Any]) -> Any:
     """Examples to click on, which then stand in the inputs beside their answers."""
     folder, fields = Path(tempfile.mkdtemp(prefix="mmlm-examples-")), asking.use.inputs
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rows = [
         [as_example(folder / f"{row}_{name}", each, given.get(name, each.usual)) for name, each in fields.items()]
         for row, given in enumerate(asking.examples)
@@ -258,6 +262,12 @@ def _examples(gradio: Any, asking: Asking, inputs: list[Any], outputs: list[Any]
 
     show.__annotations__["request"] = gradio.Request
     return shown.click(show, shown, [*inputs, *outputs], api_visibility="private")
+
+
+def what_it_does(use: Use) -> str:
+    """The first paragraph of what the code says of the task; nothing of a task that is not registered."""
+    about = (getattr(TASKS.entries.get(use.type), "__doc__", None) or "").strip()
+    return " ".join(about.partition("\n\n")[0].split())
 
 
 def measured(use: Use) -> tuple[list[str], list[str]]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmlm.base.errors import RecipeError
 from mmlm.base.files import parse_json
 from mmlm.serving.errors import RequestError, headers, told
 
@@ -108,6 +110,17 @@ def _once(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": left.pop(), "more_body": False} if left else await receive()
 
     return give
+
+
+def port_to_listen(host: str, port: int) -> int:
+    """A port of an address that is free, for 0 any. Raises RecipeError where nobody can listen there, as somebody else does."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family) as server:
+            return int(server.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise RecipeError(f"{host}, port {port}: nobody can listen there: {why}. Name another --port or --host.") from None
 
 
 async def refuse(send: Send, error: RequestError) -> None:

@@ -108,13 +108,14 @@ def _predicting(folder: Path, loaded: tuple[Any, Any, Any]) -> Callable[[Values]
         if missing := [name for name in features if name not in rows]:
             raise DataError(f"table: the rows to predict have no column {str(missing[0])[:60]!r}, which the example rows have.")
         asked = rows[features]
-        found = predictor.predict(asked).tolist()
         probabilities: list[dict[str, float]] = []
-        if hasattr(predictor, "classes_") and not predictor.is_regression_:
-            names = [str(each) for each in predictor.classes_.tolist()]
+        if predictor.is_regression_:
+            found = predictor.predict(asked).tolist()
+        else:
+            chances_nk = predictor.predict_proba(asked)
+            found, names = predictor.classes_[chances_nk.argmax(1)].tolist(), [str(each) for each in predictor.classes_.tolist()]
             probabilities = [
-                {name: round(chance, SHOWN_DIGITS) for name, chance in zip(names, row, strict=True)}
-                for row in predictor.predict_proba(asked).tolist()
+                {name: round(chance, SHOWN_DIGITS) for name, chance in zip(names, row, strict=True)} for row in chances_nk.tolist()
             ]
         told = [{**row, target: value} for row, value in zip(given["table"], found, strict=True)]
         yield {"table": told, "probabilities": probabilities}

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Turns:
-    """One after the other. most_waiting: beyond it `of` refuses.   waiting: who waits or is at work."""
+    """One after the other. most_waiting: beyond it `of` refuses.   waiting: who waits or is at work; who has gone is neither."""
 
     def __init__(self, most_waiting: int) -> None:
         self.most_waiting, self.waiting, self.lock = most_waiting, 0, asyncio.Lock()
@@ -29,7 +29,7 @@ class Turns:
         if self.waiting > self.most_waiting:
             raise busy()
         self.waiting += 1
-        gone, loop = Event(), asyncio.get_running_loop()
+        gone, has_turn, loop = Event(), False, asyncio.get_running_loop()
         items: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
         def work() -> None:
@@ -48,15 +48,18 @@ class Turns:
 
         async def whole() -> None:
             """Holds the turn until the thread has ended, also when nobody waits for it."""
-            try:
-                async with self.lock:
-                    if not gone.is_set():
-                        await asyncio.to_thread(work)
-            finally:
-                self.waiting -= 1
+            nonlocal has_turn
+            async with self.lock:
+                has_turn = True
+                await asyncio.to_thread(work)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self.tasks.discard(task)
+            self.waiting -= 1
 
         running = asyncio.create_task(whole())
         self.tasks.add(running)
+        running.add_done_callback(ended)
         try:
             while True:
                 kind, item = await items.get()
@@ -67,7 +70,8 @@ class Turns:
                 yield item
         finally:
             gone.set()
-            running.add_done_callback(self.tasks.discard)
+            if not has_turn:
+                running.cancel()
 
 
 async def timed(seconds: float, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:

@@ -77,6 +77,9 @@ def test_too_many_are_refused_and_a_failure_ends_one_batch_alone(text_use, monke
             batcher.submit(request)
         with pytest.raises(RequestError, match="too many"):
             batcher.submit(asked(torch.tensor([span]), 1)[0])
+        requests[0][0].is_gone = True  # whose place is free
+        requests[0] = asked(torch.tensor([span + 5]), 2)
+        batcher.submit(requests[0][0])
         monkeypatch.setattr(batcher, "_choose", lambda scores: 1 / 0)
     for _, told, done in requests:
         assert done.wait(30) and isinstance(told[0], ZeroDivisionError)

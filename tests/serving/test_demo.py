@@ -17,7 +17,7 @@ from mmlm.base.errors import DataError, RecipeError
 from mmlm.base.giving_up import go_on
 from mmlm.data.audio_files import write_sound
 from mmlm.recipe import Recipe
-from mmlm.serving.demo import Asking, build, launch, measured
+from mmlm.serving.demo import Asking, build, launch, measured, what_it_does
 from mmlm.serving.examples import Answers
 from mmlm.serving.uses import Use, uses_of
 from mmlm.serving.widgets import as_example, drawing, from_widget, marked, tapped, to_widget, widget
@@ -250,6 +250,12 @@ def test_what_is_drawn(field, value, words):
         pytest.importorskip("rdkit")
     drawn = drawing(field, value, {"text": "a < b"})
     assert words in drawn and (bool(words) or not drawn) and "<script" not in drawn
+
+
+def test_what_a_run_does_is_said_above_it(turned):
+    assert what_it_does(turned) == ""
+    about = what_it_does(replace(turned, type="tts"))
+    assert about.startswith("Speak texts: ") and "\n" not in about and about.endswith(".")
 
 
 def test_how_good_a_run_is_is_said_or_that_nobody_measured_it(turned, runs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import time
 import wave
 from concurrent.futures import ThreadPoolExecutor
@@ -110,6 +111,9 @@ def test_a_stream_is_the_same_text_in_pieces(client, text_use):
     steps = client.chat.completions.create(model="words", messages=[{"role": "user", "content": "The 4. line"}], max_tokens=24, stream=True)
     pieces = [step.choices[0].delta.content or "" for step in steps]
     assert "".join(pieces) == alone(text_use, "The 4. line", 24) and sum(map(bool, pieces)) > 2
+    asked = {"model": "words", "messages": [{"role": "user", "content": "The 4. line"}], "max_tokens": 5}
+    *_, last = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    assert not last.choices and last.usage == client.chat.completions.create(**asked).usage
 
 
 def test_clients_at_once_get_each_their_own_answer(client, text_use):
@@ -362,8 +366,9 @@ def test_a_model_that_nobody_waits_for_is_free_at_its_next_step(picture_run, kin
     hook = use.model.backbone.layers[0].register_forward_pre_hook(slow)
     asked = {"inputs": {"image": PICTURE, "kind": "grounded_caption"}}
     try:
-        with listening([use], limits=Limits(seconds=0.5)) as (address, server):
-            http = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30 if kind == "time" else 0.5)
+        ends, waits = (0.5, 30) if kind == "time" else (30, 0.5)
+        with listening([use], limits=Limits(seconds=ends)) as (address, server):
+            http = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=waits)
             if kind == "time":
                 assert http.post("/v1/tasks/grounded", json=asked).status_code == 408
             else:
@@ -394,6 +399,18 @@ def test_a_text_is_given_up_when_its_client_goes(text_use):
             while running.running and time.monotonic() - began < 10:
                 time.sleep(0.02)
             assert not running.running
+
+
+def test_the_verb_tells_the_port_that_was_free_and_refuses_one_that_is_not(text_run, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr("uvicorn.run", lambda app, **options: asked.append(options["port"]))
+    assert main(["serve", str(text_run), "--port", "0"]) == 0
+    assert asked[0] > 0 and f"http://127.0.0.1:{asked[0]}/v1" in capsys.readouterr().out
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        for words in (["serve", str(text_run), "--port", port], ["demo", str(text_run), "--port", port]):
+            assert main(words) == 2
+            assert f"127.0.0.1, port {port}: nobody can listen there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -85,12 +85,16 @@ def test_of_a_part_of_a_picture_it_is_said_what_is_said_of_the_part_alone(uses):
         list(use.answer({"image": NOISE, **asked, "part": [70, 0, 80, 9]}))
 
 
-def test_rows_get_a_value_and_probabilities(uses):
+def test_rows_get_a_value_and_probabilities(uses, monkeypatch):
     (given,), why = examples_of(uses["rows"])
+    task, counted = uses["rows"].task, []
+    predict = task.predict_proba
+    monkeypatch.setattr(task, "predict_proba", lambda *asked: counted.append(1) or predict(*asked))
     assert not why and "species" not in given["table"][0]
     known = [{name: cell for name, cell in row.items() if name != "species"} for row in given["shots"]]
     assert not any(row in known for row in given["table"]) and len({row["species"] for row in given["shots"]}) == 3
     (found,) = uses["rows"].answer(given)
+    assert counted == [1]  # classes and their probabilities are read off together
     assert len(found["table"]) == len(given["table"]) == len(found["probabilities"])
     for row, chances in zip(found["table"], found["probabilities"], strict=True):
         assert row["species"] == max(chances, key=chances.__getitem__) and abs(sum(chances.values()) - 1) < 0.01

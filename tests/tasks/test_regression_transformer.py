@@ -178,6 +178,8 @@ def test_the_command_line_reads_numbers_and_designs(run, capsys, tmp_path):
         (["--smiles", "CCO", "--wanted", "size=1"], "knows the properties logp"),
         (["--smiles", "CCO", "--wanted", "logp"], "must look like NAME=NUMBER"),
         (["--wanted", "logp=1"], "--wanted goes with --smiles"),
+        (["--smiles", "CCO", "--designs", "3"], "--designs goes with --wanted"),
+        (["--smiles", "CCO", "--wanted", "logp=1", "--designs", "0"], "--designs must be at least 1"),
     ):
         assert cli.main(["generate", run, *arguments]) == 2
         assert told in capsys.readouterr().err
