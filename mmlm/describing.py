@@ -116,11 +116,14 @@ def each_file(
     suffix: str = "described",
 ) -> tuple[list[Described], list[Failed]]:
     """What is said of a file, or of all below a folder that end so, written as NAME.json and NAME.png into the output, by default GIVEN
-    with the suffix. Raises DataError for a single file that cannot be read, for a folder without any, and for an output that is a file."""
+    with the suffix; of a folder, NAME is the path within it. Raises DataError for a single file that cannot be read, for a folder without
+    any, and for an output that is a file or lies in the folder that is read."""
     given = Path(given)
     folder = beside(given, f".{suffix}") if output is None else Path(output)
     if folder.is_file():
         raise DataError(f"{folder}: is a file; the output of --{flag} is a folder.")
+    if given.is_dir() and folder.resolve().is_relative_to(given.resolve()):
+        raise DataError(f"{folder}: lies in the folder that is read; name another folder.")
     paths = files_below(given, tuple(endings)) if given.is_dir() else [given]
     if not paths:
         raise DataError(f"{given}: no file below this folder ends in {', '.join(endings)}.")
@@ -133,9 +136,9 @@ def each_file(
                 raise
             failed.append(Failed(path, str(error)))
             continue
-        name = path.relative_to(given).as_posix().replace("/", "_") if given.is_dir() else path.name
-        folder.mkdir(parents=True, exist_ok=True)
-        target = Described(path, said, folder / f"{name}.json", folder / f"{name}.png")
+        place = folder / (path.relative_to(given) if given.is_dir() else path.name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        target = Described(path, said, place.with_name(f"{place.name}.json"), place.with_name(f"{place.name}.png"))
         write_text_whole(target.json, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
         write_png(target.picture, picture)
         found.append(target)

@@ -30,7 +30,7 @@ def run(tmp_path_factory) -> str:
 def pictures(tmp_path):
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
-    for name, size in (("a.png", (50, 90)), ("sub/b.jpg", (200, 64))):
+    for name, size in (("a.png", (50, 90)), ("sub/b.jpg", (200, 64)), ("sub_b.jpg", (64, 64))):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
     return folder
 
@@ -52,11 +52,12 @@ def test_a_folder_is_described_whole_and_bad_files_are_told(run, pictures, capsy
     (pictures / "c.png").write_bytes(b"no picture")
     assert main(["generate", run, "--image", str(pictures)]) == 2
     told = capsys.readouterr()
-    assert "1 of 3 files could not be described" in told.err and "c.png" in told.err
-    written = sorted(path.name for path in pictures.with_name("in.described").iterdir())
-    assert written == ["a.png.json", "a.png.png", "sub_b.jpg.json", "sub_b.jpg.png"]
+    assert "1 of 4 files could not be described" in told.err and "c.png" in told.err
+    output = pictures.with_name("in.described")
+    written = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert written == {f"{name}.{ending}" for name in ("a.png", "sub/b.jpg", "sub_b.jpg") for ending in ("json", "png")}
     found, failed = describe(run, pictures, pictures.parent / "again")
-    assert [one.said[0].request.kind for one in found] == ["grounded_caption"] * 2 and len(failed) == 1
+    assert [one.said[0].request.kind for one in found] == ["grounded_caption"] * 3 and len(failed) == 1
 
 
 def test_what_cannot_be_asked_is_refused(run, pictures, tmp_path, capsys) -> None:
@@ -70,6 +71,8 @@ def test_what_cannot_be_asked_is_refused(run, pictures, tmp_path, capsys) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="is a file; the output of --image is a folder"):
         describe(run, pictures / "a.png", tmp_path / "file")
+    with pytest.raises(DataError, match="out: lies in the folder that is read"):
+        describe(run, pictures, pictures / "out")
     assert main(["generate", run, "--expression", "the dog"]) == 2
     assert "--expression goes with --image or --sweep, which is missing" in capsys.readouterr().err
     assert Describer(run).kinds == ["grounded_caption", "expression"]
