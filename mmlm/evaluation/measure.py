@@ -50,9 +50,11 @@ def source_names(configs: Sequence[Component]) -> list[str]:
 
 
 def records_of(source: Source, asks: Any, *, count: int, seed: int, number: int) -> list[Any]:
-    """All records of a source that lists them, at most `count`; else so many drawn ones, which are none of training or validation."""
+    """All records of a source that lists them, or of more than `count` so many, evenly spaced over the list, as lists are often sorted by
+    class; else so many drawn ones, which are none of training or validation."""
     if isinstance(source, Listed):
-        return list(source.everything())[:count]
+        listed = list(source.everything())
+        return listed if len(listed) <= count else [listed[at * len(listed) // count] for at in range(count)]
     return [source.draw(evaluation_rng(seed, number, at), asks) for at in range(count)]
 
 
