@@ -184,7 +184,7 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
 
     A text in braces is read as in a recipe: "{type: whisper, layer: 3}". A run that names classes of pictures gives its trained encoder.
     A run of several tasks gives the first that is an encoder; where that is not its first task, an encoder of speech comes before it.
-    Raises RecipeError for an unknown name or option, CheckpointError for a folder without a run or model, and a run that is no encoder.
+    Raises RecipeError for an unknown name or option and a run that is no encoder, CheckpointError for a folder without a run or model.
     """
     name = str(name_or_run)
     if options and (Path(name) / CONFIG).is_file() and not (Path(name) / RECIPE).is_file():
@@ -222,7 +222,7 @@ def check_again(name: str | Path, opened: Vectors) -> None:
 
 
 def _of_run(recipe: Recipe, folder: str) -> Embedder | PictureEmbedder | Designer | TextEmbedder:
-    """What a run embeds with. Raises CheckpointError where there is nothing, or several encoders of speech."""
+    """What a run embeds with. Raises RecipeError where there is nothing, or several encoders of speech."""
     configs = [*recipe.encoders.values(), *(getattr(each, "encoder", None) for each in recipe.tokenizers.values())]
     speech = list({repr(config): config for config in configs if isinstance(config, SpeechEncoderConfig)}.values())
     own = next((task for task in recipe.tasks if isinstance(task, EMBEDS)), None)
@@ -231,7 +231,7 @@ def _of_run(recipe: Recipe, folder: str) -> Embedder | PictureEmbedder | Designe
             return Embedder(speech[0].build())
     if own is None:
         kinds, count = ", ".join(task.type for task in recipe.tasks) or "none", len(speech) or "no"
-        raise CheckpointError(
+        raise RecipeError(
             f"{folder}: this run is no encoder: its tasks are {kinds}, and it uses {count} encoders of speech; name one itself."
         )
     if isinstance(own, ImageTextConfig):

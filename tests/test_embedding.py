@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mmlm
-from mmlm.base.errors import CheckpointError, DataError, RecipeError
+from mmlm.base.errors import DataError, RecipeError
 from mmlm.cli import main
 from mmlm.data.audio_files import write_sound
 from mmlm.sound import Sound
@@ -65,7 +65,7 @@ def test_a_run_of_several_tasks_gives_the_first_that_is_an_encoder(tmp_path: Pat
     monkeypatch.setattr(embedding, "Designer", lambda folder: ("designer", folder))
     assert mmlm.encoder(tmp_path) == ("designer", str(tmp_path))
     (tmp_path / "recipe.yaml").write_text("schema: 1\nname: a\ntask: {type: tabular}\n")
-    with pytest.raises(CheckpointError, match="its tasks are tabular, and it uses no encoders of speech"):
+    with pytest.raises(RecipeError, match="its tasks are tabular, and it uses no encoders of speech"):
         mmlm.encoder(tmp_path)
 
 
@@ -76,7 +76,7 @@ def test_a_run_gives_its_encoder(tmp_path: Path, files: list[str]) -> None:
     with pytest.raises(RecipeError, match="the run decides the options of its encoder; leave out context"):
         mmlm.encoder(tmp_path, context=1)
     (tmp_path / "recipe.yaml").write_text("schema: 1\nname: a\n")
-    with pytest.raises(CheckpointError, match="uses no encoders of speech"):
+    with pytest.raises(RecipeError, match="uses no encoders of speech"):
         mmlm.encoder(tmp_path)
 
 

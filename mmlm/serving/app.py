@@ -23,7 +23,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from mmlm.base.errors import CheckpointError, DataError, MissingExtra, MmlmError, RecipeError, unknown_name
+from mmlm.base.errors import DataError, MissingExtra, MmlmError, RecipeError, unknown_name
 from mmlm.base.giving_up import go_on
 from mmlm.serving.asked import AnyTask, Asked, Chat, Embeddings, Predict, Speech
 from mmlm.serving.chat import Writer, is_writer, picture_question
@@ -372,7 +372,7 @@ def _encoded(server: Server, name: str, use: Use, items: list[str]) -> np.ndarra
     if name not in server.encoders:
         try:
             server.encoders[name] = encoder(use.run)
-        except (CheckpointError, RecipeError):
+        except RecipeError:
             raise RequestError(f"{name} has no encoder.", 404, "model_not_able", "model") from None
     found = server.encoders[name]
     given: list[Any] = items

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 import socket
 import time
 import wave
@@ -23,6 +24,7 @@ from mmlm.base.giving_up import go_on
 from mmlm.cli import main
 from mmlm.embedding import encoder
 from mmlm.generation import generate
+from mmlm.model import WEIGHTS
 from mmlm.serving.guard import Limits
 from mmlm.serving.uses import Use, uses_of
 from mmlm.serving.values import sound_file
@@ -220,6 +222,17 @@ def test_vectors_are_those_of_the_run(molecule_run):
     vectors = encoder(molecule_run).encode(texts)
     assert vectors.shape == (3, 16) and np.allclose([each.embedding for each in found.data], vectors, atol=1e-6)
     assert np.allclose(np.frombuffer(base64.b64decode(as_base64.data[0].embedding), "<f4"), vectors[1], atol=1e-6)
+
+
+def test_weights_that_were_damaged_meanwhile_are_no_missing_encoder(molecule_run, tmp_path):
+    run = Path(shutil.copytree(molecule_run, tmp_path / "compounds"))
+    with listening(uses_of(run)) as (address, _):
+        weights = bytearray((run / WEIGHTS).read_bytes())
+        weights[-1] ^= 1
+        (run / WEIGHTS).write_bytes(weights)
+        client = openai.OpenAI(base_url=address + "/v1", api_key=TOKEN, max_retries=0)
+        with pytest.raises(openai.InternalServerError, match="its log tells more"):
+            client.embeddings.create(model="compounds", input="CCO")
 
 
 def test_texts_become_vectors_too(client, text_run):
