@@ -70,7 +70,7 @@ def test_what_cannot_be_asked_is_told(run, sweeps, capsys) -> None:
     with pytest.raises(RecipeError, match="exclude each other"):
         describe_sweeps(run, sweeps, expression="the car", view="front")
     assert main(["generate", run, "--image", str(sweeps / "a.bin"), "--view", "front"]) == 2
-    assert "--view is of a sweep" in capsys.readouterr().err
+    assert "--view goes with --sweep, not with --image" in capsys.readouterr().err
     assert main(["generate", run, "--image", str(sweeps / "a.bin")]) == 2
     assert "describes no pictures" in capsys.readouterr().err
 

@@ -92,7 +92,7 @@ def test_any_input_can_be_given_by_its_name(runs, tmp_path, capsys):
     assert main(["generate", str(runs["words"]), "--given", "text"]) == 2
     assert "must look like NAME=VALUE" in capsys.readouterr().err
     assert main(["generate", str(runs["words"]), "--given", "text=a", "--text", "b"]) == 2
-    assert "--given and --text exclude each other" in capsys.readouterr().err
+    assert "--text and --given exclude each other" in capsys.readouterr().err
     Pillow.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert main(["generate", str(runs["seen"]), "--given", f"image={tmp_path / 'a.png'}", "--output", str(tmp_path / "out")]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"image.png", "text.txt", "boxes.json"}
