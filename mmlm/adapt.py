@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -215,6 +216,9 @@ def load_adapters(model: nn.Module, folder: Path | str) -> list[str]:
     trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
     if is_new:
         _inject(model, config, layers, 0, [_NAME])
+    elif wrong := [name for name in layers if name in (have := adapted_layers(model)) and not _scales_as(have[name], config)]:
+        told = f"alpha {config.alpha:g} at rank {config.rank}; the adapter that the model has on {wrong[0]} is scaled otherwise"
+        raise CheckpointError(f"{folder / CONFIG}: was trained with {told}.")
     try:
         copy_tensors(adapter_tensors(model), tensors, str(folder / WEIGHTS))
     except CheckpointError:
@@ -224,6 +228,10 @@ def load_adapters(model: nn.Module, folder: Path | str) -> list[str]:
                 parameter.requires_grad_(is_trained)
         raise
     return layers
+
+
+def _scales_as(layer: Any, config: LoraConfig) -> bool:
+    return all(math.isclose(scale, config.alpha / config.rank) for scale in layer.scaling.values())
 
 
 def _read_config(path: Path) -> tuple[LoraConfig, list[str]]:

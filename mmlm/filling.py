@@ -59,7 +59,8 @@ def fill(
                 place, at = asked[number][step]
                 segment = streams[number].segments[place]
                 scores_v = model.heads["language_model"].predict(h_btd[number, size - 1], model.vocabulary.span(segment.modality))
-                index = sample(scores_v, [], sampling, draws[number])
+                written = _written(streams[number], segment.modality, asked[number][:step], found[number])
+                index = sample(scores_v, written, sampling, draws[number])
                 require_finite(scores_v[index])
                 found[number][place][at] = index
     return found
@@ -68,6 +69,11 @@ def fill(
 def _asked(stream: Stream, masks: Sequence[Tensor]) -> list[tuple[int, int]]:
     """(segment, place in it) of the hidden tokens."""
     return [(number, int(place)) for number, mask in enumerate(masks) for place in mask.nonzero()[:, 0]]
+
+
+def _written(stream: Stream, modality: str, places: Sequence[tuple[int, int]], found: Sequence[Tensor]) -> list[int]:
+    """The ids of a range that were found."""
+    return [int(found[place][at]) for place, at in places if stream.segments[place].modality == modality]
 
 
 def _shown(stream: Stream, masks: Sequence[Tensor]) -> Stream:

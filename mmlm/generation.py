@@ -354,6 +354,8 @@ def score_options(
     which begin one another compare fairly.   prior: for each prompt log-probabilities [n] to subtract.
     Returns float32 [n] for each prompt. Raises RecipeError when `first` cannot tell two options apart.
     """
+    if not prompts and not options:
+        return []
     given = {"options": options, "prior": options if prior is None else prior}
     if wrong := next((name for name, some in given.items() if len(some) != len(prompts)), None):
         raise RecipeError(f"score_options needs {wrong} for each of the {len(prompts)} prompts, but has {len(given[wrong])}.")

@@ -112,6 +112,6 @@ def _scores(model: Decodable, stage: Stage, choice: Choice, sequences: Sequence[
 
 def _chosen(scores_tv: Tensor, stage: Stage, draw: torch.Generator) -> Tensor:
     (sampling,) = stage.samplings
-    if sampling.temperature == 0 and sampling.repetition_penalty == 1:
+    if sampling.temperature == 0:
         return scores_tv.argmax(-1)
     return torch.tensor([sample(scores_v, [], sampling, draw) for scores_v in scores_tv], device=scores_tv.device)

@@ -131,6 +131,8 @@ class Stage:
             problem = f"sampling is for {len(self.sampling)} codebooks, but it writes {books}"
         elif any(one.num_beams > 1 for one in self.samplings):
             problem = "stages have no beams"
+        elif self.passes is not None and any(one.repetition_penalty != 1 for one in self.samplings):
+            problem = "what is written at once has no tokens before it for a repetition_penalty"
         if problem:
             raise RecipeError(f"stage {self.name!r}: {problem}.")
 

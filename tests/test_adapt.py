@@ -192,6 +192,18 @@ def break_config(change):
     return apply
 
 
+def test_adapters_of_another_scale_are_not_put_into_those_that_a_model_has(tmp_path):
+    model, other = Small(), Small()
+    attach_lora(model, LoraConfig(rank=2, alpha=4))
+    stir(model)
+    save_adapters(model, tmp_path, LoraConfig(rank=2, alpha=4))
+    attach_lora(other, LoraConfig(rank=2, alpha=16))
+    before = other(*inputs())
+    with pytest.raises(CheckpointError, match=r"adapter\.json: was trained with alpha 4 at rank 2"):
+        load_adapters(other, tmp_path)
+    assert torch.equal(other(*inputs()), before)
+
+
 FAULTS = {
     "missing key": (break_weights(lambda t: t.pop("backbone.0.lora_A.weight")), ["1 tensors", "missing backbone.0.lora_A.weight"]),
     "extra key": (break_weights(lambda t: t.update(more=torch.zeros(1))), ["unknown more"]),

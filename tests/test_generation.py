@@ -369,6 +369,10 @@ def test_what_is_written_takes_the_positions_that_a_further_segment_would(tiny, 
         assert found.score == pytest.approx(score, abs=1e-6) and len(positions) == len(one) + 2
 
 
+def test_no_prompts_have_no_scores(model):
+    assert score_options(model, [], []) == []
+
+
 # faults
 
 

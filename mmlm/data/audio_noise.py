@@ -16,8 +16,8 @@ from mmlm.data.audio_augment import drawn
 from mmlm.data.audio_files import read_sound, sound_facts
 from mmlm.data.audio_rooms import ListedSound, listed_sounds
 from mmlm.data.config.augment import AddNoiseConfig, BabbleConfig, GeneratedNoiseConfig, KeyboardConfig, NoiseFolderConfig
+from mmlm.data.dealing import place_of
 from mmlm.data.speech import Speech
-from mmlm.data.speech_source import place_of
 from mmlm.sound import Sound
 
 CLICKS = Path("/usr/share/buckle/wav")

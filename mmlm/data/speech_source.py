@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections import Counter
@@ -10,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from mmlm.base.errors import DataError, unknown_name
 from mmlm.data.config import SpeechConfig
+from mmlm.data.dealing import deal_whole, place_of
 from mmlm.data.listed import Bad, tell
 from mmlm.data.speech import Speech, Utterance
 from mmlm.data.speech_check import checked
@@ -82,17 +82,11 @@ def plain_text(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-def place_of(key: str) -> float:
-    """0 to 1, the same for the same text everywhere."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") / 2**64
-
-
 def dealt(utterances: Sequence[Utterance], config: SpeechConfig, where: str) -> list[list[Utterance]]:
     """The utterances that are held out, kept back for validation, and trained on.
 
     By text or utterance, where one belongs is a function of its text (its id, if it has none) or its id, and of the shares: other
-    recordings beside it change nothing. By speaker, the speakers in an order that depends on their names alone are dealt in whole numbers,
-    at least one for a share above 0, so that four speakers can be dealt at all.
+    recordings beside it change nothing. By speaker, the speakers are dealt in whole numbers (`deal_whole`).
     Raises DataError where a share gives nothing, or nothing is left.
     """
     if config.split_by == "speaker" and (config.hold_out or config.validate_share):
@@ -113,9 +107,9 @@ def _by_speaker(utterances: Sequence[Utterance], config: SpeechConfig, where: st
     nameless = next((each for each in utterances if not each.speaker), None)
     if nameless is not None:
         raise DataError(f"{nameless.where}: has no speaker, which split_by: speaker needs.")
-    speakers = sorted({each.speaker for each in utterances}, key=place_of)
-    counts = [max(1, round(share * len(speakers))) if share else 0 for share in (config.hold_out, config.validate_share)]
-    if sum(counts) >= len(speakers):
-        raise DataError(f"{where}: split_by: speaker: {len(speakers)} speakers are too few for hold_out and validate_share.")
-    number = {speaker: int(at >= counts[0]) + int(at >= sum(counts)) for at, speaker in enumerate(speakers)}
+    speakers = {each.speaker for each in utterances}
+    try:
+        number = deal_whole(speakers, [config.hold_out, config.validate_share])
+    except ValueError:
+        raise DataError(f"{where}: split_by: speaker: {len(speakers)} speakers are too few for hold_out and validate_share.") from None
     return [[each for each in utterances if number[each.speaker] == group] for group in range(3)]

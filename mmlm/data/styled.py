@@ -17,9 +17,9 @@ from mmlm.base.errors import DataError
 from mmlm.data.audio_augment import HIGHEST
 from mmlm.data.audio_time import shifted
 from mmlm.data.config.styled import StyledSpeechConfig
+from mmlm.data.dealing import place_of
 from mmlm.data.instructions import instruction_of
 from mmlm.data.speech import Speech, Utterance
-from mmlm.data.speech_source import place_of
 from mmlm.sound import Sound
 
 STEPS = {"low": -1, "slow": -1, "soft": -1, "plain": 0, "high": 1, "fast": 1, "loud": 1}

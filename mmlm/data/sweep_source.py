@@ -19,7 +19,7 @@ import numpy as np
 from mmlm.base.errors import DataError
 from mmlm.base.files import parse_json
 from mmlm.data.config.sweeps import SweepFolderConfig
-from mmlm.data.dealing import deal
+from mmlm.data.dealing import deal, deal_whole
 from mmlm.data.listed import Bad, tell
 from mmlm.data.picture_sources import folder_of
 from mmlm.data.points import READERS, read_points
@@ -58,8 +58,7 @@ class SweepFolder(Sweeps):
         found = [each for each in looked if not isinstance(each, Bad)]
         labels = sorted({thing.label for _, _, things in found for thing in things})
         good = [_sweep(path, name, things, labels, config) for path, name, things in found]
-        shares = {"hold_out": config.hold_out, "validate_share": config.validate_share}
-        self.groups = deal(good, lambda each: each.id, shares, str(folder), "sweeps")
+        self.groups = _dealt(good, config, str(folder))
         super().__init__(self.groups[2], str(folder))
 
     def kept_back(self) -> Sweeps | None:
@@ -69,6 +68,20 @@ class SweepFolder(Sweeps):
     def held_out_records(self) -> Sweeps | None:
         """The sweeps to measure on."""
         return Sweeps(self.groups[0], self.where) if self.groups[0] else None
+
+
+def _dealt(sweeps: Sequence[Sweep], config: SweepFolderConfig, where: str) -> list[list[Sweep]]:
+    """Those held out, kept back for validation, and trained on."""
+    shares = {"hold_out": config.hold_out, "validate_share": config.validate_share}
+    if config.split_by == "sweep" or not sweeps:
+        return deal(sweeps, lambda each: each.id, shares, where, "sweeps")
+    held_in = [each.id.rpartition("/")[0] for each in sweeps]
+    folders = set(held_in)
+    try:
+        number = deal_whole(folders, list(shares.values()))
+    except ValueError:
+        raise DataError(f"{where}: split_by: folder: {len(folders)} folders are too few for hold_out and validate_share.") from None
+    return [[each for each, folder in zip(sweeps, held_in, strict=True) if number[folder] == group] for group in range(3)]
 
 
 def _looked_at(path: Path, folder: Path, config: SweepFolderConfig) -> tuple[Path, str, tuple[Cuboid, ...]] | Bad:

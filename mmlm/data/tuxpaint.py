@@ -24,12 +24,12 @@ from PIL import Image
 
 from mmlm.base.errors import DataError
 from mmlm.data.config import TuxPaintConfig
+from mmlm.data.dealing import place_of
 from mmlm.data.pasted import COVERED, CutOut, Pasted, arranged, pasted
 from mmlm.data.pasted_texts import caption, expression
 from mmlm.data.pictures import Picture, Thing
 from mmlm.data.scenes.programs import Scene
 from mmlm.data.speech_check import files_below
-from mmlm.data.speech_source import place_of
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from mmlm.analysis.chemistry import compound_baselines, designed_scores, reached
 from mmlm.analysis.numbers import number_scores
 from mmlm.base.errors import DataError, RecipeError
 from mmlm.chemistry import DESCRIPTORS, computed, is_valid, parsed, respelled, svg
+from mmlm.data.dealing import place_of
 from mmlm.data.molecules import Compound
-from mmlm.data.speech_source import place_of
 from mmlm.filling import fill
 from mmlm.generation import Sampling
 from mmlm.model import MultimodalLM
@@ -61,6 +61,11 @@ class Found:
 
     numbers: Mapping[str, float | None]
     designs: Sequence[Design] = ()
+
+
+def is_seed(text: str, share: float) -> bool:
+    """Whether a compound is one of the share of seeds: decided by it alone, and not as compounds are held out."""
+    return place_of(f"seed {text}") < share
 
 
 class RegressionTransformerTask:
@@ -269,7 +274,7 @@ class RegressionTransformerTask:
                 numbers[place] = said
         designs: list[list[Design]] = [[] for _ in records]
         if self.is_tested and self.config.seed_share:
-            mine = [place for place, record in enumerate(records) if place_of(record.text) < self.config.seed_share and known[place]]
+            mine = [place for place, record in enumerate(records) if is_seed(record.text, self.config.seed_share) and known[place]]
             name, values = self.config.properties[0], self.primers()
             pairs = [(place, value) for place in mine for value in values]
             texts = self.design(model, [records[place].text for place, _ in pairs], [{name: value} for _, value in pairs])

@@ -89,6 +89,18 @@ def test_ahead_is_where_the_config_says(tmp_path) -> None:
         assert [thing.label for thing in sweep.things] == ["car", "traffic cone"]
 
 
+def test_sweeps_of_one_folder_stay_together_where_asked(tmp_path) -> None:
+    for drive in "abcd":
+        (tmp_path / drive).mkdir()
+        for at in range(5):
+            written(tmp_path / drive, str(at), [label(5, 5, 0)])
+    source = SweepFolderConfig(path=str(tmp_path), split_by="folder", hold_out=0.05, validate_share=0.3).build()
+    folders = [{each.id[0] for each in group} for group in source.groups]
+    assert [len(group) for group in source.groups] == [5, 5, 10] and len(set.union(*folders)) == 4
+    with pytest.raises(DataError, match="split_by: folder: 4 folders are too few for hold_out and validate_share"):
+        SweepFolderConfig(path=str(tmp_path), split_by="folder", hold_out=0.5, validate_share=0.5 - 1e-9).build()
+
+
 @pytest.mark.parametrize(
     ("labels", "fault"),
     [

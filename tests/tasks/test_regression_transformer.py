@@ -16,6 +16,7 @@ from mmlm import cli
 from mmlm.analysis.chemistry import RIDGE, designed_scores, steering
 from mmlm.base.errors import DataError, RecipeError
 from mmlm.chemistry import computed
+from mmlm.data.dealing import place_of
 from mmlm.data.molecules import Compound
 from mmlm.embedding import encoder
 from mmlm.filling import fill
@@ -24,7 +25,7 @@ from mmlm.objectives.permutation import arranged
 from mmlm.recipe import Recipe
 from mmlm.run import build_model, build_task, evaluate, train
 from mmlm.stream import pack
-from mmlm.tasks.regression_transformer import Design, Found
+from mmlm.tasks.regression_transformer import Design, Found, is_seed
 
 SMILES = [
     f"{ring}{tail}"
@@ -91,6 +92,19 @@ def test_filling_one_after_the_other_gives_the_scores_of_training(task, model):
         at = query_of[query_of >= 0]
         best = model.heads["language_model"].predict(h_btd[0, at], span).argmax(-1)
         assert best.tolist() == ids[-1][masks[-1]].tolist()
+
+
+def test_a_penalty_of_repetitions_counts_what_was_filled_in_before(task, model):
+    stream = task.stream("CCCCCCCC", {"logp": 1.2})
+    hide = [torch.zeros(len(each), dtype=torch.bool) for each in stream.segments]
+    hide[-1][1:] = True
+    (*_, plain), (*_, apart) = (fill(model, [stream], [hide], Sampling(repetition_penalty=x), task._channels)[0] for x in (1.0, 1e6))
+    assert len(set(plain[1:].tolist())) < 7 == len(set(apart[1:].tolist()))
+
+
+def test_seeds_are_the_same_share_of_compounds_that_are_held_out_at_random():
+    texts = [text for text in ("C" * at + "O" * more for at in range(1, 80) for more in range(80)) if place_of(text) < 0.1]
+    assert 0.2 < np.mean([is_seed(text, 0.25) for text in texts]) < 0.3
 
 
 def test_numbers_are_read_alike_alone_and_together(task, model):

@@ -27,11 +27,19 @@ class SweepFolderConfig(SourceConfig):
     hold_out: float = Field(0.05, ge=0, lt=1, description="share of the sweeps that is never trained on; evaluate measures it")
     validate_share: float = Field(0.0, ge=0, lt=1, description="further share that is never trained on, for validation")
 
+    split_by: Literal["sweep", "folder"] = Field(
+        "sweep", description="what is never in two parts: a sweep | the sweeps of one folder, as those of a drive are alike"
+    )
+
     @model_validator(mode="after")
     def _some_are_left(self) -> SweepFolderConfig:
         if self.hold_out + self.validate_share >= 1:
             raise ValueError(f"hold_out ({self.hold_out:g}) + validate_share ({self.validate_share:g}) leave nothing to train on")
         return self
+
+    def without_effect(self) -> dict[str, str]:
+        """Of splitting, what has nothing to act on."""
+        return {} if self.hold_out or self.validate_share else {"split_by": "hold_out and validate_share are 0"}
 
     def holds(self) -> str:
         """The folder."""
