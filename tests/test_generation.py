@@ -165,6 +165,14 @@ def test_sequences_end_with_a_stop_id_each_at_its_own_time(model):
         generate(model, prompts, max_new_tokens=0)
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0)], ids=["greedy", "drawn"])
+def test_prompts_are_read_once(model, sampling, monkeypatch):
+    lengths, hidden = [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda batch, cache=None: lengths.append(batch.ids.shape[1]) or hidden(batch, cache))
+    generate(model, [ids(5), ids(9)], max_new_tokens=3, sampling=sampling)
+    assert lengths == [9, 1, 1]
+
+
 def test_streaming_tells_what_generate_returns(model):
     prompts, options = [ids(3), ids(6)], {"max_new_tokens": 8, "sampling": Sampling(temperature=2.0), "seed": 2, "stop": [3, 5, 8, 13]}
     steps = list(stream(model, prompts, **options))
