@@ -89,8 +89,10 @@ def grow_layers(model: MultimodalLM, after: Sequence[int]) -> MultimodalLM:
     with torch.no_grad():
         for place, index in enumerate(order):
             if place and order[place - 1] == index:
-                for part in _writers(made.backbone.layers[place]):
-                    for parameter in part.parameters():
+                layer = made.backbone.layers[place]
+                biases = [getattr(norm, "bias", None) for norm in (layer.mixed_norm, layer.fed_norm)]  # what a norm makes of nothing
+                for parameter in (*(each for part in _writers(layer) for each in part.parameters()), *biases):
+                    if parameter is not None:
                         parameter.zero_()
     return made
 

@@ -14,10 +14,11 @@ from mmlm.model_config import ModelConfig
 IDS = torch.randint(0, 40, (2, 13), generator=torch.Generator().manual_seed(0))
 
 
-def made(num_layers=4, **mixer):
+def made(num_layers=4, backbone=None, **mixer):
     torch.manual_seed(0)
     pattern = [{"type": "attention", "num_heads": 4, "num_kv_heads": 2, **mixer}]
-    raw = {"schema": 1, "vocabulary": {"text": 40}, "backbone": {"width": 32, "num_layers": num_layers, "pattern": pattern}}
+    given = {"width": 32, "num_layers": num_layers, "pattern": pattern, **(backbone or {})}
+    raw = {"schema": 1, "vocabulary": {"text": 40}, "backbone": given}
     return MultimodalLM(check(ModelConfig, raw, "test")).double().eval()
 
 
@@ -88,6 +89,15 @@ def test_layers_are_kept_in_any_order_and_grown_without_a_change():
     torch.testing.assert_close(grown.logits(IDS), old.logits(IDS), rtol=0, atol=1e-12)
     grown.logits(IDS).square().sum().backward()
     assert grown.backbone.layers[1].mixer.out.weight.grad.abs().max() > 0, "a grown layer must be able to learn"
+
+
+def test_grown_layers_with_norms_around_that_have_biases_write_nothing():
+    old = made(2, {"norm": "layer", "norm_place": "around"})
+    with torch.no_grad():
+        for layer in old.backbone.layers:
+            for norm in (layer.mixed_norm, layer.fed_norm):
+                norm.bias.copy_(torch.linspace(-1, 1, 32))
+    torch.testing.assert_close(grow_layers(old, [0, 1]).logits(IDS), old.logits(IDS), rtol=0, atol=1e-12)
 
 
 def test_a_share_of_layers_is_spread_evenly():
