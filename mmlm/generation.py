@@ -310,7 +310,7 @@ def _beam_search(
     def rank(ids: list[int], score: float) -> float:
         return score / max(len(ids), 1) ** sampling.length_penalty
 
-    for _ in range(max_new_tokens):
+    for left in reversed(range(max_new_tokens)):
         log_bv = decoding.scores()
         options: list[tuple[float, int, int]] = []
         for row, (ids, score) in enumerate(beams):
@@ -342,7 +342,7 @@ def _beam_search(
             break
         beams = fresh
         done = sorted(done, key=lambda beam: -rank(beam.ids, beam.score))[: sampling.num_beams]
-        if len(done) == sampling.num_beams and sampling.length_penalty == 0 and done[-1].score >= beams[0][1]:
+        if not left or (len(done) == sampling.num_beams and sampling.length_penalty == 0 and done[-1].score >= beams[0][1]):
             break
         decoding.select(torch.tensor([row for row, _ in chosen], device=model.device))
         decoding.feed(torch.tensor([index for _, index in chosen], device=model.device))

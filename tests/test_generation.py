@@ -252,6 +252,15 @@ def test_beams_of_a_batch_are_as_alone_and_more_beams_are_not_worse(model):
         assert wide.score == pytest.approx(sum(float(log[at, index]) for at, index in enumerate(wide.ids)), abs=1e-9)
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_the_last_token_needs_no_place_of_its_own(tiny, num_beams):
+    model = tiny([{**ATTENTION, "rope": None}], learned_positions=8)
+    (found,) = generate(model, [ids(6)], max_new_tokens=3, sampling=Sampling(num_beams=num_beams))
+    assert len(found.ids) == 3
+    with pytest.raises(RecipeError, match="position 8 is beyond the 8 learned positions"):
+        generate(model, [ids(6)], max_new_tokens=4, sampling=Sampling(num_beams=num_beams))
+
+
 def test_many_stop_ids_do_not_crowd_out_the_beams(tiny):
     model = sharp(tiny, [ATTENTION])
     stop = model.logits(ids(4)[None])[0, -1].topk(10).indices.tolist()
