@@ -105,6 +105,13 @@ def test_a_share_of_layers_is_spread_evenly():
     assert even_layers(3, 0.01) == [0]
 
 
+def test_a_head_with_an_adapter_is_not_exchanged_for_a_new_one():
+    old = made()
+    old.heads["language_model"].lora_A = torch.nn.Linear(32, 2)
+    with pytest.raises(RecipeError, match="while the model has heads.language_model.lora_A.weight and the like; merge adapters"):
+        keep_layers(old, [0])
+
+
 def test_what_cannot_be_done_is_told():
     old = made()
     for call, told in (
