@@ -74,7 +74,7 @@ class Rope(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rope:
         """Frequencies stay in float32 where weights become less: an angle is a multiple of one, and of its error."""
         super()._apply(fn, recurse)
-        if self.frequencies.itemsize < 4:
+        if self.frequencies.element_size() < 4:
             self.reset_buffers()
         return self
 
