@@ -23,8 +23,18 @@ class LanguageModelHead(OutputRows):
     def __init__(self, config: LanguageModelHeadConfig, width: int, vocabulary: Vocabulary, embedding: nn.Embedding) -> None:
         super().__init__(config.tied, embedding)
         self.config, self.vocabulary = config, vocabulary
-        spans = [vocabulary.span(name) for name in config.ranges or []]
-        self.rows = torch.cat([torch.arange(span.start, span.stop, device="cpu") for span in spans]).unique() if spans else None
+        self._rows = vocabulary, self._allowed()
+
+    @property
+    def rows(self) -> Tensor | None:
+        """Increasing ids [n] of the config's ranges, which may have grown; None: all can be predicted."""
+        if self._rows[0] is not self.vocabulary:
+            self._rows = self.vocabulary, self._allowed()
+        return self._rows[1]
+
+    def _allowed(self) -> Tensor | None:
+        spans = [self.vocabulary.span(name) for name in self.config.ranges or []]
+        return torch.cat([torch.arange(span.start, span.stop, device="cpu") for span in spans]).unique() if spans else None
 
     def loss(self, h_btd: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Sum of weighted cross-entropies and sum of weights, at labelled tokens; tokens with options choose among these alone."""

@@ -147,12 +147,17 @@ def run(op: str, backend: str, *arguments: Any) -> Any:
 
 
 def asked(op: str) -> str:
-    """What `auto` means for an operation now: the back end of the innermost `forced` block, that of MMLM_KERNEL, or auto."""
+    """What `auto` means for an operation now: the back end of the innermost `forced` block, that of MMLM_KERNEL, or auto.
+
+    Raises RecipeError where MMLM_KERNEL names an operation that is none.
+    """
     if _forced:
         return _forced[-1]
     found = "auto"
     for part in os.environ.get("MMLM_KERNEL", "").split(","):
         name, equals, value = part.strip().rpartition("=")
+        if equals and name not in OPS and name not in KERNELS:
+            raise RecipeError(f"MMLM_KERNEL: {unknown_name('operation', name, OPS)}")
         if equals and name == op:
             return value
         if value and not equals:

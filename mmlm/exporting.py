@@ -246,7 +246,7 @@ def _decoder(encoder: TextEmbedder, texts: Sequence[str]) -> Part:
     if "language_model" not in model.heads:
         raise RecipeError(f"this decoder has the heads {', '.join(model.heads)}, but one named language_model is exported.")
     start, checks = model.vocabulary.span("text").start, []
-    for number, ids in enumerate(encoder.text.ids(texts)):
+    for number, ids in enumerate(encoder.text.ids([*texts, SENTENCES[0]])):  # the last is recorded: a length of one is taken for a constant
         if not ids:
             raise DataError(f"text {number}: holds no token.")
         ids_1t = torch.tensor([[*first, *ids[:MOST_TOKENS]]])
@@ -255,7 +255,7 @@ def _decoder(encoder: TextEmbedder, texts: Sequence[str]) -> Part:
         checks.append((ids_1t, {"scores": model.logits(ids_1t + start).numpy(), "vectors": vector[None]}))
     facts = {"tokenizer": "that of the run", "first": first, "vocabulary": model.vocabulary.sizes}
     return Part(
-        "decoder", _Decoder(encoder), "ids", ("scores", "vectors"), {0: BATCH, 1: Free("tokens")}, [_doubled(checks[0]), *checks], facts
+        "decoder", _Decoder(encoder), "ids", ("scores", "vectors"), {0: BATCH, 1: Free("tokens")}, [_doubled(checks[-1]), *checks], facts
     )
 
 

@@ -127,13 +127,13 @@ def generate(
             raise RecipeError("num_beams above 1 excludes a temperature, filters, a repetition penalty and guidance.")
         pairs = zip(prompts, _grammars(grammar, len(prompts)), strict=True)
         return [_beam_search(model, prompt, max_new_tokens, sampling, stop, own, precision) for prompt, own in pairs]
+    opened = None
     if sampling.temperature == 0 and sampling.repetition_penalty == 1 and grammar is None and not guidance:
-        decoding = open_decoding(model, prompts, max_new_tokens, precision)
-        if isinstance(decoding, OneCallDecoding):
-            return _greedy(decoding, max_new_tokens, stop)
+        opened = open_decoding(model, prompts, max_new_tokens, precision)
+        if isinstance(opened, OneCallDecoding):
+            return _greedy(opened, max_new_tokens, stop)
     found = [Generated() for _ in prompts]
-    for step in stream(model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, grammar=grammar, guidance=guidance,
-                       seed=seed, precision=precision):  # fmt: skip
+    for step in _steps(model, prompts, opened, max_new_tokens, sampling, stop, grammar, guidance, seed, precision):
         for number, (index, score, finished) in step.items():
             found[number].ids += [] if index is None else [index]
             found[number].logs += [] if index is None else [score]
@@ -159,12 +159,28 @@ def stream(
     sampling = sampling or Sampling()
     if sampling.num_beams > 1:
         raise RecipeError("beams cannot be streamed: which one is best shows at the end. Use generate().")
+    yield from _steps(model, prompts, None, max_new_tokens, sampling, stop, grammar, guidance, seed, precision)
+
+
+def _steps(
+    model: Decodable,
+    prompts: Sequence[Prompt],
+    opened: Decoding | OneCallDecoding | None,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[int],
+    grammar: Grammar | Sequence[Grammar] | None,
+    guidance: Sequence[Guidance],
+    seed: int,
+    precision: Precision,
+) -> Iterator[dict[int, tuple[int | None, float, bool]]]:
+    """As `stream`. opened: a decoding that has read the prompts already."""
     for branch in guidance:
         if len(branch.prompts) != len(prompts):
             raise RecipeError(f"guidance needs one unconditional prompt a sequence, but has {len(branch.prompts)} for {len(prompts)}.")
     guides = [branch for branch in guidance if branch.weight != 1]
     grammars = _grammars(grammar, len(prompts))
-    decoding = open_decoding(model, prompts, max_new_tokens, precision)
+    decoding = opened or open_decoding(model, prompts, max_new_tokens, precision)
     free = [open_decoding(model, branch.prompts, max_new_tokens, precision) for branch in guides]
     decodings = [decoding, *free]
     draws = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in range(len(prompts))]
@@ -294,7 +310,7 @@ def _beam_search(
     def rank(ids: list[int], score: float) -> float:
         return score / max(len(ids), 1) ** sampling.length_penalty
 
-    for _ in range(max_new_tokens):
+    for left in reversed(range(max_new_tokens)):
         log_bv = decoding.scores()
         options: list[tuple[float, int, int]] = []
         for row, (ids, score) in enumerate(beams):
@@ -326,7 +342,7 @@ def _beam_search(
             break
         beams = fresh
         done = sorted(done, key=lambda beam: -rank(beam.ids, beam.score))[: sampling.num_beams]
-        if len(done) == sampling.num_beams and sampling.length_penalty == 0 and done[-1].score >= beams[0][1]:
+        if not left or (len(done) == sampling.num_beams and sampling.length_penalty == 0 and done[-1].score >= beams[0][1]):
             break
         decoding.select(torch.tensor([row for row, _ in chosen], device=model.device))
         decoding.feed(torch.tensor([index for _, index in chosen], device=model.device))

@@ -67,7 +67,7 @@ def test_models_of_timm_become_onnx(name, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "torch_export"])
 def test_a_text_decoder_is_exported_for_texts_of_any_length(form, text_folder, tmp_path: Path) -> None:
-    found = exporting.export(text_folder, form, tmp_path / "out", ["two dogs", "The age is 3. The name is Ann."])
+    found = exporting.export(text_folder, form, tmp_path / "out", ["a", "two dogs"])
     assert found["decoder"].cosine > 0.99999 and found["decoder"].difference < 1e-4
     encoder = mmlm.encoder(text_folder)
     for text in ("a", "two dogs and a cat; The name is Ann. The age is 3."):

@@ -165,6 +165,14 @@ def test_sequences_end_with_a_stop_id_each_at_its_own_time(model):
         generate(model, prompts, max_new_tokens=0)
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0)], ids=["greedy", "drawn"])
+def test_prompts_are_read_once(model, sampling, monkeypatch):
+    lengths, hidden = [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda batch, cache=None: lengths.append(batch.ids.shape[1]) or hidden(batch, cache))
+    generate(model, [ids(5), ids(9)], max_new_tokens=3, sampling=sampling)
+    assert lengths == [9, 1, 1]
+
+
 def test_streaming_tells_what_generate_returns(model):
     prompts, options = [ids(3), ids(6)], {"max_new_tokens": 8, "sampling": Sampling(temperature=2.0), "seed": 2, "stop": [3, 5, 8, 13]}
     steps = list(stream(model, prompts, **options))
@@ -242,6 +250,15 @@ def test_beams_of_a_batch_are_as_alone_and_more_beams_are_not_worse(model):
         assert wide.score >= narrow.score - 1e-9
         log = log_of(model, prompt, wide.ids)
         assert wide.score == pytest.approx(sum(float(log[at, index]) for at, index in enumerate(wide.ids)), abs=1e-9)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_the_last_token_needs_no_place_of_its_own(tiny, num_beams):
+    model = tiny([{**ATTENTION, "rope": None}], learned_positions=8)
+    (found,) = generate(model, [ids(6)], max_new_tokens=3, sampling=Sampling(num_beams=num_beams))
+    assert len(found.ids) == 3
+    with pytest.raises(RecipeError, match="position 8 is beyond the 8 learned positions"):
+        generate(model, [ids(6)], max_new_tokens=4, sampling=Sampling(num_beams=num_beams))
 
 
 def test_many_stop_ids_do_not_crowd_out_the_beams(tiny):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmlm.base.errors import DataError, RecipeError
+from mmlm.stream import Segment, Stream, pack
 from mmlm.vocabulary import Vocabulary
 
 SIZES = {"text": 5, "special": 1, "codec.0": 4}
@@ -52,6 +53,14 @@ def test_vocabularies_are_equal_when_every_range_has_the_same_ids():
     assert Vocabulary(SIZES) == Vocabulary(dict(SIZES))
     assert Vocabulary(SIZES) != Vocabulary(dict(reversed(SIZES.items())))
     assert Vocabulary(SIZES) != SIZES
+
+
+def test_a_head_of_some_ranges_predicts_the_new_ids_of_one_that_grew(tiny):
+    model = tiny(["attention"], {"language_model": {"type": "language_model", "ranges": ["text", "mark"]}}, {"text": 20, "mark": 3})
+    model.extend_vocabulary({"mark": 5})
+    assert torch.equal(model.heads["language_model"].rows, torch.arange(25))
+    batch = pack([Stream([Segment("text", torch.tensor([1, 2])), Segment("mark", torch.tensor([4]), weight=1.0)])], model.vocabulary)
+    assert model.losses(batch)["language_model"][0].isfinite() and model.logits(batch.ids).isfinite().all()
 
 
 @pytest.mark.parametrize("tied", [True, False])

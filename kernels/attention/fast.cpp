@@ -67,10 +67,10 @@ INLINE Rows<X> rows(const Problem& p, const Heads& x, int64_t row, int64_t first
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// 2^x within 1e-7, exactly 1 for 0; 0 for -infinity.
+// 2^x within 1e-7, exactly 1 for 0; 0 for -infinity, NaN for NaN.
 INLINE V power_of_two(V x) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-    V y = (V)_mm512_max_ps((__m512)x, _mm512_set1_ps(-1000.0f));
+    V y = (V)_mm512_max_ps(_mm512_set1_ps(-1000.0f), (__m512)x);  // the bound stands first: where x is NaN, the second operand is taken
     V part = (V)_mm512_reduce_ps((__m512)y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 #else
     V y = x < -126.0f ? splat(-126.0f) : x;

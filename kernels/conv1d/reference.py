@@ -24,7 +24,7 @@ def causal_conv1d_reference(
     exact = torch.promote_types(x_btc.dtype, torch.float32)
     x, weight = x_btc.to(exact), weight_ck.to(exact)
     held = x.new_zeros(b, channels, taps - 1) if state_bck is None else state_bck.to(exact)
-    current = torch.zeros_like(document_bt[:, 0])
+    current = document_bt.new_zeros(b)
     goes_on = torch.ones_like(current, dtype=torch.bool) if continues_b is None else continues_b.bool()
     outputs = []
     for i in range(t):

@@ -22,7 +22,7 @@ from mmlm.base.errors import DataError, RecipeError
 from mmlm.kernels import native
 from mmlm.kernels.cross_entropy.reference import logit_terms_reference
 from mmlm.kernels.cross_entropy.tiles import Found, Grads, Running, TorchPasses, logit_terms
-from mmlm.kernels.dispatch import GPU_FLOATS, check_shapes, on_gpu, pointers, register, run
+from mmlm.kernels.dispatch import FLOATS, GPU_FLOATS, check_shapes, on_gpu, pointers, register, run
 from mmlm.kernels.native import address, letters
 
 Rows: TypeAlias = range | slice | Tensor
@@ -200,13 +200,16 @@ def logit_terms_triton(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _serves_triton(*arguments: Any) -> str | None:
-    if arguments and (dtype := arguments[6]) not in GPU_FLOATS:
-        return f"products in {str(dtype).removeprefix('torch.')}"
-    return on_gpu(*arguments, dtypes=GPU_FLOATS)
+    return _odd_products(GPU_FLOATS, *arguments) or on_gpu(*arguments, dtypes=GPU_FLOATS)
 
 
 def _serves(*arguments: Any) -> str | None:
-    return pointers(*arguments) or _library.missing()
+    return _odd_products(FLOATS, *arguments) or pointers(*arguments) or _library.missing()
+
+
+def _odd_products(dtypes: tuple[torch.dtype, ...], *arguments: Any) -> str | None:
+    """Why logits that come out of the matrix products cannot be read, or None."""
+    return f"products in {str(arguments[6]).removeprefix('torch.')}" if arguments and arguments[6] not in dtypes else None
 
 
 register("linear_cross_entropy", "reference", logit_terms_reference)

@@ -48,7 +48,7 @@ def ssm_conv_reference(
     a_czz, b_cz, c_cz = system.matrices()
     h = u_btcm.new_zeros(len(u_btcm), *u_btcm.shape[2:], a_czz.shape[-1], dtype=a_czz.dtype) if state_bcmz is None else state_bcmz
     h, u = h.to(a_czz.dtype), u_btcm.to(a_czz.dtype)
-    current = torch.zeros_like(document_bt[:, 0])  # the document that h belongs to; 0: none seen yet
+    current = document_bt.new_zeros(len(document_bt))  # the document that h belongs to; 0: none seen yet
     goes_on = torch.ones_like(current, dtype=torch.bool) if continues_b is None else continues_b.bool()
     outputs = []
     for i in range(u.shape[1]):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import GPU_FLOATS, on_gpu, pointers, register, run
+from mmlm.kernels.dispatch import FLOATS, GPU_FLOATS, on_gpu, pointers, register, run
 from mmlm.kernels.lrpe.reference import lrpe_reference
 from mmlm.kernels.native import address, letters
 
@@ -112,6 +112,8 @@ def lrpe_triton(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _serves(*arguments: Any) -> str | None:
+    if arguments and (dtype := arguments[3]) not in FLOATS:
+        return f"outputs of {str(dtype).removeprefix('torch.')}"
     return pointers(*arguments) or _library.missing()
 
 

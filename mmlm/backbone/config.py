@@ -482,7 +482,7 @@ class BackboneConfig(Strict):
         if not ({"symbols", "overrides"} & raw.keys() or isinstance(raw.get("pattern"), str | dict)):
             return raw
         raw = dict(raw)
-        pattern, symbols, overrides = raw.get("pattern", []), raw.pop("symbols", {}), raw.pop("overrides", {})
+        pattern, symbols, overrides = raw.get("pattern", ["attention"]), raw.pop("symbols", {}), raw.pop("overrides", {})
         if isinstance(pattern, dict):
             pattern = _allocated(pattern)
         names: list[str] = []

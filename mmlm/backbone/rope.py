@@ -8,6 +8,7 @@ Sources: RoFormer arXiv:2104.09864; arXiv:2306.15595; YaRN arXiv:2309.00071 (eqs
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,13 @@ class Rope(nn.Module):
     def reset_buffers(self) -> None:
         """Compute the frequencies anew, for a module made without memory."""
         self.frequencies = frequencies(self.config, self.head_size)[0].float().to(self.frequencies.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rope:
+        """Frequencies stay in float32 where weights become less: an angle is a multiple of one, and of its error."""
+        super()._apply(fn, recurse)
+        if self.frequencies.element_size() < 4:
+            self.reset_buffers()
+        return self
 
     def angles(self, position_p: Tensor) -> tuple[Tensor, Tensor]:
         """cos, sin float32 [..., pairs] of positions [..., p]."""

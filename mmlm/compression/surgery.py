@@ -89,8 +89,10 @@ def grow_layers(model: MultimodalLM, after: Sequence[int]) -> MultimodalLM:
     with torch.no_grad():
         for place, index in enumerate(order):
             if place and order[place - 1] == index:
-                for part in _writers(made.backbone.layers[place]):
-                    for parameter in part.parameters():
+                layer = made.backbone.layers[place]
+                biases = [getattr(norm, "bias", None) for norm in (layer.mixed_norm, layer.fed_norm)]  # what a norm makes of nothing
+                for parameter in (*(each for part in _writers(layer) for each in part.parameters()), *biases):
+                    if parameter is not None:
                         parameter.zero_()
     return made
 
@@ -102,12 +104,16 @@ def even_layers(num_layers: int, share: float) -> list[int]:
 
 
 def _with_layers(model: MultimodalLM, layers: Sequence[LayerConfig]) -> MultimodalLM:
-    """The same model with other layers, whose weights are new; everything else is copied."""
+    """The same model with other layers, whose weights are new; everything else is copied.
+
+    Raises RecipeError for a model with weights that its config does not tell of, such as those of adapters.
+    """
     backbone = model.config.backbone.model_copy(update={"pattern": list(layers), "num_layers": len(layers), "pretrained": None})
     weight = model.embedding.weight
     made = MultimodalLM(model.config.model_copy(update={"backbone": backbone})).to(weight.device, weight.dtype)
     kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.layers.")}
-    made.load_state_dict(kept, strict=False)
+    if unknown := made.load_state_dict(kept, strict=False).unexpected_keys:
+        raise RecipeError(f"layers cannot be changed while the model has {unknown[0]} and the like; merge adapters into the weights first.")
     made.text, made.stop = model.text, model.stop
     return made.train(model.training)
 

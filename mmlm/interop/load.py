@@ -16,13 +16,17 @@ TOKENIZER = "tokenizer.json"
 
 
 def load(path: Path | str) -> MultimodalLM:
-    """A model ready to use: a run folder, a model folder, or a Hugging Face folder or hub id. With its text tokenizer, if it has one."""
-    if _is_ours(Path(path)):
-        model, found = MultimodalLM.from_pretrained(path), text_tokenizers(Path(path))
+    """A model ready to use, with its text tokenizer, if it has one.
+
+    path: a run folder, a model folder, ours or of transformers, or the hub id of one. Raises CheckpointError for what is none of these.
+    """
+    folder = local_folder(path)
+    if _is_ours(folder):
+        model, found = MultimodalLM.from_pretrained(folder), text_tokenizers(folder)
         if len(found) == 1 and "text" in model.vocabulary.ranges:
             model.text = TextTokenizer(TextConfig()).load(found[0].parent)
         return model
-    model, folder = load_hugging_face(path), local_folder(path)
+    model = load_hugging_face(folder)
     if (folder / TOKENIZER).is_file():
         model.text = TextTokenizer(TextConfig(path=str(folder / TOKENIZER)))
     model.stop = tuple(index for index in _end_ids(folder) if index in range(len(model.vocabulary)))
@@ -49,19 +53,20 @@ def convert(source: Path | str, destination: Path) -> str:
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise CheckpointError(f"{destination}: exists already; name a new folder.")
-    model, folder = load(source), Path(source)
+    folder = local_folder(source)
+    model = load(folder)
     if _is_ours(folder):
         try:
             kind = save_hugging_face(model, destination)
         except CheckpointError as error:
             raise CheckpointError(f"{source}: {error}") from None
-        found = text_tokenizers(folder)
-    else:
-        model.save_pretrained(destination)
-        kind, found = "mmlm", [folder / TOKENIZER] if (folder / TOKENIZER).is_file() else []
-    if found:
-        shutil.copyfile(found[0], destination / TOKENIZER)
-    return kind
+        if found := text_tokenizers(folder):
+            shutil.copyfile(found[0], destination / TOKENIZER)
+        return kind
+    model.save_pretrained(destination)
+    if isinstance(model.text, TextTokenizer):
+        model.text.save(destination)
+    return "mmlm"
 
 
 def _is_ours(folder: Path) -> bool:

@@ -23,6 +23,7 @@ from mmlm.backbone.config import (
 from mmlm.backbone.feed_forward import hidden_width
 from mmlm.backbone.mamba1 import step_rank
 from mmlm.base.errors import CheckpointError, unknown_name
+from mmlm.heads.config import LanguageModelHeadConfig
 from mmlm.model_config import ModelConfig
 from mmlm.parameters import inner_width
 
@@ -122,13 +123,20 @@ def layer_rules(num_layers: int, make: Callable[[int], Iterable[tuple[str, Rule]
 
 
 def written_out(config: ModelConfig) -> ModelConfig:
-    """The same model with every layer in its pattern and every size that follows from others written down."""
+    """The same model with every layer in its pattern and every size that follows from others written down, ranges of a head only where
+    they leave ids out."""
     backbone = config.backbone
     layers = [
         layer.model_copy(update={"mixer": _sized(layer.mixer, backbone.width), "feed_forward": _sized(layer.feed_forward, backbone.width)})
         for layer in backbone.layers
     ]
-    return config.model_copy(update={"backbone": backbone.model_copy(update={"pattern": layers, "feed_forward": None})})
+    heads = {
+        name: head.model_copy(update={"ranges": None})
+        if isinstance(head, LanguageModelHeadConfig) and set(head.ranges or ()) >= config.vocabulary.keys()
+        else head
+        for name, head in config.heads.items()
+    }
+    return config.model_copy(update={"backbone": backbone.model_copy(update={"pattern": layers, "feed_forward": None}), "heads": heads})
 
 
 def _sized(part: Any, width: int) -> Any:
@@ -154,7 +162,7 @@ def _sized(part: Any, width: int) -> Any:
 
 TRAINING_ONLY = frozenset(
     """
-    dropout recompute chunk_size min_step max_step balance_weight router_z_weight capacity_factor priority z_loss label_smoothing ranges
+    dropout recompute chunk_size min_step max_step balance_weight router_z_weight capacity_factor priority z_loss label_smoothing
     """.split()  # noqa: SIM905
 )
 

@@ -72,6 +72,9 @@ def test_further_letters_and_changes_by_letter_number_and_range():
     assert [layer.feed_forward.type for layer in config.layers if not layer.mixer] == ["gelu", "swiglu"]
     repeated = backbone(num_layers=3, pattern=["attention"], overrides={"1": {"window": 2, "parallel": True}})
     assert [(layer.mixer.window, layer.parallel) for layer in repeated.layers] == [(None, False), (2, True), (None, False)]
+    unsaid = backbone(num_layers=3, overrides={"1": {"window": 2}})
+    assert [layer.mixer.window for layer in unsaid.layers] == [None, 2, None]
+    assert backbone(overrides={}) == backbone()
 
 
 def test_a_written_out_recipe_reads_as_the_same(tmp_path):

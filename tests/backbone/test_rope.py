@@ -138,3 +138,11 @@ def test_frequencies_are_made_again_for_a_module_without_memory():
         rope = Rope(RopeConfig(), 8)
     rope.to_empty(device="cpu").reset_buffers()
     assert torch.equal(rope.frequencies, Rope(RopeConfig(), 8).frequencies)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_angles_do_not_depend_on_the_type_of_the_weights(dtype):
+    position = torch.arange(0, 5000, 7)[:, None]
+    wanted, got = (Rope(RopeConfig(), 64).to(kind).angles(position) for kind in (torch.float32, dtype))
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert ours.dtype == torch.promote_types(dtype, torch.float32) and (ours - theirs).abs().max() < 1e-3

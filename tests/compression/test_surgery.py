@@ -14,10 +14,11 @@ from mmlm.model_config import ModelConfig
 IDS = torch.randint(0, 40, (2, 13), generator=torch.Generator().manual_seed(0))
 
 
-def made(num_layers=4, **mixer):
+def made(num_layers=4, backbone=None, **mixer):
     torch.manual_seed(0)
     pattern = [{"type": "attention", "num_heads": 4, "num_kv_heads": 2, **mixer}]
-    raw = {"schema": 1, "vocabulary": {"text": 40}, "backbone": {"width": 32, "num_layers": num_layers, "pattern": pattern}}
+    given = {"width": 32, "num_layers": num_layers, "pattern": pattern, **(backbone or {})}
+    raw = {"schema": 1, "vocabulary": {"text": 40}, "backbone": given}
     return MultimodalLM(check(ModelConfig, raw, "test")).double().eval()
 
 
@@ -90,9 +91,25 @@ def test_layers_are_kept_in_any_order_and_grown_without_a_change():
     assert grown.backbone.layers[1].mixer.out.weight.grad.abs().max() > 0, "a grown layer must be able to learn"
 
 
+def test_grown_layers_with_norms_around_that_have_biases_write_nothing():
+    old = made(2, {"norm": "layer", "norm_place": "around"})
+    with torch.no_grad():
+        for layer in old.backbone.layers:
+            for norm in (layer.mixed_norm, layer.fed_norm):
+                norm.bias.copy_(torch.linspace(-1, 1, 32))
+    torch.testing.assert_close(grow_layers(old, [0, 1]).logits(IDS), old.logits(IDS), rtol=0, atol=1e-12)
+
+
 def test_a_share_of_layers_is_spread_evenly():
     assert even_layers(32, 0.25) == list(range(0, 32, 4)) and even_layers(32, 0.125) == [0, 8, 16, 24] and even_layers(6, 0.5) == [0, 2, 4]
     assert even_layers(3, 0.01) == [0]
+
+
+def test_a_head_with_an_adapter_is_not_exchanged_for_a_new_one():
+    old = made()
+    old.heads["language_model"].lora_A = torch.nn.Linear(32, 2)
+    with pytest.raises(RecipeError, match="while the model has heads.language_model.lora_A.weight and the like; merge adapters"):
+        keep_layers(old, [0])
 
 
 def test_what_cannot_be_done_is_told():

@@ -229,6 +229,27 @@ def test_what_transformers_cannot_hold_is_refused_with_the_nearest_family(name, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_head_that_leaves_ids_out_is_refused_and_one_that_names_all_is_not(tmp_path):
+    with pytest.raises(CheckpointError, match=r"Nearest is llama, but heads\.language_model\.ranges\.0 would be None, not text"):
+        save_hugging_face(own([ROPE], head={"ranges": ["text"]}), tmp_path)
+    assert save_hugging_face(own([ROPE], head={"ranges": ["mark", "text"]}), tmp_path) == "llama"
+
+
+def test_models_of_the_hub_are_loaded_and_converted_with_their_tokenizer_whichever_format_they_have(tmp_path, monkeypatch):
+    hub, model = {"someone/theirs": tmp_path / "theirs", "someone/ours": tmp_path / "ours"}, own([ROPE])
+    save_hugging_face(model, hub["someone/theirs"])
+    model.save_pretrained(hub["someone/ours"])
+    text = TextTokenizer(TextConfig(vocabulary_size=300)).fit(["a red cat sat on a red mat"])
+    for folder in hub.values():
+        text.save(folder)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(hub[name]))
+    ids = torch.arange(90)[None]
+    for name in hub:
+        torch.testing.assert_close(load(name).logits(ids), model.logits(ids), rtol=0, atol=1e-6)
+        convert(name, tmp_path / "to" / name)
+        assert load(tmp_path / "to" / name).text.ids(["a red cat"]) == text.ids(["a red cat"])
+
+
 REFUSED = {
     "nemotron_h": ({"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"]}, "layers_block_type: layer 1 is 'moe'"),
     "bamba": ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}}, r"partial_rotary_factor is 0\.25; only 0\.5"),

@@ -233,6 +233,15 @@ def test_queries_that_see_nothing_give_zeros_and_finite_gradients(backend):
     assert all(not x.any() for x in found.values())
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize(("backend", "dtype"), forms("attention", SHORT), ids=str)
+def test_a_query_that_is_no_number_gives_none_and_spoils_no_other(backend, dtype, bad):
+    tensors = {k: x.detach().clone() for k, x in inputs(dtype).items()}
+    tensors["q_bhtk"][1, 2, 20] = bad
+    lost = attention(**tensors, causal=True, backend=backend).isnan().all(-1)
+    assert lost[1, 2, 20] and int(lost.sum()) == 1
+
+
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(RecipeError, match="6 query heads cannot share 4 key heads"):
         attention(**inputs(torch.float32, groups=4), causal=True)

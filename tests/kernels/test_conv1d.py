@@ -75,8 +75,8 @@ def test_any_split_gives_the_whole(backend):
     document = torch.tensor([[1] * 11 + [2] * 19, [1] * 30, [3] * 2 + [4] * 28], dtype=torch.int32)
     whole, last = causal_conv1d(**tensors, document_bt=document, backend=backend)
     state, parts, at = None, [], 0
-    for size in (1, 2, 3, 5, 1, 18):
-        continues = None if at == 0 else document[:, at] == document[:, at - 1]
+    for size in (1, 2, 3, 5, 0, 1, 18):
+        continues = None if at == 0 or not size else document[:, at] == document[:, at - 1]
         part = {**tensors, "x_btc": tensors["x_btc"][:, at : at + size]}
         y, state = causal_conv1d(**part, document_bt=document[:, at : at + size], state_bck=state, continues=continues, backend=backend)
         parts.append(y)

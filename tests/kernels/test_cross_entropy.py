@@ -122,6 +122,18 @@ def test_under_autocast_products_are_bfloat16_and_the_loss_is_float32(backend, w
     assert relative_error(got["output 0"], exact["output 0"]) > 1e-7
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_products_of_a_type_that_compiled_code_cannot_read_are_not_given_to_it(dtype, way):
+    tensors, target = inputs()
+    found = linear_cross_entropy(**tensors, target_n=target, product_dtype=dtype)
+    assert relative_error(found, linear_cross_entropy(**tensors, target_n=target, backend="reference")) < 1e-2
+    if dtype == torch.float16:
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(linear_cross_entropy(**tensors, target_n=target), found)
+    with pytest.raises(RecipeError, match="back end 'native' cannot serve linear_cross_entropy: products in float"):
+        linear_cross_entropy(**tensors, target_n=target, product_dtype=dtype, backend="native")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_extreme_logits_stay_finite_and_gradcheck_passes(backend, way):
     tensors, target = inputs(tokens=3, width=3, vocabulary=40, dtype=torch.float64, bias=True)

@@ -56,6 +56,9 @@ def test_the_environment_and_a_block_replace_auto_alone(op, monkeypatch):
     monkeypatch.setenv("MMLM_KERNEL", "fastest")
     with pytest.raises(RecipeError, match="MMLM_KERNEL: unknown back end 'fastest'"):
         choose(op, "auto", x)
+    monkeypatch.setenv("MMLM_KERNEL", "atention=reference")
+    with pytest.raises(RecipeError, match="MMLM_KERNEL: unknown operation 'atention'. Did you mean 'attention'"):
+        choose(op, "auto", x)
     with forced("reference"), forced("torch"):
         assert choose(op, "auto", x) == "torch"
 

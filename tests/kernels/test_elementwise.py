@@ -133,6 +133,13 @@ def test_lrpe_of_keys_in_float32_beside_queries_in_bfloat16_of_which_one_has_a_g
     assert disagreements(with_gradients(keys, tensors | {"q_bthk": queries}), wanted, 1e-2) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_lrpe_in_a_type_that_compiled_code_cannot_write_is_not_left_to_it(dtype):
+    tensors = inputs("lrpe", torch.float32, 20)
+    for got, wanted in zip(lrpe(**tensors, dtype=dtype), lrpe(**tensors, dtype=dtype, backend="reference"), strict=True):
+        assert got.dtype == dtype and relative_error(got, wanted) < 1e-2
+
+
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(RecipeError, match=r"queries \[1, 2, 3, 4\], keys \[1, 2, 3, 4\] and angles \[2, 2, 3, 4\] do not fit"):
         lrpe(*torch.zeros(2, 1, 2, 3, 4), torch.zeros(2, 2, 3, 4), torch.float32)

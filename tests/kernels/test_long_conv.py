@@ -177,6 +177,14 @@ def test_a_system_convolves_as_its_recurrence_runs(form, length, layout, carried
     assert disagreements(through(form, "torch", options, tensors), through(form, "reference", options, tensors), 1e-12) == []
 
 
+@pytest.mark.parametrize("backend", available("ssm_conv"))
+def test_no_tokens_leave_the_state_of_a_system_as_it_is(backend):
+    state = normal(torch.Generator().manual_seed(0), 3, 3, 2, 8).detach().float()
+    options = {"document_bt": torch.ones(3, 0, dtype=torch.int32)}
+    y, last = through_system("diagonal", backend, options, torch.zeros(3, 0, 3, 2), state, **system_parameters("diagonal"))
+    assert y.shape == (3, 0, 3, 2) and torch.equal(last, state)
+
+
 @pytest.mark.parametrize("form", SYSTEMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_system_is_exact_enough_in_less_than_float64(form, dtype):
