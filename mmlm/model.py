@@ -218,7 +218,9 @@ class MultimodalLM(nn.Module):
         self.config = self.config.model_copy(update={"backbone": self.backbone.config})
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write config.json and model.safetensors."""
+        """Write config.json and model.safetensors. Raises RecipeError while adapters are attached: they are files of their own."""
+        if any(hasattr(part, "lora_A") for part in self.modules()):
+            raise RecipeError("the model has adapters attached: merge them (mmlm.adapt.merge_lora), or write them with save_adapters.")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         held = {

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from mmlm.base.errors import CheckpointError
+from mmlm.adapt import attach_lora, merge_lora
+from mmlm.base.errors import CheckpointError, RecipeError
 from mmlm.base.schema import check
 from mmlm.generation import Sampling, TrieGrammar, generate, score_options
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
 from mmlm.stream import pack, text_stream, unpack
+from mmlm.training.config import LoraConfig
 
 PATTERNS = {
     "attention": [{"type": "attention", "num_heads": 4, "num_kv_heads": 2, "qk_norm": True}, {"type": "attention", "window": 3}],
@@ -90,6 +92,18 @@ def test_a_saved_model_computes_the_same(model, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match="model.safetensors"):
         MultimodalLM.from_pretrained(tmp_path)
+
+
+def test_a_model_with_adapters_attached_is_not_written(tmp_path):
+    raw = {"schema": 1, "vocabulary": {"text": 40}, "backbone": {"width": 32, "num_layers": 1, "pattern": ["mamba2"]}}
+    model = MultimodalLM(check(ModelConfig, raw, "test"))
+    attach_lora(model, LoraConfig(rank=2))
+    with pytest.raises(RecipeError, match="adapters attached: merge them"):
+        model.save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
+    merge_lora(model)
+    model.save_pretrained(tmp_path)
+    MultimodalLM.from_pretrained(tmp_path)
 
 
 def test_parameters_of_a_saved_model_know_what_they_knew(tmp_path):

@@ -40,7 +40,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient_n: Tensor) -> Tensor:  # type: ignore[override]
         """The rows of this process of the sum over the processes."""
-        total_n = gradient_n.contiguous()
+        total_n = gradient_n.clone(memory_format=torch.contiguous_format)  # which others may read
         dist.all_reduce(total_n)
         size = len(total_n) // dist.get_world_size()
         return total_n[dist.get_rank() * size :][:size]
