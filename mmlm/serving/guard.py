@@ -1,6 +1,7 @@
 """What stands before every request: the token, the size of the body, the time it may take to arrive, and where it comes from.
 
-A page of another origin cannot ask: there is no CORS, and a request must name this server as its host unless a token protects it.
+A page of another origin cannot ask: there is no CORS, and unless a token protects it, a request must name this server as its host and,
+where a browser tells one, as its origin.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ class Guard:
             name = host if host.endswith("]") else host.rpartition(":")[0] or host
             if name not in LOOPBACK:
                 raise RequestError("this server answers to this machine alone.", 403, "forbidden_host")
+            if given.get(b"origin", b"http://" + host.encode("latin-1")).decode("latin-1").partition("://")[2] != host:
+                raise RequestError("this server answers to no page of another origin.", 403, "forbidden_origin")
         elif scope["path"] not in OPEN:
             if not hmac.compare_digest(given.get(b"authorization", b""), b"Bearer " + self.token.encode()):
                 raise RequestError("the token is missing or wrong: send it as 'Authorization: Bearer TOKEN'.", 401, "invalid_api_key")
@@ -92,7 +95,13 @@ class Guard:
 
 
 def _check_text(body: bytes) -> None:
-    """Raises RequestError for half a character, which JSON can write and no text holds."""
+    """Raises RequestError for a body in another encoding than UTF-8, and for half a character, which JSON can write and no text holds."""
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        raise RequestError("the body is not UTF-8.") from None
+    if b"\0" in body:  # none in JSON, many in UTF-16 and UTF-32
+        raise RequestError("the body holds a NUL byte.")
     if b"\\ud" in body.lower():
         try:
             json.dumps(parse_json(body), ensure_ascii=False).encode()

@@ -22,10 +22,11 @@ from mmlm.data.sweep_source import read_ahead
 from mmlm.evaluation.charts import shares
 from mmlm.evaluation.spectrogram import attention_image, spectrogram_image
 from mmlm.serving.files import from_word
-from mmlm.serving.values import short_sound, small_picture, sound_file
+from mmlm.serving.values import short_sound, small_picture, sound_file, within_pixels
 from mmlm.sound import Sound
 from mmlm.tasks.forms import (
     MOST_PICTURES,
+    MOST_PIXELS,
     Audio,
     Chances,
     Choice,
@@ -134,7 +135,9 @@ def from_widget(each: Field, name: str, value: Any) -> Any:
     if isinstance(each, Image):
         return _read(small_picture, name, value)
     if isinstance(each, Pictures):
-        return [_read(small_picture, f"{name}, picture {number}", path) for number, path in enumerate(value[: MOST_PICTURES + 1], 1)]
+        if len(value) > MOST_PICTURES:
+            raise DataError(f"{name}: holds {len(value)} pictures; {MOST_PICTURES} are allowed.")
+        return within_pixels((partial(_small, f"{name}, picture {number}", path) for number, path in enumerate(value, 1)), MOST_PIXELS)
     if isinstance(each, Part):
         return from_word(each, name, value) if value.strip() else None
     if isinstance(each, Points):
@@ -143,6 +146,12 @@ def from_widget(each: Field, name: str, value: Any) -> Any:
         frame = value.astype(object).where(value.notna() & (value.astype(str) != ""), None)
         return [row for row in frame.to_dict("records") if any(cell is not None for cell in row.values())]
     return value
+
+
+def _small(name: str, path: str, most_pixels: int) -> np.ndarray:
+    """A picture of at most so many pixels. Raises DataError."""
+    found: np.ndarray = _read(partial(small_picture, most_pixels=most_pixels), name, path)
+    return found
 
 
 def _read(read: Callable[[Path], Any], name: str, path: str) -> Any:

@@ -140,6 +140,15 @@ def test_sounds_and_tables_survive_the_way_there_and_back(tmp_path):
     assert from_widget(Table("a"), "a", frame) == rows
 
 
+def test_pictures_that_are_too_large_together_are_told_before_the_last_one_is_decoded(tmp_path, monkeypatch):
+    paths = as_example(tmp_path / "a", Pictures("a"), [np.full((3000, 3000, 3), level, np.uint8) for level in (9, 200)])
+    decoded = []
+    monkeypatch.setattr("mmlm.serving.values.read_picture", lambda path: decoded.append(path) or np.zeros((3000, 3000, 3), np.uint8))
+    with pytest.raises(DataError, match="given, picture 2: this file: has 3000 x 3000 pixels; 7,000,000 in all are allowed beside"):
+        from_widget(Pictures("a"), "given", paths)
+    assert len(decoded) == 1
+
+
 @pytest.mark.parametrize("field", [Points("a"), Audio("a"), Image("a"), Pictures("a")], ids=lambda field: type(field).__name__)
 def test_a_file_that_cannot_be_read_is_told_without_where_it_lies(field, tmp_path):
     path = tmp_path / "s.npy"

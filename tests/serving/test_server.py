@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -25,6 +26,9 @@ from mmlm.cli import main
 from mmlm.embedding import encoder
 from mmlm.generation import generate
 from mmlm.model import WEIGHTS
+from mmlm.serving.asked import Chat
+from mmlm.serving.chat import Writer
+from mmlm.serving.figures import Figures
 from mmlm.serving.guard import Limits
 from mmlm.serving.uses import Use, uses_of
 from mmlm.serving.values import sound_file
@@ -196,6 +200,41 @@ def test_what_streams_is_given_up_after_its_time_and_when_its_client_goes(path, 
         assert time.monotonic() - began < 1.5
 
 
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [("/v1/tasks/late", {"inputs": {"text": "a"}, "stream": True}), ("/v1/audio/speech", {"input": "a", "stream_format": "audio"})],
+)
+def test_who_goes_before_a_stream_begins_keeps_no_turn(path, more):
+    def late(given):
+        for _ in range(80):
+            time.sleep(0.1)
+            go_on()
+        yield {"audio": Sound(np.ones(9, dtype=np.float32), 8000)}
+
+    with listening([own("late", {"text": forms.Text("Text")}, {"audio": forms.Audio("Speech")}, late)]) as (address, server):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(address + path, json=more, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=0.5)
+        began = time.monotonic()
+        while server.turns["late"].waiting and time.monotonic() - began < 10:
+            time.sleep(0.01)
+        assert time.monotonic() - began < 3
+
+
+def test_a_text_left_before_its_first_piece_is_given_up(text_use):
+    async def left():
+        writer = Writer(text_use, Limits(new_tokens=100_000), Figures())
+        try:
+            writing = writer.begin(Chat(messages=[{"role": "user", "content": "a"}], max_tokens=100_000))
+            events = writer.events("words", writing)
+            await anext(events)
+            await events.aclose()
+            assert writing.request.is_gone
+        finally:
+            writer.batcher.close()
+
+    asyncio.run(left())
+
+
 def test_what_no_run_can_is_told_in_openais_form(client):
     with pytest.raises(openai.NotFoundError, match="writes down speech"):
         client.audio.transcriptions.create(model="speaker", file=("a.wav", b"RIFF"))
@@ -320,6 +359,20 @@ def test_without_a_token_a_foreign_host_is_refused():
         assert httpx.get(address + "/v1/models").status_code == 200
         for host in ("evil.example", "127.0.0.1.evil.example:80", "evil.example:127.0.0.1", ""):
             assert httpx.get(address + "/v1/models", headers={"Host": host}).status_code in (400, 403), host
+
+
+def test_without_a_token_a_page_of_another_origin_is_refused():
+    with listening(OWN, token=None) as (address, _):
+        for origin, status in ((address, 200), ("http://evil.example", 403), ("http://127.0.0.1:1", 403), ("null", 403), ("", 403)):
+            assert httpx.get(address + "/v1/models", headers={"Origin": origin}).status_code == status, origin
+
+
+def test_failures_are_counted_and_leave_the_connection_open():
+    uses = [own("broken", {"words": forms.Text("Words")}, {"backwards": forms.Text("Back")}, lambda given: 1 / 0)]
+    with listening(uses) as (address, _), httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+        answer = http.post("/v1/tasks/broken", json={"inputs": {"words": "a"}})
+        assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error"
+        assert 'mmlm_requests_total{route="/v1/tasks/{kind}",status="500"} 1.0' in http.get("/metrics").text
 
 
 def test_figures_are_counted_and_hold_nothing_that_was_asked(http):
