@@ -472,6 +472,8 @@ def test_the_verb_tells_the_port_that_was_free_and_refuses_one_that_is_not(text_
     monkeypatch.setattr("uvicorn.run", lambda app, **options: asked.append(options["port"]))
     assert main(["serve", str(text_run), "--port", "0"]) == 0
     assert asked[0] > 0 and f"http://127.0.0.1:{asked[0]}/v1" in capsys.readouterr().out
+    monkeypatch.setattr("mmlm.serving.demo.launch", lambda uses, **options: asked.append(options["port"]))
+    assert main(["demo", str(text_run), "--port", "0"]) == 0 and asked[1] > 0
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         for words in (["serve", str(text_run), "--port", port], ["demo", str(text_run), "--port", port]):
