@@ -26,6 +26,7 @@ from mmlm.sound import Sound
 from mmlm.tasks.forms import MOST_PICTURES, MOST_PIXELS, MOST_SECONDS, MOST_TEXT, Audio, Field, Image, Pictures, Points
 
 TOGETHER = 10  # times the most of one file that several may hold in all
+USUAL_HZ = 48_000  # above it sounds are counted by their samples, which take the memory
 T = TypeVar("T")
 
 
@@ -77,12 +78,13 @@ def small_picture(path: Path, most_pixels: int = MOST_PIXELS) -> np.ndarray:
 
 
 def sounds_of(name: str, values: Sequence[Any]) -> list[Sound]:
-    """Several, which together last no longer than TOGETHER of the longest. Raises DataError."""
+    """Several, which together last no longer than TOGETHER of the longest; of rates above USUAL_HZ a second counts as more. Raises
+    DataError."""
     found: list[Sound] = []
     left = TOGETHER * MOST_SECONDS
     for number, value in enumerate(values):
         found.append(sound_of(f"{name}.{number}", value, min(MOST_SECONDS, left)))
-        left -= found[-1].seconds
+        left = max(0.0, left - max(found[-1].seconds, len(found[-1].wave_n) / USUAL_HZ))
     return found
 
 
