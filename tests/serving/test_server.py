@@ -29,7 +29,7 @@ from mmlm.model import WEIGHTS
 from mmlm.serving.asked import Chat
 from mmlm.serving.chat import Writer
 from mmlm.serving.figures import Figures
-from mmlm.serving.guard import Limits
+from mmlm.serving.guard import Guard, Limits
 from mmlm.serving.uses import Use, uses_of
 from mmlm.serving.values import sound_file
 from mmlm.sound import Sound
@@ -380,6 +380,31 @@ def test_figures_are_counted_and_hold_nothing_that_was_asked(http):
     text = http.get("/metrics").text
     assert 'mmlm_requests_total{route="/v1/chat/completions",status="200"}' in text and "mmlm_tokens_total" in text
     assert "secret" not in text and "mmlm_running 0.0" in text
+
+
+def test_bodies_that_are_held_together_are_limited():
+    async def all_of_them():
+        free, told = asyncio.Event(), []
+
+        async def app(scope, receive, send):
+            await free.wait()
+
+        async def body():
+            return {"type": "http.request", "body": b" " * 900, "more_body": False}
+
+        async def send(message):
+            told.append(message.get("status"))
+
+        guard, scope = Guard(app, None, Limits(body_bytes=1000)), {"type": "http", "path": "/", "headers": [(b"host", b"localhost")]}
+        waits = [asyncio.create_task(guard(scope, body, send)) for _ in range(4)]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(guard(scope, body, send), 10)
+        assert told[0] == 429 and guard.held == 3600
+        free.set()
+        await asyncio.gather(*waits)
+        assert guard.held == 0 and len(told) == 2
+
+    asyncio.run(all_of_them())
 
 
 def test_limits_of_body_time_and_queue(text_use):
