@@ -51,6 +51,7 @@ from mmlm.tokenizers.image_patches import resized
 
 DRAWN = (Audio, Spans, Chances, Molecule, Looks)  # outputs with a drawing beside them
 MOST_DRAWN = 40  # rows
+MOST_DRAWN_SMILES = 300  # characters
 MOST_MARKED, MARK = 320, 40  # pixels of the longer side of a marked picture, and of how many a first corner is one
 MEANT = "what is meant"
 
@@ -252,7 +253,9 @@ def drawing(each: Field, value: Any, found: Values) -> str:
 
 
 def molecule(smiles: str) -> str:
-    """A molecule as HTML, or why it is none."""
+    """A molecule as HTML, or why there is no drawing. RDKit takes minutes for a long one, in which nobody else is served."""
+    if len(smiles) > MOST_DRAWN_SMILES:
+        return f"<p>{len(smiles):,} characters are too many to be drawn; {MOST_DRAWN_SMILES} are drawn.</p>"
     try:
         return svg(smiles) if smiles.strip() else ""
     except MmlmError as error:
