@@ -513,6 +513,7 @@ def test_the_verb_tells_the_port_that_was_free_and_refuses_one_that_is_not(text_
         (["--no-token", "--token", "abcdefgh"], "--no-token"),
         (["--token", "short"], "at least 8"),
         (["--batch", "0"], "--batch"),
+        (["--seconds", "nan"], "--seconds must be at least 0.1, but is nan"),
         ([], "no finished run"),
     ],
 )
