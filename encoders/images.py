@@ -30,6 +30,7 @@ from mmlm.encoders.packed import can_pack, pack_
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHANNELS = 3
 AHEAD = 2  # batches that are prepared while one goes through the model
+NARROWEST = 200  # times the shorter side that the longer one may be, where the middle of a picture is looked at
 FINER = 2  # times as many pixels as needed that a reduced decoding of a file keeps
 
 Progress = Callable[[int, int], None]
@@ -142,10 +143,14 @@ class ImageEncoder(nn.Module):
                 self.network.get_buffer(name).copy_(fresh.network.get_buffer(name))
 
     def prepare(self, pixels_yxc: np.ndarray) -> Tensor:
-        """A picture, uint8 [y, x, 3], as the model wants it [c, h, w]. Raises DataError for anything else."""
+        """A picture, uint8 [y, x, 3], as the model wants it [c, h, w]. Raises DataError for anything else, and for one so narrow that it
+        would be huge with its shorter side as the model wants that."""
         if self.is_whole:
             return self.input(pixels_yxc)
         check_pixels(pixels_yxc)
+        shorter, longer = sorted(pixels_yxc.shape[:2])
+        if longer > NARROWEST * shorter:
+            raise DataError(f"a picture of {pixels_yxc.shape[1]} x {pixels_yxc.shape[0]} pixels is narrower than 1 : {NARROWEST}.")
         from PIL import Image
 
         found: Tensor = self.transform(Image.fromarray(pixels_yxc))

@@ -25,7 +25,8 @@ def named_items(encoder: Vectors, words: Iterable[str]) -> Iterator[tuple[str, A
     by their SMILES.
 
     An encoder of texts takes a table's rows, "FILE, row 1" and so on, the content of another file, and other words as they are.
-    Raises DataError for a file that cannot be read as what it is, and for a folder without files of a kind that the encoder reads.
+    Raises DataError for a file that cannot be read as what it is, for a folder without files of a kind that the encoder reads, and for any
+    folder where it reads texts.
     """
     for word in words:
         path = Path(word)
@@ -34,6 +35,8 @@ def named_items(encoder: Vectors, words: Iterable[str]) -> Iterator[tuple[str, A
             if not paths:
                 raise DataError(f"{path}: no file below this folder ends in {', '.join(endings)}.")
             yield from ((str(each), str(each)) for each in paths)
+        elif isinstance(encoder, TextEmbedder) and _is(Path.is_dir, path):
+            raise DataError(f"{path}: is a folder; name the files in it, or write the text otherwise.")
         elif not isinstance(encoder, TextEmbedder) or not _is(Path.is_file, path):
             yield word, word
         elif path.suffix.lower() in TABLES:

@@ -5,7 +5,9 @@ Axes: b rows of a batch   t tokens   d width
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from mmlm.tokenizers.table_rows import row_sentences
 
 Item = str | Mapping[str, Any]
 SHOWN = 40  # characters of a text in a message
+TOKENS_AT_ONCE = 8192  # that are read together, unless one text holds more
 
 
 class TextEmbedder(Vectors):
@@ -48,8 +51,9 @@ class TextEmbedder(Vectors):
     ) -> np.ndarray:
         """float32 [items, size]: the mean of the last states over the tokens of each text, without those that begin every text.
 
-        items: texts, or rows as {column: cell}, which are written in sentences. batch_size: texts that are read together; it changes no
-        vector. precision: auto or fp32. progress(done, in all) is called after each batch. Raises DataError for what holds no token.
+        items: texts, or rows as {column: cell}, which are written in sentences. batch_size: texts that are read together, fewer where they
+        are long; it changes no vector. precision: auto or fp32. progress(done, in all) is called after each batch. Raises DataError for
+        what holds no token.
         """
         if precision not in ("auto", "fp32"):
             raise RecipeError(f"precision must be auto or fp32, but is {precision!r}.")
@@ -57,10 +61,13 @@ class TextEmbedder(Vectors):
         if empty := [number for number, some in enumerate(ids) if not some]:
             raise DataError(f"text {empty[0]}: holds no token.")
         parts = [torch.zeros(0, self.size)]
-        for start in range(0, len(ids), max(1, batch_size)):
-            parts.append(self._pooled(ids[start : start + max(1, batch_size)]))
+        done = 0
+        while done < len(ids):
+            some = _together(ids[done : done + max(1, batch_size)])
+            parts.append(self._pooled(some))
+            done += len(some)
             if progress is not None:
-                progress(min(start + max(1, batch_size), len(ids)), len(ids))
+                progress(done, len(ids))
         vectors_nd = torch.cat(parts)
         return (functional.normalize(vectors_nd, dim=-1) if normalize else vectors_nd).numpy()
 
@@ -79,6 +86,12 @@ class TextEmbedder(Vectors):
     def made_of(self) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
         """The model's config and weights. The tokenizer is not counted: its ids are rows of the weights."""
         return self.model.config.model_dump(mode="json"), self.model.state_dict()
+
+
+def _together(ids: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+    """As many of the first texts as hold no more than TOKENS_AT_ONCE, one at least."""
+    ends = list(accumulate(map(len, ids)))
+    return ids[: max(1, bisect_right(ends, TOKENS_AT_ONCE))]
 
 
 def _written(number: int, item: Item) -> str:

@@ -145,6 +145,20 @@ def test_a_text_is_the_mean_of_a_decoders_last_states_whatever_is_read_with_it(t
         ours.encode(texts, precision="bf16")
 
 
+def test_long_texts_are_read_a_few_at_once(text_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, counts = mmlm.encoder(text_folder), list[int]()
+    texts = ["two dogs and a cat"] * 3 + ["a"] * 4
+    whole, pooled = ours.encode(texts), ours._pooled
+    long = len(ours.text.ids(texts[:1])[0])
+    monkeypatch.setattr("mmlm.text_vectors.TOKENS_AT_ONCE", long + 1)
+    monkeypatch.setattr(ours, "_pooled", lambda ids: counts.append(sum(map(len, ids))) or pooled(ids))
+    told: list[tuple[int, int]] = []
+    assert np.allclose(ours.encode(texts, progress=lambda *both: told.append(both)), whole, atol=1e-6)
+    assert max(counts) <= long + 1 and len(counts) > 2 and told[-1] == (7, 7)
+    monkeypatch.setattr("mmlm.text_vectors.TOKENS_AT_ONCE", 1)
+    assert np.allclose(ours.encode(texts), whole, atol=1e-6)
+
+
 def test_a_folder_without_a_tokenizer_and_options_of_a_folder_are_refused(text_folder: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="the folder decides what is encoded; leave out layer"):
         mmlm.encoder(text_folder, layer=3)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ NUMBER = "number"
 PLUS, MINUS, POINT = 0, 1, 2
 DIGITS = 3  # the id of digit 0 of the highest order; ten of each order follow one another
 FILE = "numbers.json"
+ANY_SIZE = Context(prec=400)  # digits of the largest float, with its places
 
 
 class NumberTokenizer:
@@ -60,7 +61,7 @@ class NumberTokenizer:
         exact = Decimal(repr(float(value)))
         if not exact.is_finite():
             raise DataError(f"the number {value} is not finite.")
-        rounded = exact.quantize(Decimal(1).scaleb(-config.decimals), rounding=ROUND_HALF_EVEN)
+        rounded = exact.quantize(Decimal(1).scaleb(-config.decimals), ROUND_HALF_EVEN, ANY_SIZE)
         digits = f"{abs(rounded):f}".replace(".", "").rjust(len(self.orders), "0")
         if len(digits) > len(self.orders):
             most = 10**config.whole_digits

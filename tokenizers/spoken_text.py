@@ -57,9 +57,14 @@ FOLDED = {
     0xFE: "th",
 }
 
+MOST_DIGITS = 4000  # in a row; Python turns no more than 4,300 into a number
+_DIGITS = re.compile(r"\d{1,3}(?:,\d{3})+|\d+")
 _SPACE = re.compile(r"\s+")
+_LABEL = r"[\w-]{1,63}"  # as long as part of a name can be; without an end each of many dashes would be read on to the last
 _ADDRESS = re.compile(
-    r"(?:https?://|www\.)[^\s,;!?]*[^\s,;!?.:]|[\w.+-]+@[\w-]+(?:\.[\w-]+)+|[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|edu|gov|io)\b(?:/[\w./-]*\w)?",
+    r"(?:https?://|www\.)[^\s,;!?]*[^\s,;!?.:]"
+    rf"|[\w.+-]{{1,64}}@{_LABEL}(?:\.{_LABEL}){{1,8}}"
+    rf"|{_LABEL}(?:\.{_LABEL}){{0,8}}\.(?:com|org|net|edu|gov|io)\b(?:/[\w./-]*\w)?",
     re.IGNORECASE,
 )
 _INITIALS = re.compile(r"(?:[A-Za-z]\.){2,}(?:[A-Za-z](?!\w))?")
@@ -83,9 +88,11 @@ def spoken(text: str, *, unspeakable: Unspeakable = "error", is_word: IsWord | N
 
     unspeakable: what to do with characters that are no English writing: an error, leave them out, or say their Unicode names.
     is_word: whether a lower-case text is a known word; words in capitals that are none are spelled. Without it none are.
-    Raises DataError naming the character and its place.
+    Raises DataError naming the character and its place, also for a number of more than MOST_DIGITS digits.
     """
     plain = text.translate(PLAIN)
+    if long := next((each for each in _DIGITS.finditer(plain) if len(each.group()) > MOST_DIGITS), None):
+        raise DataError(f"character {long.start() + 1}: a number of {len(long.group()):,} digits cannot be spoken; {MOST_DIGITS:,} can.")
     if plain.upper() == plain:
         is_word = None  # where all is in capitals they say nothing about initials
     found: list[Spoken] = []

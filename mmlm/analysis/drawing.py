@@ -13,6 +13,7 @@ from mmlm.tokenizers.boxes import Box, Grounded
 
 COLORS = ((230, 60, 60), (40, 120, 230), (30, 160, 80), (220, 140, 20), (150, 70, 200), (20, 170, 180), (200, 60, 140), (120, 120, 40))
 SMALLEST = 256  # pixels of the shorter side of a drawing: smaller pictures are drawn larger
+LARGEST = 4096  # pixels of the longer side beyond which none is drawn larger
 
 
 def color_of(number: int) -> tuple[int, int, int]:
@@ -24,7 +25,8 @@ def drawn(pixels_yxc: np.ndarray, said: Grounded, true: Grounded | None = None) 
     """A picture, uint8 [y, x, 3], with the boxes of a text, shares of its sides; those of `true` thinner and gray."""
     from PIL import Image, ImageDraw
 
-    scale = max(1, -(-SMALLEST // min(pixels_yxc.shape[:2])))
+    shorter, longer = sorted(pixels_yxc.shape[:2])
+    scale = max(1, min(-(-SMALLEST // shorter), LARGEST // longer))
     picture = Image.fromarray(pixels_yxc).resize((pixels_yxc.shape[1] * scale, pixels_yxc.shape[0] * scale), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(picture)
     for phrase in true.phrases if true is not None else ():

@@ -13,7 +13,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen at; default 127.0.0.1, this machine alone"
     )
-    parser.add_argument("--port", type=int, metavar="N", help="default: the first free one from 7860 on")
+    parser.add_argument("--port", type=int, metavar="N", help="default: the first free one from 7860 on; 0: any that is free")
     parser.add_argument("--token", metavar="PASSWORD", help="asked of the user mmlm; off this machine one is made unless given")
 
 
@@ -29,8 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     from mmlm.serving.uses import runs_below, uses_of
     from mmlm.tasks.config import TASKS
 
-    if arguments.port is not None:
-        port_to_listen(arguments.host, arguments.port)
+    port = None if arguments.port is None else port_to_listen(arguments.host, arguments.port)
     kind = arguments.task
     if kind is not None and kind not in TASKS.entries:
         raise RecipeError(f"mmlm demo --task: {unknown_name('task', kind, TASKS.entries)}")
@@ -45,5 +44,5 @@ def run(arguments: argparse.Namespace) -> int:
             logging.getLogger(__name__).warning("left out: %s", error)
     if kind is not None and not uses:
         raise RecipeError(f"mmlm demo: none of the runs has a task of the type {kind}; mmlm list recipes shows what trains one.")
-    launch(uses, host=arguments.host, port=arguments.port, token=arguments.token)
+    launch(uses, host=arguments.host, port=port, token=arguments.token)
     return 0

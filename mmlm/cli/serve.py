@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     token = _token(arguments, arguments.host in LOOPBACK)
     for name, low in (("batch", 1), ("queue", 0), ("seconds", 0.1), ("port", 0)):
-        if getattr(arguments, name) < low:
+        if not getattr(arguments, name) >= low:  # NaN is neither
             raise RecipeError(f"mmlm serve: --{name} must be at least {low:g}, but is {getattr(arguments, name):g}.")
     uvicorn = require("uvicorn", "server")
     for module in ("fastapi", "prometheus_client"):

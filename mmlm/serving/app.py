@@ -29,11 +29,12 @@ from mmlm.serving.asked import AnyTask, Asked, Chat, Embeddings, Predict, Speech
 from mmlm.serving.chat import Writer, is_writer, picture_question
 from mmlm.serving.errors import RequestError, headers, told
 from mmlm.serving.figures import Figures, Measured
-from mmlm.serving.guard import Guard, Limits
+from mmlm.serving.guard import Guard, Limits, Message, Receive, Send
 from mmlm.serving.uses import TABLE_INPUTS, Use
-from mmlm.serving.values import from_json, open_wav_head, pictures_of, sound_file, sounds_of, to_json
+from mmlm.serving.values import from_json, open_wav_head, pictures_of, sound_file, sounds_of, texts_of, to_json
 from mmlm.serving.work import Turns, timed, within
 from mmlm.sound import Sound
+from mmlm.tasks.forms import MOST_SMILES, MOST_TEXT
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -108,9 +109,10 @@ def create_app(uses: Sequence[Use], *, token: str | None, limits: Limits | None 
     app = FastAPI(title="mmlm", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, lifespan=lifespan)
     app.state.server = server
     app.include_router(router)
+    app.add_middleware(Failures)
     app.add_middleware(Measured, figures=server.figures)
     app.add_middleware(Guard, token=token, limits=limits)
-    for kind, answer in ((MmlmError, _mistake), (RequestValidationError, _invalid), (HTTPException, _unknown), (Exception, _failure)):
+    for kind, answer in ((MmlmError, _mistake), (RequestValidationError, _invalid), (HTTPException, _unknown)):
         app.add_exception_handler(kind, answer)
     return app
 
@@ -139,14 +141,34 @@ async def _unknown(_: Request, error: Any) -> Response:
     return _error(str(error.detail), error.status_code)
 
 
-async def _failure(_: Request, error: Any) -> Response:
-    return _failed(error)
-
-
 def _failed(error: Exception) -> Response:
     number = uuid.uuid4().hex[:12]
     logger.error("request failed, %s", number, exc_info=error)
     return _error(f"the server failed; its log tells more under {number}.", 500, "internal_error")
+
+
+class Failures:
+    """An ASGI application around another one, which answers what fails inside before an answer begins. FastAPI's own handler of all
+    exceptions raises them again outside of everything, where they are not counted and end the connection that others use after it."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        has_begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception as error:
+            if has_begun or scope["type"] != "http":
+                raise
+            await _failed(error)(scope, receive, send)
 
 
 def _server(request: Request) -> Server:
@@ -214,7 +236,7 @@ async def any_task(kind: str, asked: AnyTask, request: Request) -> Response:
             async for values in steps:
                 yield {"model": name, "outputs": to_json(values)}
 
-    return await streamed(events())
+    return await streamed(request, events())
 
 
 @router.post("/v1/chat/completions")
@@ -229,7 +251,7 @@ async def chat(asked: Chat, request: Request) -> Response:
     text = writer.begin(asked)
     if asked.stream:
         with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-        return await streamed(writer.events(name, text, with_usage=with_usage), done="[DONE]")
+        return await streamed(request, writer.events(name, text, with_usage=with_usage), done="[DONE]")
     await within(server.limits.seconds, request.is_disconnected, writer.whole(text))
     return JSONResponse(writer_form(name, text.said, text.reason, usage=text.usage))
 
@@ -241,12 +263,17 @@ def writer_form(name: str, text: str, reason: str, **more: Any) -> dict[str, Any
     return {**head, "choices": [choice], **{key: value for key, value in more.items() if value is not None}}
 
 
-async def begun(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """The same items, of which the first one is there, so that what goes wrong before it is an answer of its own."""
-    try:
-        first = [await anext(items)]
-    except StopAsyncIteration:
-        first = []
+async def begun(request: Request, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The same items, of which the first one is there, so that what goes wrong before it is an answer of its own. Raises RequestError also
+    where the client goes before it."""
+
+    async def first_one() -> list[T]:
+        try:
+            return [await anext(items)]
+        except StopAsyncIteration:
+            return []
+
+    first = await within(_server(request).limits.seconds, request.is_disconnected, first_one())
 
     async def all_of_them() -> AsyncGenerator[T, None]:
         async with aclosing(items):
@@ -258,9 +285,9 @@ async def begun(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     return all_of_them()
 
 
-async def streamed(events: AsyncGenerator[Any, None], done: str | None = None) -> Response:
+async def streamed(request: Request, events: AsyncGenerator[Any, None], done: str | None = None) -> Response:
     """Server-sent events. What goes wrong before the first one is an answer of its own, later an event."""
-    events = await begun(events)
+    events = await begun(request, events)
 
     async def lines() -> AsyncIterator[str]:
         try:
@@ -292,13 +319,13 @@ async def speech(asked: Speech, request: Request) -> Response:
     elif asked.speed != 1:
         raise RequestError("speed: this model keeps its own pace; leave it out.", param="speed")
     if asked.stream_format is not None:
-        return await _in_pieces(server.steps(name, given), asked)
+        return await _in_pieces(request, server.steps(name, given), asked)
     sound = (await server.answer(request, name, given))["audio"]
     return Response(sound_file(sound, asked.response_format), media_type=SOUNDS[asked.response_format],
                     headers={"X-Sample-Rate": str(sound.rate_hz)})  # fmt: skip
 
 
-async def _in_pieces(steps: AsyncGenerator[Any, None], asked: Speech) -> Response:
+async def _in_pieces(request: Request, steps: AsyncGenerator[Any, None], asked: Speech) -> Response:
     """Speech while it is written, as bytes or as events. Raises RequestError for a form of file that is written whole."""
     form = asked.response_format
     if form == "flac":
@@ -321,9 +348,9 @@ async def _in_pieces(steps: AsyncGenerator[Any, None], asked: Speech) -> Respons
         yield {"type": "speech.audio.done", "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}}
 
     if asked.stream_format == "sse":
-        return await streamed(events())
-    found = pieces()
-    rate_hz, first = await anext(found)  # what goes wrong before it is an answer of its own
+        return await streamed(request, events())
+    found = await begun(request, pieces())
+    rate_hz, first = await anext(found)
 
     async def data() -> AsyncIterator[bytes]:
         async with aclosing(found):
@@ -367,7 +394,7 @@ async def embeddings(asked: Embeddings, request: Request) -> Response:
 
 def _encoded(server: Server, name: str, use: Use, items: list[str]) -> np.ndarray:
     """Vectors [items, size]. Raises RequestError for a run without an encoder."""
-    from mmlm.embedding import Embedder, PictureEmbedder, encoder
+    from mmlm.embedding import Embedder, PictureEmbedder, TextEmbedder, encoder
 
     if name not in server.encoders:
         try:
@@ -375,11 +402,13 @@ def _encoded(server: Server, name: str, use: Use, items: list[str]) -> np.ndarra
         except RecipeError:
             raise RequestError(f"{name} has no encoder.", 404, "model_not_able", "model") from None
     found = server.encoders[name]
-    given: list[Any] = items
+    given: list[Any]
     if isinstance(found, Embedder):
         given = sounds_of("input", items)
     elif isinstance(found, PictureEmbedder):
         given = pictures_of("input", items)
+    else:
+        given = texts_of("input", items, MOST_TEXT if isinstance(found, TextEmbedder) else MOST_SMILES)
     return np.asarray(found.encode(given, progress=lambda *_: go_on()), dtype=np.float32)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +10,8 @@ from mmlm.serving.errors import RequestError
 
 SILENT = {"user", "metadata", "store", "safety_identifier", "prompt_cache_key"}  # change no answer
 NEUTRAL: dict[str, Any] = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0, "logprobs": False}
+MOST_STOPS = 16
+Stop = Annotated[str, Field(max_length=200)]  # each is looked for behind every token
 
 
 class Asked(BaseModel):
@@ -75,7 +77,7 @@ class Chat(Asked):
     temperature: float = Field(0.0, ge=0, le=2, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int = Field(0, ge=0, lt=2**31)
-    stop: str | list[str] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
 

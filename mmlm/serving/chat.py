@@ -25,6 +25,7 @@ from mmlm.tokenizers.growing import GrowingText
 
 USUAL_NEW_TOKENS = 128
 MOST_PROMPT = 20_000  # characters
+OF_TEXTS: dict[str, Any] = {"max_tokens": None, "max_completion_tokens": None, "temperature": 0, "stop": []}  # and what changes nothing
 
 
 def is_writer(use: Use) -> bool:
@@ -33,13 +34,19 @@ def is_writer(use: Use) -> bool:
 
 
 def picture_question(use: Use, asked: Chat) -> dict[str, Any]:
-    """Inputs of a use that is asked about a picture. Raises RequestError."""
+    """Inputs of a use that is asked about a picture. Raises RequestError, also for what would change nothing."""
     if asked.stream:
         raise RequestError("stream: answers about pictures come whole.", param="stream")
-    pictures = [url for message in asked.messages for url in message.pictures]
+    if idle := [key for key, neutral in OF_TEXTS.items() if getattr(asked, key) not in (None, neutral)]:
+        said = f"{idle[0]}: has no effect on answers about pictures; leave it out."
+        raise RequestError(said, code="unsupported_parameter", param=idle[0])
+    if len(asked.messages) > 1:
+        raise RequestError(f"this model reads one message, that with the picture, but {len(asked.messages)} were sent.", param="messages")
+    (message,) = asked.messages
+    pictures = message.pictures
     if len(pictures) != 1:
         raise RequestError(f"this model looks at one picture, but {len(pictures)} were sent.", param="messages")
-    words = asked.messages[-1].text.strip()
+    words = message.text.strip()
     given: dict[str, Any] = {"image": pictures[0]}
     if words and "words" in use.inputs:
         options = getattr(use.inputs["kind"], "options", ())
@@ -146,9 +153,13 @@ class Writer:
         def event(delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
             return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
 
-        yield event({"role": "assistant", "content": ""})
-        async for piece in self.pieces(writing):
-            yield event({"content": piece})
+        try:
+            yield event({"role": "assistant", "content": ""})
+            async with aclosing(self.pieces(writing)) as pieces:
+                async for piece in pieces:
+                    yield event({"content": piece})
+        finally:
+            writing.request.is_gone = True  # also where nobody asked for the first piece
         yield event({}, writing.reason)
         if with_usage:
             yield {**head, "choices": [], "usage": writing.usage}

@@ -1,6 +1,7 @@
 """What stands before every request: the token, the size of the body, the time it may take to arrive, and where it comes from.
 
-A page of another origin cannot ask: there is no CORS, and a request must name this server as its host unless a token protects it.
+A page of another origin cannot ask: there is no CORS, and unless a token protects it, a request must name this server as its host and,
+where a browser tells one, as its origin.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Any
 
 from mmlm.base.errors import RecipeError
 from mmlm.base.files import parse_json
-from mmlm.serving.errors import RequestError, headers, told
+from mmlm.serving.errors import RequestError, busy, headers, told
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+LARGE_AT_ONCE = 4  # bodies of the largest size whose bytes all requests at work may hold: what is read of them takes several times as much
 OPEN = ("/health",)  # says nothing about anybody
 
 
@@ -38,19 +40,35 @@ class Limits:
 
 
 class Guard:
-    """An ASGI application around another one. token: None lets every client of this machine in."""
+    """An ASGI application around another one. token: None lets every client of this machine in.   held: bytes of all bodies at work."""
 
     def __init__(self, app: Any, token: str | None, limits: Limits) -> None:
-        self.app, self.token, self.limits = app, token, limits
+        self.app, self.token, self.limits, self.held = app, token, limits, 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        size = 0
+
+        def hold(more: int) -> None:
+            nonlocal size
+            size, self.held = size + more, self.held + more
+            if size > self.limits.body_bytes:
+                raise self._too_large()
+            if self.held > LARGE_AT_ONCE * self.limits.body_bytes:
+                raise busy()
+
+        try:
+            await self._answer(scope, receive, send, hold)
+        finally:
+            self.held -= size
+
+    async def _answer(self, scope: Message, receive: Receive, send: Send, hold: Callable[[int], None]) -> None:
         try:
             self._admit(scope)
-            body = await asyncio.wait_for(self._body(scope, receive), self.limits.body_seconds)
+            body = await asyncio.wait_for(self._body(scope, receive, hold), self.limits.body_seconds)
             _check_text(body)
         except TimeoutError:
             await refuse(send, RequestError("the body took too long to arrive.", 408, "timeout"))
@@ -68,23 +86,25 @@ class Guard:
             name = host if host.endswith("]") else host.rpartition(":")[0] or host
             if name not in LOOPBACK:
                 raise RequestError("this server answers to this machine alone.", 403, "forbidden_host")
+            if given.get(b"origin", b"http://" + host.encode("latin-1")).decode("latin-1").partition("://")[2] != host:
+                raise RequestError("this server answers to no page of another origin.", 403, "forbidden_origin")
         elif scope["path"] not in OPEN:
             if not hmac.compare_digest(given.get(b"authorization", b""), b"Bearer " + self.token.encode()):
                 raise RequestError("the token is missing or wrong: send it as 'Authorization: Bearer TOKEN'.", 401, "invalid_api_key")
 
-    async def _body(self, scope: Message, receive: Receive) -> bytes:
+    async def _body(self, scope: Message, receive: Receive, hold: Callable[[int], None]) -> bytes:
+        """All of it. hold: told the bytes of each part, and raises where they are too many."""
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.limits.body_bytes:
             raise self._too_large()
-        parts, size, more = [], 0, True
+        parts, more = list[bytes](), True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ConnectionError
             parts.append(message.get("body", b""))
-            size, more = size + len(parts[-1]), message.get("more_body", False)
-            if size > self.limits.body_bytes:
-                raise self._too_large()
+            more = message.get("more_body", False)
+            hold(len(parts[-1]))
         return b"".join(parts)
 
     def _too_large(self) -> RequestError:
@@ -92,7 +112,13 @@ class Guard:
 
 
 def _check_text(body: bytes) -> None:
-    """Raises RequestError for half a character, which JSON can write and no text holds."""
+    """Raises RequestError for a body in another encoding than UTF-8, and for half a character, which JSON can write and no text holds."""
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        raise RequestError("the body is not UTF-8.") from None
+    if b"\0" in body:  # none in JSON, many in UTF-16 and UTF-32
+        raise RequestError("the body holds a NUL byte.")
     if b"\\ud" in body.lower():
         try:
             json.dumps(parse_json(body), ensure_ascii=False).encode()

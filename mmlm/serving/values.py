@@ -12,7 +12,7 @@ import io
 import math
 import struct
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,9 +23,10 @@ from mmlm.base.errors import DataError, MmlmError
 from mmlm.data.audio_files import read_sound, write_sound
 from mmlm.data.picture_files import picture_facts, read_picture
 from mmlm.sound import Sound
-from mmlm.tasks.forms import MOST_PICTURES, MOST_PIXELS, MOST_SECONDS, Audio, Field, Image, Pictures, Points
+from mmlm.tasks.forms import MOST_PICTURES, MOST_PIXELS, MOST_SECONDS, MOST_TEXT, Audio, Field, Image, Pictures, Points
 
 TOGETHER = 10  # times the most of one file that several may hold in all
+USUAL_HZ = 48_000  # above it sounds are counted by their samples, which take the memory
 T = TypeVar("T")
 
 
@@ -42,7 +43,7 @@ def from_json(inputs: Mapping[str, Field], given: Mapping[str, Any]) -> dict[str
         elif isinstance(field, Pictures):
             if not isinstance(value, list) or len(value) > MOST_PICTURES:
                 raise DataError(f"{name}: must be a list of at most {MOST_PICTURES} files in base64.")
-            found[name] = pictures_of(name, value)
+            found[name] = pictures_of(name, value, MOST_PIXELS)
         elif isinstance(field, Points):
             found[name] = _points_of(name, value)
     return found
@@ -71,28 +72,45 @@ def small_picture(path: Path, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """The picture in a file. Raises DataError, for one that is too large before it is decoded."""
     facts = picture_facts(path)
     if facts.width * facts.height > most_pixels:
-        raise DataError(f"{path}: has {facts.width} x {facts.height} pixels; {most_pixels:,} in all are allowed.")
+        others = "" if most_pixels == MOST_PIXELS else " beside the others"
+        raise DataError(f"{path}: has {facts.width} x {facts.height} pixels; {most_pixels:,} in all are allowed{others}.")
     return read_picture(path)
 
 
 def sounds_of(name: str, values: Sequence[Any]) -> list[Sound]:
-    """Several, which together last no longer than TOGETHER of the longest. Raises DataError."""
+    """Several, which together last no longer than TOGETHER of the longest; of rates above USUAL_HZ a second counts as more. Raises
+    DataError."""
     found: list[Sound] = []
     left = TOGETHER * MOST_SECONDS
     for number, value in enumerate(values):
         found.append(sound_of(f"{name}.{number}", value, min(MOST_SECONDS, left)))
-        left -= found[-1].seconds
+        left = max(0.0, left - max(found[-1].seconds, len(found[-1].wave_n) / USUAL_HZ))
     return found
 
 
-def pictures_of(name: str, values: Sequence[Any]) -> list[np.ndarray]:
-    """Several, which together are no larger than TOGETHER of the largest. Raises DataError."""
+def pictures_of(name: str, values: Sequence[Any], most_in_all: int = TOGETHER * MOST_PIXELS) -> list[np.ndarray]:
+    """Several, which together have no more than so many pixels. Raises DataError before the one that is too much is decoded."""
+    return within_pixels((partial(picture_of, f"{name}.{number}", value) for number, value in enumerate(values)), most_in_all)
+
+
+def within_pixels(reads: Iterable[Callable[[int], np.ndarray]], most_in_all: int) -> list[np.ndarray]:
+    """Pictures, each read with the most pixels that it may have where those before it have left so many. Raises DataError."""
     found: list[np.ndarray] = []
-    left = TOGETHER * MOST_PIXELS
-    for number, value in enumerate(values):
-        found.append(picture_of(f"{name}.{number}", value, min(MOST_PIXELS, left)))
+    left = most_in_all
+    for read in reads:
+        found.append(read(min(MOST_PIXELS, left)))
         left -= found[-1].shape[0] * found[-1].shape[1]
     return found
+
+
+def texts_of(name: str, values: Sequence[str], most: int) -> list[str]:
+    """Several, each of at most so many characters, which together hold no more than TOGETHER of the longest text. Raises DataError."""
+    for number, value in enumerate(values):
+        if len(value) > most:
+            raise DataError(f"{name}.{number}: has {len(value):,} characters; {most:,} are allowed.")
+    if (size := sum(map(len, values))) > TOGETHER * MOST_TEXT:
+        raise DataError(f"{name}: holds {size:,} characters in all; {TOGETHER * MOST_TEXT:,} are allowed. Send fewer at once.")
+    return list(values)
 
 
 def to_json(value: Any) -> Any:

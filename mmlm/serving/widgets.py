@@ -22,10 +22,11 @@ from mmlm.data.sweep_source import read_ahead
 from mmlm.evaluation.charts import shares
 from mmlm.evaluation.spectrogram import attention_image, spectrogram_image
 from mmlm.serving.files import from_word
-from mmlm.serving.values import short_sound, small_picture, sound_file
+from mmlm.serving.values import short_sound, small_picture, sound_file, within_pixels
 from mmlm.sound import Sound
 from mmlm.tasks.forms import (
     MOST_PICTURES,
+    MOST_PIXELS,
     Audio,
     Chances,
     Choice,
@@ -50,6 +51,7 @@ from mmlm.tokenizers.image_patches import resized
 
 DRAWN = (Audio, Spans, Chances, Molecule, Looks)  # outputs with a drawing beside them
 MOST_DRAWN = 40  # rows
+MOST_DRAWN_SMILES = 300  # characters
 MOST_MARKED, MARK = 320, 40  # pixels of the longer side of a marked picture, and of how many a first corner is one
 MEANT = "what is meant"
 
@@ -134,7 +136,9 @@ def from_widget(each: Field, name: str, value: Any) -> Any:
     if isinstance(each, Image):
         return _read(small_picture, name, value)
     if isinstance(each, Pictures):
-        return [_read(small_picture, f"{name}, picture {number}", path) for number, path in enumerate(value[: MOST_PICTURES + 1], 1)]
+        if len(value) > MOST_PICTURES:
+            raise DataError(f"{name}: holds {len(value)} pictures; {MOST_PICTURES} are allowed.")
+        return within_pixels((partial(_small, f"{name}, picture {number}", path) for number, path in enumerate(value, 1)), MOST_PIXELS)
     if isinstance(each, Part):
         return from_word(each, name, value) if value.strip() else None
     if isinstance(each, Points):
@@ -143,6 +147,12 @@ def from_widget(each: Field, name: str, value: Any) -> Any:
         frame = value.astype(object).where(value.notna() & (value.astype(str) != ""), None)
         return [row for row in frame.to_dict("records") if any(cell is not None for cell in row.values())]
     return value
+
+
+def _small(name: str, path: str, most_pixels: int) -> np.ndarray:
+    """A picture of at most so many pixels. Raises DataError."""
+    found: np.ndarray = _read(partial(small_picture, most_pixels=most_pixels), name, path)
+    return found
 
 
 def _read(read: Callable[[Path], Any], name: str, path: str) -> Any:
@@ -243,7 +253,9 @@ def drawing(each: Field, value: Any, found: Values) -> str:
 
 
 def molecule(smiles: str) -> str:
-    """A molecule as HTML, or why it is none."""
+    """A molecule as HTML, or why there is no drawing. RDKit takes minutes for a long one, in which nobody else is served."""
+    if len(smiles) > MOST_DRAWN_SMILES:
+        return f"<p>{len(smiles):,} characters are too many to be drawn; {MOST_DRAWN_SMILES} are drawn.</p>"
     try:
         return svg(smiles) if smiles.strip() else ""
     except MmlmError as error:

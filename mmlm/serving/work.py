@@ -12,6 +12,7 @@ from mmlm.base.giving_up import unless
 from mmlm.serving.errors import RequestError, busy
 
 T = TypeVar("T")
+MOST_UNTAKEN = 16
 
 
 class Turns:
@@ -23,7 +24,8 @@ class Turns:
 
     async def of(self, make: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
         """What an iterator gives, which a thread goes through; left early, the thread ends at the next step of a model, and at the latest
-        after the item that it is making.
+        after the item that it is making. Each item holds all that came before it: of those that a slow client has not taken yet only the
+        newest MOST_UNTAKEN are kept.
 
         Raises RequestError where too many wait, and what the iterator raises."""
         if self.waiting > self.most_waiting:
@@ -32,9 +34,14 @@ class Turns:
         gone, has_turn, loop = Event(), False, asyncio.get_running_loop()
         items: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
+        def put(kind: str, item: Any) -> None:
+            if items.qsize() >= MOST_UNTAKEN:
+                items.get_nowait()
+            items.put_nowait((kind, item))
+
         def work() -> None:
             def tell(kind: str, item: Any) -> None:
-                loop.call_soon_threadsafe(items.put_nowait, (kind, item))
+                loop.call_soon_threadsafe(put, kind, item)
 
             try:
                 with unless(gone):

@@ -89,7 +89,7 @@ class Number(Field):
 
     def check(self, name: str, value: Any) -> float:
         """Finite and within."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
             raise DataError(f"{name}: must be a number, but is {str(value)[:40]!r}.")
         if not self.low <= value <= self.high:
             raise DataError(f"{name}: must be from {self.low:g} to {self.high:g}, but is {value:g}.")
@@ -176,7 +176,7 @@ class Part(Field):
     def check(self, name: str, value: Any) -> list[float]:
         """Left, top, right and bottom in pixels, not empty."""
         numbers = isinstance(value, list | tuple) and len(value) == 4 and all(isinstance(each, int | float) for each in value)
-        if not numbers or not all(map(math.isfinite, value)) or not 0 <= value[0] < value[2] or not 0 <= value[1] < value[3]:
+        if not numbers or not all(map(_is_finite, value)) or not 0 <= value[0] < value[2] or not 0 <= value[1] < value[3]:
             raise DataError(f"{name}: must be [left, top, right, bottom] in pixels, but is {str(value)[:60]}.")
         return [float(each) for each in value]
 
@@ -202,10 +202,12 @@ class Table(Field):
             raise DataError(f"{name}: must be a list of rows, each {{column: value}}.")
         if len(value) > MOST_ROWS:
             raise DataError(f"{name}: has {len(value):,} rows; {MOST_ROWS:,} are allowed.")
+        columns: set[Any] = set()
         for number, row in enumerate(value, 1):
-            if len(row) > MOST_COLUMNS:
-                raise DataError(f"{name}, row {number}: has {len(row):,} columns; {MOST_COLUMNS} are allowed.")
-            if bad := [key for key, cell in row.items() if not (cell is None or isinstance(cell, str | int | float))]:
+            columns.update(row)
+            if len(columns) > MOST_COLUMNS:  # of all rows together: each row gets a cell in each
+                raise DataError(f"{name}, row {number}: is where the columns become more than the {MOST_COLUMNS} that are allowed.")
+            if bad := [key for key, cell in row.items() if not _is_cell(cell)]:
                 raise DataError(f"{name}, row {number}, column {str(bad[0])[:60]!r}: must be a text or a number.")
         return value
 
@@ -235,6 +237,19 @@ class Spans(Data):
     """Parts of a text with the boxes that they mean, in the order of their colours. of: the output that holds the text."""
 
     of: str = "text"
+
+
+def _is_finite(value: int | float) -> bool:
+    """Whether it is a number that a float holds."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+
+
+def _is_cell(value: Any) -> bool:
+    """Whether it is nothing, a text or a number that a float holds; NaN and infinity stand for nothing."""
+    return value is None or isinstance(value, str | float) or (isinstance(value, int) and _is_finite(value))
 
 
 Values = Mapping[str, Any]

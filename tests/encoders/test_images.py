@@ -75,6 +75,13 @@ def test_patches_of_a_vit_leave_out_class_and_register_tokens(tmp_path) -> None:
     assert torch.equal(found.tokens_bnd, whole[:, ours.model.num_prefix_tokens :]) and found.grid == (10, 10)
 
 
+def test_a_picture_so_narrow_that_it_would_be_huge_is_refused() -> None:
+    ours = TimmConfig(model="test_vit", image_size=32).build()
+    assert ours.prepare(np.zeros((200, 1, 3), np.uint8)).shape == (3, 32, 32)
+    with pytest.raises(DataError, match="1 x 201 pixels is narrower than 1 : 200"):
+        ours.prepare(np.zeros((201, 1, 3), np.uint8))
+
+
 def test_vectors_are_those_of_open_clip(tiny_clip, tmp_path) -> None:
     torch.manual_seed(0)
     theirs, _, transform = open_clip.create_model_and_transforms(tiny_clip)

@@ -268,6 +268,8 @@ def test_rows_and_texts_are_found_by_a_run_that_reads_texts(text_folder: str, tm
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")
     assert main(["encode", text_folder, str(tmp_path / "bad.txt"), "--index", folder]) == 2
     assert "bad.txt: cannot be read as a text" in capsys.readouterr().err
+    assert main(["encode", text_folder, str(tmp_path), "--index", folder]) == 2  # whose path is no text
+    assert "is a folder; name the files in it" in capsys.readouterr().err and len(Index.load(folder)) == 4
 
 
 def test_a_sound_is_not_found_by_a_text(tmp_path: Path, capsys) -> None:

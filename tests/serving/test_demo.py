@@ -20,7 +20,7 @@ from mmlm.recipe import Recipe
 from mmlm.serving.demo import Asking, build, launch, measured, what_it_does
 from mmlm.serving.examples import Answers
 from mmlm.serving.uses import Use, uses_of
-from mmlm.serving.widgets import as_example, drawing, from_widget, marked, tapped, to_widget, widget
+from mmlm.serving.widgets import as_example, drawing, from_widget, marked, molecule, tapped, to_widget, widget
 from mmlm.sound import Sound
 from mmlm.tasks.forms import (
     Audio,
@@ -138,6 +138,21 @@ def test_sounds_and_tables_survive_the_way_there_and_back(tmp_path):
     rows = [{"a": "x", "b": 1.5}, {"a": None, "b": 2.0}]
     frame = pandas.concat([to_widget(Table("a"), rows), pandas.DataFrame([{"a": "", "b": None}])], ignore_index=True)
     assert from_widget(Table("a"), "a", frame) == rows
+
+
+def test_a_molecule_that_would_take_minutes_is_not_drawn():
+    pytest.importorskip("rdkit")
+    assert "<svg" in molecule("CCO") and "cannot be read" in molecule("C1CC")
+    assert "<svg" not in molecule("C" * 301) and "301 characters are too many" in molecule("C" * 301)
+
+
+def test_pictures_that_are_too_large_together_are_told_before_the_last_one_is_decoded(tmp_path, monkeypatch):
+    paths = as_example(tmp_path / "a", Pictures("a"), [np.full((3000, 3000, 3), level, np.uint8) for level in (9, 200)])
+    decoded = []
+    monkeypatch.setattr("mmlm.serving.values.read_picture", lambda path: decoded.append(path) or np.zeros((3000, 3000, 3), np.uint8))
+    with pytest.raises(DataError, match="given, picture 2: this file: has 3000 x 3000 pixels; 7,000,000 in all are allowed beside"):
+        from_widget(Pictures("a"), "given", paths)
+    assert len(decoded) == 1
 
 
 @pytest.mark.parametrize("field", [Points("a"), Audio("a"), Image("a"), Pictures("a")], ids=lambda field: type(field).__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from mmlm.base.errors import DataError
 from mmlm.cli import main
 from mmlm.data.audio_files import read_sound, write_sound
 from mmlm.serving.files import from_word, write_value
+from mmlm.serving.values import sound_file, sounds_of
 from mmlm.sound import Sound
 from mmlm.tasks.forms import Audio, Data, Flag, Image, Number, Part, Pictures, Points, Table, Text
 
@@ -123,3 +125,12 @@ def test_a_task_of_another_package_gets_a_command_and_a_page(tmp_path):
     call("-m", "mmlm", "train", "shout.yaml")
     assert call("-m", "mmlm", "generate", "run", "--given", "text=hear", "--given", "times=2") == "loud: HEARHEAR\n"
     assert call("-c", PAGE).startswith("['run_shout'")
+
+
+def test_sounds_of_high_rates_count_as_longer(monkeypatch):
+    for name, value in (("MOST_SECONDS", 1.0), ("TOGETHER", 2), ("USUAL_HZ", 8000)):
+        monkeypatch.setattr(f"mmlm.serving.values.{name}", value)
+    low, high = (base64.b64encode(sound_file(Sound(np.zeros(rate, np.float32), rate), "flac")).decode() for rate in (8000, 16_000))
+    assert len(sounds_of("input", [low, low])) == 2 and len(sounds_of("input", [high])) == 1
+    with pytest.raises(DataError, match="input.1: lasts longer"):
+        sounds_of("input", [high, low])

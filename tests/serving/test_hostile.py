@@ -32,8 +32,9 @@ def said(content):
     return chat(messages=[{"role": "user", "content": content}])
 
 
-def seen(url):
-    return chat(model="seen", messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}])
+def seen(*urls, **changes):
+    content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return chat(**{"model": "seen", "max_tokens": None, "messages": [{"role": "user", "content": content}], **changes})
 
 
 def table(**changes):
@@ -72,6 +73,14 @@ CASES = {
     **{f"messages {kind!r:.20}": chat(messages=kind) for kind in ([], "a", None, {}, [1], [{}], [{"role": "root", "content": "a"}], [{"role": "user"}])},
     **{f"text {text!r:.12} {len(text)}": said(text) for text in STRINGS},
     "half a character": ("/v1/chat/completions", json.dumps(said("\ud800")[1]).encode()),
+    "half a character in three bytes": ("/v1/tasks/text", b'{"inputs": {"text": "\xed\xa0\x80"}}'),
+    "half a character in UTF-16": ("/v1/tasks/text", json.dumps({"inputs": {"text": "\ud800"}}).encode("utf-16-le")),
+    "a number of 400 digits": ("/v1/tasks/text", {"inputs": {"text": "a", "seed": 10**400}}),
+    "a cell of 400 digits": table(rows=[{"a": 10**400, "b": 1}]),
+    "a long text to embed": ("/v1/embeddings", {"model": "words", "input": "x" * 20_001}),
+    "many long texts to embed": ("/v1/embeddings", {"model": "words", "input": ["x" * 20_000] * 11}),
+    "a long stop": chat(stop="a" * 201),
+    "many stops": chat(stop=["a"] * 17),
     **{f"{key} {value!r:.12}": chat(**{key: value}) for key, value in (
         ("temperature", -1), ("temperature", "hot"), ("temperature", 1e300), ("temperature", None), ("top_p", 0), ("top_p", 2), ("max_tokens", 0),
         ("max_tokens", 10**30), ("max_tokens", 1.5), ("max_tokens", "9"), ("seed", -1), ("seed", 2**70), ("stop", 5), ("stream", "yes"), ("n", 3),
@@ -80,8 +89,10 @@ CASES = {
     "nan": ("/v1/chat/completions", json.dumps(chat(temperature=float("nan"))[1]).encode()),
     **{f"picture {name}": seen("data:image/png;base64," + b64(data)) for name, data in BROKEN.items()},
     **{f"picture at {url!r}": seen(url) for url in (*PATHS, "data:image/png,abc", "data:image/png;base64,????")},
-    "no picture": chat(model="seen"),
-    "two pictures": chat(model="seen", messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE}}] * 2}]),
+    "no picture": seen(),
+    "two pictures": seen(PICTURE, PICTURE),
+    "a picture behind another message": seen(messages=[{"role": "system", "content": "a"}, seen(PICTURE)[1]["messages"][0]]),
+    **{f"a picture with {key}": seen(PICTURE, **{key: value}) for key, value in (("max_tokens", 9), ("temperature", 0.5), ("stop", "a"))},
     "a picture for words": said([{"type": "image_url", "image_url": {"url": PICTURE}}]),
     **{f"sound {name}": heard(b64(data)) for name, data in BROKEN.items()},
     **{f"sound at {url!r}": heard(url) for url in PATHS},
@@ -119,7 +130,7 @@ def http(address):
 
 
 def test_there_are_as_many_cases_as_seen():
-    assert len(CASES) == 159 and len(BROKEN) >= 17
+    assert len(CASES) == 171 and len(BROKEN) >= 17
 
 
 @pytest.mark.parametrize("name", CASES)

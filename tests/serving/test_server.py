@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -25,7 +26,10 @@ from mmlm.cli import main
 from mmlm.embedding import encoder
 from mmlm.generation import generate
 from mmlm.model import WEIGHTS
-from mmlm.serving.guard import Limits
+from mmlm.serving.asked import Chat
+from mmlm.serving.chat import Writer
+from mmlm.serving.figures import Figures
+from mmlm.serving.guard import Guard, Limits
 from mmlm.serving.uses import Use, uses_of
 from mmlm.serving.values import sound_file
 from mmlm.sound import Sound
@@ -196,6 +200,41 @@ def test_what_streams_is_given_up_after_its_time_and_when_its_client_goes(path, 
         assert time.monotonic() - began < 1.5
 
 
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [("/v1/tasks/late", {"inputs": {"text": "a"}, "stream": True}), ("/v1/audio/speech", {"input": "a", "stream_format": "audio"})],
+)
+def test_who_goes_before_a_stream_begins_keeps_no_turn(path, more):
+    def late(given):
+        for _ in range(80):
+            time.sleep(0.1)
+            go_on()
+        yield {"audio": Sound(np.ones(9, dtype=np.float32), 8000)}
+
+    with listening([own("late", {"text": forms.Text("Text")}, {"audio": forms.Audio("Speech")}, late)]) as (address, server):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(address + path, json=more, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=0.5)
+        began = time.monotonic()
+        while server.turns["late"].waiting and time.monotonic() - began < 10:
+            time.sleep(0.01)
+        assert time.monotonic() - began < 3
+
+
+def test_a_text_left_before_its_first_piece_is_given_up(text_use):
+    async def left():
+        writer = Writer(text_use, Limits(new_tokens=100_000), Figures())
+        try:
+            writing = writer.begin(Chat(messages=[{"role": "user", "content": "a"}], max_tokens=100_000))
+            events = writer.events("words", writing)
+            await anext(events)
+            await events.aclose()
+            assert writing.request.is_gone
+        finally:
+            writer.batcher.close()
+
+    asyncio.run(left())
+
+
 def test_what_no_run_can_is_told_in_openais_form(client):
     with pytest.raises(openai.NotFoundError, match="writes down speech"):
         client.audio.transcriptions.create(model="speaker", file=("a.wav", b"RIFF"))
@@ -322,11 +361,50 @@ def test_without_a_token_a_foreign_host_is_refused():
             assert httpx.get(address + "/v1/models", headers={"Host": host}).status_code in (400, 403), host
 
 
+def test_without_a_token_a_page_of_another_origin_is_refused():
+    with listening(OWN, token=None) as (address, _):
+        for origin, status in ((address, 200), ("http://evil.example", 403), ("http://127.0.0.1:1", 403), ("null", 403), ("", 403)):
+            assert httpx.get(address + "/v1/models", headers={"Origin": origin}).status_code == status, origin
+
+
+def test_failures_are_counted_and_leave_the_connection_open():
+    uses = [own("broken", {"words": forms.Text("Words")}, {"backwards": forms.Text("Back")}, lambda given: 1 / 0)]
+    with listening(uses) as (address, _), httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+        answer = http.post("/v1/tasks/broken", json={"inputs": {"words": "a"}})
+        assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error"
+        assert 'mmlm_requests_total{route="/v1/tasks/{kind}",status="500"} 1.0' in http.get("/metrics").text
+
+
 def test_figures_are_counted_and_hold_nothing_that_was_asked(http):
     http.post("/v1/chat/completions", json={"model": "words", "messages": [{"role": "user", "content": "secret words"}], "max_tokens": 2})
     text = http.get("/metrics").text
     assert 'mmlm_requests_total{route="/v1/chat/completions",status="200"}' in text and "mmlm_tokens_total" in text
     assert "secret" not in text and "mmlm_running 0.0" in text
+
+
+def test_bodies_that_are_held_together_are_limited():
+    async def all_of_them():
+        free, told = asyncio.Event(), []
+
+        async def app(scope, receive, send):
+            await free.wait()
+
+        async def body():
+            return {"type": "http.request", "body": b" " * 900, "more_body": False}
+
+        async def send(message):
+            told.append(message.get("status"))
+
+        guard, scope = Guard(app, None, Limits(body_bytes=1000)), {"type": "http", "path": "/", "headers": [(b"host", b"localhost")]}
+        waits = [asyncio.create_task(guard(scope, body, send)) for _ in range(4)]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(guard(scope, body, send), 10)
+        assert told[0] == 429 and guard.held == 3600
+        free.set()
+        await asyncio.gather(*waits)
+        assert guard.held == 0 and len(told) == 2
+
+    asyncio.run(all_of_them())
 
 
 def test_limits_of_body_time_and_queue(text_use):
@@ -419,6 +497,8 @@ def test_the_verb_tells_the_port_that_was_free_and_refuses_one_that_is_not(text_
     monkeypatch.setattr("uvicorn.run", lambda app, **options: asked.append(options["port"]))
     assert main(["serve", str(text_run), "--port", "0"]) == 0
     assert asked[0] > 0 and f"http://127.0.0.1:{asked[0]}/v1" in capsys.readouterr().out
+    monkeypatch.setattr("mmlm.serving.demo.launch", lambda uses, **options: asked.append(options["port"]))
+    assert main(["demo", str(text_run), "--port", "0"]) == 0 and asked[1] > 0
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         for words in (["serve", str(text_run), "--port", port], ["demo", str(text_run), "--port", port]):
@@ -433,6 +513,7 @@ def test_the_verb_tells_the_port_that_was_free_and_refuses_one_that_is_not(text_
         (["--no-token", "--token", "abcdefgh"], "--no-token"),
         (["--token", "short"], "at least 8"),
         (["--batch", "0"], "--batch"),
+        (["--seconds", "nan"], "--seconds must be at least 0.1, but is nan"),
         ([], "no finished run"),
     ],
 )

@@ -126,6 +126,7 @@ def test_where_the_data_are_gone_there_are_no_examples_but_a_reason(uses, monkey
         (Number("n", low=0, high=2), True, "must be a number"),
         (Number("n", low=0, high=2), "2", "must be a number"),
         (Number("n", low=0, high=2), 3, "from 0 to 2"),
+        (Number("n", low=0, high=2), 10**400, "must be a number"),
         (Choice("c", options=("left", "right")), "lefd", "Did you mean"),
         (Audio("a"), "x.wav", "holds no sound"),
         (Audio("a"), Sound(np.zeros(0, np.float32), 8000), "holds no sound"),
@@ -142,10 +143,13 @@ def test_where_the_data_are_gone_there_are_no_examples_but_a_reason(uses, monkey
         (Part("b"), [0, 0, 5], "left, top, right, bottom"),
         (Part("b"), [4, 0, 4, 9], "left, top, right, bottom"),
         (Part("b"), [0, 0, float("nan"), 9], "left, top, right, bottom"),
+        (Part("b"), [0, 0, 10**400, 9], "left, top, right, bottom"),
         (Points("p"), np.zeros((3, 3)), "holds no points"),
         (Table("r"), [], "list of rows"),
         (Table("r"), [{"a": [1]}], "row 1, column 'a'"),
         (Table("r"), [{"a": 1}] * 10_001, "10,001 rows"),
+        (Table("r"), [{"a": 1}, {"a": 10**400}], "row 2, column 'a'"),
+        (Table("r"), [{f"c{at}": 1} for at in range(501)], "row 501: is where the columns become more than the 500"),
     ],
 )
 def test_what_is_none_of_a_field_is_refused_by_name(field, value, words):

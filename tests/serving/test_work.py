@@ -9,7 +9,7 @@ from threading import Event
 import pytest
 
 from mmlm.serving.errors import RequestError
-from mmlm.serving.work import Turns
+from mmlm.serving.work import MOST_UNTAKEN, Turns
 
 
 async def first(turns, items):
@@ -45,3 +45,21 @@ def test_who_gave_up_waiting_leaves_the_place_to_others():
         assert not turns.tasks
 
     asyncio.run(asyncio.wait_for(all_of_them(), 60))
+
+
+def test_a_slow_client_is_told_the_newest_and_what_it_did_not_take_is_not_kept():
+    done = Event()
+
+    def many():
+        yield from range(200)
+        done.set()
+
+    async def slowly():
+        async with aclosing(Turns(1).of(many)) as found:
+            taken = [await anext(found)]
+            await asyncio.to_thread(done.wait, 30)
+            await asyncio.sleep(0.05)
+            return taken + [item async for item in found]
+
+    found = asyncio.run(asyncio.wait_for(slowly(), 60))
+    assert found[-1] == 199 and found == sorted(found) and len(found) <= MOST_UNTAKEN

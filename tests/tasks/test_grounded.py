@@ -223,6 +223,8 @@ def test_boxes_are_drawn_in_the_colours_of_their_words() -> None:
     said = Grounded("a dog & a cat", (Phrase(2, 5, ((0.1, 0.1, 0.5, 0.5),)), Phrase(10, 13, ((0.6, 0.6, 0.9, 0.9),))))
     picture = drawn(np.full((64, 64, 3), 255, np.uint8), said)
     assert picture.shape == (256, 256, 3) and len({tuple(each) for each in picture.reshape(-1, 3).tolist()}) == 3
+    for shape, larger in (((8, 600, 3), (48, 3600, 3)), ((1, 5000, 3), (1, 5000, 3)), ((40, 60, 3), (280, 420, 3))):
+        assert drawn(np.full(shape, 255, np.uint8), Grounded("")).shape == larger, "a narrow picture is no huge drawing"
     html = as_html(said)
     assert html.startswith("a <b style=") and "&amp;" in html and html.count("<b ") == 2 and html.endswith("cat</b>")
 

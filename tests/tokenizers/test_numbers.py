@@ -35,7 +35,9 @@ def test_rounding_is_to_the_last_place_and_never_gives_a_negative_zero():
     assert tokenizer.symbol(tokenizer.ids(-0.01)[0]) == "+"
 
 
-@pytest.mark.parametrize(("number", "told"), [(100.0, "does not fit"), (99.999, "does not fit"), (float("nan"), "not finite")])
+@pytest.mark.parametrize(
+    ("number", "told"), [(100.0, "does not fit"), (99.999, "does not fit"), (-1e300, "does not fit"), (float("nan"), "not finite")]
+)
 def test_numbers_that_do_not_fit_are_refused(number, told):
     with pytest.raises(DataError, match=told):
         NumbersConfig(whole_digits=2, decimals=2).build().encode(number)

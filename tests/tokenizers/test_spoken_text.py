@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from mmlm.base.errors import DataError
@@ -94,3 +96,17 @@ def test_what_cannot_be_spoken_is_refused_left_out_or_named(text: str, skipped: 
     assert read(text, unspeakable="skip") == skipped
     if "\u6c34" not in text:
         assert read(text, unspeakable="name") == named
+
+
+@pytest.mark.parametrize("text", ["9" * 4001, "1/" + "9" * 5000, "$" + "9" * 5000, "no 1" + ",000" * 1200, "\u0663" * 4001])
+def test_a_number_that_no_reader_could_say_is_refused_by_its_place(text):
+    with pytest.raises(DataError, match=r"character \d: a number of .* digits cannot be spoken; 4,000 can"):
+        spoken(text)
+    assert len(spoken("9" * 4000)) == 4000 and spoken("1,2," * 3000)
+
+
+@pytest.mark.parametrize("text", ["-" * 20_000, "1-" * 10_000])
+def test_signs_in_a_row_are_read_in_time_that_grows_with_them(text):
+    began = time.process_time()
+    spoken(text)
+    assert time.process_time() - began < 15  # minutes, where each of them is tried as the beginning of an address up to the last
