@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 from mmlm.base.errors import DataError, MissingExtra, MmlmError, RecipeError, unknown_name
 from mmlm.base.giving_up import go_on
 from mmlm.serving.asked import AnyTask, Asked, Chat, Embeddings, Predict, Speech
-from mmlm.serving.chat import Writer, is_writer, picture_question
+from mmlm.serving.chat import Writer, is_writer, picture_events, picture_question
 from mmlm.serving.errors import RequestError, headers, told
 from mmlm.serving.figures import Figures, Measured
 from mmlm.serving.guard import Guard, Limits, Message, Receive, Send
@@ -246,6 +246,8 @@ async def chat(asked: Chat, request: Request) -> Response:
     name, use = server.chosen(asked, lambda use: is_writer(use) or "image" in use.inputs and "text" in use.outputs, "chat")
     if (writer := server.writers.get(name)) is None:
         given = picture_question(use, asked)
+        if asked.stream:
+            return await streamed(request, _seen(server, request, name, given), done="[DONE]")
         found = await server.answer(request, name, given)
         return JSONResponse(writer_form(name, found["text"], "stop", boxes=to_json(found.get("boxes"))))
     text = writer.begin(asked)
@@ -254,6 +256,13 @@ async def chat(asked: Chat, request: Request) -> Response:
         return await streamed(request, writer.events(name, text, with_usage=with_usage), done="[DONE]")
     await within(server.limits.seconds, request.is_disconnected, writer.whole(text))
     return JSONResponse(writer_form(name, text.said, text.reason, usage=text.usage))
+
+
+async def _seen(server: Server, request: Request, name: str, given: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    """An answer about a picture as a stream."""
+    found = await server.answer(request, name, given)
+    for event in picture_events(name, found, to_json(found.get("boxes"))):
+        yield event
 
 
 def writer_form(name: str, text: str, reason: str, **more: Any) -> dict[str, Any]:

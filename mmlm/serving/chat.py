@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from mmlm.tokenizers.growing import GrowingText
 
 USUAL_NEW_TOKENS = 128
 MOST_PROMPT = 20_000  # characters
-OF_TEXTS: dict[str, Any] = {"max_tokens": None, "max_completion_tokens": None, "temperature": 0, "stop": []}  # and what changes nothing
+OF_TEXTS: dict[str, Any] = {"temperature": 0, "stop": []}  # and what changes nothing
 
 
 def is_writer(use: Use) -> bool:
@@ -35,8 +35,9 @@ def is_writer(use: Use) -> bool:
 
 def picture_question(use: Use, asked: Chat) -> dict[str, Any]:
     """Inputs of a use that is asked about a picture. Raises RequestError, also for what would change nothing."""
-    if asked.stream:
-        raise RequestError("stream: answers about pictures come whole.", param="stream")
+    wanted, most = asked.max_completion_tokens or asked.max_tokens, getattr(use.task.config, "max_tokens", 0)
+    if wanted is not None and wanted < most:
+        raise RequestError(f"max_tokens: answers about pictures may have {most}; ask for as many or leave it out.", param="max_tokens")
     if idle := [key for key, neutral in OF_TEXTS.items() if getattr(asked, key) not in (None, neutral)]:
         said = f"{idle[0]}: has no effect on answers about pictures; leave it out."
         raise RequestError(said, code="unsupported_parameter", param=idle[0])
@@ -55,6 +56,19 @@ def picture_question(use: Use, asked: Chat) -> dict[str, Any]:
             raise RequestError("this model describes pictures and takes no words; send the picture alone.", param="messages")
         given |= {"kind": kind, "words": words}
     return given
+
+
+def picture_events(name: str, found: Mapping[str, Any], boxes: Any) -> Iterator[dict[str, Any]]:
+    """An answer about a picture, which is there whole, in the pieces of a stream."""
+    event = events_of(name)
+    yield event({"role": "assistant", "content": found["text"]})
+    yield {**event({}, "stop"), "boxes": boxes}
+
+
+def events_of(name: str) -> Callable[..., dict[str, Any]]:
+    """What makes an event of a stream, as OpenAI has them, from what is new and why the answer ends, if it does."""
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()), "model": name}
+    return lambda delta, reason=None: {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
 
 
 @dataclass
@@ -148,11 +162,7 @@ class Writer:
 
     async def events(self, name: str, writing: Writing, *, with_usage: bool = False) -> AsyncGenerator[dict[str, Any], None]:
         """The answer in pieces, as OpenAI has them. with_usage: a last one counts the tokens."""
-        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()), "model": name}
-
-        def event(delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
-            return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
-
+        event = events_of(name)
         try:
             yield event({"role": "assistant", "content": ""})
             async with aclosing(self.pieces(writing)) as pieces:
@@ -162,7 +172,7 @@ class Writer:
             writing.request.is_gone = True  # also where nobody asked for the first piece
         yield event({}, writing.reason)
         if with_usage:
-            yield {**head, "choices": [], "usage": writing.usage}
+            yield {**event({}), "choices": [], "usage": writing.usage}
 
 
 def _settled(text: str, stops: list[str]) -> int:

@@ -146,6 +146,10 @@ def test_a_picture_is_described_and_asked_about(client):
         answer = client.chat.completions.create(model="seen", messages=[{"role": "user", "content": content}])
         assert isinstance(answer.choices[0].message.content, str)
     assert len(answer.boxes) == 1
+    asked = {"model": "seen", "messages": [{"role": "user", "content": content}], "max_tokens": 20}
+    *said, end = client.chat.completions.create(stream=True, **asked)
+    assert "".join(each.choices[0].delta.content for each in said) == answer.choices[0].message.content
+    assert end.choices[0].finish_reason == "stop" and end.boxes == answer.boxes
 
 
 def test_speech_comes_as_wav_pcm_and_flac(client):
