@@ -100,7 +100,7 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
                 raise DataError(f"inconsistent numbers of samples: x has {table.num_rows} rows, but y has {len(y)}.")
             if self.kind == "classes":
                 multiclass.check_classification_targets(y)
-            given = y if y.dtype.kind in "biuf" else None
+            given = y if y.dtype.kind in "biufU" or _are_texts(y) else None
             return self._keep(table, _column(y, name), given)
         return self._keep(table, y)
 
@@ -114,7 +114,7 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
                 raise DataError(f"TabularPredictor: {name} must be a whole number of at least 1, but is {value!r}.")
 
     def _keep(self, table: Table, target: Column, given: np.ndarray | None = None) -> TabularPredictor:
-        """The fit itself. given: the target as numbers or booleans of numpy, whose type the predicted classes have."""
+        """The fit itself. given: the target as numbers, booleans or texts of numpy, which the predicted classes are."""
         if not table.columns:
             raise DataError("the examples have no column beside the target; there is nothing to predict from.")
         if len(target) != table.num_rows:
@@ -241,6 +241,10 @@ def _column(y: np.ndarray, name: str) -> Column:
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         raise DataError("the target y contains NaN or infinity; leave those rows out.")
     return Table.from_frame(pandas.DataFrame({name: y}), "y").columns[0]
+
+
+def _are_texts(y: np.ndarray) -> bool:
+    return bool(require("pandas", "tabular").api.types.infer_dtype(y, skipna=True) == "string")
 
 
 def _is_quantity(column: Column) -> bool:

@@ -112,7 +112,9 @@ def test_a_target_that_cannot_be_learned_is_told(run, y, told):
         TabularPredictor(run).fit(np.arange(12.0).reshape(-1, 1), y)
 
 
-@pytest.mark.parametrize("y", [np.array([3, 7] * 6), np.array([True, False] * 6), np.array([0.0, 1.0] * 6), np.array(["a", "b"] * 6)])
+@pytest.mark.parametrize(
+    "y", [np.array([3, 7] * 6), np.array([True, False] * 6), np.array([0.0, 1.0] * 6), np.array(["a", "b"] * 6), np.array(["0", "1"] * 6)]
+)
 def test_predicted_classes_have_the_type_of_those_given(run, y):
     predictor = TabularPredictor(run).fit(np.arange(12.0).reshape(-1, 1), y)
     found = predictor.predict(np.arange(12.0).reshape(-1, 1))
