@@ -121,6 +121,27 @@ def test_numbers_that_cannot_be_read_are_counted(task):
     assert none == {"rmse": np.inf, "r2": -np.inf, "spearman": -np.inf, "unparsable": 1}
 
 
+def test_what_selfies_cannot_write_is_left_out_of_training_and_measured_as_unread(recipe, caplog):
+    pytest.importorskip("selfies")
+    selfies = recipe.model_dump(by_alias=True) | {
+        "tokenizers": {**recipe.model_dump()["tokenizers"], "sequence": {"type": "molecules", "notation": "selfies"}}
+    }
+    recipe = Recipe.read(selfies)
+    task = build_task(recipe)
+    model = build_model(recipe, task).eval()
+    rare = [Compound(smiles, smiles, {"logp": 1.0}, f"list, line {line}") for line, smiles in ((1, "C[13CH3]"), (2, "CCO"))]
+    for _ in range(2):
+        streams = [task.example(each, np.random.default_rng(0)) for each in rare]
+        assert streams[0] is None and streams[1] is not None
+    assert [line.message for line in caplog.records if "left out" in line.message] == [
+        "left out while training: list, line 1: SMILES 'C[13CH3]': its SELFIES symbol [13CH3] at place 2 is none that was fitted; "
+        "notation: smiles writes any."
+    ]
+    outputs = task.predict(model, rare)
+    assert not outputs[0].numbers and set(outputs[1].numbers) == {"logp"}
+    assert task.score(outputs, rare)["unparsable"] >= 0.5
+
+
 def test_a_protein_is_no_molecule(task, model):
     record = Compound("p", "MKT", {"logp": 1.0}, "list, line 4", "protein")
     with pytest.raises(DataError, match="line 4: is a protein, but the tokenizer 'sequence' reads molecules"):
