@@ -47,7 +47,8 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
     kind: "auto" predicts numbers for a numeric y of more than ten distinct values or with fractions, else classes; or say which. Say
         "numbers" where scikit-learn must know before it sees y, as when it splits rows for a cross-validation.
     fit_by: "shots" keeps the examples and changes no weight; "lora" also fits adapters to them, in `steps` steps at rate `lr`.
-    max_shots: more examples than these are sampled down, in the shares of their classes; adapters are fitted to all of them.
+    max_shots: more examples than these are sampled down, in the shares of their classes, at least one of each where there is room; adapters
+        are fitted to all of them.
     cells: what columns hold, by name: "text", "picture" or "sound" (paths of files), "molecule" (SMILES); of others it is told from their
         cells, as for a table in a file. A run that has no tokenizer for a kind reads such cells as texts.
     Numbers are predicted as the mean of quantile bins weighted by their probabilities. A run of feature tokens knows at most ten classes.
@@ -172,6 +173,7 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
         for label in np.unique(labels):
             rows = mixed[labels[mixed] == label]
             place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+            place[rows[0]] = 0
         return np.sort(np.argsort(place, kind="stable")[: self.max_shots])
 
     def _chances(self, x: Any) -> np.ndarray:

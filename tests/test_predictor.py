@@ -88,6 +88,11 @@ def test_more_examples_than_wanted_are_sampled_in_the_shares_of_their_classes(ru
     assert np.bincount(predictor.labels_).tolist() == [20, 9, 1] and "max_shots" in caplog.text
 
 
+def test_a_rare_class_keeps_an_example(run):
+    x, y = np.arange(300.0).reshape(-1, 1), np.repeat([0, 1], [299, 1])
+    assert np.bincount(TabularPredictor(run, max_shots=30).fit(x, y).labels_).tolist() == [29, 1]
+
+
 def test_adapters_fitted_to_the_examples_change_the_prediction_and_lower_its_loss(run):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(120, 3))
