@@ -208,7 +208,8 @@ class TabularTextTask(ClassAnswers):
         top = header(features, problem.target, rows)
         sizes = [sum(map(len, row)) for row in self._segments(queries, cells)]
         longest = queries[int(np.argmax(sizes))]
-        budget = self.config.context - len(self.text.first) - 1
+        answer = max(map(len, self.text.ids([completion(name) for name in names])))
+        budget = self.config.context - len(self.text.first) - answer
         kept = assemble(shots, longest, budget, lambda text: sum(map(len, self._segments([text], cells)[0])), header=top).num_shots
         return top + "".join(shots[len(shots) - kept :]), queries, cells
 

@@ -112,6 +112,19 @@ def test_rows_beyond_the_context_are_left_out_whole():
     assert task.example(drawn(3), np.random.default_rng(0)) is None
 
 
+def test_a_prompt_leaves_room_for_the_longest_answer():
+    _, task, _ = made("attention")
+    problem = Episode(drawn(3).features.take(np.zeros(9, int)), np.array([0, 1] * 4 + [-1]), ["no", "certainly not"], 8, "answer")
+    answers = [len(ids) for ids in task.text.ids([f"{name}{END_COMPLETION}" for name in problem.classes])]
+    task.config = task.config.model_copy(update={"context": 4096})
+    examples, (query,), _ = task._written(problem)
+    rows = [len(ids) for ids in task.text.ids([f"{row}{END_COMPLETION}" for row in examples.split(END_COMPLETION)[:-1]])]
+    whole = len(task.text.first) + sum(rows) + len(task.text.ids([query])[0]) + max(answers)
+    for context, kept in ((whole, 8), (whole - 1, 7)):
+        task.config = task.config.model_copy(update={"context": context})
+        assert task._written(problem)[0].count(END_COMPLETION) == kept
+
+
 def test_a_prediction_reads_the_examples_once_and_equals_each_prompt_alone(parts):
     _, task, model = parts
     problem = drawn(5)
