@@ -138,15 +138,21 @@ class RegressionTransformerTask:
             text = respelled(text, rng)
         numbers = {name: record.properties[name] for name in self.config.properties if name in record.properties}
         if not numbers:
+            lacks = f"has none of {', '.join(self.config.properties)}; {_has(record)}"
+            self._left_out("", f"{record.where}: {lacks}. Others may be alike.")
             return None
         try:
             found = self.stream(text, numbers, record.id, record.where)
         except Unwritable as error:
-            if record.where not in self.left_out:
-                self.left_out.add(record.where)
-                logger.warning("left out while training: %s", error)
+            self._left_out(record.where, str(error))
             return None
         return found if len(found.segments[-1]) <= self.config.max_tokens else None
+
+    def _left_out(self, what: str, told: str) -> None:
+        """Say once of each thing that nothing is trained on it, and why."""
+        if what not in self.left_out:
+            self.left_out.add(what)
+            logger.warning("left out while training: %s", told)
 
     def _check(self, record: Compound) -> None:
         if record.kind != self.kind:
@@ -366,3 +372,7 @@ class RegressionTransformerTask:
             if self.kind == "molecule":
                 (folder / f"{number}.svg").write_text(svg(record.text, legend=", ".join(told)), encoding="utf-8")
         (folder / "numbers.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _has(record: Compound) -> str:
+    return f"it has {', '.join(record.properties)}" if record.properties else "it has no numbers"

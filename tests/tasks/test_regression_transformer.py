@@ -22,9 +22,11 @@ from mmlm.filling import fill
 from mmlm.generation import Sampling
 from mmlm.objectives.permutation import arranged
 from mmlm.recipe import Recipe
+from mmlm.records import DrawnSamples, Records
 from mmlm.run import build_model, build_task, evaluate, train
 from mmlm.stream import pack
 from mmlm.tasks.regression_transformer import Design, Found
+from mmlm.vocabulary import Vocabulary
 
 SMILES = [
     f"{ring}{tail}"
@@ -140,6 +142,16 @@ def test_what_selfies_cannot_write_is_left_out_of_training_and_measured_as_unrea
     outputs = task.predict(model, rare)
     assert not outputs[0].numbers and set(outputs[1].numbers) == {"logp"}
     assert task.score(outputs, rare)["unparsable"] >= 0.5
+
+
+def test_a_property_that_no_compound_has_is_told_with_those_that_are_there(recipe, caplog):
+    other = recipe.model_copy(update={"tasks": [recipe.tasks[0].model_copy(update={"properties": ["Size"]})]})
+    task = build_task(other)
+    samples = DrawnSamples(task, other.objective.build(), Vocabulary(task.vocabulary), Records.of_training(other, task))
+    with pytest.raises(DataError, match="none of 50 drawn records gives a sample: .* or lacks what it asks for. The last one: "):
+        samples.sample(0, np.random.default_rng(0))
+    (line,) = [line.message for line in caplog.records if "left out" in line.message]
+    assert "has none of Size; it has size, logp. Others may be alike." in line
 
 
 def test_a_protein_is_no_molecule(task, model):
