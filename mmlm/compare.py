@@ -8,6 +8,7 @@ Several processes may work on one comparison: each takes the cells that no other
 from __future__ import annotations
 
 import contextlib
+import copy
 import fnmatch
 import json
 import logging
@@ -112,7 +113,7 @@ def cells(config: ComparisonConfig) -> list[Cell]:
                 folder = Path(config.output) / name / variant / f"seed_{seed}" / RUN
                 try:
                     for key, value in {**config.keys, **keys, "seed": seed, "output": str(folder)}.items():
-                        set_key(raw, key, value, f"variants.{variant}")
+                        set_key(raw, key, copy.deepcopy(value), f"variants.{variant}")  # later keys may be set within it
                     found.append(Cell(name, variant, seed, Recipe.read(raw)))
                 except RecipeError as error:
                     lines = str(error).splitlines()

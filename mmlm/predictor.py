@@ -47,7 +47,8 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
     kind: "auto" predicts numbers for a numeric y of more than ten distinct values or with fractions, else classes; or say which. Say
         "numbers" where scikit-learn must know before it sees y, as when it splits rows for a cross-validation.
     fit_by: "shots" keeps the examples and changes no weight; "lora" also fits adapters to them, in `steps` steps at rate `lr`.
-    max_shots: more examples than these are sampled down, in the shares of their classes; adapters are fitted to all of them.
+    max_shots: more examples than these are sampled down, in the shares of their classes, at least one of each where there is room; adapters
+        are fitted to all of them.
     cells: what columns hold, by name: "text", "picture" or "sound" (paths of files), "molecule" (SMILES); of others it is told from their
         cells, as for a table in a file. A run that has no tokenizer for a kind reads such cells as texts.
     Numbers are predicted as the mean of quantile bins weighted by their probabilities. A run of feature tokens knows at most ten classes.
@@ -100,7 +101,7 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
                 raise DataError(f"inconsistent numbers of samples: x has {table.num_rows} rows, but y has {len(y)}.")
             if self.kind == "classes":
                 multiclass.check_classification_targets(y)
-            given = y if y.dtype.kind in "biuf" else None
+            given = y if y.dtype.kind in "biufU" or _are_texts(y) else None
             return self._keep(table, _column(y, name), given)
         return self._keep(table, y)
 
@@ -114,7 +115,7 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
                 raise DataError(f"TabularPredictor: {name} must be a whole number of at least 1, but is {value!r}.")
 
     def _keep(self, table: Table, target: Column, given: np.ndarray | None = None) -> TabularPredictor:
-        """The fit itself. given: the target as numbers or booleans of numpy, whose type the predicted classes have."""
+        """The fit itself. given: the target as numbers, booleans or texts of numpy, which the predicted classes are."""
         if not table.columns:
             raise DataError("the examples have no column beside the target; there is nothing to predict from.")
         if len(target) != table.num_rows:
@@ -172,6 +173,7 @@ class TabularPredictor(base.BaseEstimator):  # type: ignore[misc]
         for label in np.unique(labels):
             rows = mixed[labels[mixed] == label]
             place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+            place[rows[0]] = 0
         return np.sort(np.argsort(place, kind="stable")[: self.max_shots])
 
     def _chances(self, x: Any) -> np.ndarray:
@@ -241,6 +243,10 @@ def _column(y: np.ndarray, name: str) -> Column:
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         raise DataError("the target y contains NaN or infinity; leave those rows out.")
     return Table.from_frame(pandas.DataFrame({name: y}), "y").columns[0]
+
+
+def _are_texts(y: np.ndarray) -> bool:
+    return bool(require("pandas", "tabular").api.types.infer_dtype(y, skipna=True) == "string")
 
 
 def _is_quantity(column: Column) -> bool:

@@ -33,7 +33,7 @@ class DrawnSamples:
         return ENDLESS
 
     def sample(self, index: int, rng: np.random.Generator) -> Stream:
-        """One record as a stream, prepared by the objective. Raises DataError where none fits the context."""
+        """One record as a stream, prepared by the objective. Raises DataError where none of many gives one."""
         return self.draw(rng)[1]
 
     def draw(self, rng: np.random.Generator) -> tuple[Any, Stream]:
@@ -43,7 +43,10 @@ class DrawnSamples:
             stream = self.task.example(record, rng)
             if stream is not None:
                 return record, self.objective.prepare(stream, self.vocabulary, rng)
-        raise DataError(f"none of {TRIES} drawn records has a part that fits the context of the task.")
+        raise DataError(
+            f"none of {TRIES} drawn records gives a sample: each is too long for the context of the task, or lacks what it asks for. The "
+            f"last one: {self.task.title(record)[:100]}"
+        )
 
     def collate(self, items: list[Stream]) -> Batch:
         """Streams as one packed batch."""

@@ -193,6 +193,15 @@ def test_recipe_copy_writes_once(tmp_path, monkeypatch, capsys):
     assert "Did you mean 'toy/tiny'?" in capsys.readouterr().err
 
 
+def test_data_check_advises_to_take_out_what_training_would_read(tmp_path, capsys):
+    from mmlm.data.config import TableFileConfig
+
+    (tmp_path / "t.csv").write_text("id,size,y\n" + "".join(f"{at},{at * at % 7},{'ab'[at % 2]}\n" for at in range(30)))
+    assert cli.main(["data", "check", str(tmp_path / "t.csv"), "--target", "y"]) == 0
+    assert "30 distinct  tells nothing, better taken out: it numbers the rows" in capsys.readouterr().out
+    assert "id" in TableFileConfig(path=str(tmp_path / "t.csv"), target="y").build().table.names  # nothing takes it out by itself
+
+
 def test_data_check_tells_what_is_in_every_file_and_what_is_wrong(tmp_path, capsys):
     good, ragged = tmp_path / "good.csv", tmp_path / "ragged.csv"
     good.write_text("id,city,price,empty\n1,Rome,3.5,\n2,Oslo,4,\n3,Rome,,\n")

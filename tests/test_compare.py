@@ -216,3 +216,9 @@ def test_the_table_takes_means_over_seeds_and_shades_from_the_baseline_on():
     bits = {"better": "min", "chance": None}
     assert [shade(value, [1.0, 3.0], bits) for value in (1.0, 2.0, 3.0, float("nan"))] == [1.0, 0.5, 0.0, 0.0]
     assert column_label("r", "accuracy_8") == "r, accuracy_8" and column_label("r", "accuracy") == "r"
+
+
+def test_a_key_within_a_section_that_all_variants_share_is_set_in_its_own_alone(plan):
+    plan.write_text(plan.read_text() + "keys: {train: {steps: 2, batch_size: 2}}\n", encoding="utf-8")
+    found = cells(read_comparison(plan, ["variants.attention={train.lr: 0.5}", "variants.mamba2={}"]))
+    assert {cell.variant: cell.recipe.train.lr == 0.5 for cell in found} == {"attention": True, "mamba2": False}

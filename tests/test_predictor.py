@@ -88,6 +88,11 @@ def test_more_examples_than_wanted_are_sampled_in_the_shares_of_their_classes(ru
     assert np.bincount(predictor.labels_).tolist() == [20, 9, 1] and "max_shots" in caplog.text
 
 
+def test_a_rare_class_keeps_an_example(run):
+    x, y = np.arange(300.0).reshape(-1, 1), np.repeat([0, 1], [299, 1])
+    assert np.bincount(TabularPredictor(run, max_shots=30).fit(x, y).labels_).tolist() == [29, 1]
+
+
 def test_adapters_fitted_to_the_examples_change_the_prediction_and_lower_its_loss(run):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(120, 3))
@@ -112,7 +117,9 @@ def test_a_target_that_cannot_be_learned_is_told(run, y, told):
         TabularPredictor(run).fit(np.arange(12.0).reshape(-1, 1), y)
 
 
-@pytest.mark.parametrize("y", [np.array([3, 7] * 6), np.array([True, False] * 6), np.array([0.0, 1.0] * 6), np.array(["a", "b"] * 6)])
+@pytest.mark.parametrize(
+    "y", [np.array([3, 7] * 6), np.array([True, False] * 6), np.array([0.0, 1.0] * 6), np.array(["a", "b"] * 6), np.array(["0", "1"] * 6)]
+)
 def test_predicted_classes_have_the_type_of_those_given(run, y):
     predictor = TabularPredictor(run).fit(np.arange(12.0).reshape(-1, 1), y)
     found = predictor.predict(np.arange(12.0).reshape(-1, 1))

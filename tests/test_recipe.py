@@ -115,6 +115,7 @@ FAULTS: list[tuple[str, str, str, str | None]] = [
     # out of range
     ("range", "seed: -1", "seed: must be at least 0, but is -1.", None),
     ("range", "backbone: {width: 0}", "backbone.width: must be at least 8, but is 0.", None),
+    ("range", "evaluate: {shots: [8, -1]}", "evaluate.shots.1: must be at least 0, but is -1.", None),
     ("range", "backbone: {dropout: 1.0}", "backbone.dropout: must be less than 1.0, but is 1.0.", None),
     ("range", "backbone: {pattern: []}", "backbone.pattern: must have at least 1 items, but has 0.", None),
     ("range", "backbone: {norm_eps: .nan}", "backbone.norm_eps: must be a finite number, but is nan.", None),

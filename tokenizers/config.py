@@ -26,7 +26,7 @@ class RowText(Strict):
     choices: Literal["front", "back", "both"] = Field("both", description="where the possible answers are listed")
     missing: Literal["omit", "word", "nan"] = Field("omit", description="missing cells: left out, the word missing, or nan")
     shuffle_columns: bool = Field(False, description="another order of columns for each row")
-    feature_dropout: float = Field(0.0, ge=0, lt=1, description="chance that a cell is left out; one always stays")
+    feature_dropout: float = Field(0.0, ge=0, lt=1, description="chance that a cell is left out while training; one always stays")
     metafeatures: bool = Field(False, description="rank and scale of a number among the example rows, beside its name")
     max_precision: int | None = Field(None, ge=0, le=17, description="digits after the point; null: as many as the number has")
     max_cell_characters: int = Field(64, ge=3, description="longer cells lose their middle")

@@ -4,13 +4,15 @@ SMILES are cut by the regular expression of their symbols, the longest first: at
 then single letters. The tokens joined are the text again, always. An atom in brackets that no training molecule has becomes the letters
 that it is written with, as does a ring number, so that nothing is refused that is written in SMILES letters.
 
-SELFIES are made from SMILES and back by the package `selfies`: the molecule is kept, its spelling is not.
+SELFIES are made from SMILES and back by the package `selfies`: the molecule is kept, its spelling is not. Some molecules have none, and
+some have symbols of which the tokenizer was not fitted on any.
 
 Source: Schwaller et al. 2018, doi:10.1039/C8SC02339E; SELFIES, arXiv:1905.13741.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import string
 from collections import Counter
@@ -29,6 +31,10 @@ BONDS = ["(", ")", "=", "#", "-", "+", "\\", "/", ":", "~", "@", "?", ">", ">>",
 LETTERS = [*string.digits, *string.ascii_letters]
 PLAIN = list(dict.fromkeys([*ATOMS, *BONDS, *LETTERS]))
 NOTHING = "[nop]"
+
+
+class Unwritable(DataError):
+    """A molecule that SELFIES cannot write, or not with the symbols that are known."""
 
 
 def smiles_symbols(smiles: str) -> list[str]:
@@ -57,8 +63,11 @@ class MoleculeTokenizer(Symbols):
         self._take([NOTHING] if self.is_selfies else PLAIN)
 
     def fit(self, raws: Iterable[str]) -> None:
-        """Take the atoms in brackets, or the symbols of SELFIES, that occur, the commonest first."""
-        counts = Counter(symbol for raw in raws for symbol in self._cut(raw) if symbol.startswith("[") and len(symbol) > 1)
+        """Take the atoms in brackets, or the symbols of SELFIES, that occur, the commonest first. What SELFIES cannot write has none."""
+        counts = Counter[str]()
+        for raw in raws:
+            with contextlib.suppress(Unwritable):
+                counts.update(symbol for symbol in self._cut(raw) if self.is_selfies or symbol.startswith("[") and len(symbol) > 1)
         known = [NOTHING] if self.is_selfies else PLAIN
         if self.is_selfies:
             counts.update(require("selfies", "molecules").get_semantic_robust_alphabet())
@@ -72,14 +81,15 @@ class MoleculeTokenizer(Symbols):
         return super().load(folder)
 
     def split(self, text: str) -> list[str]:
-        """The symbols of a SMILES text. Raises DataError."""
+        """The symbols of a SMILES text. Raises DataError; Unwritable where another notation could write it."""
         found = self._cut(text)
         if all(symbol in self.index for symbol in found):
             return found
         if self.is_selfies:
             unknown = next(symbol for symbol in found if symbol not in self.index)
-            raise DataError(
-                f"SMILES {text[:80]!r}: its SELFIES symbol {unknown} at place {found.index(unknown) + 1} was in no training data."
+            raise Unwritable(
+                f"SMILES {text[:80]!r}: its SELFIES symbol {unknown} at place {found.index(unknown) + 1} is none that was fitted; "
+                "notation: smiles writes any."
             )
         letters = [letter for symbol in found for letter in ([symbol] if symbol in self.index else symbol)]
         if unknown_ones := [letter for letter in letters if letter not in self.index]:
@@ -99,4 +109,4 @@ class MoleculeTokenizer(Symbols):
         try:
             return list(selfies.split_selfies(selfies.encoder(text)))
         except selfies.EncoderError as error:
-            raise DataError(f"SMILES {text[:80]!r}: cannot be written as SELFIES: {str(error).strip().splitlines()[0]}") from None
+            raise Unwritable(f"SMILES {text[:80]!r}: cannot be written as SELFIES: {str(error).strip().splitlines()[0]}") from None

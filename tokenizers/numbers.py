@@ -29,7 +29,7 @@ NUMBER = "number"
 PLUS, MINUS, POINT = 0, 1, 2
 DIGITS = 3  # the id of digit 0 of the highest order; ten of each order follow one another
 FILE = "numbers.json"
-ANY_SIZE = Context(prec=400)  # digits of the largest float, with its places
+ALL_PLACES = Context(prec=64)  # more than a number may have
 
 
 class NumberTokenizer:
@@ -58,14 +58,16 @@ class NumberTokenizer:
     def ids(self, value: float) -> list[int]:
         """Ids of a number, rounded to the last place. Raises DataError for one that is not finite or has too many places."""
         config = self.config
-        exact = Decimal(repr(float(value)))
+        exact, most = Decimal(repr(float(value))), 10**config.whole_digits
+        too_large = DataError(f"the number {value:g} does not fit: whole_digits {config.whole_digits} is for those below {most:,}.")
         if not exact.is_finite():
             raise DataError(f"the number {value} is not finite.")
-        rounded = exact.quantize(Decimal(1).scaleb(-config.decimals), ROUND_HALF_EVEN, ANY_SIZE)
-        digits = f"{abs(rounded):f}".replace(".", "").rjust(len(self.orders), "0")
+        if abs(exact) >= most:
+            raise too_large
+        rounded = exact.quantize(Decimal(1).scaleb(-config.decimals), ROUND_HALF_EVEN, ALL_PLACES)
+        digits = f"{rounded.copy_abs():f}".replace(".", "").rjust(len(self.orders), "0")
         if len(digits) > len(self.orders):
-            most = 10**config.whole_digits
-            raise DataError(f"the number {value:g} does not fit: whole_digits {config.whole_digits} is for those below {most:,}.")
+            raise too_large
         found = [MINUS if rounded < 0 else PLUS]
         for row, digit in enumerate(digits):
             found += [POINT] if row == config.whole_digits else []

@@ -44,6 +44,13 @@ class AnyColumn(Protocol):
         """Texts of the codes."""
 
 
+def standard_scores(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Distances of values from the mean of `known`, in standard deviations of these; of equal ones, whose deviation is an error of
+    rounding at most, the distances themselves. known: at least one, none missing."""
+    mean, spread = float(known.mean()), float(known.std())
+    return (values - mean) / (spread if spread > 1e-12 * abs(mean) else 1.0)
+
+
 def num_channels(config: CellTokens) -> int:
     """f: channels of a cell."""
     return NUM_NUMERIC + config.text_hash + config.name_hash + num_evidence(config.evidence, MAX_CLASSES)
@@ -78,7 +85,7 @@ def _fill(out_rf: np.ndarray, column: AnyColumn, num_shots: int, config: CellTok
     known = values[:num_shots][~missing[:num_shots]]
     if known.size:
         mean, spread = float(known.mean()), float(known.std())
-        z = np.clip((values - mean) / (spread if spread > 1e-12 * max(1.0, abs(mean)) else 1.0), -config.clip, config.clip)
+        z = np.clip(standard_scores(values, known), -config.clip, config.clip)
         ordered = np.sort(known)
         below = np.searchsorted(ordered, values, side="left") + np.searchsorted(ordered, values, side="right")
         rank = below / known.size - 1.0

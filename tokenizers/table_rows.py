@@ -26,6 +26,7 @@ import numpy as np
 from mmlm.base.errors import DataError
 from mmlm.base.files import parse_json
 from mmlm.tokenizers.config import RowText
+from mmlm.tokenizers.table_cells import standard_scores
 
 END_INPUT = "<|endinput|>"
 END_COMPLETION = "<|endcompletion|>"
@@ -90,15 +91,15 @@ class ShotStatistics:
         )
 
     def described(self, column: ColumnLike) -> list[str]:
-        """Name, rank and scale for each cell of a number column: "age (quantile:0.93, scale:1.4)".
+        """Name, rank and scale for each cell of a number column: "age (quantile:0.93, scale:1.4)"; of a missing one the name alone.
 
         Rank is the share of examples below (half of those equal), scale the distance from their mean in standard deviations.
         """
         ordered, values = self.ordered[column.name], np.nan_to_num(column.values)
         ranks = (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / (2 * len(ordered))
-        scores = (values - ordered.mean()) / (ordered.std() or 1.0)
-        name = written_name(column.name)
-        return [f"{name} (quantile:{rank:.2g}, scale:{score:.2g})" for rank, score in zip(ranks.tolist(), scores.tolist())]
+        scores, name = standard_scores(values, ordered), written_name(column.name)
+        told = [f"{name} (quantile:{rank:.2g}, scale:{score:.2g})" for rank, score in zip(ranks.tolist(), scores.tolist())]
+        return [name if gone else each for each, gone in zip(told, np.isnan(column.values).tolist())]
 
 
 def clean_text(text: str, max_characters: int | None = None) -> str:

@@ -41,12 +41,12 @@ def _columns(table: Table) -> list[str]:
     """A line for each column: kind, missing cells, distinct values, and what it is good for."""
     from mmlm.data.table_cleaning import target_candidates, useless_columns
 
-    left_out = {drop.name: f"would be left out: {drop.reason}" for drop in useless_columns(table)}
+    useless = {drop.name: f"tells nothing, better taken out: {drop.reason}" for drop in useless_columns(table)}
     targets = {name for group in target_candidates(table) for name in group}
     wide = min(40, max((len(column.name) for column in table.columns), default=0))
     lines = []
     for column in table.columns:
-        note = "the target" if column.name == table.target else left_out.get(column.name, "")
+        note = "the target" if column.name == table.target else useless.get(column.name, "")
         note = note or ("can be a target" if column.name in targets else "")
         counts = f"{int(column.missing.sum()):>7,} missing  {column.num_distinct:>7,} distinct"
         lines.append(f"  {column.name:<{wide}}  {column.kind:<8}  {counts}  {note}".rstrip())

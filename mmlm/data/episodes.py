@@ -71,15 +71,16 @@ class OneTable:
         self.table, self.where, self.predicted = table, where, predicted
 
     def draw(self, rng: np.random.Generator, config: EpisodeConfig) -> Episode:
-        """One task. Raises DataError where the table gives none."""
+        """One task; of a target that hardly ever changes at last one whose examples are made to differ in it. Raises DataError where the
+        table gives none."""
         own = config.model_copy(update={"own_target": 1.0})
-        for _ in range(TRIES):
-            found = draw_episode(self.table, rng, own, self.predicted)
+        for turn in range(2 * TRIES):
+            found = draw_episode(self.table, rng, own, self.predicted, differing=turn >= TRIES)
             if found is not None:
                 return replace(found, shots_are_trained_on=self.predicted is not None)
         raise DataError(
-            f"{self.where}: no task could be drawn in {TRIES} tries: column {self.table.target!r} shows fewer than two classes among the "
-            f"examples, is a date, or has more than {4 * config.max_classes} different texts."
+            f"{self.where}: no task could be drawn in {2 * TRIES} tries: column {self.table.target!r} shows fewer than two classes among "
+            f"the examples, is a date, or has more than {4 * config.max_classes} different texts."
         )
 
 
@@ -136,10 +137,13 @@ def classes_of(column: Column, num_shots: int, num_bins: int) -> tuple[np.ndarra
     return labels, bin_labels(edges)
 
 
-def draw_episode(table: Table, rng: np.random.Generator, config: EpisodeConfig, predicted: np.ndarray | None = None) -> Episode | None:
+def draw_episode(
+    table: Table, rng: np.random.Generator, config: EpisodeConfig, predicted: np.ndarray | None = None, *, differing: bool = False
+) -> Episode | None:
     """One task from a table, or None where the draw has no two classes among its rows.
 
-    predicted: bool [rows]; these rows alone are predicted and the others are examples; default: any row is either.
+    predicted: bool [rows]; these rows alone are predicted and the others are examples; default: any row is either. differing: two of the
+    rows drawn, examples if they are two, have different targets.
     """
     names = table.names
     own = table.target is not None and rng.random() < config.own_target
@@ -157,13 +161,25 @@ def draw_episode(table: Table, rng: np.random.Generator, config: EpisodeConfig, 
         return None
     shots = int(round(float(np.exp(rng.uniform(np.log(config.min_shots), np.log(config.max_shots))))))
     if predicted is None:
+        rows = _differing(rows, column, shots, rng) if differing else rows
         shots = min(shots, config.num_rows - 1, len(rows) - 1)
     else:
-        examples = rows[~predicted[rows]][:shots]
+        known = rows[~predicted[rows]]
+        examples = (_differing(known, column, shots, rng) if differing else known)[:shots]
         rows, shots = np.concatenate([examples, rows[predicted[rows]]]), len(examples)
     rows = rows[: config.num_rows]
     labels, classes = classes_of(column.take(rows), shots, int(rng.integers(2, config.max_bins + 1)))
     return finish(table.select(shown).take(rows), labels, classes, shots, rng, config.max_classes, target)
+
+
+def _differing(rows: np.ndarray, column: Column, shots: int, rng: np.random.Generator) -> np.ndarray:
+    """The rows, of which the first two are of different values, where there are two, and the first `shots` then mixed."""
+    others = np.flatnonzero(column.values[rows] != column.values[rows[:1]])
+    if len(others):
+        other = int(rng.choice(others))
+        rows[[1, other]] = rows[[other, 1]]
+    rows[:shots] = rng.permutation(rows[:shots])
+    return rows
 
 
 def finish(

@@ -223,13 +223,17 @@ class CompoundTable(CompoundSource):
 
 
 def _columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Cells of some columns: texts as they are written in a text file, else texts and numbers. Raises DataError for a missing column."""
+    """Cells of some columns: texts as they are written in a text file, else texts and numbers. Raises DataError for a missing column, and a
+    line of a text file with more or fewer cells than its header."""
     raw = read_raw(path)
     if raw is not None:
         header, *rows = raw[1]
-        found: dict[str, list[Any]] = {
-            name: [row[place] if place < len(row) else "" for row in rows] for place, name in enumerate(header) if name in names
-        }
+        for at, row in enumerate(rows):
+            if len(row) != len(header):
+                odd = f"has {len(row)} cells, {'more' if len(row) > len(header) else 'fewer'} than the {len(header)} columns of the header"
+                raise DataError(f"{places_of_rows(path)[at]}: {odd}. Is there a separator in a cell without quotation marks?")
+        header = [name.strip() for name in header]
+        found: dict[str, list[Any]] = {name: [row[place] for row in rows] for place, name in enumerate(header) if name in names}
     else:
         table = read_table(path)
         found = {}

@@ -2,7 +2,8 @@
 
 A model draws hidden causes, passes them through a few random layers (dense or sparse, with drawn activations and noise), takes columns and
 target from any units, then spoils the columns as real ones are: heavy tails, rounding, categories with made-up words in a random order,
-missing cells, copies with noise, columns of pure noise. The target is cut into classes at quantiles, evenly or unevenly.
+missing cells, columns of pure noise. The target is cut into classes at quantiles, evenly or unevenly; where it is the end of the chain, a
+column may be made of the same unit.
 Source: the structural causal prior of TabPFN, arXiv:2207.01848, section 4 and appendix C.2; details chosen here.
 
 Axes: r rows   u units

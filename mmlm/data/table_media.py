@@ -50,7 +50,7 @@ def with_media(
             columns.append(column)
         elif kind == "text":
             columns.append(column.as_category())
-        elif column.kind != "category":
+        elif column.kind != "category" and not column.missing.all():
             raise DataError(f"{path}: kinds: column {column.name!r} cannot hold {kind}s: its cells are {column.kind}s.")
         else:
             known = list(places()) if known is None else known

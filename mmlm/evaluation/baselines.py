@@ -14,6 +14,7 @@ import numpy as np
 
 from mmlm.base.errors import require
 from mmlm.data.episodes import Episode
+from mmlm.tokenizers.table_cells import standard_scores
 
 Predict = Callable[[Episode], np.ndarray]
 SEARCHED = 12
@@ -35,9 +36,8 @@ def _dense(problem: Episode) -> tuple[np.ndarray, np.ndarray]:
                 parts.append((sides[0], sides[1]))
         else:
             known = mine.values[~mine.missing]
-            mean, spread = (float(known.mean()), float(known.std())) if known.size else (0.0, 1.0)
-            spread = spread or 1.0
-            parts.append(tuple(np.nan_to_num((column.values - mean) / spread, nan=0.0) for column in (mine, theirs)))  # type: ignore[arg-type]
+            known = known if known.size else np.zeros(1)
+            parts.append(tuple(np.nan_to_num(standard_scores(column.values, known), nan=0.0) for column in (mine, theirs)))  # type: ignore[arg-type]
     if not parts:
         return np.zeros((shots.num_rows, 1)), np.zeros((queries.num_rows, 1))
     left, right = zip(*parts, strict=True)

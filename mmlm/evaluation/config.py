@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ class EvaluateConfig(Strict):
     of_sounds: ClassVar[tuple[str, ...]] = ("judges", "whisper", "max_sounds", "num_players")
 
     split: Literal["valid", "test", "file"] = Field("test", description="held-out tables; file: the held-out rows of data.train's files")
-    shots: list[int] = Field([8, 32], min_length=1, description="numbers of example rows; 0 is for text alone")
+    shots: list[Annotated[int, Field(ge=0)]] = Field([8, 32], min_length=1, description="numbers of example rows; 0 is for text alone")
     seeds: int = Field(3, ge=1, description="draws of example rows a table")
     max_queries: int = Field(64, ge=1, description="most rows to predict in a draw")
     num_bins: int = Field(4, ge=2, le=10, description="bins of a numeric target; edges from the example rows")

@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 FIRST, LAST = 0xF0000, 0xFFFFD  # the marks: supplementary private use area A
 MARK = re.compile(f"([{chr(FIRST)}-{chr(LAST)}])")
-KEPT = 8192  # cells whose tokens are kept
+KEPT_BYTES = 256 << 20  # of the cells whose tokens are kept
+CELL_BYTES = 1024  # that a cell takes beside its numbers
 READERS: dict[str, tuple[tuple[type, ...], str]] = {
     "picture": ((ImagePatches, WholeImages), "image_patches or whole_images"),
     "sound": ((UnitTokenizer,), "units"),
@@ -59,6 +60,7 @@ class CellReader:
         self.names = {kind: name for kind, name in names.items() if name is not None}
         self.readers = {kind: tokenizer_of(tokenizers, name, f"task.cells.{kind}s", *READERS[kind]) for kind, name in self.names.items()}
         self.known: dict[tuple[str, str | float], Segment] = {}
+        self.size_bytes = 0  # of those
 
     @property
     def vocabulary(self) -> dict[str, int]:
@@ -119,13 +121,18 @@ class CellReader:
         """The tokens of a cell, without loss."""
         key = (cell.kind, cell.value)
         if key not in self.known:
-            if len(self.known) >= KEPT:
-                self.known.pop(next(iter(self.known)))
             try:
-                self.known[key] = dataclasses.replace(self.readers[cell.kind].encode(_raw(cell)), weight=0.0)
+                self._keep(key, dataclasses.replace(self.readers[cell.kind].encode(_raw(cell)), weight=0.0))
             except DataError as error:
                 raise DataError(f"{cell.place}: {error}" if cell.place else str(error)) from None
         return dataclasses.replace(self.known[key])
+
+    def _keep(self, key: tuple[str, str | float], segment: Segment) -> None:
+        """Remember the tokens of a cell; the oldest are forgotten where all together are too large."""
+        self.known[key] = segment
+        self.size_bytes += _size_bytes(segment)
+        while self.size_bytes > KEPT_BYTES and len(self.known) > 1:
+            self.size_bytes -= _size_bytes(self.known.pop(next(iter(self.known))))
 
     def texts_of(self, name: str, table: Table) -> list[str] | None:
         """What a tokenizer of molecules is fitted on; None for a tokenizer that reads no cells."""
@@ -142,6 +149,11 @@ class CellReader:
 def shown(text: str, cells: Sequence[Cell]) -> str:
     """A written row for people: a cell is its kind and what it holds."""
     return MARK.sub(lambda found: f"<{cells[ord(found[0]) - FIRST].kind} {cells[ord(found[0]) - FIRST].value}>", text)
+
+
+def _size_bytes(segment: Segment) -> int:
+    tensors = (segment.ids, segment.features, *segment.channels.values())
+    return CELL_BYTES + sum(each.nbytes for each in tensors if each is not None)
 
 
 def _raw(cell: Cell) -> Any:

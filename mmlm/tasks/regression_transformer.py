@@ -11,6 +11,7 @@ Source: Regression Transformer, arXiv:2202.01338.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,9 +37,11 @@ from mmlm.stream import Segment, Stream, pack, positions, unpack
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import RegressionTransformerConfig
 from mmlm.tasks.forms import Choice, Data, Field, Molecule, Number, Text, Values
-from mmlm.tokenizers.molecules import MoleculeTokenizer
+from mmlm.tokenizers.molecules import MoleculeTokenizer, Unwritable
 from mmlm.tokenizers.numbers import NUMBER, NumberTokenizer
 from mmlm.tokenizers.proteins import ProteinTokenizer
+
+logger = logging.getLogger(__name__)
 
 PROPERTY = "property"
 PICTURED = 3  # seeds whose designs are drawn in a report
@@ -84,6 +87,7 @@ class RegressionTransformerTask:
         self.numbers: NumberTokenizer = tokenizer_of(tokenizers, config.numbers, "task.numbers", NumberTokenizer, "numbers")
         self.kind = "protein" if isinstance(self.sequence, ProteinTokenizer) else "molecule"
         self.training: list[Compound] = []
+        self.left_out = set[str]()  # what of it was told to be left out
         self.is_tested = False
 
     @property
@@ -126,25 +130,45 @@ class RegressionTransformerTask:
                     segments += [digits, Segment(PROPERTY, torch.tensor([len(self.config.properties)]))]
             symbols = self.sequence.encode(text)
         except DataError as error:
-            raise DataError(f"{where}: {error}" if where else str(error)) from None
+            raise type(error)(f"{where}: {error}" if where else str(error)) from None
         symbols.weight = 1.0
         return Stream([*segments, symbols], name=name, source=where)
 
     def example(self, record: Compound, rng: np.random.Generator) -> Stream | None:
-        """A compound with its numbers, some molecules spelled in another way; None without a number, or where it is too long."""
+        """A compound with its numbers, some molecules spelled in another way; None without a number, where it is too long or, which the log
+        tells, where the tokenizer cannot write it."""
         self._check(record)
         text = record.text
         if self.kind == "molecule" and self.config.respell and rng.random() < self.config.respell:
             text = respelled(text, rng)
         numbers = {name: record.properties[name] for name in self.config.properties if name in record.properties}
         if not numbers:
+            lacks = f"has none of {', '.join(self.config.properties)}; {_has(record)}"
+            self._left_out("", f"{record.where}: {lacks}. Others may be alike.")
             return None
-        found = self.stream(text, numbers, record.id, record.where)
+        try:
+            found = self.stream(text, numbers, record.id, record.where)
+        except Unwritable as error:
+            self._left_out(record.where, str(error))
+            return None
         return found if len(found.segments[-1]) <= self.config.max_tokens else None
+
+    def _left_out(self, what: str, told: str) -> None:
+        """Say once of each thing that nothing is trained on it, and why."""
+        if what not in self.left_out:
+            self.left_out.add(what)
+            logger.warning("left out while training: %s", told)
 
     def _check(self, record: Compound) -> None:
         if record.kind != self.kind:
             raise DataError(f"{record.where}: is a {record.kind}, but the tokenizer {self.config.sequence!r} reads {self.kind}s.")
+
+    def _can_write(self, text: str) -> bool:
+        try:
+            self.sequence.encode(text)
+        except Unwritable:
+            return False
+        return True
 
     def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
         """A document a compound."""
@@ -263,10 +287,14 @@ class RegressionTransformerTask:
         yield {"sequence": text, "numbers": self.read_numbers(model, [text])[0]}
 
     def predict(self, model: MultimodalLM, records: Sequence[Compound]) -> list[Found]:
-        """The numbers of each compound; of test records some are also seeds of designs to evenly spaced values of the first property."""
+        """The numbers of each compound, none of one that the tokenizer cannot write; of test records some are also seeds of designs to
+        evenly spaced values of the first property."""
         for record in records:
             self._check(record)
-        known = [[name for name in self.config.properties if name in record.properties] for record in records]
+        can = [self._can_write(record.text) for record in records]
+        known = [
+            [name for name in self.config.properties if may and name in each.properties] for may, each in zip(can, records, strict=True)
+        ]
         numbers: list[dict[str, float | None]] = [{} for _ in records]
         for names in {tuple(each) for each in known if each}:
             mine = [place for place, each in enumerate(known) if tuple(each) == names]
@@ -349,3 +377,7 @@ class RegressionTransformerTask:
             if self.kind == "molecule":
                 (folder / f"{number}.svg").write_text(svg(record.text, legend=", ".join(told)), encoding="utf-8")
         (folder / "numbers.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _has(record: Compound) -> str:
+    return f"it has {', '.join(record.properties)}" if record.properties else "it has no numbers"

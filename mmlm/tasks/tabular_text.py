@@ -33,7 +33,7 @@ from mmlm.tasks.config import TabularTextConfig
 from mmlm.tasks.marked_cells import MARK, Cell, CellReader, shown
 from mmlm.tokenizers.base import TextLike
 from mmlm.tokenizers.table_prompts import assemble, draw_choices
-from mmlm.tokenizers.table_rows import END_COMPLETION, ShotStatistics, completion, header, special_tokens, write_rows
+from mmlm.tokenizers.table_rows import END_COMPLETION, ShotStatistics, clean_label, completion, header, special_tokens, write_rows
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 
@@ -133,7 +133,7 @@ class TabularTextTask(ClassAnswers):
         return self.cells.sounds(episode.features.take([0]))
 
     def _training_rows(self, episode: Episode, rng: np.random.Generator) -> tuple[list[str], list[str], list[Cell]]:
-        config, names, cells = self.config, episode.classes, list[Cell]()
+        config, names, cells = self.config, self._names(episode), list[Cell]()
         options: list[str] | list[list[str]] = names
         if len(names) > config.max_choices:
             options = [draw_choices(names, names[label], rng, config.max_choices) for label in episode.labels]
@@ -141,6 +141,11 @@ class TabularTextTask(ClassAnswers):
         prompts = write_rows(features, episode.target, options, config.rows, statistics=ShotStatistics.of(episode.shots), rng=rng)
         prompts[0] = header(features, episode.target, config.rows) + prompts[0]
         return prompts, [completion(names[label]) for label in episode.labels], cells
+
+    def _names(self, problem: Episode) -> list[str]:
+        """The classes as they are written: what the dictionary says of the target's codes."""
+        meanings = self.config.rows.dictionary.get(problem.target, {})
+        return [meanings.get(name, name) for name in problem.classes]
 
     def predict_proba(self, model: MultimodalLM, problem: Episode) -> np.ndarray:
         """Probabilities [q, c]: the answers of `problem.classes` scored after each prompt, calibrated as the config says.
@@ -151,8 +156,10 @@ class TabularTextTask(ClassAnswers):
         if self.config.calibration == "none":
             return found_qc
         if self.config.calibration == "contextual":
-            free = [self._scored(model, _content_free(problem, word))[0] for word in CONTENT_FREE]
+            free = [self._scored(model, problem, word)[0] for word in CONTENT_FREE]
             return calibration.contextual(found_qc, np.stack(free))
+        if problem.num_shots < calibration.FEWEST_EXAMPLES:  # too few to fit anything to
+            return found_qc
         left_out_sc = np.concatenate([self._scored(model, _without(problem, row)) for row in range(problem.num_shots)])
         truth_s = problem.labels[: problem.num_shots]
         if self.config.calibration == "temperature":
@@ -166,7 +173,8 @@ class TabularTextTask(ClassAnswers):
         end = self.text.token(END_COMPLETION)
         written = generate(model, [Stream([*prefix, *query]) for query in queries], stop=[end], max_new_tokens=64)
         texts = [self.text.decode([index for index in one.ids if index != end]).strip() for one in written]
-        return [text if text in problem.classes else None for text in texts]
+        known = {clean_label(name): given for name, given in zip(self._names(problem), problem.classes, strict=True)}
+        return [known.get(text) for text in texts]
 
     def prompt(self, problem: Episode, row: int = 0) -> str:
         """The prompt of a row to predict as the model reads it."""
@@ -177,33 +185,39 @@ class TabularTextTask(ClassAnswers):
         """The prompt of the first row to predict."""
         return self.prompt(problem).replace(END_COMPLETION, f"{END_COMPLETION}\n")
 
-    def _prompts(self, problem: Episode) -> tuple[list[Segment], list[list[Segment]]]:
-        """Segments of what stands before all rows to predict, and of each of these."""
-        prefix, queries, cells = self._written(problem)
+    def _prompts(self, problem: Episode, free: str | None = None) -> tuple[list[Segment], list[list[Segment]]]:
+        """Segments of what stands before all rows to predict, and of each of these. free: see `_written`."""
+        prefix, queries, cells = self._written(problem, free)
         before, *rows = self._segments([prefix, *queries], cells)
         return [*self._first(), *before], rows
 
-    def _written(self, problem: Episode) -> tuple[str, list[str], list[Cell]]:
-        """What stands before all rows to predict, each of these, and the cells that marks in them stand for."""
-        rows, cells = self.config.rows, list[Cell]()
+    def _written(self, problem: Episode, free: str | None = None) -> tuple[str, list[str], list[Cell]]:
+        """What stands before all rows to predict, each of these, and the cells that marks in them stand for.
+
+        free: a word that stands in every cell of the one row that is then to be predicted.
+        """
+        rows, names, cells = self.config.rows.model_copy(update={"feature_dropout": 0.0}), self._names(problem), list[Cell]()
         statistics = ShotStatistics.of(problem.shots)
         rng = np.random.default_rng(0)
         features = self.cells.mark(problem.features, cells)
-        prompts = write_rows(features, problem.target, problem.classes, rows, statistics=statistics, rng=rng)
+        prompts = write_rows(features, problem.target, names, rows, statistics=statistics, rng=rng)
         shots, queries = prompts[: problem.num_shots], prompts[problem.num_shots :]
-        shots = [prompt + completion(problem.classes[label]) for prompt, label in zip(shots, problem.labels, strict=False)]
+        shots = [prompt + completion(names[label]) for prompt, label in zip(shots, problem.labels, strict=False)]
+        if free is not None:
+            queries = write_rows(_saying(free, features), problem.target, names, rows, statistics=ShotStatistics({}, {}), rng=rng)
         top = header(features, problem.target, rows)
         sizes = [sum(map(len, row)) for row in self._segments(queries, cells)]
         longest = queries[int(np.argmax(sizes))]
-        budget = self.config.context - len(self.text.first) - 1
+        answer = max(map(len, self.text.ids([completion(name) for name in names])))
+        budget = self.config.context - len(self.text.first) - answer
         kept = assemble(shots, longest, budget, lambda text: sum(map(len, self._segments([text], cells)[0])), header=top).num_shots
         return top + "".join(shots[len(shots) - kept :]), queries, cells
 
-    def _scored(self, model: MultimodalLM, problem: Episode) -> np.ndarray:
+    def _scored(self, model: MultimodalLM, problem: Episode, free: str | None = None) -> np.ndarray:
         if len(problem.classes) < 2:
             raise DataError(f"a prediction needs at least two possible answers, but {problem.target!r} has {len(problem.classes)}.")
-        prefix, queries = self._prompts(problem)
-        options = [torch.tensor(ids) for ids in self.text.ids([completion(name) for name in problem.classes])]
+        prefix, queries = self._prompts(problem, free)
+        options = [torch.tensor(ids) for ids in self.text.ids([completion(name) for name in self._names(problem)])]
         scores: list[Tensor] = []
         for start in range(0, len(queries), self.config.rows_at_once):
             part = [Stream(query) for query in queries[start : start + self.config.rows_at_once]]
@@ -217,15 +231,9 @@ def _ids(segment: Segment) -> Tensor:
     return segment.ids
 
 
-def _content_free(problem: Episode, word: str) -> Episode:
-    """The same examples before one row that says nothing."""
-    columns = []
-    for column in problem.shots.columns:
-        texts = column.as_category() if column.kind != "category" else column
-        words = [*texts.words, word or " "]
-        columns.append(Column(column.name, "category", np.append(texts.values, len(texts.words)), words, column.medium))
-    labels = np.append(problem.labels[: problem.num_shots], -1)
-    return dataclasses.replace(problem, features=Table(problem.features.name, columns), labels=labels)
+def _saying(word: str, table: Table) -> Table:
+    """One row of the table's columns with the same word in all its cells."""
+    return Table(table.name, [Column(name, "category", np.zeros(1), [word or " "]) for name in table.names])
 
 
 def _without(problem: Episode, row: int) -> Episode:

@@ -89,6 +89,15 @@ def test_a_table_gives_numbers_by_column_and_leaves_gaps_out(tmp_path):
         config.model_copy(update={"column": "smiles"}).build()
 
 
+def test_a_comma_that_shifts_the_cells_of_a_line_is_told(tmp_path):
+    (tmp_path / "t.csv").write_text("name,logp ,smiles,logs\nethanol,-0.3,CCO,1\n1,2-dichloroethane,1.5,ClCCCl\n1,2,2-trimethyl,1,CC\n")
+    config = MoleculeTableConfig(path=str(tmp_path / "t.csv"), properties={"logp": "logp"}, **BOTH)
+    with pytest.raises(DataError, match=r"t\.csv, line 4: has 5 cells, more than the 4 columns of the header\. Is there a separator"):
+        config.build()
+    (tmp_path / "t.csv").write_text("name,logp ,smiles\nethanol,-0.3,CCO\n")
+    assert dict(config.build().everything()[0].properties) == {"logp": -0.3}
+
+
 def test_spaces_around_a_text_count_for_nothing_and_those_within_are_told(tmp_path):
     (tmp_path / "some.csv").write_text('smiles,logS\nCCO ,1\n"  c1ccccc1",2\n', encoding="utf-8")
     config = MoleculeTableConfig(path=str(tmp_path / "some.csv"), properties={"logs": "logS"}, hold_out=0, validate_share=0)

@@ -5,6 +5,7 @@ import pytest
 
 from mmlm.base.errors import DataError
 from mmlm.data.config import EpisodeConfig, TableFileConfig
+from mmlm.data.episodes import OneTable
 from mmlm.data.tables import Column, Table
 from mmlm.evaluation.baselines import majority
 from mmlm.evaluation.config import EvaluateConfig
@@ -97,3 +98,22 @@ def test_tables_of_one_name_are_told_apart():
     tables = [Table(name, [Column("n", "number", np.arange(60.0)), column], "kind") for name in ("train", "other", "train")]
     found = compare(tables, majority, EvaluateConfig(shots=[8], seeds=1), {})
     assert list(found.values["accuracy", 8, "model"]) == ["train (1)", "other", "train (2)"]
+
+
+@pytest.mark.parametrize("kind", ["category", "number"])
+@pytest.mark.parametrize("validates", [False, True])
+def test_a_target_that_hardly_ever_changes_gives_tasks_too(kind, validates):
+    values = np.zeros(5000)
+    values[[71, 4000]] = 1.0 if kind == "category" else 0.5
+    target = Column("y", kind, values, ["no", "yes"] if kind == "category" else [])
+    table = Table("t", [Column("x", "number", np.arange(5000.0)), target], "y")
+    predicted = np.arange(5000) % 7 == 0 if validates else None
+    source = OneTable(table, "t", predicted)
+    places = list[int]()
+    for seed in range(8):
+        found = source.draw(np.random.default_rng(seed), EpisodeConfig(num_rows=8, min_shots=2, max_shots=5))
+        x, shots = found.features.column("x").values.astype(int), found.num_shots
+        assert len(found.classes) == 2
+        assert len(set(x)) == len(x) and (not validates or (x[:shots] % 7 > 0).all() and (x[shots:] % 7 == 0).all())
+        places += np.flatnonzero(np.isin(x[:shots], [71, 4000])).tolist()
+    assert len(places) > 5 and len(set(places)) > 2  # the rare row is not told by its place

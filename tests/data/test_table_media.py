@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,8 +11,9 @@ from mmlm.analysis.drawing import write_png
 from mmlm.base.errors import DataError, RecipeError
 from mmlm.data.audio_files import write_sound
 from mmlm.data.config import TableFileConfig
+from mmlm.data.table_media import with_media
 from mmlm.data.table_reader import read_table
-from mmlm.data.tables import join_rows
+from mmlm.data.tables import Column, Table, join_rows
 from mmlm.recipe import Recipe
 from mmlm.sound import Sound
 
@@ -108,3 +111,9 @@ def test_joined_rows_stay_what_they_are(folder):
     assert smiles.words == ["CCO", "CCN", "CCS"] and smiles.medium.places[2].endswith("line 2, column 'smiles'")
     plain = read_table(folder / "some.csv", kinds={"photo": "text"})
     assert kinds(join_rows([first, plain]))["photo"] is None
+
+
+def test_a_column_of_gaps_alone_may_be_said_to_hold_anything():
+    whole = Table("t", [Column("photo", "number", np.full(2, np.nan))])
+    (column,) = with_media(whole, {"photo": "picture"}, Path("x"), list).columns
+    assert column.medium is not None and column.medium.kind == "picture" and column.missing.all()

@@ -54,3 +54,16 @@ def test_columns_may_have_any_name(name):
     columns = [Column("weight [kg] <dry>", "number", np.arange(12.0)), Column("[x]", "category", np.arange(12) % 2.0, ["x", "y"])]
     chance = PREDICTORS[name](problem(columns, [0] * 4 + [1] * 4 + [-1] * 4, 8))
     assert chance.shape == (4, 3) and np.isfinite(chance).all()
+
+
+def test_a_column_that_is_the_same_in_all_examples_does_not_drown_the_others():
+    rng = np.random.default_rng(1)
+    values, same = rng.normal(size=78), np.full(78, 0.1)
+    assert 0 < same[:6].std() < 1e-16  # an error of rounding
+    same[6:] = rng.choice([0.1, 0.2], 72)
+    labels = (values > 0).astype(int)
+    values[:6], labels[:6] = [-2, -1, -0.5, 0.5, 1, 2], [0, 0, 0, 1, 1, 1]
+    chance = BASELINES["logistic_regression"](
+        Episode(Table("t", [Column("n", "number", values), Column("same", "number", same)]), labels, ["a", "b"], 6, "y")
+    )
+    assert (chance.argmax(1) == labels[6:]).mean() > 0.85

@@ -23,6 +23,7 @@ from mmlm.recipe import Recipe
 from mmlm.run import build_model, build_task, load_run, train
 from mmlm.sound import Sound
 from mmlm.stream import Stream, pack
+from mmlm.tasks import marked_cells
 from mmlm.tokenizers.table_rows import END_COMPLETION, completion
 from mmlm.vocabulary import Vocabulary
 
@@ -170,6 +171,16 @@ def test_a_run_is_trained_measured_and_asked(table, tmp_path, capsys):
     (table.parent / "bad.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="x, row 2, column 'photo': .*bad.png"):
         predictor.predict(x[:2].assign(photo=[x["photo"][0], str(table.parent / "bad.png")]))
+
+
+def test_cells_are_remembered_up_to_a_size(task, table, monkeypatch):
+    monkeypatch.setattr(marked_cells, "KEPT_BYTES", 5000)
+    task.cells.known.clear()
+    task.cells.size_bytes = 0
+    for _ in range(2):
+        task._prompts(episode(table))
+        assert task.cells.size_bytes == sum(map(marked_cells._size_bytes, task.cells.known.values()))
+        assert len(task.cells.known) == 1 or task.cells.size_bytes <= 5000
 
 
 def test_a_cell_that_its_tokenizer_cannot_read_is_named(task, table):

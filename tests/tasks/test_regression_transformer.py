@@ -23,9 +23,11 @@ from mmlm.filling import fill
 from mmlm.generation import Sampling
 from mmlm.objectives.permutation import arranged
 from mmlm.recipe import Recipe
+from mmlm.records import DrawnSamples, Records
 from mmlm.run import build_model, build_task, evaluate, train
 from mmlm.stream import pack
 from mmlm.tasks.regression_transformer import Design, Found, is_seed
+from mmlm.vocabulary import Vocabulary
 
 SMILES = [
     f"{ring}{tail}"
@@ -133,6 +135,37 @@ def test_numbers_that_cannot_be_read_are_counted(task):
     assert task.score(outputs, records) == {"rmse": 0, "r2": 1, "spearman": 1, "unparsable": 0.25}
     none = task.score([Found({"logp": None})] * 4, records)
     assert none == {"rmse": np.inf, "r2": -np.inf, "spearman": -np.inf, "unparsable": 1}
+
+
+def test_what_selfies_cannot_write_is_left_out_of_training_and_measured_as_unread(recipe, caplog):
+    pytest.importorskip("selfies")
+    selfies = recipe.model_dump(by_alias=True) | {
+        "tokenizers": {**recipe.model_dump()["tokenizers"], "sequence": {"type": "molecules", "notation": "selfies"}}
+    }
+    recipe = Recipe.read(selfies)
+    task = build_task(recipe)
+    model = build_model(recipe, task).eval()
+    rare = [Compound(smiles, smiles, {"logp": 1.0}, f"list, line {line}") for line, smiles in ((1, "C[13CH3]"), (2, "CCO"))]
+    for _ in range(2):
+        streams = [task.example(each, np.random.default_rng(0)) for each in rare]
+        assert streams[0] is None and streams[1] is not None
+    assert [line.message for line in caplog.records if "left out" in line.message] == [
+        "left out while training: list, line 1: SMILES 'C[13CH3]': its SELFIES symbol [13CH3] at place 2 is none that was fitted; "
+        "notation: smiles writes any."
+    ]
+    outputs = task.predict(model, rare)
+    assert not outputs[0].numbers and set(outputs[1].numbers) == {"logp"}
+    assert task.score(outputs, rare)["unparsable"] >= 0.5
+
+
+def test_a_property_that_no_compound_has_is_told_with_those_that_are_there(recipe, caplog):
+    other = recipe.model_copy(update={"tasks": [recipe.tasks[0].model_copy(update={"properties": ["Size"]})]})
+    task = build_task(other)
+    samples = DrawnSamples(task, other.objective.build(), Vocabulary(task.vocabulary), Records.of_training(other, task))
+    with pytest.raises(DataError, match="none of 50 drawn records gives a sample: .* or lacks what it asks for. The last one: "):
+        samples.sample(0, np.random.default_rng(0))
+    (line,) = [line.message for line in caplog.records if "left out" in line.message]
+    assert "has none of Size; it has size, logp. Others may be alike." in line
 
 
 def test_a_protein_is_no_molecule(task, model):

@@ -112,6 +112,19 @@ def test_rows_beyond_the_context_are_left_out_whole():
     assert task.example(drawn(3), np.random.default_rng(0)) is None
 
 
+def test_a_prompt_leaves_room_for_the_longest_answer():
+    _, task, _ = made("attention")
+    problem = Episode(drawn(3).features.take(np.zeros(9, int)), np.array([0, 1] * 4 + [-1]), ["no", "certainly not"], 8, "answer")
+    answers = [len(ids) for ids in task.text.ids([f"{name}{END_COMPLETION}" for name in problem.classes])]
+    task.config = task.config.model_copy(update={"context": 4096})
+    examples, (query,), _ = task._written(problem)
+    rows = [len(ids) for ids in task.text.ids([f"{row}{END_COMPLETION}" for row in examples.split(END_COMPLETION)[:-1]])]
+    whole = len(task.text.first) + sum(rows) + len(task.text.ids([query])[0]) + max(answers)
+    for context, kept in ((whole, 8), (whole - 1, 7)):
+        task.config = task.config.model_copy(update={"context": context})
+        assert task._written(problem)[0].count(END_COMPLETION) == kept
+
+
 def test_a_prediction_reads_the_examples_once_and_equals_each_prompt_alone(parts):
     _, task, model = parts
     problem = drawn(5)
@@ -196,3 +209,47 @@ def test_a_run_goes_from_recipe_to_predictions_with_its_own_tokenizer(tmp_path):
     problem = drawn(1)
     np.testing.assert_array_equal(task.predict_proba(model, problem), load_run(tmp_path / "run")[1].predict_proba(model, problem))
     assert len(task.answers(model, problem)) == len(problem.labels) - problem.num_shots
+
+
+@pytest.mark.parametrize("calibration", ["contextual", "temperature", "prior"])
+@pytest.mark.parametrize("num_shots", [0, 1])
+def test_too_few_examples_to_fit_anything_to_leave_probabilities(calibration, num_shots):
+    _, task, model = made("attention", f"task.calibration={calibration}")
+    columns = [Column("a", "category", np.array([0.0, 1.0]), ["x", "y"])]
+    problem = Episode(Table("t", columns), np.array([0, -1]), ["no", "yes"], num_shots, "answer")
+    np.testing.assert_allclose(task.predict_proba(model, problem).sum(1), 1, atol=1e-6)
+
+
+def measured(classes: list[str]) -> Episode:
+    """Two examples and a row to predict, numbers with many places among their cells."""
+    columns = [Column("a", "number", np.array([0.123456, 1.5, 2.25])), Column("b", "category", np.array([0.0, 0.0, 0.0]), ["x"])]
+    return Episode(Table("t", columns), np.array([0, 1, -1]), classes, 2, "answer")
+
+
+def test_content_free_prompts_show_the_examples_as_others_do():
+    _, task, _ = made("attention", "task.rows.max_precision=2", "task.rows.metafeatures=true")
+    examples, _, _ = task._written(measured(["no", "yes"]))
+    same, free, _ = task._written(measured(["no", "yes"]), "N/A")
+    assert same == examples and "is 0.12." in examples
+    assert free == ["Predict the answer ||no||yes|| The a is N/A. The b is N/A. What is the value of answer? ||no||yes||<|endinput|>"]
+
+
+def test_cells_are_dropped_while_training_alone():
+    _, task, _ = made("attention", "task.rows.feature_dropout=0.9")
+    problem = measured(["no", "yes"])
+    examples, (query,), _ = task._written(problem)
+    assert (examples + query).count("The a is") == (examples + query).count("The b is") == 3
+    problem.labels[2] = 0
+    rows = [text for seed in range(5) for text in task.texts(problem, np.random.default_rng(seed))]
+    assert sum(text.count("The a is") + text.count("The b is") for text in rows) < 2 * len(rows)
+
+
+def test_answers_are_written_by_their_dictionary_and_told_as_the_table_has_them(monkeypatch):
+    from mmlm.tasks import tabular_text
+
+    _, task, model = made("attention", 'task.rows.dictionary={answer: {"0": "Mr.", "1": Mrs}}')
+    problem = measured(["0", "1"])
+    assert "||Mr||Mrs||" in task.prompt(problem) and f"Mr{END_COMPLETION}" in task.prompt(problem)
+    written = [task.text.ids([text])[0] for text in ("Mr", "Mrs", "0")]
+    monkeypatch.setattr(tabular_text, "generate", lambda *_, **__: [type("Written", (), {"ids": ids}) for ids in written])
+    assert task.answers(model, problem) == ["0", "1", None]

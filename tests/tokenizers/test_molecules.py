@@ -8,8 +8,10 @@ import time
 import pytest
 
 from mmlm.base.errors import CheckpointError, DataError
+from mmlm.chemistry import canonical
 from mmlm.data.config import MosesConfig
 from mmlm.tokenizers.config import MoleculesConfig, ProteinsConfig
+from mmlm.tokenizers.molecules import Unwritable
 
 SMILES = ["CCO", "C[C@@H](N)C(=O)O", "[Zn+2].[Cl-]", "C%12CC%12", "BrC1=CC=C(Cl)C=C1/C=C/C", "[13CH4]", "C%(123)CC%(123)", "[se]1cccc1"]
 
@@ -42,13 +44,20 @@ def test_what_is_no_smiles_is_named_with_its_place(smiles, told):
 
 def test_selfies_keep_the_molecule_and_refuse_unknown_symbols():
     pytest.importorskip("selfies")
-    from mmlm.chemistry import canonical
-
     tokenizer = fitted(notation="selfies")
     for smiles in ("c1ccccc1O", "CC(=O)N"):
         assert canonical(tokenizer.decode(tokenizer.encode(smiles))) == canonical(smiles)
-    with pytest.raises(DataError, match=r"SELFIES symbol \[13C\] at place 2 was in no training data"):
+    with pytest.raises(Unwritable, match=r"SELFIES symbol \[13C\] at place 2 is none that was fitted"):
         tokenizer.encode("C[13C]")
+
+
+def test_selfies_are_fitted_on_salts_and_on_what_of_a_list_can_be_written():
+    pytest.importorskip("selfies")
+    tokenizer = MoleculesConfig(notation="selfies").build()
+    tokenizer.fit(["CC(=O)[O-].[Na+]", "F[U](F)(F)(F)(F)(F)(F)(F)F"])
+    assert canonical(tokenizer.decode(tokenizer.encode("CC(=O)[O-].[Na+]"))) == canonical("CC(=O)[O-].[Na+]")
+    with pytest.raises(Unwritable, match="cannot be written as SELFIES"):
+        tokenizer.encode("F[U](F)(F)(F)(F)(F)(F)(F)F")
 
 
 def test_a_text_that_comes_again_is_cut_once_and_gives_tokens_of_its_own(monkeypatch):

@@ -22,6 +22,11 @@ def test_ten_thousand_numbers_come_back_exactly():
     assert lengths == {len(tokenizer)} == {12}
 
 
+def test_the_most_places_that_a_recipe_may_ask_for_can_be_written():
+    tokenizer = NumbersConfig(whole_digits=15, decimals=15).build()
+    assert tokenizer.decode(tokenizer.encode(123456789012345.25)) == 123456789012345.25
+
+
 def test_a_number_is_sign_digits_and_point_with_their_orders():
     tokenizer = NumbersConfig(whole_digits=2, decimals=2).build()
     assert [tokenizer.symbol(index) for index in tokenizer.ids(-3.94)] == ["-", "0e1", "3e0", ".", "9e-1", "4e-2"]

@@ -12,7 +12,7 @@ import pytest
 from mmlm.base.errors import DataError, RecipeError
 from mmlm.base.schema import check
 from mmlm.data.real_tables import load_real_tables
-from mmlm.data.tables import Table
+from mmlm.data.tables import Column, Table
 from mmlm.tokenizers.config import RowText
 from mmlm.tokenizers.table_prompts import assemble, draw_choices, draw_shots, frequent_choices
 from mmlm.tokenizers.table_rows import (
@@ -281,3 +281,10 @@ def test_choices_hold_the_truth_in_training_and_the_most_frequent_at_evaluation(
         draw_choices(classes, "c99", rng())
     assert frequent_choices(classes, ["c5", "c9", "c5", "c2"], 3) == ["c2", "c5", "c9"]
     assert frequent_choices(classes[:3], [], 8) == classes[:3]
+
+
+def test_rank_and_scale_are_those_of_numbers_that_are_there_and_of_examples_that_differ():
+    table = Table("t", [Column("age", "number", np.array([0.1, 0.1, 0.1, 0.2, np.nan]))])
+    same = ShotStatistics.of(table.take([0, 1, 2]))
+    rows = write_bodies(table, "y", RowText(metafeatures=True, missing="word"), statistics=same)
+    assert rows[3:] == ["The age (quantile:1, scale:0.1) is 0.2.", "The age is missing."]
