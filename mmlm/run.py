@@ -15,7 +15,7 @@ import torch
 
 from mmlm.adapt import adapt, adapted_layers, adapter_names, detach_lora, load_adapters, merge_lora, save_adapters
 from mmlm.base.errors import CheckpointError, DataError, RecipeError, unknown_name
-from mmlm.base.files import read_json, write_text_whole
+from mmlm.base.files import read_json, without_nan, write_text_whole
 from mmlm.compression.surgery import replace_as
 from mmlm.data.base import Source
 from mmlm.data.config import TableFileConfig
@@ -507,4 +507,4 @@ def _evaluate_tables(
 
 
 def _write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    write_text_whole(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
+    write_text_whole(folder / METRICS, json.dumps(without_nan(metrics), indent=2, allow_nan=False) + "\n")

@@ -1,9 +1,10 @@
-"""Files that are there whole or not at all, whatever stops the process, even where what is written is read from the file itself; and JSON
-that somebody else wrote."""
+"""Files that are there whole or not at all, whatever stops the process, even where what is written is read from the file itself; and JSON,
+strict in what is written and wary of what somebody else wrote."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -81,3 +82,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: must hold one object.")
     return found
+
+
+def without_nan(value: Any) -> Any:
+    """A value of JSON with null in place of all numbers that are not finite, since JSON has none."""
+    if isinstance(value, dict):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

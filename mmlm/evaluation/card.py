@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -164,8 +165,13 @@ def _of_records(metrics: dict[str, Any]) -> list[str]:
     rows = {"model": metrics["metrics"], **metrics["baselines"]}
     lines = [f"Test samples: {records}.", "", f"| | {' | '.join(metrics['metrics'])} |", f"|---{'|---' * len(metrics['metrics'])}|"]
     for who, row in rows.items():
-        lines.append(f"| {who} | {' | '.join(f'{row[key]:.4g}' if key in row else '' for key in metrics['metrics'])} |")
+        lines.append(f"| {who} | {' | '.join(_number(row[key]) if key in row else '' for key in metrics['metrics'])} |")
     return lines
+
+
+def _number(value: float | None) -> str:
+    """A measure as text; null where it is no finite number, as in metrics.json."""
+    return "none" if value is None or not math.isfinite(value) else f"{value:.4g}"
 
 
 def with_interval(mean: float, interval: Sequence[float] | None) -> str:

@@ -19,9 +19,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round((first + i) * step, 12) for i in range(int((high - first * step) / step + 1e-9) + 1)]
 
 
-def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_name: str, y_name: str, diagonal: bool = False) -> str:
-    """One line a series of (x, y); diagonal draws y = x."""
-    points = [point for line in series.values() for point in line if math.isfinite(point[1])]
+def lines(series: Mapping[str, Sequence[tuple[float, float | None]]], x_name: str, y_name: str, diagonal: bool = False) -> str:
+    """One line a series of (x, y), of which points whose y is None or not finite are left out; diagonal draws y = x."""
+    drawn = {name: [(x, y) for x, y in line if y is not None and math.isfinite(y)] for name, line in series.items()}
+    points = [point for line in drawn.values() for point in line]
     if not points:
         return ""
     left, right = min(x for x, _ in points), max(x for x, _ in points)
@@ -37,10 +38,10 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x_name: str, y_na
     parts = _frame(ticks(left, right), ticks(low, high), lambda x: place(x, low), lambda y: place(left, y), x_name, y_name)
     if diagonal:
         parts.append(f'<polyline class="grid" stroke="#8884" points="{place(0, 0)} {place(1, 1)}"/>')
-    for number, (name, line) in enumerate(series.items()):
+    for number, (name, line) in enumerate(drawn.items()):
         colour = COLOURS[number % len(COLOURS)]
-        drawn = " ".join(place(x, y) for x, y in line if math.isfinite(y))
-        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{drawn}"/>')
+        places = " ".join(place(x, y) for x, y in line)
+        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{places}"/>')
         if len(series) > 1:
             parts.append(f'<text x="{LEFT + 10}" y="{TOP + 16 * (number + 1)}" fill="{colour}">{escape(name)}</text>')
     return _svg(parts, HEIGHT, f"{y_name} over {x_name}")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmlm.base.errors import MmlmError
-from mmlm.base.files import parse_json
+from mmlm.base.files import parse_json, without_nan
 
 
 class RunLog:
@@ -30,9 +29,8 @@ class RunLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """One line; numbers that are not finite become null, since JSON has none."""
-        clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
         with self._told():
-            self._file.write(json.dumps(clean, allow_nan=False).encode() + b"\n")
+            self._file.write(json.dumps(without_nan(record), allow_nan=False).encode() + b"\n")
 
     def size(self) -> int:
         """Bytes written so far, all of them on the disk."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmlm.base.errors import CheckpointError, MmlmError
-from mmlm.base.files import beside, is_hub_id
+from mmlm.base.files import beside, is_hub_id, without_nan
 from mmlm.interop.load import load
 from mmlm.tokenizers.config import TextConfig
 from mmlm.tokenizers.text import TextTokenizer
@@ -39,3 +39,8 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeyp
             load(name)
         with pytest.raises(MmlmError, match=f"{name}: cannot be read"):
             TextTokenizer(TextConfig(path=name))
+
+
+def test_what_is_no_finite_number_becomes_null():
+    given = {"a": [1, float("inf"), {"b": float("nan"), "c": "nan"}], "d": (-float("inf"), True, None, 0.5)}
+    assert without_nan(given) == {"a": [1, None, {"b": None, "c": "nan"}], "d": [None, True, None, 0.5]}

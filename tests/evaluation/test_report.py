@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mmlm.cli import main
-from mmlm.evaluation.card import with_interval
+from mmlm.evaluation.card import figures, with_interval
+from mmlm.evaluation.report import plots
 from mmlm.recipe import Recipe
 from mmlm.run import evaluate, preview, train
 from mmlm.training.log import read_log
@@ -121,3 +122,14 @@ def test_the_card_of_a_run_says_what_it_is_whose_its_data_are_what_it_cannot_do_
 def test_a_card_of_no_run_is_one_message(tmp_path, capsys):
     assert main(["card", str(tmp_path)]) == 2
     assert "no finished run: recipe.yaml is missing" in capsys.readouterr().err
+
+
+def test_measures_that_are_no_numbers_are_told_as_such_read_back_too():
+    found = {
+        "data": {"records": {"a": 2}},
+        "metrics": {"rmse": None, "r2": 0.5},
+        "baselines": {"mean": {"rmse": float("inf")}},
+        "over": "size",
+    }
+    assert figures(Recipe.read("molecules/quickstart"), found)[-2:] == ["| model | none | 0.5 |", "| mean | none |  |"]
+    assert "polyline" in plots(found | {"curves": {"model": {"rmse": [[1, None], [2, 0.5], [3, 0.7]]}}})[0]
