@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from mmlm.analysis.grounding import iou
 from mmlm.data.config import ScenesConfig
-from mmlm.data.scenes.objects import APART, COLORS, HELD_OUT, SHAPES, SIZES, Item, picture
+from mmlm.data.scenes.objects import APART, COLORS, HELD_OUT, SEEN, SHAPES, SIZES, Item, mask, picture
 from mmlm.data.scenes.programs import Scene, Unclear
 
 WIDE = {"width": 224, "height": 160, "min_things": 2, "max_things": 5, "radii": [0.075, 0.115, 0.165]}
@@ -65,6 +65,12 @@ def test_things_stand_apart_unless_they_may_overlap() -> None:
         return [iou(one, other) for each in boxes for at, one in enumerate(each) for other in each[:at]]
 
     assert max(pairs(False)) <= APART + 1e-9 and max(pairs(True)) > 0.1
+    source = ScenesConfig(max_things=6, min_things=4, overlap=True).build()
+    for number in range(60):
+        _, scene, _ = source.with_programs(number)
+        masks = [mask([each], scene.width, scene.height) for each in scene.items]
+        seen = [(one & ~np.any([*masks[at + 1 :], np.zeros_like(one)], axis=0)).sum() / one.sum() for at, one in enumerate(masks)]
+        assert min(seen) > SEEN / 2.5, number  # half of each box, but of an outline in it less
 
 
 def test_pairs_that_are_held_out_are_in_every_scene_of_compose_and_in_no_other() -> None:

@@ -25,7 +25,7 @@ class ScenesConfig(SourceConfig):
     radii: list[float] = Field(
         [0.13, 0.18, 0.24], min_length=3, max_length=3, description="of small, medium and large things, as shares of the shorter side"
     )
-    overlap: bool = Field(False, description="things may hide one another, of each at least half is seen")
+    overlap: bool = Field(False, description="things may hide one another, of the box of each at least half is seen")
     noise: float = Field(0.0, ge=0, le=0.5, description="spread of the noise over the whole picture, as a share of full scale")
     split: Literal["train", "validate", "test", "compose"] = Field(
         "train", description="which scenes; compose: each holds a pair of colour and shape that no other split has"

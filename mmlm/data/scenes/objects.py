@@ -27,7 +27,7 @@ STRIPED = 0.3  # share of things
 HELD_OUT = frozenset({("red", "circle"), ("blue", "square"), ("green", "triangle"), ("yellow", "star")})  # of the split compose
 JITTER_COLOR, JITTER_RADIUS = 14, 0.07
 APART = 0.02  # largest IoU of two things, where none may hide another
-SEEN = 0.5  # smallest share of a thing that is seen, where one may
+SEEN = 0.5  # smallest share of the box of a thing that is seen, where one may
 SCALE = 3  # of the drawing, against the picture
 TRIES = 60
 A = 0.33  # half the width of a cross's arms
@@ -102,6 +102,8 @@ def arranged(rng: np.random.Generator, config: ScenesConfig, width: int, height:
             if _fits(item, items, config.overlap):
                 items.append(item)
                 break
+    if config.overlap:
+        return items  # how much of each is seen was reckoned for this order
     order = rng.permutation(len(items))
     return [items[int(place)] for place in order]
 
