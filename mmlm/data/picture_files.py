@@ -25,6 +25,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow reads others too, PostScript by running a program
 MAX_PIXELS = 64_000_000
 ORIENTATION = 274  # the EXIF tag
+TIFF_SIDES = (256, 257)  # tags of the width and height that are stored
 WHITE = (255, 255, 255)
 
 
@@ -81,6 +82,8 @@ def _opened(path: Path, do: Any) -> Any:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path}: has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read.")
             return do(image)
+    except DataError:
+        raise
     except UnidentifiedImageError:
         raise DataError(f"{path}: is no picture of a known format; known are {', '.join(ENDINGS)}.") from None
     except Image.DecompressionBombError:
@@ -93,7 +96,10 @@ def _opened(path: Path, do: Any) -> Any:
 
 def _facts(image: Any) -> PictureFacts:
     orientation = image.getexif().get(ORIENTATION, 1)
-    return PictureFacts(image.width, image.height, orientation if orientation in range(1, 9) else 1)
+    width, height = image.size
+    if image.format == "TIFF":  # Pillow tells the sides of what is shown
+        width, height = (image.tag_v2[tag] for tag in TIFF_SIDES)
+    return PictureFacts(width, height, orientation if orientation in range(1, 9) else 1)
 
 
 def _pixels(image: Any, longest: int | None, shortest: int | None) -> np.ndarray:
@@ -115,11 +121,14 @@ def _pixels(image: Any, longest: int | None, shortest: int | None) -> np.ndarray
 
 
 def _eight_bits(values_yx: np.ndarray) -> np.ndarray:
-    """Gray of 16 bits, or of any other numbers, as 8 bits: by the range of 16 bits, or where numbers leave it by their own."""
+    """Gray of 16 bits, or of any other numbers, as 8 bits: by the range of 16 bits, or where numbers leave it by their own. Raises
+    ValueError for what is no finite number."""
     values_yx = values_yx.astype(np.float64)
+    if not np.isfinite(values_yx).all():
+        raise ValueError("it holds a value that is no finite number")
     low, high = 0.0, 65535.0
     if values_yx.min() < low or values_yx.max() > high:
         low, high = float(values_yx.min()), float(values_yx.max())
     elif values_yx.max() <= 255:
         high = 255.0
-    return np.rint((values_yx - low) / (high - low) * 255).astype(np.uint8)
+    return np.rint((values_yx - low) / ((high - low) or 1.0) * 255).astype(np.uint8)

@@ -8,6 +8,7 @@ Boxes are those of the stored file and turn with a picture that is shown turned;
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,9 @@ from mmlm.data.remembered import Remembered, key_of
 from mmlm.data.speech_check import files_below
 from mmlm.tokenizers.boxes import Box, Grounded, Phrase
 
-VERSION = 1  # of what is remembered of a file
+logger = logging.getLogger(__name__)
+
+VERSION = 2  # of what is remembered of a file
 FARTHEST = 1e9  # pixels; no number of a box is larger, nor NaN
 SLACK = 1.0  # pixels by which a box may leave its picture
 
@@ -120,7 +123,7 @@ def _looked_at(listed: Listed | Bad, config: PicturesConfig, known: Remembered[P
     try:
         facts = _whole(listed.path, known)
         box = partial(_box, facts=facts)
-        captions = [_captioned(text, phrases, box) for text, phrases in [(listed.caption, listed.phrases), *listed.further] if text]
+        captions = [_captioned(text, phrases, box) for text, phrases in [(listed.caption, listed.phrases), *listed.further] if text.strip()]
         expressions = tuple(Expression(_text(text, "expression"), box(each)) for text, each in listed.expressions)
         things = tuple(Thing(label, box(each)) for label, each in listed.things)
     except DataError as error:
@@ -158,7 +161,9 @@ def _box(raw: Any, facts: PictureFacts) -> Box:
 
 
 def _captioned(text: str, phrases: list[tuple[int, int, list[Any]]], box: Callable[[Any], Box]) -> Grounded:
-    return Grounded(text, tuple(Phrase(*_span(start, end, text), tuple(map(box, boxes))) for start, end, boxes in phrases))
+    """A caption with its phrases; those without a box are words alone."""
+    found = [Phrase(*_span(start, end, text), tuple(map(box, boxes))) for start, end, boxes in phrases]
+    return Grounded(text, tuple(each for each in found if each.boxes))
 
 
 def _span(start: Any, end: Any, caption: str) -> tuple[int, int]:
@@ -268,7 +273,8 @@ def _read_folder(folder: Path, captions: str) -> Iterator[Listed | Bad]:
 
 
 class Coco(PictureSource):
-    """The pictures of COCO's or LVIS' annotations."""
+    """The pictures of COCO's or LVIS' annotations. Boxes around a crowd, which are of no single thing, and those without extent are left
+    out."""
 
     def __init__(self, config: CocoConfig) -> None:
         folder = folder_of(config.path)
@@ -278,22 +284,29 @@ class Coco(PictureSource):
 def _read_coco(folder: Path, files: Sequence[Path]) -> Iterator[Listed | Bad]:
     images: dict[Any, tuple[str, Path]] = {}
     things: dict[Any, list[tuple[str, Any]]] = defaultdict(list)
-    captions: dict[Any, str] = {}
+    captions: dict[Any, list[str]] = defaultdict(list)
+    flat = 0
     for file in files:
         held = json_of(file)
         try:
             names = {each["id"]: str(each["name"]).replace("_", " ") for each in held.get("categories", [])}
             images |= {each["id"]: (str(each.get("file_name") or each["coco_url"].rpartition("/")[2]), file) for each in held["images"]}
             for each in held.get("annotations", []):
-                if "bbox" in each:
+                if "bbox" in each and not each.get("iscrowd"):
                     x, y, wide, high = each["bbox"]
+                    if wide == 0 or high == 0:
+                        flat += 1
+                        continue
                     things[each["image_id"]].append((names[each["category_id"]], [x, y, x + wide, y + high]))
                 if "caption" in each:
-                    captions.setdefault(each["image_id"], " ".join(str(each["caption"]).split()))
+                    captions[each["image_id"]].append(" ".join(str(each["caption"]).split()))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{file}: is not as COCO's annotations are: {type(error).__name__}: {error}.") from None
+    if flat:
+        logger.warning("%s: %d boxes without extent are left out.", ", ".join(map(str, files)), flat)
     for key, (name, file) in images.items():
-        yield Listed(name, f"{file}, image {key}", folder / name, name, captions.get(key, ""), things=things.get(key, []))
+        further = [(caption, []) for caption in dict.fromkeys(captions.get(key, []))]
+        yield Listed(name, f"{file}, image {key}", folder / name, name, further=further, things=things.get(key, []))
 
 
 class Yolo(PictureSource):

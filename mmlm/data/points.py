@@ -6,7 +6,8 @@
     .pcd          ascii and binary, any fields with x, y, z
     .las          versions 1.0 to 1.4, uncompressed
 
-Whole numbers of intensity are divided by the largest that their type holds. Points with a number that is none are left out.
+Whole numbers of intensity are divided by the largest that their type holds, others by 255 where they go beyond 1. Points with a number that
+is none are left out.
 
 Axes: n points
 """
@@ -65,11 +66,14 @@ def read_points(path: Path | str, columns: int | None = None) -> np.ndarray:
 
 
 def _four(xyz: np.ndarray, intensity: np.ndarray | None) -> np.ndarray:
-    """float32 [n, 4]; intensity as whole numbers by the range of their type."""
+    """float32 [n, 4]; intensity as whole numbers by the range of their type, else from 0 to 1 or to 255."""
     found = np.zeros((len(xyz), 4), dtype=np.float32)
     found[:, :3] = xyz[:, :3]
     if intensity is not None:
-        scale = np.iinfo(intensity.dtype).max if np.issubdtype(intensity.dtype, np.integer) else 1.0
+        if np.issubdtype(intensity.dtype, np.integer):
+            scale = float(np.iinfo(intensity.dtype).max)
+        else:
+            scale = 255.0 if (intensity[np.isfinite(intensity)] > 1).any() else 1.0
         found[:, 3] = intensity.reshape(-1) / scale
     return found
 
@@ -83,8 +87,7 @@ def _from_bin(data: bytes, path: Path, columns: int | None) -> np.ndarray:
         rings = values.reshape(-1, 5)[:, 4]
         fitting = [5] if bool(np.isfinite(rings).all() and (rings == np.round(rings)).all() and rings.min() >= 0) else [4]
     points = values.reshape(-1, fitting[0])
-    intensity = points[:, 3]
-    return _four(points, intensity / 255 if intensity.size and np.nanmax(intensity) > 1 else intensity)
+    return _four(points, points[:, 3])
 
 
 def _from_npy(data: bytes, path: Path) -> np.ndarray:

@@ -62,6 +62,11 @@ def test_modes_become_eight_bit_colour(tmp_path) -> None:
             assert found.min() == 0 and found.max() == 255 and abs(int(found[24, 0, 0]) - 128) <= 1, name
         elif name != "bit":
             assert dark(found) == tuple(BOX) or name == "gray", name
+    Image.fromarray(np.full((4, 4), -3.0, np.float32)).save(tmp_path / "even.tif")
+    assert not read_picture(tmp_path / "even.tif").any()
+    Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "none.tif")
+    with pytest.raises(DataError, match=r"none.tif: cannot be read: it holds a value that is no finite number\.$"):
+        read_picture(tmp_path / "none.tif")
 
 
 def test_what_is_transparent_lies_on_white_and_of_moving_pictures_the_first_is_read(tmp_path) -> None:
@@ -74,13 +79,14 @@ def test_what_is_transparent_lies_on_white_and_of_moving_pictures_the_first_is_r
     assert read_picture(tmp_path / "b.gif").max() <= 12
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_pictures_are_upright_and_boxes_turn_with_them(orientation, tmp_path) -> None:
+def test_turned_pictures_are_upright_and_boxes_turn_with_them(orientation, name, tmp_path) -> None:
     """Of the stored file, as annotation tools that ignore EXIF give them."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    Image.fromarray(drawing()).save(tmp_path / "a.png", exif=exif)
-    facts, shown = picture_facts(tmp_path / "a.png"), read_picture(tmp_path / "a.png")
+    Image.fromarray(drawing()).save(tmp_path / name, exif=exif)
+    facts, shown = picture_facts(tmp_path / name), read_picture(tmp_path / name)
     assert facts.upright == (shown.shape[1], shown.shape[0]) and facts.turned(tuple(BOX)) == dark(shown)
 
 
@@ -112,8 +118,9 @@ def test_huge_ones_are_refused_by_their_header_and_tiny_ones_are_read(tmp_path, 
     assert read_picture(tmp_path / "one.png").tolist() == [[[9, 8, 7]]]
     Image.new("L", (300, 300)).save(tmp_path / "large.png")
     monkeypatch.setattr(picture_files, "MAX_PIXELS", 80_000)
-    with pytest.raises(DataError, match="300 x 300 pixels; at most 80,000"):
+    with pytest.raises(DataError) as told:
         read_picture(tmp_path / "large.png")
+    assert str(told.value) == f"{tmp_path / 'large.png'}: has 300 x 300 pixels; at most 80,000 are read."
 
 
 def test_jpegs_are_decoded_no_larger_than_needed(tmp_path) -> None:
@@ -160,6 +167,12 @@ def test_a_list_gives_all_that_its_lines_say(tmp_path) -> None:
     assert caption.words(caption.phrases[0]) == "red box" and caption.phrases[0].boxes == (tuple(map(float, BOX)),)
     assert found.expressions[0].text == "the box" and found.questions[0].kind == "what" and found.things[0].label == "box"
     assert np.array_equal(found.read(), drawing()) and found.share(found.things[0].box) == (10 / 80, 20 / 48, 30 / 80, 44 / 48)
+
+
+def test_phrases_without_a_box_are_words_alone_and_captions_of_spaces_are_none(tmp_path) -> None:
+    phrases = [{"span": [0, 1], "boxes": []}, *GOOD["phrases"]]
+    one, other = listed(tmp_path, changed(phrases=phrases), changed(caption="  ", phrases=[])).build().everything()
+    assert [one.captions[0].words(each) for each in one.captions[0].phrases] == ["red box"] and not other.captions
 
 
 def test_boxes_of_a_list_turn_with_a_picture_that_is_shown_turned(tmp_path) -> None:
@@ -278,7 +291,7 @@ def test_folders_give_captions_beside_their_pictures_or_by_their_names(tmp_path)
     ]
 
 
-def test_annotations_of_coco_and_yolo(tmp_path) -> None:
+def test_annotations_of_coco_and_yolo(tmp_path, caplog) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     Image.fromarray(drawing()).save(tmp_path / "images" / "a.png")
@@ -286,11 +299,15 @@ def test_annotations_of_coco_and_yolo(tmp_path) -> None:
         "images": [{"id": 7, "file_name": "a.png"}], "categories": [{"id": 3, "name": "red_box"}],
         "annotations": [{"image_id": 7, "category_id": 3, "bbox": [10, 20, 20, 24]}],
     }  # fmt: skip
+    for more in ({"bbox": [0, 0, 40, 40], "iscrowd": 1}, {"bbox": [9.98, 18.5, 15.5, 0.0], "iscrowd": 0}):
+        coco["annotations"].append({"image_id": 7, "category_id": 3, **more})
     (tmp_path / "instances.json").write_text(json.dumps(coco))
-    (tmp_path / "captions.json").write_text(json.dumps({**coco, "annotations": [{"image_id": 7, "caption": " A  box. "}]}))
+    said = [{"image_id": 7, "caption": text} for text in (" A  box. ", "It is red.", "A box.", " ")]
+    (tmp_path / "captions.json").write_text(json.dumps({**coco, "annotations": said}))
     files = [str(tmp_path / name) for name in ("instances.json", "captions.json")]
     (both,) = CocoConfig(path=str(tmp_path / "images"), annotations=files, hold_out=0).build().everything()
-    assert both.captions[0].text == "A box." and both.things == (Thing("red box", tuple(map(float, BOX))),)
+    assert [each.text for each in both.captions] == ["A box.", "It is red."] and "1 boxes without extent are left out" in caplog.text
+    assert both.things == (Thing("red box", tuple(map(float, BOX))),)  # neither that of a crowd nor the one without extent
     (bare,) = CocoConfig(path=str(tmp_path / "images"), annotations=files[:1], hold_out=0, list_things=True).build().everything()
     assert bare.captions[0].text == "red box" and bare.captions[0].phrases[0].boxes == (tuple(map(float, BOX)),)
     (tmp_path / "labels" / "a.txt").write_text("1 0.25 0.6666667 0.25 0.5\n")

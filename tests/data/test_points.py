@@ -56,6 +56,11 @@ def test_every_format_gives_the_same_points(tmp_path) -> None:
     for name in names:
         found = read_points(tmp_path / name)
         assert found.dtype == np.float32 and found.shape == (50, 4) and np.allclose(found, points, atol=1e-3), name
+    brighter = points * np.array([1, 1, 1, 255], np.float32)
+    brighter.tofile(tmp_path / "brighter.bin")
+    np.save(tmp_path / "brighter.npy", brighter)
+    for name in ("brighter.bin", "brighter.npy"):
+        assert np.allclose(read_points(tmp_path / name), points, atol=1e-3), name
     np.save(tmp_path / "bare.npy", points[:, :3])
     assert not read_points(tmp_path / "bare.npy")[:, 3].any()
     assert read_points(tmp_path / "kitti.bin", columns=4).shape == (50, 4)
