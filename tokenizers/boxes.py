@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, TypeAlias
@@ -360,9 +360,10 @@ class GroundedGrammar:
     """Which ids of a vocabulary may follow, so that what is written has no fault. room: tokens that may be written; a group is begun only
     where it can be closed within them.
 
-    spans: {range: its ids in the vocabulary} of text, obj and loc.   end: the id that ends a text.   boxes: their kind.   texts: ids of
-    `text` that may be written; default all.   is_one_group: a group and nothing else is written, as an answer that points at one thing is.
-    has_groups_alone: there are no words between groups, as where things are listed.
+    spans: {range: its ids in the vocabulary} of text, obj and loc.   end: the id that ends a text.   boxes: their kind.   blank: ids of
+    `text` that show nothing, as white space alone; no group begins with one, so that each has words.   is_one_group: a group and nothing
+    else is written, as an answer that points at one thing is.   has_groups_alone: there are no words between groups, as where things are
+    listed.
     """
 
     def __init__(
@@ -372,11 +373,11 @@ class GroundedGrammar:
         room: int,
         boxes: BoxBins,
         *,
-        texts: Sequence[int] | None = None,
+        blank: Collection[int] = (),
         is_one_group: bool = False,
         has_groups_alone: bool = False,
     ) -> None:
-        self.text = list(spans[TEXT]) if texts is None else list(texts)
+        self.text, self.blank = spans[TEXT], blank
         self.span, self.end, self.room, self.boxes, self.is_one_group = spans, end, room, boxes, is_one_group
         self.has_groups_alone = has_groups_alone
         self.open, self.close = spans[OBJ][OPEN], spans[OBJ][CLOSE]
@@ -394,8 +395,10 @@ class GroundedGrammar:
         inside = written[at + 1 :]
         bins = [index for index in inside if index in self.span[LOC]]
         if not bins:
-            words = self.text if left > size + 2 else []
-            return words if not inside else [*words, *_following(self.boxes, [], self.span[LOC])]
+            words = self.text if left > size + 2 else range(0)
+            if not inside:
+                return [index for index in words if index not in self.blank]
+            return [*words, *_following(self.boxes, [], self.span[LOC])]
         if len(bins) % size == 0:
             return [*(_following(self.boxes, [], self.span[LOC]) if left > size + 1 else []), self.close]
         return _following(self.boxes, bins[len(bins) - len(bins) % size :], self.span[LOC])
@@ -418,10 +421,15 @@ class PhrasesGrammar:
         self.given = [[spans[name].start + index for index in ids] for name, ids in pieces if name != LOC]
         self.loc, self.end, self.room, self.boxes = spans[LOC], end, room, boxes
         self.close = spans[OBJ][CLOSE]
-        least = sum(map(len, self.given)) + boxes.count * sum(name == LOC for name, _ in pieces) + 1
+        least = self.least(pieces, boxes)
         if room < least:
             raise DataError(f"room for {room} tokens is too little: this text with a box for each phrase takes {least}.")
         self.spare = room - least
+
+    @staticmethod
+    def least(pieces: Sequence[Piece], boxes: BoxBins) -> int:
+        """Tokens that a text takes with a box for each phrase and its end."""
+        return sum(boxes.count if name == LOC else len(ids) for name, ids in pieces) + 1
 
     def allowed(self, written: Sequence[int]) -> Sequence[int] | range:
         """The ids that may follow; none behind the end."""

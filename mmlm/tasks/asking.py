@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -25,7 +26,7 @@ from mmlm.stream import Segment, Stream, next_position
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import AskingConfig
 from mmlm.tasks.forms import Choice, Field, Text, Values
-from mmlm.tokenizers.boxes import LOC, OBJ, TEXT, Box, BoxBins, Grounded, Piece, parse, serialize
+from mmlm.tokenizers.boxes import LOC, OBJ, TEXT, Box, BoxBins, Grounded, GroundedGrammar, Piece, parse, serialize
 from mmlm.tokenizers.text import TextTokenizer
 
 SPECIAL = "special"
@@ -37,6 +38,12 @@ AT_ONCE = 32  # prompts that are read together
 CAPTIONS = ("grounded_caption", "caption")
 WORDED = ("expression", "question")  # what a person asks with words
 ASKABLE = ("grounded_caption", "caption", "detection", "name", *WORDED)  # what is asked of something of which no box is known
+
+
+class Bounded(Grammar, Protocol):
+    """A grammar of so many tokens at most."""
+
+    room: int
 
 
 class Shown(Protocol):
@@ -94,9 +101,14 @@ class AskingTask(Generic[Record]):
     @property
     def questions(self) -> Mapping[str, Field]:
         """Inputs by which a person asks, see `asked_by`."""
-        kinds = [kind for kind in ASKABLE if self.config.kinds.get(kind, 0) > 0]
+        kinds = [kind for kind in ASKABLE if kind in self.asked_kinds]
         words = Text("Words", "an expression for one thing in it, or a question", True, "")
         return {"kind": Choice("What is asked", "", True, kinds[0] if kinds else None, kinds), "words": words}
+
+    @property
+    def asked_kinds(self) -> list[str]:
+        """The kinds of the recipe that have a share."""
+        return [kind for kind in self.kinds if self.config.kinds.get(kind, 0) > 0]
 
     @property
     def _written_ranges(self) -> dict[str, int]:
@@ -108,7 +120,8 @@ class AskingTask(Generic[Record]):
 
     def _wanted(self, requests: Sequence[Request]) -> list[Request]:
         """Those of the kinds of the recipe."""
-        return [each for each in requests if self.config.kinds.get(each.kind, 0) > 0]
+        asked = self.asked_kinds
+        return [each for each in requests if each.kind in asked]
 
     def prompt(self, seen: np.ndarray, request: Request) -> Stream:
         """What a model goes on from."""
@@ -211,15 +224,25 @@ class AskingTask(Generic[Record]):
                 some = places[start : start + AT_ONCE]
                 prompts = [self.prompt(seen[place], requests[place]) for place in some]
                 held = [grammar for place in some if (grammar := grammars[place]) is not None]
-                for place, one in zip(
-                    some, generate(model, prompts, max_new_tokens=room, stop=[end], grammar=held if is_held else None), strict=True
-                ):
+                most = max((grammar.room for grammar in held), default=room)
+                said = generate(model, prompts, max_new_tokens=most, stop=[end], grammar=held if is_held else None)
+                for place, one in zip(some, said, strict=True):
                     found[place] = self._parsed(one.ids, vocabulary, end, one.logs)
         return [each for each in found if each is not None]
 
-    def _grammar(self, request: Request, spans: dict[str, range], end: int, room: int) -> Grammar | None:
+    def _grammar(self, request: Request, spans: dict[str, range], end: int, room: int) -> Bounded | None:
         """What an answer is held to; None: nothing."""
         raise NotImplementedError
+
+    @cached_property
+    def _blank(self) -> list[int]:
+        """Ids of words that show nothing, counted from 0: white space, and rows of the matrix without a word."""
+        return [index for index in range(self.text.sizes[TEXT]) if not self.text.decode([index]).strip()]
+
+    def _pointing(self, spans: dict[str, range], end: int, room: int, **form: bool) -> GroundedGrammar:
+        """The grammar of an answer that points. form: as GroundedGrammar has it."""
+        blank = {spans[TEXT].start + index for index in self._blank}
+        return GroundedGrammar(spans, end, room, self.boxes, blank=blank, **form)
 
     def _parsed(self, ids: list[int], vocabulary: Any, end: int, logs: Sequence[float] = ()) -> Grounded:
         if end in ids:
@@ -230,7 +253,7 @@ class AskingTask(Generic[Record]):
 
     def learn_priors(self, records: Iterable[Record]) -> None:
         """Learn from records of training what can be answered from a question alone, where questions are asked."""
-        if "question" not in self.config.kinds:
+        if "question" not in self.asked_kinds:
             return
         asked = [request for record in records for request in self.requests(record) if request.kind == "question"]
         if asked:
@@ -253,9 +276,11 @@ class AskingTask(Generic[Record]):
         return self._asked(model, records, [record.read() for record in records])
 
     def twins(self, model: MultimodalLM, records: Sequence[Record]) -> dict[str, list[list[Said]]]:
-        """The same requests, but each with what another record shows: what can be said without looking."""
+        """The same requests, but each with what the next record shows that shows anything else: what can be said without looking. None
+        where all show the same."""
         shown = [record.read() for record in records]
-        return {self.twin: self._asked(model, records, [*shown[1:], shown[0]])}
+        others = [other for place in range(len(shown)) if (other := _other(shown, place)) is not None]
+        return {self.twin: self._asked(model, records, others)} if others else {}
 
     def look(self, record: Record, said: Grounded, true: Grounded) -> np.ndarray:
         """What a record shows, uint8 [y, x, 3], with the boxes of an answer, those of the true one gray."""
@@ -281,6 +306,12 @@ class AskingTask(Generic[Record]):
         flat = [(seen, request) for seen, requests in zip(shown, asked, strict=True) for request in requests]
         answers = iter(self.answers(model, [seen for seen, _ in flat], [request for _, request in flat]))
         return [[Said(request, next(answers)) for request in requests] for requests in asked]
+
+
+def _other(shown: Sequence[np.ndarray], place: int) -> np.ndarray | None:
+    """The next of several, the first after the last, that is another than that at a place; None where all are alike."""
+    following = (*shown[place + 1 :], *shown[:place])
+    return next((each for each in following if not np.array_equal(each, shown[place])), None)
 
 
 def _beside_truth(one: Said) -> str:

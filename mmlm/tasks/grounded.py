@@ -37,10 +37,9 @@ from mmlm.analysis.grounding import accuracy_at, grounded_f1, recall_at
 from mmlm.base.errors import DataError
 from mmlm.data.mirror import mirrored
 from mmlm.data.pictures import Picture, Thing, every_thing, random_part, seen_in
-from mmlm.generation import Grammar
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Request, Said, Words, asked_by, by_kind, captions_of, first_box, plain
+from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Bounded, Request, Said, Words, asked_by, by_kind, captions_of, first_box, plain
 from mmlm.tasks.base import TRUTH, tokenizer_of
 from mmlm.tasks.config import KINDS, GroundedConfig
 from mmlm.tasks.forms import Field, Image, Part, Spans, Text, Values
@@ -50,7 +49,6 @@ from mmlm.tokenizers.boxes import (
     Box,
     BoxTokenizer,
     Grounded,
-    GroundedGrammar,
     Phrase,
     PhrasesGrammar,
     without_overlaps,
@@ -110,12 +108,12 @@ class GroundedTask(AskingTask[Picture]):
             "detection": ("ap_50", "ap_50_95"),
             "name": ("names",),
         }
-        found = [name for kind, names in named.items() if kind in self.config.kinds for name in names]
+        found = [name for kind, names in named.items() if kind in self.asked_kinds for name in names]
         return [*dict.fromkeys(found), *(["malformed"] if self._points else [])]
 
     @property
     def _points(self) -> bool:
-        return any(kind in POINTING for kind in self.config.kinds)
+        return any(kind in POINTING for kind in self.asked_kinds)
 
     # what is asked of a picture
 
@@ -186,21 +184,20 @@ class GroundedTask(AskingTask[Picture]):
             return None
         pixels_yxc = record.read()
         if part is not None:
-            pixels_yxc = pixels_yxc[part[1] : part[3], part[0] : part[2]]
+            pixels_yxc = _seen_of(pixels_yxc, part)
         picture = self._seen(np.ascontiguousarray(pixels_yxc[:, ::-1]) if is_flipped else pixels_yxc, answered[0][0])
         return Stream(self._joined(picture, answered), name=record.id, source=record.where)
 
-    def _cut(
-        self, record: Picture, requests: list[Request], rng: np.random.Generator
-    ) -> tuple[list[Request], tuple[int, int, int, int] | None]:
-        """Requests of a random part of the picture, and the part; None for all of it, where other than lists of things are asked for."""
+    def _cut(self, record: Picture, requests: list[Request], rng: np.random.Generator) -> tuple[list[Request], Box | None]:
+        """Requests of a random part of the picture, and the part in shares of its sides; None for all of it, where other than lists of
+        things are asked for."""
         if self.config.least_area == 1 or any(each.kind != "detection" for each in requests):
             return requests, None
         wide, high = record.width, record.height
         left, top, right, bottom = random_part(high, wide, self.config.least_area, rng)
         share = (left / wide, top / high, right / wide, bottom / high)
         cut = [replace(each, truth=every_thing(seen_in(_listed(each.truth), share))) for each in requests]
-        return cut, (left, top, right, bottom)
+        return cut, share
 
     def title(self, record: Picture) -> str:
         """Its caption, or what else is known of it."""
@@ -214,15 +211,16 @@ class GroundedTask(AskingTask[Picture]):
             lines.append(f"{request.kind}: {request.question}".rstrip(": ") + f" -> {self.written(request.truth)}")
         return "\n".join(lines)
 
-    def _grammar(self, request: Request, spans: dict[str, range], end: int, room: int) -> Grammar | None:
+    def _grammar(self, request: Request, spans: dict[str, range], end: int, room: int) -> Bounded | None:
         if request.kind == "phrases":
-            return PhrasesGrammar(self.pieces(request.truth), spans, end, room, self.boxes)
+            pieces = self.pieces(request.truth)  # of a text that is given any length is answered
+            return PhrasesGrammar(pieces, spans, end, max(room, PhrasesGrammar.least(pieces, self.boxes)), self.boxes)
         if not self.config.constrained:
             return None
         if request.kind in WORDS:
             return Words(spans[TEXT], end, room)
         only = request.kind
-        return GroundedGrammar(spans, end, room, self.boxes, is_one_group=only == "expression", has_groups_alone=only == "detection")
+        return self._pointing(spans, end, room, is_one_group=only == "expression", has_groups_alone=only == "detection")
 
     def score(self, outputs: Sequence[list[Said]], records: Sequence[Picture]) -> dict[str, float]:
         """f1_all, f1_loc: of grounded captions.   cider, bleu_4, rouge_l: of captions.   acc_50: share of expressions with IoU above 0.5.
@@ -319,6 +317,14 @@ def _within(pixels: np.ndarray, part: Sequence[float] | None) -> tuple[int, int,
     if left >= right or top >= bottom:
         raise DataError(f"part: {[round(each) for each in part]} lies outside of the picture of {width} x {height} pixels.")
     return left, top, right, bottom
+
+
+def _seen_of(pixels_yxc: np.ndarray, part: Box) -> np.ndarray:
+    """A part, in shares of the sides, of a picture, which may have been read smaller than it is stored; one pixel at least."""
+    high, wide = pixels_yxc.shape[:2]
+    left, top = (min(round(share * size), size - 1) for share, size in zip(part[:2], (wide, high), strict=True))
+    right, bottom = (round(share * size) for share, size in zip(part[2:], (wide, high), strict=True))
+    return pixels_yxc[top : max(bottom, top + 1), left : max(right, left + 1)]
 
 
 def _of_whole(said: Grounded, part: tuple[int, int, int, int], width: int, height: int) -> Grounded:

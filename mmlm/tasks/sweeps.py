@@ -31,14 +31,13 @@ from mmlm.analysis.drawing import write_png
 from mmlm.analysis.footprints import mean_bev_iou
 from mmlm.data.sweeps import Cuboid, Sweep
 from mmlm.encoders.views import VIEWS
-from mmlm.generation import Grammar
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Request, Said, Words, asked_by, by_kind, captions_of, first_box, plain
+from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Bounded, Request, Said, Words, asked_by, by_kind, captions_of, first_box, plain
 from mmlm.tasks.base import TRUTH, tokenizer_of
 from mmlm.tasks.config import SWEEP_KINDS, SweepsConfig
 from mmlm.tasks.forms import Choice, Field, Image, Points, Spans, Text, Values
-from mmlm.tokenizers.boxes import TEXT, Box, Grounded, GroundedGrammar, Phrase
+from mmlm.tokenizers.boxes import TEXT, Box, Grounded, Phrase
 from mmlm.tokenizers.boxes3d import Box3dTokenizer
 from mmlm.tokenizers.sweeps import LIDAR, SweepTokens
 
@@ -79,8 +78,8 @@ class SweepsTask(AskingTask[Sweep]):
     @property
     def metrics(self) -> Sequence[str]:
         """Those of the kinds that are asked for."""
-        found = [name for kind, names in METRICS.items() if kind in self.config.kinds for name in names]
-        return [*dict.fromkeys(found), *(["malformed"] if any(kind in POINTING for kind in self.config.kinds) else [])]
+        found = [name for kind, names in METRICS.items() if kind in self.asked_kinds for name in names]
+        return [*dict.fromkeys(found), *(["malformed"] if any(kind in POINTING for kind in self.asked_kinds) else [])]
 
     @property
     def reach(self) -> float:
@@ -164,11 +163,11 @@ class SweepsTask(AskingTask[Sweep]):
         where = "" if request.view is None else f" [{VIEWS[request.view]}]"
         return f"{request.kind}{where}: {request.question}{box}".rstrip(": ")
 
-    def _grammar(self, request: Request, spans: dict[str, range], end: int, room: int) -> Grammar | None:
+    def _grammar(self, request: Request, spans: dict[str, range], end: int, room: int) -> Bounded | None:
         if not self.config.constrained:
             return None
         if request.kind in POINTING:
-            return GroundedGrammar(spans, end, room, self.boxes, is_one_group=request.kind == "expression")
+            return self._pointing(spans, end, room, is_one_group=request.kind == "expression")
         return Words(spans[TEXT], end, room)
 
     def score(self, outputs: Sequence[list[Said]], records: Sequence[Sweep]) -> dict[str, float]:

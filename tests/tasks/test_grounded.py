@@ -342,3 +342,67 @@ def test_a_cut_picture_lists_what_is_seen_in_it_where_it_is_seen() -> None:
                 x1, y1, x2, y2 = places[name]
                 assert is_it.sum() <= 0.6 * (x2 - x1) * (y2 - y1)
     assert counts >= {1, 2, 3}
+
+
+def test_a_picture_that_is_read_smaller_than_it_is_stored_is_cut_where_its_things_are() -> None:
+    """Stored at 128 pixels, read at 64: what is listed lies on its colour."""
+    pixels = np.full((64, 64, 3), 120, np.uint8)
+    pixels[36:60, 34:62] = (20, 220, 20)
+    record = Picture("p", "here", 128, 128, lambda: pixels, things=(Thing("green", (68.0, 72.0, 124.0, 120.0)),))
+    recipe = Recipe.read("grounded_captioning/quickstart", ["task.kinds={detection: 1}", *SMALL, "task.least_area=0.3"])
+    task, listed = build_task(recipe), 0
+    for seed in range(30):
+        stream = task.example(record, np.random.default_rng(seed))
+        seen = task.patches.decode(stream.segments[0]).astype(int)
+        is_it = np.abs(seen - np.array((20, 220, 20))).sum(-1) < 150
+        bins = [int(index) for index in stream.segments[-1].ids.tolist()]
+        sizes = dict(stream.segments[-1].pieces)
+        if "loc" not in sizes:
+            continue
+        at = next(place for place, (name, _) in enumerate(stream.segments[-1].pieces) if name == "loc")
+        start = sum(length for _, length in stream.segments[-1].pieces[:at])
+        box, (high, wide) = task.boxes.box(bins[start : start + 4]), seen.shape[:2]
+        x1, y1, x2, y2 = (round(v * size) for v, size in zip(box, (wide, high, wide, high), strict=True))
+        assert is_it[y1:y2, x1:x2].mean() > 0.75
+        listed += 1
+    assert listed > 5
+
+
+def test_long_captions_are_grounded_whole_and_kinds_without_a_share_are_not_measured(built) -> None:
+    task, model = built
+    options = ["task.kinds={phrases: 1, caption: 1, question: 0, detection: 0}", "task.max_tokens=8"]
+    small = build_task(Recipe.read("grounded_captioning/quickstart", [*SMALL, *options, "task.requests=1"]))
+    assert small.metrics == ["cider", "bleu_4", "rouge_l", "r_1", "malformed"]
+    small.text = task.text
+    (record,) = scenes(1, min_things=3, max_things=3, width=96, height=96)
+    outputs = small.predict(model, [record])
+    said = {one.request.kind: one for one in outputs[0]}
+    assert said["phrases"].answer.text == record.captions[0].text and len(said["phrases"].answer.phrases) == 3
+    assert len(task.text.ids([said["caption"].answer.text])[0]) <= 10 and small.score(outputs, [record])["malformed"] == 0
+
+
+def test_the_twin_of_a_picture_in_several_lines_is_another_picture(built) -> None:
+    task, model = built
+    one, other = scenes(2)
+
+    class Spy(GroundedTask):
+        def answers(self, model, pixels, requests):
+            self.seen = pixels
+            return [request.truth for request in requests]
+
+    spy = Spy(task.config, task.tokenizers)
+    spy.twins(model, [one, one, other])
+    counts = [len(task.requests(each)) for each in (one, one, other)]
+    wanted = [each for each, count in zip((other, other, one), counts, strict=True) for _ in range(count)]
+    assert all(np.array_equal(seen, each.read()) for seen, each in zip(spy.seen, wanted, strict=True))
+    assert spy.twins(model, [one, one]) == {} == spy.twins(model, [])
+
+
+def test_groups_of_constrained_answers_have_words(built) -> None:
+    task, model = built
+    spans = {name: model.vocabulary.span(name) for name in ("text", "obj", "loc")}
+    grammar = task._pointing(spans, 1 << 20, 64)
+    begun = grammar.allowed([spans["obj"].start])
+    shown = [task.text.decode([index - spans["text"].start]) for index in begun]
+    assert all(each.strip() for each in shown) and 0 < len(spans["text"]) - len(begun) < len(spans["text"]) / 2
+    assert set(grammar.allowed([spans["obj"].start, begun[0]])) >= set(spans["text"])
