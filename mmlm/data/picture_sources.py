@@ -305,8 +305,8 @@ def _read_coco(folder: Path, files: Sequence[Path]) -> Iterator[Listed | Bad]:
     if flat:
         logger.warning("%s: %d boxes without extent are left out.", ", ".join(map(str, files)), flat)
     for key, (name, file) in images.items():
-        further = [(caption, []) for caption in dict.fromkeys(captions.get(key, []))]
-        yield Listed(name, f"{file}, image {key}", folder / name, name, further=further, things=things.get(key, []))
+        said = [(caption, list[tuple[int, int, list[Any]]]()) for caption in dict.fromkeys(captions.get(key, []))]
+        yield Listed(name, f"{file}, image {key}", folder / name, name, further=said, things=things.get(key, []))
 
 
 class Yolo(PictureSource):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -212,14 +212,18 @@ class AskingTask(Generic[Record]):
         return "".join(parts)
 
     def answers(self, model: MultimodalLM, seen: Sequence[np.ndarray], requests: Sequence[Request]) -> list[Grounded]:
-        """The answer to each request of what is seen beside it."""
+        """The answer to each request of what is seen beside it. Requests that ask the same of the same array are answered once."""
+        firsts: dict[tuple[int, Request], int] = {}
+        alike = [
+            firsts.setdefault((id(each), _open(request)), place) for place, (each, request) in enumerate(zip(seen, requests, strict=True))
+        ]
         vocabulary, room = model.vocabulary, self.config.max_tokens
         spans = {name: vocabulary.span(name) for name in (TEXT, OBJ, LOC)}
         end = vocabulary.span(SPECIAL).start + END
-        grammars = [self._grammar(request, spans, end, room) for request in requests]
-        found: list[Grounded | None] = [None] * len(requests)
+        grammars = {place: self._grammar(requests[place], spans, end, room) for place in firsts.values()}
+        found: dict[int, Grounded] = {}
         for is_held in (False, True):
-            places = [place for place, grammar in enumerate(grammars) if (grammar is not None) == is_held]
+            places = [place for place, grammar in grammars.items() if (grammar is not None) == is_held]
             for start in range(0, len(places), AT_ONCE):
                 some = places[start : start + AT_ONCE]
                 prompts = [self.prompt(seen[place], requests[place]) for place in some]
@@ -228,7 +232,7 @@ class AskingTask(Generic[Record]):
                 said = generate(model, prompts, max_new_tokens=most, stop=[end], grammar=held if is_held else None)
                 for place, one in zip(some, said, strict=True):
                     found[place] = self._parsed(one.ids, vocabulary, end, one.logs)
-        return [each for each in found if each is not None]
+        return [found[place] for place in alike]
 
     def _grammar(self, request: Request, spans: dict[str, range], end: int, room: int) -> Bounded | None:
         """What an answer is held to; None: nothing."""
@@ -278,9 +282,14 @@ class AskingTask(Generic[Record]):
     def twins(self, model: MultimodalLM, records: Sequence[Record]) -> dict[str, list[list[Said]]]:
         """The same requests, but each with what the next record shows that shows anything else: what can be said without looking. None
         where all show the same."""
-        shown = [record.read() for record in records]
-        others = [other for place in range(len(shown)) if (other := _other(shown, place)) is not None]
-        return {self.twin: self._asked(model, records, others)} if others else {}
+        said: list[list[Said]] = []
+        for start in range(0, len(records), AT_ONCE):
+            some = records[start : start + AT_ONCE]
+            shown = [other for place in range(start, start + len(some)) if (other := _other(records, place)) is not None]
+            if not shown:
+                return {}
+            said += self._asked(model, some, shown)
+        return {self.twin: said} if said else {}
 
     def look(self, record: Record, said: Grounded, true: Grounded) -> np.ndarray:
         """What a record shows, uint8 [y, x, 3], with the boxes of an answer, those of the true one gray."""
@@ -308,10 +317,17 @@ class AskingTask(Generic[Record]):
         return [[Said(request, next(answers)) for request in requests] for requests in asked]
 
 
-def _other(shown: Sequence[np.ndarray], place: int) -> np.ndarray | None:
-    """The next of several, the first after the last, that is another than that at a place; None where all are alike."""
-    following = (*shown[place + 1 :], *shown[:place])
-    return next((each for each in following if not np.array_equal(each, shown[place])), None)
+def _open(request: Request) -> Request:
+    """A request as who answers it knows it: without the true answer, but for phrases, whose words are given."""
+    return request if request.kind == "phrases" else replace(request, truth=Grounded(""))
+
+
+def _other(records: Sequence[Shown], place: int) -> np.ndarray | None:
+    """What the next of several records, the first after the last, shows that is another thing than one at a place does; None where all
+    show the same."""
+    own = records[place].read()
+    following = (each.read() for each in (*records[place + 1 :], *records[:place]))
+    return next((each for each in following if not np.array_equal(each, own)), None)
 
 
 def _beside_truth(one: Said) -> str:

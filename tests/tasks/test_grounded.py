@@ -15,6 +15,7 @@ from mmlm.analysis.question_prior import QuestionPrior
 from mmlm.base.errors import RecipeError
 from mmlm.data.config import ScenesConfig
 from mmlm.data.pictures import Expression, Picture, Question, Thing
+from mmlm.generation import generate
 from mmlm.model import MultimodalLM
 from mmlm.recipe import Recipe
 from mmlm.run import build_model, build_task, evaluate, load_run, train
@@ -379,6 +380,24 @@ def test_long_captions_are_grounded_whole_and_kinds_without_a_share_are_not_meas
     said = {one.request.kind: one for one in outputs[0]}
     assert said["phrases"].answer.text == record.captions[0].text and len(said["phrases"].answer.phrases) == 3
     assert len(task.text.ids([said["caption"].answer.text])[0]) <= 10 and small.score(outputs, [record])["malformed"] == 0
+
+
+def test_what_is_asked_several_times_is_answered_once(built, monkeypatch) -> None:
+    task, model = built
+    record = scenes(1)[0]
+    record = replace(record, captions=(*record.captions, Grounded("Something else."), Grounded("A third one.")))
+    asked = []
+
+    def counted(model, prompts, **options):
+        asked.append(len(prompts))
+        return generate(model, prompts, **options)
+
+    monkeypatch.setattr("mmlm.tasks.asking.generate", counted)
+    (said,) = task.predict(model, [record])
+    captions = [one for one in said if one.request.kind == "caption"]
+    assert len(captions) == 3 and len({one.request.truth.text for one in captions}) == 3
+    assert all(one.answer == captions[0].answer for one in captions)
+    assert sum(asked) == len(said) - 2 and [one.request for one in said] == task.requests(record)
 
 
 def test_the_twin_of_a_picture_in_several_lines_is_another_picture(built) -> None:
