@@ -53,7 +53,8 @@ class Stamps(Cutouts):
 
 
 def _stamp(stamp: Stamp, side: int) -> Picture:
-    return _picture(stamp.stem, str(stamp.path.with_suffix(".txt")), Drawn(partial(_file, stamp.path), side), stamp.caption, stamp.folder)
+    drawn = Drawn(partial(_file, stamp.path), side)
+    return _picture(stamp.stem, str(stamp.path.with_suffix(".txt")), drawn, stamp.caption, stamp.folder, stamp.name)
 
 
 def _file(path: Path) -> Any:
@@ -88,7 +89,7 @@ def _emoji(path: Path, config: EmojiConfig) -> Iterator[Picture]:
             ) from None
         if config.kinds is None or kind in config.kinds:
             caption = f"{name}: {', '.join(tags[: config.tags])}" if config.tags and tags else name
-            yield _picture(name, where, Drawn(partial(_sign, sign), config.side), caption, kind)
+            yield _picture(name, where, Drawn(partial(_sign, sign), config.side), caption, kind, name)
 
 
 def _sign(sign: str) -> Any:
@@ -99,8 +100,9 @@ def _sign(sign: str) -> Any:
     return image
 
 
-def _picture(name: str, where: str, drawn: Drawn, caption: str, kind: str) -> Picture:
-    return Picture(name, where, drawn.side, drawn.side, drawn, (Grounded(caption),), labels={"file": name, "class": kind})
+def _picture(id: str, where: str, drawn: Drawn, caption: str, kind: str, name: str) -> Picture:
+    """name: of the thing, by which it is dealt."""
+    return Picture(id, where, drawn.side, drawn.side, drawn, (Grounded(caption),), labels={"file": name, "class": kind})
 
 
 class Drawn:

@@ -70,6 +70,8 @@ def test_a_line_that_is_no_emoji_is_named(tmp_path, monkeypatch):
 def test_stamps_have_their_captions_and_held_out_ones_are_never_trained_on():
     source = StampsConfig(side=24, hold_out=0.2, validate_share=0.1).build()
     parts = [source.everything(), source.kept_back().everything(), source.held_out_records().everything()]
+    texts = [{each.captions[0].text for each in part} for part in parts]
+    assert not texts[0] & texts[2] and not texts[0] & texts[1] and not texts[1] & texts[2]  # nor is another stamp of the same name
     names = [{each.id for each in part} for part in parts]
     assert len(names[0] | names[1] | names[2]) == sum(map(len, names)) > 600 and 0.12 < len(names[2]) / sum(map(len, names)) < 0.28
     first = parts[0][0]
