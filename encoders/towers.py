@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmlm.base.errors import RecipeError
 
+AT_END = ("argmax", "eos")  # open_clip's names for the vector of a text at its end token
 Between = Callable[[int, Tensor], Tensor]  # (number of a layer, what it is about to read [b, t, w]) -> what it reads
 
 
@@ -47,6 +48,9 @@ class Towers(nn.Module):
         self.model, self.begin, self.end = model, begin, end
         if not hasattr(self._words, "token_embedding") or not (hasattr(model.visual, "trunk") or hasattr(model.visual, "ln_post")):
             raise RecipeError("task.towers: only towers of open_clip's own transformer, or of timm for pictures, are trained here.")
+        pooling = getattr(self._words, "pool_type", getattr(model, "text_pool_type", AT_END[0]))
+        if pooling not in AT_END or getattr(self._words, "cls_emb", None) is not None:
+            raise RecipeError("task.towers: only texts whose vector is read at their end token are trained here.")
         exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
         for name, parameter in model.named_parameters():
             parameter.no_weight_decay = name in exempt
@@ -84,12 +88,18 @@ class Towers(nn.Module):
         return Seen(found["image_features"], visual.ln_post(stages[-1]) @ visual.proj, stages)
 
     def read(self, ids_bt: Tensor) -> Read:
-        """Texts: begin, words, end and zeros. They may be cut behind the longest, which changes nothing."""
+        """Texts: begin, words, end and zeros. They may be cut as `cut` does, which changes nothing."""
         words = self._words
         h_btw = self.states(ids_bt)
         tokens_btd = words.text_projection(h_btw) if isinstance(words.text_projection, nn.Linear) else h_btw @ words.text_projection
         rows = torch.arange(len(ids_bt), device=ids_bt.device)
         return Read(tokens_btd[rows, (ids_bt == self.end).int().argmax(-1)], tokens_btd)
+
+    def cut(self, ids_bt: Tensor) -> Tensor:
+        """Texts without the columns behind the end of the longest; as they are where the tower's tokens see what fills a text."""
+        if self._words.attn_mask is None:
+            return ids_bt
+        return ids_bt[:, : int((ids_bt == self.end).int().argmax(-1).max()) + 1]
 
     def states(
         self, ids_bt: Tensor, hidden_bt: Tensor | None = None, mask_w: Tensor | None = None, between: Between | None = None

@@ -124,7 +124,7 @@ class ImageTextLearner(nn.Module):
     def forward(self, batch: Pairs) -> Losses:
         """Loss sums and weights by name; weights count pairs, but that of a loss's own weight is in its sum."""
         towers, config, count = self.model, self.config, len(batch.ids_bt)
-        ids_bt = batch.ids_bt if num_processes() > 1 else batch.ids_bt[:, : int((batch.ids_bt != 0).any(0).sum())]
+        ids_bt = batch.ids_bt if num_processes() > 1 else towers.cut(batch.ids_bt)
         seen, read = towers.see(batch.pictures_bcyx), towers.read(ids_bt)
         all_pictures_nd, first = gathered(seen.pooled_bd)
         all_texts_nd, _ = gathered(read.pooled_bd)

@@ -10,7 +10,7 @@ from mmlm.base.errors import RecipeError
 from mmlm.encoders.config import OpenClipConfig, PictureTowerConfig, TextTowerConfig, TowersConfig
 from mmlm.encoders.towers import Towers
 
-pytest.importorskip("open_clip")
+open_clip = pytest.importorskip("open_clip")
 SIZES = TowersConfig(
     size=12,
     picture=PictureTowerConfig(image_size=32, width=24, layers=2, heads=2),
@@ -43,6 +43,23 @@ def test_vectors_are_those_of_the_model(opened):
     np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-5)
     whole = torch.nn.functional.normalize(read.pooled_bd[:2], dim=-1).numpy()
     np.testing.assert_allclose(texts, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_texts_are_cut_only_where_what_fills_them_is_not_seen(is_causal):
+    torch.manual_seed(0)
+    about = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2, "no_causal_mask": not is_causal}
+    picture = {"image_size": 32, "patch_size": 16, "width": 24, "layers": 1, "head_width": 12}
+    model = open_clip.CLIP(embed_dim=12, vision_cfg=picture, text_cfg=about).eval()
+    ids = open_clip.get_tokenizer("", context_length=12)(["a dog", "a small cat"])
+    towers = Towers(model, *open_clip.get_tokenizer("")([""])[0][:2].tolist())
+    assert towers.cut(ids).shape == (2, 5 if is_causal else 12)
+    ids[:, 2] = 0  # the id of an exclamation mark within a word, which is no filling
+    assert towers.cut(ids).shape == (2, 5 if is_causal else 12)
+    with torch.no_grad():
+        torch.testing.assert_close(towers.read(towers.cut(ids)).pooled_bd, model.encode_text(ids), atol=1e-5, rtol=1e-5)
+    with pytest.raises(RecipeError, match="at their end token"):
+        Towers(open_clip.CLIP(embed_dim=12, vision_cfg=picture, text_cfg={**about, "pool_type": "last"}), 0, 1)
 
 
 def test_hidden_words_are_shown_as_the_mask_and_a_look_between_layers_counts(opened):
