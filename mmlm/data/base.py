@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+
+from mmlm.base.errors import DataError
+
+Record = TypeVar("Record")
 
 
 class Source(Protocol):
@@ -37,3 +41,42 @@ class Listed(Protocol):
 
     def everything(self) -> Sequence[Any]:
         """The records, always in the same order."""
+
+
+class RecordList(Generic[Record]):
+    """Records of a list to draw from. where: what they are, in messages. Raises DataError without any."""
+
+    what: ClassVar[str] = "record"
+
+    def __init__(self, records: Sequence[Record], where: str) -> None:
+        if not records:
+            raise DataError(f"{where}: holds no {self.what}.")
+        self.records, self.where = list(records), where
+
+    def draw(self, rng: np.random.Generator, asks: Any) -> Record:
+        """One of them, all alike."""
+        return self.records[int(rng.integers(len(self.records)))]
+
+    def everything(self) -> list[Record]:
+        """All, in the order of the list."""
+        return list(self.records)
+
+
+class Parted:
+    """A source of training records with two further groups of them, each of which is a source of the kind `part`."""
+
+    part: ClassVar[type[Any]]
+    groups: Sequence[Sequence[Any]]  # held out | kept back for validation
+    where: str
+
+    def held_out_records(self) -> Source | None:
+        """Those to measure on."""
+        return self._of(0)
+
+    def kept_back(self) -> Source | None:
+        """Those for validation."""
+        return self._of(1)
+
+    def _of(self, group: int) -> Source | None:
+        found: Source | None = self.part(self.groups[group], self.where) if self.groups[group] else None
+        return found

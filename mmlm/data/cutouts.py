@@ -14,6 +14,7 @@ import numpy as np
 
 from mmlm.base.errors import DataError
 from mmlm.base.files import parse_json
+from mmlm.data.base import Parted
 from mmlm.data.config.cutouts import CutoutsConfig, EmojiConfig, StampsConfig
 from mmlm.data.episodes import find_file
 from mmlm.data.listed import numbered_lines
@@ -27,20 +28,14 @@ STRIKE = 109  # the one size in which the font holds its pictures
 MARGIN = 0.04  # of a side, on every side of what is cut out
 
 
-class Cutouts(Pictures):
+class Cutouts(Parted, Pictures):
     """Pictures of which some are held out. Raises DataError where a part is empty."""
+
+    part = Pictures
 
     def __init__(self, config: CutoutsConfig, where: str, found: Sequence[Picture]) -> None:
         self.groups = dealt(found, config, where)
         super().__init__(self.groups[2], where)
-
-    def kept_back(self) -> Pictures | None:
-        """The pictures for validation."""
-        return Pictures(self.groups[1], self.where) if self.groups[1] else None
-
-    def held_out_records(self) -> Pictures | None:
-        """The pictures to measure on."""
-        return Pictures(self.groups[0], self.where) if self.groups[0] else None
 
 
 class Stamps(Cutouts):

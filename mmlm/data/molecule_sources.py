@@ -21,6 +21,7 @@ import numpy as np
 from mmlm.base.errors import DataError, unknown_name
 from mmlm.base.files import parse_json
 from mmlm.chemistry import canonical, chemistry, computed, parsed, scaffold
+from mmlm.data.base import Parted, RecordList
 from mmlm.data.config.molecules import CompoundsConfig, DatamolConfig, MoleculeManifestConfig, MoleculeTableConfig, MosesConfig
 from mmlm.data.dealing import checked, deal
 from mmlm.data.episodes import find_file
@@ -39,25 +40,16 @@ FREESOLV = {"freesolv": "expt", "freesolv_computed": "calc"}
 SOLUBILITY = "SOL"
 
 
-class Compounds:
+class Compounds(RecordList[Compound]):
     """Compounds to draw from. Raises DataError without any."""
 
-    def __init__(self, compounds: Sequence[Compound], where: str) -> None:
-        if not compounds:
-            raise DataError(f"{where}: holds no molecule or protein.")
-        self.compounds, self.where = list(compounds), where
-
-    def draw(self, rng: np.random.Generator, asks: Any) -> Compound:
-        """One of them, all alike."""
-        return self.compounds[int(rng.integers(len(self.compounds)))]
-
-    def everything(self) -> list[Compound]:
-        """All, in the order of the list."""
-        return list(self.compounds)
+    what = "molecule or protein"
 
 
-class CompoundSource(Compounds):
+class CompoundSource(Parted, Compounds):
     """The compounds of a source that are trained on. `bad`: those that cannot be used, told as an error (on_bad: stop) or in the log."""
+
+    part = Compounds
 
     def __init__(self, config: CompoundsConfig, where: str, found: Iterable[Compound | Bad]) -> None:
         looked = [each if isinstance(each, Bad) else looked_at(each, config) for each in found]
@@ -65,14 +57,6 @@ class CompoundSource(Compounds):
         tell(self.bad, len(looked), "entries", where, config.on_bad)
         self.groups = dealt([each for each in looked if isinstance(each, Compound)], config, where)
         super().__init__(self.groups[2], where)
-
-    def kept_back(self) -> Compounds | None:
-        """Those for validation."""
-        return Compounds(self.groups[1], self.where) if self.groups[1] else None
-
-    def held_out_records(self) -> Compounds | None:
-        """Those to measure on."""
-        return Compounds(self.groups[0], self.where) if self.groups[0] else None
 
 
 def looked_at(compound: Compound, config: CompoundsConfig) -> Compound | Bad:

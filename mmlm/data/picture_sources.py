@@ -22,6 +22,7 @@ import numpy as np
 
 from mmlm.base.errors import DataError, nearest
 from mmlm.base.files import parse_json
+from mmlm.data.base import Parted, RecordList
 from mmlm.data.config.cutouts import CutoutsConfig
 from mmlm.data.config.pictures import CocoConfig, PictureFolderConfig, PictureManifestConfig, PicturesConfig, YoloConfig
 from mmlm.data.dealing import deal
@@ -57,25 +58,16 @@ class Listed:
     things: list[tuple[str, Any]] = field(default_factory=list)
 
 
-class Pictures:
+class Pictures(RecordList[Picture]):
     """Pictures to draw from. Raises DataError without any."""
 
-    def __init__(self, pictures: Sequence[Picture], where: str) -> None:
-        if not pictures:
-            raise DataError(f"{where}: holds no picture.")
-        self.pictures, self.where = list(pictures), where
-
-    def draw(self, rng: np.random.Generator, asks: Any) -> Picture:
-        """A picture, all alike."""
-        return self.pictures[int(rng.integers(len(self.pictures)))]
-
-    def everything(self) -> list[Picture]:
-        """Every picture, in the order of the list or folder."""
-        return list(self.pictures)
+    what = "picture"
 
 
-class PictureSource(Pictures):
+class PictureSource(Parted, Pictures):
     """The pictures of a source that are trained on. `bad`: those that cannot be used, told as an error (on_bad: stop) or in the log."""
+
+    part = Pictures
 
     def __init__(self, config: PicturesConfig, where: str, found: Iterable[Listed | Bad]) -> None:
         listed = list(found)
@@ -89,14 +81,6 @@ class PictureSource(Pictures):
         tell(self.bad, len(looked), "pictures", where, config.on_bad)
         self.groups = dealt(good, config, where)
         super().__init__(self.groups[2], where)
-
-    def kept_back(self) -> Pictures | None:
-        """The pictures for validation."""
-        return Pictures(self.groups[1], self.where) if self.groups[1] else None
-
-    def held_out_records(self) -> Pictures | None:
-        """The pictures to measure on."""
-        return Pictures(self.groups[0], self.where) if self.groups[0] else None
 
 
 def dealt(pictures: Sequence[Picture], config: PicturesConfig | CutoutsConfig, where: str) -> list[list[Picture]]:

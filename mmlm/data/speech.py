@@ -5,7 +5,7 @@ A record is an `Utterance`; its sound is read when it is asked for, and of a lon
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ import numpy as np
 
 from mmlm.base.errors import DataError
 from mmlm.data.audio_files import read_sound, sound_facts
+from mmlm.data.base import RecordList
 from mmlm.sound import Sound
 
 
@@ -114,29 +115,22 @@ class Utterance:
         return replace(self, start_seconds=start, end_seconds=min(end, last), text="", kept=kept)
 
 
-class Speech:
+class Speech(RecordList[Utterance]):
     """Utterances to draw from. where: what they are, in messages. Raises DataError without any."""
 
-    def __init__(self, utterances: Sequence[Utterance], where: str) -> None:
-        if not utterances:
-            raise DataError(f"{where}: holds no recording.")
-        self.utterances, self.where = list(utterances), where
+    what = "recording"
 
     def draw(self, rng: np.random.Generator, asks: float | None) -> Utterance:
         """An utterance, all alike; or where `asks` is a number, a part of at most so many seconds from an even place of all sound."""
         if asks is None:
-            return self.utterances[int(rng.integers(len(self.utterances)))]
+            return self.records[int(rng.integers(len(self.records)))]
         ends = self._ends()
-        found = self.utterances[min(int(np.searchsorted(ends, rng.random() * ends[-1], side="right")), len(ends) - 1)]
+        found = self.records[min(int(np.searchsorted(ends, rng.random() * ends[-1], side="right")), len(ends) - 1)]
         if found.seconds <= asks:
             return found
         return found.part(float(rng.uniform(0, found.seconds - asks)), asks)
 
     def _ends(self) -> np.ndarray:
         if not hasattr(self, "_cumulated"):
-            self._cumulated = np.cumsum([utterance.seconds for utterance in self.utterances])
+            self._cumulated = np.cumsum([utterance.seconds for utterance in self.records])
         return self._cumulated
-
-    def everything(self) -> list[Utterance]:
-        """Every utterance, in the order of the list or folder they come from."""
-        return list(self.utterances)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from mmlm.base.errors import DataError, unknown_name
+from mmlm.data.base import Parted
 from mmlm.data.config import SpeechConfig
 from mmlm.data.dealing import deal_whole, place_of
 from mmlm.data.listed import Bad, tell
@@ -18,7 +19,7 @@ from mmlm.data.token_shards import logged, sounds_of
 logger = logging.getLogger(__name__)
 
 
-class SpeechSource(Speech):
+class SpeechSource(Parted, Speech):
     """The utterances of a source that are trained on.
 
     found: what the source lists, in its order. Recordings that the filters of the config leave out are counted in `left_out` by reason;
@@ -26,6 +27,8 @@ class SpeechSource(Speech):
     read, a file that is missing, damaged, cut short or no sound, a rate or length other than the list claims, silence (nothing above -60
     dB of full scale) and clipping (more than max_clipped of the samples at full scale). Too short or too long is left out, not bad.
     """
+
+    part = Speech
 
     def __init__(self, config: SpeechConfig, where: str, found: Iterable[Utterance | Bad]) -> None:
         listed = list(found)
@@ -44,14 +47,6 @@ class SpeechSource(Speech):
             good = sounds_of(good, config.keep_hz, progress=logged(where))
         *self.groups, trained = dealt(good, config, where)
         super().__init__(trained, where)
-
-    def kept_back(self) -> Speech | None:
-        """The utterances for validation."""
-        return Speech(self.groups[1], self.where) if self.groups[1] else None
-
-    def held_out_records(self) -> Speech | None:
-        """The utterances to measure on."""
-        return Speech(self.groups[0], self.where) if self.groups[0] else None
 
 
 def _filtered(utterances: list[Utterance], config: SpeechConfig, where: str) -> tuple[list[Utterance], Counter[str]]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from mmlm.base.errors import DataError
 from mmlm.base.files import parse_json
+from mmlm.data.base import Parted, RecordList
 from mmlm.data.config.sweeps import SweepFolderConfig
 from mmlm.data.dealing import deal, deal_whole
 from mmlm.data.listed import Bad, tell
@@ -30,25 +31,16 @@ from mmlm.data.sweeps import Cuboid, Sweep
 from mmlm.tokenizers.boxes import Box
 
 
-class Sweeps:
+class Sweeps(RecordList[Sweep]):
     """Sweeps to draw from. Raises DataError without any."""
 
-    def __init__(self, sweeps: Sequence[Sweep], where: str) -> None:
-        if not sweeps:
-            raise DataError(f"{where}: holds no sweep.")
-        self.sweeps, self.where = list(sweeps), where
-
-    def draw(self, rng: np.random.Generator, asks: Any) -> Sweep:
-        """A sweep, all alike."""
-        return self.sweeps[int(rng.integers(len(self.sweeps)))]
-
-    def everything(self) -> list[Sweep]:
-        """Every sweep, in the order of the files' names."""
-        return list(self.sweeps)
+    what = "sweep"
 
 
-class SweepFolder(Sweeps):
+class SweepFolder(Parted, Sweeps):
     """The sweeps of a folder that are trained on. `bad`: those that cannot be used."""
+
+    part = Sweeps
 
     def __init__(self, config: SweepFolderConfig) -> None:
         folder = folder_of(config.path)
@@ -60,14 +52,6 @@ class SweepFolder(Sweeps):
         good = [_sweep(path, name, things, labels, config) for path, name, things in found]
         self.groups = _dealt(good, config, str(folder))
         super().__init__(self.groups[2], str(folder))
-
-    def kept_back(self) -> Sweeps | None:
-        """The sweeps for validation."""
-        return Sweeps(self.groups[1], self.where) if self.groups[1] else None
-
-    def held_out_records(self) -> Sweeps | None:
-        """The sweeps to measure on."""
-        return Sweeps(self.groups[0], self.where) if self.groups[0] else None
 
 
 def _dealt(sweeps: Sequence[Sweep], config: SweepFolderConfig, where: str) -> list[list[Sweep]]:

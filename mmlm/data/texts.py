@@ -21,6 +21,7 @@ import numpy as np
 
 from mmlm.base.errors import DataError
 from mmlm.base.files import parse_json
+from mmlm.data.base import Parted
 from mmlm.data.config import PythonDocsConfig, TextFilesConfig
 from mmlm.data.episodes import find_file
 from mmlm.data.speech_check import files_below
@@ -88,9 +89,11 @@ def _slice(part: Part, start: int, length: int) -> Part:
     return Part(part.text[start:stop], part.begins and start == 0, part.ends and stop >= len(part.text), part.name)
 
 
-class TextFiles(Texts):
+class TextFiles(Parted, Texts):
     """Passages from files, but for the texts that are held out or kept back. Which these are depends on the number of pieces alone; a text
     that stands there several times is always where it is first."""
+
+    part = Texts
 
     def __init__(self, config: TextFilesConfig) -> None:
         path = find_file(config.path)
@@ -106,14 +109,6 @@ class TextFiles(Texts):
                 count = f"{len(pieces)} text{'s' if len(pieces) != 1 else ''}"
                 raise DataError(f"{path}: {key}: {share:g} of {count} is none (a long text counts for {PIECE:,} characters); raise it.")
         super().__init__(trained, str(path))
-
-    def kept_back(self) -> Texts | None:
-        """The texts for validation."""
-        return Texts(self.groups[1], self.where) if self.groups[1] else None
-
-    def held_out_records(self) -> Texts | None:
-        """The texts to measure on."""
-        return Texts(self.groups[0], self.where) if self.groups[0] else None
 
 
 class PythonDocs(Texts):

@@ -130,5 +130,5 @@ def test_texts_that_are_trained_on_are_not_tested_on(tmp_path):
             check(DataConfig, {"train": same, key: same}, "data")
     with pytest.raises(RecipeError, match="the train split of python_docs is trained on too"):
         check(DataConfig, {"train": ["python_docs"], "test": ["python_docs"]}, "data")
-    with pytest.raises(RecipeError, match="leave no text to train on"):
+    with pytest.raises(RecipeError, match="leave nothing to train on"):
         check(TextFilesConfig, {"path": "x", "hold_out": 0.6, "validate_share": 0.4}, "source")

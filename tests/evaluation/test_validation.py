@@ -201,7 +201,7 @@ def test_a_class_outside_the_options_is_shown_as_that(tmp_path):
         (["data.validate=[]", "train.validate_every=0"], "train.sample_every needs data to validate on."),
         ([FILE, "data.validate=[{type: table_file, path: tabular/penguins.csv, target: sex}]"], "penguins.csv is trained on too"),
         (["data.train=[{type: real_tables}]", "data.validate=[{type: real_tables}]"], "the train split of real_tables is trained on too"),
-        ([FILE, "data.train.0.hold_out=0.95"], "hold_out (0.95) + validate_share (0.1) leave no row to train on"),
+        ([FILE, "data.train.0.hold_out=0.95"], "hold_out (0.95) + validate_share (0.1) leave nothing to train on"),
         (["train.keep_best={metric: acuracy}"], "Did you mean 'accuracy'? Known: accuracy, loss, loss.language_model"),
     ],
     ids=["none", "samples", "file", "split", "shares", "metric"],

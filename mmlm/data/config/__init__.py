@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from mmlm.base.errors import unknown_name
 from mmlm.base.schema import Strict
 from mmlm.data.config.augment import AUGMENTATIONS as AUGMENTATIONS
-from mmlm.data.config.base import SOURCES, Held, SourceConfig, true_path
+from mmlm.data.config.base import SOURCES, Held, PartedConfig, SourceConfig, true_path
 from mmlm.data.config.cutouts import EmojiConfig as EmojiConfig
 from mmlm.data.config.cutouts import StampsConfig as StampsConfig
 from mmlm.data.config.molecules import DatamolConfig as DatamolConfig
@@ -105,7 +105,7 @@ class StructuralTablesConfig(SourceConfig):
 
 
 @SOURCES.register("mmlm.data.episodes:TableFile", source="a file of your own")
-class TableFileConfig(SourceConfig):
+class TableFileConfig(PartedConfig):
     """Few-shot tasks from one table: a CSV, TSV, Parquet, Excel or JSON-lines file, or a saved Hugging Face data set."""
 
     type: Literal["table_file"] = "table_file"
@@ -121,12 +121,6 @@ class TableFileConfig(SourceConfig):
     validate_share: float = Field(
         0.0, ge=0, lt=1, description="further share of the rows that is never trained on: validation predicts them from the training rows"
     )
-
-    @model_validator(mode="after")
-    def _rows_are_left(self) -> TableFileConfig:
-        if self.hold_out + self.validate_share >= 1:
-            raise ValueError(f"hold_out ({self.hold_out:g}) + validate_share ({self.validate_share:g}) leave no row to train on")
-        return self
 
     def holds(self) -> str:
         """The file, and which of its tables."""
@@ -303,21 +297,13 @@ class PythonDocsConfig(SourceConfig):
 
 
 @SOURCES.register("mmlm.data.texts:TextFiles", source="files of your own")
-class TextFilesConfig(SourceConfig):
+class TextFilesConfig(PartedConfig):
     """Texts in a file or in all files below a folder: .txt and .md hold one each, .jsonl one a line."""
 
     gives: ClassVar[str] = "texts"
     type: Literal["text_files"] = "text_files"
     path: str = Field(description="a file, or a folder with files")
     field: str = Field("text", description="key of the text in a line of .jsonl")
-    hold_out: float = Field(0.05, ge=0, lt=1, description="share of the texts that is never trained on; evaluate measures it")
-    validate_share: float = Field(0.0, ge=0, lt=1, description="further share of the texts that is never trained on, for validation")
-
-    @model_validator(mode="after")
-    def _texts_are_left(self) -> TextFilesConfig:
-        if self.hold_out + self.validate_share >= 1:
-            raise ValueError(f"hold_out ({self.hold_out:g}) + validate_share ({self.validate_share:g}) leave no text to train on")
-        return self
 
     def holds(self) -> str:
         """The file or the folder."""

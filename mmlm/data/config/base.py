@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmlm.base.registry import Component, Registry
 
@@ -53,6 +53,19 @@ class SourceConfig(Component):
         """The same, to be compared with what other sources hold."""
         found = self.holds()
         return None if found is None else Held(found, frozenset([found]))
+
+
+class PartedConfig(SourceConfig):
+    """What sources have of which shares are never trained on."""
+
+    hold_out: float = Field(0.05, ge=0, lt=1, description="share that is never trained on; evaluate measures it")
+    validate_share: float = Field(0.0, ge=0, lt=1, description="further share that is never trained on, for validation")
+
+    @model_validator(mode="after")
+    def _some_are_left(self) -> Self:
+        if self.hold_out + self.validate_share >= 1:
+            raise ValueError(f"hold_out ({self.hold_out:g}) + validate_share ({self.validate_share:g}) leave nothing to train on")
+        return self
 
 
 def true_path(path: str) -> str:

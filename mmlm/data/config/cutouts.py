@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from mmlm.data.config.base import SOURCES, SourceConfig, true_path
+from mmlm.data.config.base import SOURCES, PartedConfig, true_path
 
 
-class CutoutsConfig(SourceConfig):
+class CutoutsConfig(PartedConfig):
     """What sources of single things on white have."""
 
     gives: ClassVar[str] = "pictures"
     side: int = Field(64, ge=8, le=1024, description="pixels along a side of the square pictures")
     kinds: list[str] | None = Field(None, min_length=1, description="only pictures of these kinds; null: all")
     hold_out: float = Field(0.1, ge=0, lt=1, description="share of the pictures that is never trained on; evaluate measures it")
-    validate_share: float = Field(0.0, ge=0, lt=1, description="further share that is never trained on, for validation")
-
-    @model_validator(mode="after")
-    def _some_are_left(self) -> CutoutsConfig:
-        if self.hold_out + self.validate_share >= 1:
-            raise ValueError(f"hold_out ({self.hold_out:g}) + validate_share ({self.validate_share:g}) leave nothing to train on")
-        return self
 
 
 @SOURCES.register("mmlm.data.cutouts:Stamps", source="Tux Paint's stamps, Debian tuxpaint-stamps-default")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from mmlm.data.config.base import SOURCES, Held, SourceConfig, true_path
+from mmlm.data.config.base import SOURCES, Held, PartedConfig, SourceConfig, true_path
 
 Descriptor = Literal["logp", "qed", "tpsa", "weight", "rings", "heavy_atoms", "rotatable_bonds", "h_donors", "h_acceptors", "sp3"]
 
 
-class CompoundsConfig(SourceConfig):
+class CompoundsConfig(PartedConfig):
     """What every source of molecules or proteins has."""
 
     gives: ClassVar[str] = "molecules"
@@ -27,12 +27,6 @@ class CompoundsConfig(SourceConfig):
     )
     hold_out: float = Field(0.1, ge=0, lt=1, description="share that is never trained on; evaluate measures it")
     validate_share: float = Field(0.1, ge=0, lt=1, description="further share that is never trained on, for validation")
-
-    @model_validator(mode="after")
-    def _some_are_left(self) -> CompoundsConfig:
-        if self.hold_out + self.validate_share >= 1:
-            raise ValueError(f"hold_out ({self.hold_out:g}) + validate_share ({self.validate_share:g}) leave nothing to train on")
-        return self
 
 
 @SOURCES.register("mmlm.data.molecule_sources:CompoundManifest", source="files of your own")

@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mmlm.data.config.base import SOURCES, Held, SourceConfig, true_path
+from mmlm.data.config.base import SOURCES, Held, PartedConfig, true_path
 
 
-class PicturesConfig(SourceConfig):
+class PicturesConfig(PartedConfig):
     """What every source of picture files has: what is bad, what is never trained on."""
 
     gives: ClassVar[str] = "pictures"
@@ -20,14 +20,6 @@ class PicturesConfig(SourceConfig):
         False, description="pictures without a caption get one that lists the things in them, from the top down, with their boxes"
     )
     on_bad: Literal["stop", "skip"] = Field("stop", description="pictures that cannot be used: told as an error | listed and left out")
-    hold_out: float = Field(0.05, ge=0, lt=1, description="share of the pictures that is never trained on; evaluate measures it")
-    validate_share: float = Field(0.0, ge=0, lt=1, description="further share that is never trained on, for validation")
-
-    @model_validator(mode="after")
-    def _some_are_left(self) -> PicturesConfig:
-        if self.hold_out + self.validate_share >= 1:
-            raise ValueError(f"hold_out ({self.hold_out:g}) + validate_share ({self.validate_share:g}) leave nothing to train on")
-        return self
 
 
 @SOURCES.register("mmlm.data.picture_sources:PictureManifest", source="files of your own")

@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mmlm.data.config.base import SOURCES, Held, SourceConfig, true_path
+from mmlm.data.config.base import SOURCES, Held, PartedConfig, true_path
 
 PROGRAMS = ("espeak-ng", "flite")
 TABLES = ("metadata.csv", "metadata.tsv", "metadata.txt")  # of the texts of a folder
 
 
-class SpeechConfig(SourceConfig):
+class SpeechConfig(PartedConfig):
     """What every source of speech has: which recordings count, how they are trimmed, which are never trained on."""
 
     gives: ClassVar[str] = "speech"
@@ -31,16 +31,12 @@ class SpeechConfig(SourceConfig):
     keep_hz: int | None = Field(
         None, ge=1000, description="at this rate sounds are decoded once and kept, in 16 bits, in the user's cache folder; null: never"
     )
-    hold_out: float = Field(0.05, ge=0, lt=1, description="share of the recordings that is never trained on; evaluate measures it")
-    validate_share: float = Field(0.0, ge=0, lt=1, description="further share that is never trained on, for validation")
     split_by: Literal["text", "utterance", "speaker"] = Field(
         "text", description="what is never in two parts: equal texts | the recording alone (few texts said often) | a speaker"
     )
 
     @model_validator(mode="after")
-    def _some_are_left(self) -> SpeechConfig:
-        if self.hold_out + self.validate_share >= 1:
-            raise ValueError(f"hold_out ({self.hold_out:g}) + validate_share ({self.validate_share:g}) leave nothing to train on")
+    def _some_lengths_fit(self) -> SpeechConfig:
         if self.min_seconds >= self.max_seconds:
             raise ValueError(f"min_seconds ({self.min_seconds:g}) must be below max_seconds ({self.max_seconds:g})")
         return self

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from mmlm.data.config.base import SOURCES, Held, SourceConfig, true_path
+from mmlm.data.config.base import SOURCES, Held, PartedConfig, true_path
 
 
 @SOURCES.register("mmlm.data.sweep_source:SweepFolder", source="files of your own; labels as SUSTechPOINTS writes them")
-class SweepFolderConfig(SourceConfig):
+class SweepFolderConfig(PartedConfig):
     """A folder of sweeps (.bin, .npy, .npz, .pcd, .las), each with its boxes in NAME.json beside it: a list of objects with obj_type and
     psr (position, scale and rotation, each with x, y and z; of rotations z alone counts). Captions, expressions and questions are made
     of the boxes. Sweeps without labels show nothing that could be asked about."""
@@ -24,18 +24,10 @@ class SweepFolderConfig(SourceConfig):
     columns: int | None = Field(None, ge=4, description="numbers of a point in .bin files; null: told by their size, 4 or 5")
     reach: float = Field(50.0, gt=0, description="metres along the ground beyond which things are not told of")
     on_bad: Literal["stop", "skip"] = Field("stop", description="sweeps that cannot be used: told as an error | listed and left out")
-    hold_out: float = Field(0.05, ge=0, lt=1, description="share of the sweeps that is never trained on; evaluate measures it")
-    validate_share: float = Field(0.0, ge=0, lt=1, description="further share that is never trained on, for validation")
 
     split_by: Literal["sweep", "folder"] = Field(
         "sweep", description="what is never in two parts: a sweep | the sweeps of one folder, as those of a drive are alike"
     )
-
-    @model_validator(mode="after")
-    def _some_are_left(self) -> SweepFolderConfig:
-        if self.hold_out + self.validate_share >= 1:
-            raise ValueError(f"hold_out ({self.hold_out:g}) + validate_share ({self.validate_share:g}) leave nothing to train on")
-        return self
 
     def without_effect(self) -> dict[str, str]:
         """Of splitting, what has nothing to act on."""
