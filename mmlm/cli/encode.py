@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mmlm.base.errors import RecipeError
+from mmlm.base.files import write_whole
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +70,9 @@ def _matrix(arguments: argparse.Namespace, encoder: Any) -> int:
         )
     output = Path(arguments.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    np.save(output, vectors)
+    with io.BytesIO() as head:
+        np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(vectors))
+        write_whole(output, chain([head.getvalue()], (vector.tobytes() for vector in vectors)))
     print(f"{output}: {vectors.shape[0]} vectors of {vectors.shape[1]} numbers")
     return 0
 
