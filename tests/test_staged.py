@@ -547,10 +547,7 @@ def test_plain_stages_go_through_the_one_call_decoder_to_the_same_ids(tiny, monk
 
 FAULTS = {
     "beams": ({"sampling": Sampling(num_beams=2)}, "stages have no beams"),
-    "penalty of what is written at once": (
-        {"passes": 2, "prompt": lambda so_far: so_far.stream, "stop": (), "sampling": Sampling(repetition_penalty=1.5)},
-        "no tokens before it for a repetition_penalty",
-    ),
+    "penalty": ({"passes": 2, "prompt": lambda s: s.stream, "stop": (), "sampling": Sampling(repetition_penalty=2)}, "no tokens before it"),
     "allowed of fewer codebooks": ({"allowed": [[1], [2]]}, "allowed needs ids for each of its 1 codebooks"),
     "allowed of nothing": ({"allowed": [[]]}, "allowed needs ids for each"),
     "samplings": ({"sampling": [Sampling()] * 2}, "sampling is for 2 codebooks, but it writes 1"),
