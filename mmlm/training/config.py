@@ -120,7 +120,8 @@ class TrainConfig(Strict):
     loss_weights: dict[str, float] = Field({}, description="factor of a loss by its name; others have 1")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="memory of an average of the weights that is evaluated and kept; 0: none")
     precision: Literal["fp32", "bf16", "auto"] = Field(
-        "fp32", description="bf16: bfloat16 autocast, weights stay float32; auto: bf16 where it is multiplied faster, as with AMX"
+        "fp32",
+        description="bf16: bfloat16 autocast, weights stay float32; auto: bf16 where it is multiplied faster (GPU, AMX, AVX512-BF16)",
     )
     deterministic: bool = Field(False, description="refuse operations whose result may vary from run to run on one machine")
     max_skipped: int = Field(10, ge=0, description="non-finite steps in a row that are skipped; one more stops the run")

@@ -219,7 +219,7 @@ def test_bf16_runs_the_matrix_products_in_bfloat16(toy, tmp_path):
     assert seen == {torch.float32, torch.bfloat16}
 
 
-@pytest.mark.parametrize("unit, wanted", [("amx_bf16", torch.bfloat16), ("avx512_bf16", torch.float32)])
+@pytest.mark.parametrize("unit, wanted", [("amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16), ("avx512_f", torch.float32)])
 def test_auto_is_bf16_where_the_machine_multiplies_it_faster(toy, tmp_path, monkeypatch, unit, wanted):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, "avx512_bf16": False, unit: True}, raising=False)
     seen = set()
