@@ -25,7 +25,7 @@ from mmlm.generation import Generated, Grammar, Guidance, Sampling, generate
 from mmlm.heads.codebooks import CodebooksHead
 from mmlm.layout import Layout
 from mmlm.model_config import ModelConfig
-from mmlm.parameters import give_memory, initialize, linear, name_axes
+from mmlm.parameters import give_memory, initialize, linear, name_axes, shapes_alone
 from mmlm.stream import Batch, Stream
 from mmlm.tokenizers.base import TextLike
 from mmlm.vocabulary import Vocabulary
@@ -242,7 +242,7 @@ class MultimodalLM(nn.Module):
             config = check(ModelConfig, raw, str(folder / CONFIG))
         except RecipeError as error:
             raise CheckpointError(str(error)) from None
-        with torch.device("meta"):
+        with shapes_alone():
             model = cls(config)
         give_memory(model)
         for module in model.modules():  # buffers that are not saved, such as rotary frequencies, are made again

@@ -6,12 +6,14 @@ distillation read these instead of parameter names. `no_weight_decay` and `lr_sc
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 class Linear(nn.Linear):
@@ -35,10 +37,34 @@ def name_axes(parameter: Tensor, *axes: str) -> None:
     parameter.axes = axes  # type: ignore[attr-defined]
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves tensors as they are where a value would be drawn for them."""
+
+    DRAWN = (Tensor.normal_, Tensor.uniform_)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in self.DRAWN or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+@contextlib.contextmanager
+def shapes_alone() -> Iterator[None]:
+    """What is made here has parameters and buffers of a shape without values, and draws none: `give_memory` makes them real.
+
+    torch draws values of such tensors through the front end of its compiler, whose import takes longer than reading a small model.
+    """
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
 def give_memory(module: nn.Module) -> None:
     """Make parameters and buffers that have a shape alone real, with any values; what a parameter knows (its axes, how it learns) stays."""
     known = {name: dict(vars(each)) for name, each in module.named_parameters(remove_duplicate=False)}
-    module.to_empty(device="cpu")
+    module._apply(lambda each: torch.empty(each.shape, dtype=each.dtype))  # `to_empty` imports the same front end for strides
     for name, each in module.named_parameters(remove_duplicate=False):
         vars(each).update(known[name])
 

@@ -185,6 +185,22 @@ def test_the_recipe_and_all_configs_load_no_torch(tmp_path):
     assert "mmlm.recipe" in names and python(code, tmp_path, ROOT) == "[]"
 
 
+def test_reading_a_model_and_a_codec_loads_no_compiler_of_torch(tmp_path):
+    """Its import takes longer than a small model; encoders, demos and servers begin with such a reading."""
+    named = (
+        "import sys\nfrom mmlm.model import MultimodalLM\nfrom mmlm.model_config import ModelConfig\n"
+        "from mmlm.tokenizers.codec.small import SmallCodec\nfrom mmlm.tokenizers.config import SmallCodecConfig\n"
+    )
+    config = {"schema": 1, "vocabulary": {"text": 9}, "backbone": {"width": 64, "num_layers": 1}}
+    made = (
+        f"MultimodalLM(ModelConfig.model_validate({config})).save_pretrained('model')\n"
+        "codec = SmallCodec(SmallCodecConfig())\ncodec.begin()\ncodec.save('codec')\n"
+    )
+    read = "MultimodalLM.from_pretrained('model')\nSmallCodec(SmallCodecConfig(path='codec')).model\n"
+    assert python(named + made, tmp_path, ROOT) == ""
+    assert python(f"{named}{read}print({{'torch._dynamo', 'sympy'}} & set(sys.modules))", tmp_path, ROOT) == "set()"
+
+
 OPTIONAL = [
     "pandas",
     "pyarrow",

@@ -16,6 +16,7 @@ from torch import nn
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
 from mmlm.base.files import parse_json
 from mmlm.base.schema import check
+from mmlm.parameters import give_memory, shapes_alone
 from mmlm.tokenizers.config import TOKENIZERS, CodecConfig
 from mmlm.weights import copy_tensors, read_tensors, safetensors_bytes, write_tensors
 
@@ -97,9 +98,9 @@ class Trained(Generic[M]):
     def load(self: C, folder: Path | str) -> C:
         """Take what save wrote. Raises CheckpointError where the folder holds none, or a codec of another type."""
         self.config = read_config(Path(folder), self.given.type)
-        with torch.device("meta"):
-            model = self.build()
-        self._model = model.to_empty(device="cpu")
+        with shapes_alone():
+            self._model = self.build()
+        give_memory(self._model)
         copy_tensors(self._model.state_dict(), read_tensors(Path(folder) / WEIGHTS), str(Path(folder) / WEIGHTS))
         self._model.eval()
         return self
