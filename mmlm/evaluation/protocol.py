@@ -17,12 +17,11 @@ import numpy as np
 from mmlm.data.episodes import Episode, classes_of
 from mmlm.data.tables import Table
 from mmlm.evaluation.baselines import BASELINES, Predict, xgboost_search
-from mmlm.evaluation.config import EvaluateConfig
+from mmlm.evaluation.config import FEWEST_QUERIES, EvaluateConfig
 from mmlm.evaluation.metrics import accuracy, bootstrap, brier, nll, paired_difference, win_rate
 from mmlm.evaluation.reliability import reliability
 
 MAX_CLASSES = 10
-FEWEST_QUERIES = 8
 MEASURES = {"accuracy": accuracy, "nll": nll, "brier": brier}
 
 

@@ -3,7 +3,10 @@
 import dataclasses
 
 import numpy as np
+import pandas
+import pytest
 import torch
+from pydantic import ValidationError
 
 from mmlm.data.config import EpisodeConfig, StructuralTablesConfig
 from mmlm.data.prior import StructuralTables
@@ -83,8 +86,6 @@ def test_a_run_goes_from_recipe_to_a_filled_table(tmp_path):
 
 def test_the_comparison_counts_what_is_right():
     rng = np.random.default_rng(0)
-    import pandas
-
     frame = pandas.DataFrame({"x": rng.normal(size=60), "y": rng.choice(["a", "b"], 60, p=[0.8, 0.2])})
     table = Table.from_frame(frame, "toy").with_target("y")
     config = EvaluateConfig(shots=[8], seeds=2, max_queries=32)
@@ -92,3 +93,12 @@ def test_the_comparison_counts_what_is_right():
     assert found["metrics"]["accuracy_8"] == found["baselines"]["majority"]["accuracy_8"]
     assert found["baselines"]["majority"]["model_minus_this_8"] == 0
     assert 0.5 < found["metrics"]["accuracy_8"] < 1
+
+
+def test_as_few_rows_to_predict_as_may_be_asked_for_are_a_comparison():
+    few = EvaluateConfig.model_fields["max_queries"].metadata[0].ge
+    with pytest.raises(ValidationError, match=f"at least {few}"):
+        EvaluateConfig(max_queries=few - 1)
+    frame = pandas.DataFrame({"x": np.arange(60.0), "y": ["a", "b"] * 30})
+    config = EvaluateConfig(shots=[8], seeds=1, max_queries=few)
+    assert compare([Table.from_frame(frame, "toy").with_target("y")], majority, config, {}).values
