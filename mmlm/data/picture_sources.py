@@ -44,7 +44,7 @@ SLACK = 1.0  # pixels by which a box may leave its picture
 @dataclass
 class Listed:
     """What a list or folder says of a picture, unchecked. file: its name there, by which it is dealt to the parts. phrases: (start, end,
-    boxes) of the caption. further: captions beside it with their phrases. Boxes are [x1, y1, x2, y2]."""
+    boxes) of the caption. further: captions beside it with their phrases. Boxes are [x1, y1, x2, y2]. is_listed: see Picture."""
 
     id: str
     where: str
@@ -56,6 +56,7 @@ class Listed:
     expressions: list[tuple[str, Any]] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     things: list[tuple[str, Any]] = field(default_factory=list)
+    is_listed: bool = False
 
 
 class Pictures(RecordList[Picture]):
@@ -116,9 +117,8 @@ def _looked_at(listed: Listed | Bad, config: PicturesConfig, known: Remembered[P
         captions.append(listing(things))
     width, height = facts.upright
     read = partial(_read, listed.path, config.longest, listed.where)
-    return Picture(
-        listed.id, listed.where, width, height, read, tuple(captions), expressions, tuple(listed.questions), things, {"file": listed.file}
-    )
+    known_of = (tuple(captions), expressions, tuple(listed.questions), things)
+    return Picture(listed.id, listed.where, width, height, read, *known_of, {"file": listed.file}, listed.is_listed)
 
 
 def _read(path: Path, longest: int | None, where: str) -> np.ndarray:
@@ -225,6 +225,7 @@ def _of_line(line: str, path: Path, where: str) -> Listed | Bad:
                 Question(str(each["question"]), str(each["answer"]), str(each.get("kind", ""))) for each in raw.get("questions") or []
             ],
             things=[(str(each["label"]), each["box"]) for each in raw.get("things") or []],
+            is_listed=raw.get("things") is not None,
         )
     except (KeyError, TypeError, ValueError) as error:
         return Bad(where, f"is not as a line must be ({type(error).__name__}: {error}); see the source picture_manifest.")
@@ -269,14 +270,20 @@ def _read_coco(folder: Path, files: Sequence[Path]) -> Iterator[Listed | Bad]:
     images: dict[Any, tuple[str, Path]] = {}
     things: dict[Any, list[tuple[str, Any]]] = defaultdict(list)
     captions: dict[Any, list[str]] = defaultdict(list)
+    listed: set[Any] = set()
     flat = 0
     for file in files:
         held = json_of(file)
         try:
             names = {each["id"]: str(each["name"]).replace("_", " ") for each in held.get("categories", [])}
             images |= {each["id"]: (str(each.get("file_name") or each["coco_url"].rpartition("/")[2]), file) for each in held["images"]}
-            for each in held.get("annotations", []):
-                if "bbox" in each and not each.get("iscrowd"):
+            annotations = held.get("annotations", [])
+            if any("bbox" in each for each in annotations):  # of LVIS, a class has been looked for in some pictures alone
+                listed |= {each["id"] for each in held["images"] if "neg_category_ids" not in each}
+            for each in annotations:
+                if each.get("iscrowd"):
+                    listed.discard(each["image_id"])
+                elif "bbox" in each:
                     x, y, wide, high = each["bbox"]
                     if wide == 0 or high == 0:
                         flat += 1
@@ -290,7 +297,7 @@ def _read_coco(folder: Path, files: Sequence[Path]) -> Iterator[Listed | Bad]:
         logger.warning("%s: %d boxes without extent are left out.", ", ".join(map(str, files)), flat)
     for key, (name, file) in images.items():
         said = [(caption, list[tuple[int, int, list[Any]]]()) for caption in dict.fromkeys(captions.get(key, []))]
-        yield Listed(name, f"{file}, image {key}", folder / name, name, further=said, things=things.get(key, []))
+        yield Listed(name, f"{file}, image {key}", folder / name, name, further=said, things=things.get(key, []), is_listed=key in listed)
 
 
 class Yolo(PictureSource):
@@ -311,7 +318,7 @@ def _read_yolo(folder: Path, names: Sequence[str]) -> Iterator[Listed | Bad]:
             beside.insert(0, Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt"))
         file = next((each for each in beside if each.is_file()), None)
         if file is None:
-            yield Listed(inside.as_posix(), str(path), path, inside.as_posix())  # a picture without labels shows none of the classes
+            yield Listed(inside.as_posix(), str(path), path, inside.as_posix(), is_listed=True)  # as of YOLO: it shows none of the classes
             continue
         try:
             facts = picture_facts(path)
@@ -319,7 +326,7 @@ def _read_yolo(folder: Path, names: Sequence[str]) -> Iterator[Listed | Bad]:
         except DataError as error:
             yield Bad(str(file), str(error))
             continue
-        yield Listed(inside.as_posix(), str(file), path, inside.as_posix(), things=things)
+        yield Listed(inside.as_posix(), str(file), path, inside.as_posix(), things=things, is_listed=True)
 
 
 def _of_yolo(line: str, names: Sequence[str], facts: PictureFacts) -> tuple[str, Any]:

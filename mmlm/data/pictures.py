@@ -41,7 +41,8 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture and what is known of it. where: file and line that tell of it, for messages. read: gives its pixels, uint8 [y, x, 3]."""
+    """A picture and what is known of it. where: file and line that tell of it, for messages. read: gives its pixels, uint8 [y, x, 3].
+    is_listed: its things have been looked for, so that without any there is none."""
 
     id: str
     where: str
@@ -53,6 +54,7 @@ class Picture:
     questions: tuple[Question, ...] = ()
     things: tuple[Thing, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
+    is_listed: bool = False
 
     def share(self, box: Box) -> Box:
         """A box as shares of the width and height, within the picture."""

@@ -10,7 +10,7 @@ picture is read once, sees none of the questions, and each request goes on from 
     phrases              a caption         the same caption, its phrases with boxes; when asked, the words are given and the boxes free
     caption              nothing           a caption
     question             a question        its answer
-    detection            nothing           every thing as a group: its class and its box, from the top down
+    detection            nothing           every thing as a group: its class and its box, from the top down; nothing where there is none
     name                 nothing           what the only thing in the picture is called; not asked of several
 
 There is no head for boxes: they are tokens, see mmlm.tokenizers.boxes. A picture is read as patches of pixels, or whole by an encoder that
@@ -156,7 +156,7 @@ class GroundedTask(AskingTask[Picture]):
             truth = Grounded(each.text, (Phrase(0, len(each.text), (record.share(each.box),)),))
             found.append(Request("expression", each.text, truth))
         found += [Request("question", each.text, Grounded(each.answer)) for each in record.questions]
-        if record.things:
+        if record.things or record.is_listed:
             things = [Thing(each.label, record.share(each.box)) for each in record.things]
             found.append(Request("detection", "", every_thing(things)))
         if len(record.things) == 1:

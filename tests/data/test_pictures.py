@@ -322,6 +322,22 @@ def test_annotations_of_coco_and_yolo(tmp_path, caplog) -> None:
         CocoConfig(path=str(tmp_path / "images"), annotations=files[:1]).build()
 
 
+def test_a_picture_that_was_looked_at_and_shows_nothing_is_told_from_one_that_nobody_looked_at(tmp_path) -> None:
+    lines = [{"image": "a.png", "id": name, **more} for name, more in (("none", {"things": []}), ("unknown", {"caption": "A box."}))]
+    assert [(each.things, each.is_listed) for each in listed(tmp_path, *lines).build().everything()] == [((), True), ((), False)]
+    for name in "bcd":
+        Image.fromarray(drawing()).save(tmp_path / f"{name}.png")
+    images = [{"id": name, "file_name": f"{name}.png", **({"neg_category_ids": [3]} if name == "d" else {})} for name in "abcd"]
+    boxes = [{"image_id": "a", "bbox": [10, 20, 20, 24]}, {"image_id": "b", "bbox": [0, 0, 40, 40], "iscrowd": 1}]
+    coco = {"images": images, "categories": [{"id": 3, "name": "box"}], "annotations": [{"category_id": 3, **each} for each in boxes]}
+    (tmp_path / "instances.json").write_text(json.dumps(coco))
+    found = CocoConfig(path=str(tmp_path), annotations=[str(tmp_path / "instances.json")], hold_out=0).build().everything()
+    assert {each.id[0]: each.is_listed for each in found} == {"a": True, "b": False, "c": True, "d": False}
+    (tmp_path / "a.txt").write_text("")
+    yolo = YoloConfig(path=str(tmp_path), names=["box"], hold_out=0).build().everything()
+    assert len(yolo) == 4 and all(each.is_listed and not each.things for each in yolo)
+
+
 def test_things_are_listed_from_the_top_each_kind_once() -> None:
     said = listing([Thing("b", (0, 30, 5, 40)), Thing("a", (0, 10, 5, 20)), Thing("b", (9, 0, 12, 5))])
     assert said.text == "b, a" and [each.boxes for each in said.phrases] == [((9, 0, 12, 5), (0, 30, 5, 40)), ((0, 10, 5, 20),)]

@@ -268,6 +268,19 @@ def test_things_are_listed_with_scores_and_measured() -> None:
         assert len(phrase.scores) == len(phrase.boxes) and all(0 < score <= 1 for score in phrase.scores)
 
 
+def test_what_is_found_where_nothing_is_lowers_the_precision() -> None:
+    task = build_task(Recipe.read("grounded_captioning/quickstart", ["task.kinds={detection: 1}", *SMALL]))
+    pixels, dog = np.zeros((64, 64, 3), np.uint8), Thing("dog", (8.0, 8.0, 24.0, 24.0))
+    one, none = (Picture(f"{things}", "here", 64, 64, lambda: pixels, things=things, is_listed=True) for things in ((dog,), ()))
+    (asked,), (asked_of_none,) = task.requests(one), task.requests(none)
+    assert asked_of_none.truth == Grounded("") and not task.requests(replace(none, is_listed=False))
+    assert len(task.example(none, np.random.default_rng(0)).segments[-1].ids) == 1  # the end alone is learned
+    dogs = [Said(each, asked.truth) for each in (asked, asked_of_none)]
+    silent = Said(asked_of_none, Grounded(""))
+    assert task.score([[dogs[0]], [silent]], [one, none])["ap_50"] == 1
+    assert task.score([[dogs[1]], [dogs[0]]], [none, one])["ap_50"] == pytest.approx(0.5, abs=0.01)
+
+
 def test_several_requests_of_one_picture_are_learned_as_if_each_were_alone(built) -> None:
     """Loss and gradients of a sample with three requests are those of three samples with one; the picture sees no question."""
     recipe = Recipe.read("grounded_captioning/quickstart", [KINDS, *SMALL, "task.requests=3"])

@@ -25,8 +25,8 @@ class PicturesConfig(PartedConfig):
 @SOURCES.register("mmlm.data.picture_sources:PictureManifest", source="files of your own")
 class PictureManifestConfig(PicturesConfig):
     """Pictures listed in a .jsonl file, one object a line: image (path relative to the list), and where known caption, phrases (span and
-    boxes), expressions (text and box), questions (question, answer and kind), things (label and box), id. Boxes are [x1, y1, x2, y2] in
-    pixels of the stored file."""
+    boxes), expressions (text and box), questions (question, answer and kind), things (label and box; [] says that there is none), id. Boxes
+    are [x1, y1, x2, y2] in pixels of the stored file."""
 
     type: Literal["picture_manifest"] = "picture_manifest"
     path: str = Field(description="the list, .jsonl or .jsonl.gz, or one that is shipped beside the recipes")
