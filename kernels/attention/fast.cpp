@@ -174,6 +174,8 @@ APART void scatter(const float* tiles, int64_t step, const Rows<X>& x, int64_t r
     }
 }
 
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+
 // How a tile of scores is seen: not at all, in part, or by every query.
 enum Sight { HIDDEN, PART, WHOLE };
 
@@ -200,7 +202,25 @@ struct Scores {
         if (key >= keys || query >= queries || (causal && last < key)) return HIDDEN;
         if (window && first - (end - 1) >= window && key >= sinks) return HIDDEN;
         const bool near = !window || last - key < window || end <= sinks;
-        return mask || end > keys || (causal && first < end - 1) || !near ? PART : WHOLE;
+        if (mask) return by_mask(key, std::min(end, keys), query, query_count) ? PART : HIDDEN;
+        return end > keys || (causal && first < end - 1) || !near ? PART : WHOLE;
+    }
+    // Whether the mask shows any query one of the keys key .. end: what is causal in part, or sees its own time alone, hides most tiles.
+    bool by_mask(int64_t key, int64_t end, int64_t query, int64_t query_count) const {
+        Bytes some{};
+        for (; key < end; key++)
+            for (int64_t at = query; at < std::min(query + query_count, queries); at += 16) some |= seen_of(key, at);
+        uint64_t halves[2];
+        memcpy(halves, &some, 16);
+        return halves[0] | halves[1];
+    }
+    // Of 16 queries from here on whether they see the key by the mask; not 0 for yes, 0 beyond the last.
+    Bytes seen_of(int64_t key, int64_t query) const {
+        Bytes bytes{};
+        const uint8_t* from = mask + key * mask_key + query;
+        if (query + 16 <= queries) memcpy(&bytes, from, 16);
+        else memcpy(&bytes, from, std::max<int64_t>(0, queries - query));
+        return bytes;
     }
 };
 
@@ -224,14 +244,7 @@ INLINE V score(const Scores& of, V raw, int64_t key, int64_t query, V* bend) {
     constexpr int32_t ANY = std::numeric_limits<int32_t>::max();
     const int32_t low = of.causal ? 0 : -ANY, high = of.window && key >= of.sinks ? static_cast<int32_t>(of.window) : ANY;
     I seen = (distance >= low) & (distance < high) & (key < of.keys ? -1 : 0);
-    if (of.mask && key < of.keys) {
-        typedef uint8_t B __attribute__((vector_size(16)));
-        B bytes{};
-        const uint8_t* from = of.mask + key * of.mask_key + query;
-        if (query + 16 <= of.queries) memcpy(&bytes, from, 16);
-        else memcpy(&bytes, from, std::max<int64_t>(0, of.queries - query));
-        seen &= __builtin_convertvector(bytes, I) != 0;
-    }
+    if (of.mask && key < of.keys) seen &= __builtin_convertvector(of.seen_of(key, query), I) != 0;
     return seen ? z : splat(-INFINITY);
 }
 template <class F>
@@ -314,19 +327,22 @@ static void forward_unit(const Problem& p, const Sequence& s, int64_t group, Roo
             fill(sums.data, size.value_tiles * TILES * WORDS);
             const int64_t end = of.end(query + count - 1);
             for (int64_t key = of.begin(query) / E::DEPTH * E::DEPTH; key < end; key += KEYS) {
-                const int64_t depth = ceil_div(std::min(KEYS, end - key), E::DEPTH), key_tiles = depth * E::PAIR;
                 Sight sights[KEYS / 16][TILES];
-                bool any = false;
-                for (int64_t i = 0; i < key_tiles; i++)
-                    for (int64_t j = 0; j < tiles; j++) any |= (sights[i][j] = of.sight(key + 16 * i, 16, query + 16 * j, 16)) != HIDDEN;
-                if (!any) continue;
-                multiply<E, false>(scores, k_left.from(key / 16, 0), q_right, key_tiles, tiles, size.channel_steps);
+                int64_t first = KEYS / E::DEPTH, last = -1;  // of the steps of which something is seen
+                for (int64_t i = 0; i < ceil_div(std::min(KEYS, end - key), E::DEPTH) * E::PAIR; i++)
+                    for (int64_t j = 0; j < tiles; j++)
+                        if ((sights[i][j] = of.sight(key + 16 * i, 16, query + 16 * j, 16)) != HIDDEN)
+                            first = std::min(first, i / E::PAIR), last = i / E::PAIR;
+                if (first > last) continue;
+                const int64_t depth = last - first + 1, key_tiles = depth * E::PAIR, skipped = first * E::PAIR;
+                const int64_t from = key + first * E::DEPTH;
+                multiply<E, false>(scores, k_left.from(from / 16, 0), q_right, key_tiles, tiles, size.channel_steps);
                 for (int64_t j = 0; j < tiles; j++) {
                     V high = top[j];
                     for (int64_t i = 0; i < key_tiles; i++)
-                        looking(sights[i][j], of.plain, [&](auto all_seen, auto plain) {
+                        looking(sights[skipped + i][j], of.plain, [&](auto all_seen, auto plain) {
                             auto* run = settle<decltype(all_seen)::value, decltype(plain)::value>;
-                            high = larger(high, run(of, scores.at(i, j), key + 16 * i, query + 16 * j));
+                            high = larger(high, run(of, scores.at(i, j), from + 16 * i, query + 16 * j));
                         });
                     if (rises(high, top[j])) {
                         const V shrink = power_of_two(top[j] - finite(high));
@@ -337,7 +353,7 @@ static void forward_unit(const Problem& p, const Sequence& s, int64_t group, Roo
                     const V shift = finite(top[j]);
                     for (int64_t d = 0; d < depth; d++) total[j] += raise<E>(scores.from(d * E::PAIR, j), powers.at(j, d), shift);
                 }
-                multiply<E, true>(sums, v_below.from(0, key / E::DEPTH), powers, size.value_tiles, tiles, depth);
+                multiply<E, true>(sums, v_below.from(0, from / E::DEPTH), powers, size.value_tiles, tiles, depth);
             }
             for (int64_t j = 0; j < tiles; j++) {
                 const int64_t left = count - 16 * j;

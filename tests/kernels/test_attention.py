@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -80,6 +81,37 @@ def test_every_form_equals_full_scores(form, rule, mask, softcap, nan_filled_mem
 def test_the_compiled_form_over_many_blocks(dtype, rule, t, length, channels, unit, nan_filled_memory):
     tensors = {k: v.detach()[:1].requires_grad_() for k, v in inputs(dtype, t, length, channels=channels).items()}
     check("native", tensors, dtype, **rule)
+
+
+def far_apart(length: int) -> torch.Tensor:
+    """Of each of six heads a band of its own [1, 6, length, length], a far key that all see, and 40 queries that see nothing."""
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    bands = torch.stack([(distance >= 20 * head - 40) & (distance < 20 * head - 20) for head in range(6)])
+    bands[:, :, -3] = True
+    bands[:, 70:110] = False
+    return bands[None]
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="no compiler")
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("rule", [{"causal": False}, {"causal": True}, {"causal": False, "window": 100}], ids=str)
+@pytest.mark.parametrize("length", [201, 256])
+def test_masks_that_hide_whole_blocks(dtype, rule, length, unit, nan_filled_memory):
+    check("native", inputs(dtype, length, length), dtype, **rule, mask=far_apart(length))
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="no compiler")
+def test_what_a_mask_hides_costs_little():
+    tensors, seconds = inputs(torch.float32, 1200, 1200), {}
+    distance = torch.arange(1200)[:, None] - torch.arange(1200)
+    for name, mask in {"whole": distance > -1200, "near": (distance >= 0) & (distance < 60)}.items():
+        tries = []
+        for _ in range(3):
+            begin = time.thread_time()
+            with_gradients(attention, tensors, causal=False, mask=mask, backend="native")
+            tries.append(time.thread_time() - begin)
+        seconds[name] = min(tries)
+    assert seconds["near"] < 0.6 * seconds["whole"]  # a twentieth of the scores are seen
 
 
 @pytest.mark.skipif("native" not in BACKENDS, reason="no compiler")
