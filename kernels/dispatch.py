@@ -212,6 +212,14 @@ def on_gpu(*arguments: Any, dtypes: tuple[torch.dtype, ...] | None = None) -> st
     return None if arguments or interpreted or torch.cuda.is_available() else "no CUDA device"
 
 
+def multiplies_bf16_faster(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 outrun those in float32: a GPU with units for them, or a CPU with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)
+    return device.type == "cpu" and any(capabilities().get(unit) for unit in ("amx_bf16", "avx512_bf16"))
+
+
 def installed(
     package: str, *arguments: Any, dtypes: tuple[torch.dtype, ...], least_capability: tuple[int, int] | None = None
 ) -> str | None:

@@ -22,8 +22,8 @@ from mmlm.base.errors import CheckpointError, require
 from mmlm.base.files import read_json
 from mmlm.encoders.whisper_files import whisper_folder
 from mmlm.interop.whisper import load_whisper
+from mmlm.kernels.dispatch import multiplies_bf16_faster
 from mmlm.sound import Sound
-from mmlm.training.machine import multiplies_bf16_faster
 
 RATE_HZ, WINDOW_SECONDS = 16_000, 30
 MOST_TOKENS = 200  # of a window

@@ -38,14 +38,6 @@ def kept_memory() -> Iterator[bool]:
         trim(0)
 
 
-def multiplies_bf16_faster(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 outrun those in float32: a GPU with units for them, or a CPU with AMX or AVX512-BF16."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)
-    return device.type == "cpu" and any(capabilities().get(unit) for unit in ("amx_bf16", "avx512_bf16"))
-
-
 def peak_gib() -> float:
     """Most memory that this process has held so far, or most memory of its GPU where it uses one."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.base.errors import NumericsError, RecipeError, unknown_name
+from mmlm.kernels.dispatch import multiplies_bf16_faster
 from mmlm.training import checkpoint
 from mmlm.training.config import TrainConfig
 from mmlm.training.ema import WeightAverage
@@ -30,7 +31,7 @@ from mmlm.training.interrupts import Interrupted, Interrupts
 from mmlm.training.loader import Feed, Plan, Plans, Samples
 from mmlm.training.lock import RunLock
 from mmlm.training.log import RunLog
-from mmlm.training.machine import kept_memory, multiplies_bf16_faster, peak_gib, process_settings
+from mmlm.training.machine import kept_memory, peak_gib, process_settings
 from mmlm.training.optimizers import build_optimizers, trained_parameters
 from mmlm.training.order import derived
 from mmlm.training.ranks import Ranks

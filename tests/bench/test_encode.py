@@ -3,7 +3,7 @@
 Items a second of CPU time, files read and decoded by both; MMLM_BENCH_ITEMS asks for fewer items. The plain loop is what a person writes
 first: pictures in batches of 32 through timm or open_clip, sounds one after the other through torchaudio's HuBERT of base size, rows one
 after the other through a Llama of transformers with a mean over its states. Both have to give the same vectors. Goal: no slower than the
-loop in float32, with the margin of all benches; bfloat16 is shown beside it where the machine has AMX.
+loop in float32, with the margin of all benches; bfloat16 is shown beside it where the machine multiplies it faster.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import mmlm
 from mmlm.cli import main
 from mmlm.data.audio_files import write_sound
 from mmlm.data.table_reader import read_table
+from mmlm.kernels.dispatch import multiplies_bf16_faster
 from mmlm.sound import Sound
 from mmlm.tokenizers.table_rows import row_sentences
 from tests.bench.measure import MARGIN
@@ -45,7 +46,7 @@ def beside(what, encoder, items, loop, least=0.9999):
     theirs, plain = timed(lambda: loop(None))
     ours, fast = timed(lambda: embedder.encode(items, batch_size=BATCH))
     speeds = {"plain loop": plain, "mmlm fp32": fast}
-    if not isinstance(items[0], dict) and torch.cpu._is_amx_tile_supported():
+    if not isinstance(items[0], dict) and multiplies_bf16_faster(torch.device("cpu")):
         speeds["mmlm bf16"] = timed(lambda: embedder.encode(items, batch_size=BATCH, precision="bf16"))[1]
     cosine = float(mmlm.similarity(ours, theirs).diagonal().min())
     told = ", ".join(f"{name} {len(items) / seconds:.1f}" for name, seconds in speeds.items())

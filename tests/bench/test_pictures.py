@@ -3,7 +3,7 @@
 Goals, each asserted with a margin of 1.3: a JPEG that is wanted smaller is read at least 1.7 times as fast as Pillow reads and resizes it;
 looking again at the pictures of a list when a run begins costs at most a tenth of decoding them; `mmlm.encoder(...).encode` in bfloat16
 is at least 3 times as fast as a plain loop of the package in float32, at a cosine of 0.999, and no slower than that loop in bfloat16, on a
-machine with AMX; elsewhere in float32 no slower. Memory does not grow with the number of files.
+machine with AMX, 1.7 times with AVX512-BF16; elsewhere in float32 no slower. Memory does not grow with the number of files.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 import mmlm
 from mmlm.data.config import PictureManifestConfig
 from mmlm.data.picture_files import read_picture
+from mmlm.kernels.dispatch import multiplies_bf16_faster
 from mmlm.tokenizers.image_patches import resized
 from tests.bench.measure import MARGIN, compare, peak_mb
 
@@ -115,8 +116,9 @@ def test_vectors_of_pictures_beside_the_package(name, model):
     found = compare(contestants, rounds=3, seconds=0)
     print("; pictures a second: " + ", ".join(f"{kind} {len(pictures) / ms * 1e3:.1f}" for kind, ms in found.items()))
     assert found[f"{name} fp32"] / found["mmlm fp32"] > 1 / MARGIN
-    if torch.cpu._is_amx_tile_supported():
-        assert found[f"{name} fp32"] / found["mmlm bf16"] > 3.0 / MARGIN
+    if multiplies_bf16_faster(torch.device("cpu")):
+        least = 3.0 if torch.cpu._is_amx_tile_supported() else 1.7
+        assert found[f"{name} fp32"] / found["mmlm bf16"] > least / MARGIN
         assert found[f"{name} bf16"] / found["mmlm bf16"] > 1 / MARGIN
 
 

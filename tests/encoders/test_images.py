@@ -162,7 +162,7 @@ def test_real_weights_classify() -> None:
         assert word in names.index_to_description(int(scores.argmax()))
 
 
-@pytest.mark.skipif(not can_pack(), reason="needs a CPU with AMX")
+@pytest.mark.skipif(not can_pack(), reason="needs a CPU that multiplies bfloat16")
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_packed_layers_give_what_plain_ones_do(approximate) -> None:
     """With the GELU in the same pass; what is no plain linear layer stays."""
@@ -191,7 +191,7 @@ def test_vectors_follow_the_weights_in_every_precision() -> None:
     assert not np.allclose(whole, first[1] / np.linalg.norm(first[1], axis=1, keepdims=True), atol=0.01)
 
 
-@pytest.mark.skipif(not can_pack(), reason="needs a CPU with AMX")
+@pytest.mark.skipif(not can_pack(), reason="needs a CPU that multiplies bfloat16")
 def test_the_packed_copy_leaves_the_encoder_as_it_is() -> None:
     pytest.importorskip("timm")
     encoder = TimmConfig(model="test_vit").build()
