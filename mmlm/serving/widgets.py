@@ -56,24 +56,30 @@ MOST_MARKED, MARK = 320, 40  # pixels of the longer side of a marked picture, an
 MEANT = "what is meant"
 
 # Plays what is appended to its value, "RATE:PCM IN BASE64", as it comes, without a gap. One that begins otherwise is another sound.
+# Where a page may sound only after a gesture, as on phones, the next one lets it; until then its clock stands, so that nothing is missed.
+# The context is kept for the sounds that follow, as each new one would wait again.
 PLAYER = """
-let context = null, at = 0, heard = '';
+let context = null, sound = null, at = 0, heard = '';
+const wake = () => { if (context && context.state !== 'running') context.resume(); };
+for (const kind of ['click', 'touchend', 'keydown']) document.addEventListener(kind, wake, true);
 watch('value', () => {
   const text = props.value || '';
   if (!heard || !text.startsWith(heard)) {
-    if (context) context.close();
-    context = null; at = 0; heard = ''; element.dataset.seconds = '0'; element.dataset.pieces = '0';
+    if (sound) sound.disconnect();
+    sound = null; at = 0; heard = ''; element.dataset.seconds = '0'; element.dataset.pieces = '0';
   }
   const begin = Math.max(heard.length, text.indexOf(':') + 1), rate = parseInt(text);
   if (text.length <= begin || !rate) return;
   const bytes = Uint8Array.from(atob(text.slice(begin)), (letter) => letter.charCodeAt(0));
   const samples = Float32Array.from(new Int16Array(bytes.buffer), (value) => value / 32768);
   heard = text;
+  if (context && context.sampleRate !== rate) { context.close(); context = sound = null; }
   context = context || new AudioContext({sampleRate: rate});
+  if (!sound) { sound = context.createGain(); sound.connect(context.destination); }
   const buffer = context.createBuffer(1, samples.length, rate), node = context.createBufferSource();
   buffer.copyToChannel(samples, 0);
   node.buffer = buffer;
-  node.connect(context.destination);
+  node.connect(sound);
   at = Math.max(at, context.currentTime + 0.05);
   node.start(at);
   at += samples.length / rate;
