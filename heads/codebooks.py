@@ -25,13 +25,18 @@ class CodebooksHead(OutputRows):
     """Hidden states -> cross-entropy of the labelled cells, or scores of a range."""
 
     def __init__(self, config: CodebooksHeadConfig, width: int, vocabulary: Vocabulary, embedding: nn.Embedding) -> None:
-        names = config.ranges or [name for name in vocabulary.sizes if name.rpartition(".")[2].isdigit()]
-        if not names:
+        spans = _spans(config, vocabulary)
+        if not spans:
             raise RecipeError(f"a head of codebooks needs ranges such as codec.0, but the vocabulary has {', '.join(vocabulary.sizes)}.")
-        spans = {name: vocabulary.span(name) for name in names}
-        first, last = min(span.start for span in spans.values()), max(span.stop for span in spans.values())
-        super().__init__(config.tied, embedding, slice(first, last))
-        self.config, self.vocabulary, self.spans, self._first = config, vocabulary, spans, first
+        super().__init__(config.tied, embedding, _extent(spans))
+        self.config, self.vocabulary, self.spans = config, vocabulary, spans
+        self._first = _extent(spans).start
+
+    def extend(self, vocabulary: Vocabulary, init: str) -> None:
+        """Follow a vocabulary that has grown, in its ranges or by further codebooks."""
+        self.spans = _spans(self.config, vocabulary)
+        self._span = _extent(self.spans)
+        super().extend(vocabulary, init)
 
     def loss(self, h_btd: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Sum of weighted cross-entropies over labelled cells, each among the ids of its own range, and the sum of their weights.
@@ -74,3 +79,14 @@ class CodebooksHead(OutputRows):
         """Scores [..., ids of the range] of one range, in float32 (float64 for float64 states)."""
         span = self.spans[name]
         return exact(F.linear(h, self.matrix[span.start - self._first : span.stop - self._first].to(h.dtype)))
+
+
+def _spans(config: CodebooksHeadConfig, vocabulary: Vocabulary) -> dict[str, range]:
+    """The ranges of a head by their names."""
+    names = config.ranges or [name for name in vocabulary.sizes if name.rpartition(".")[2].isdigit()]
+    return {name: vocabulary.span(name) for name in names}
+
+
+def _extent(spans: dict[str, range]) -> slice:
+    """The vocabulary rows from the first of the ranges to the last."""
+    return slice(min(span.start for span in spans.values()), max(span.stop for span in spans.values()))

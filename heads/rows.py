@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.parameters import name_axes
+from mmlm.vocabulary import Vocabulary
 
 
 class OutputRows(nn.Module):
     """Base of such heads. tied: use those of the embedding. span: the vocabulary rows that it has; None: all."""
+
+    vocabulary: Vocabulary
 
     def __init__(self, tied: bool, embedding: nn.Embedding, span: slice | None = None) -> None:
         super().__init__()
@@ -30,6 +33,12 @@ class OutputRows(nn.Module):
         if self.weight is not None:
             nn.init.normal_(self.weight, std=(3 * self.weight.shape[1]) ** -0.5)
 
+    def extend(self, vocabulary: Vocabulary, init: str) -> None:
+        """Follow a vocabulary that has grown, whose embedding has its rows already; new rows of its own are as `extended` says."""
+        self.vocabulary = vocabulary
+        if self.weight is not None:
+            self.weight = extended(self.weight, len(self._shared) - len(self.weight), init)
+
     @property
     def matrix(self) -> Tensor:
         """The rows [v, d]."""
@@ -39,3 +48,13 @@ class OutputRows(nn.Module):
     def _shared(self) -> Tensor:
         weight = self._embedding[0].weight
         return weight if self._span is None else weight[self._span]
+
+
+@torch.no_grad()
+def extended(weight: nn.Parameter, added: int, init: str) -> nn.Parameter:
+    """Rows [v, d] with further ones behind them. init: mean (of the present rows) or random, N(0, 0.02^2)."""
+    new = weight.mean(0, keepdim=True).repeat(added, 1)
+    new = torch.randn_like(new) * 0.02 if init == "random" else new
+    found = nn.Parameter(torch.cat([weight, new]), requires_grad=weight.requires_grad)
+    name_axes(found, *weight.axes)
+    return found

@@ -23,6 +23,7 @@ from mmlm.decoding import Precision, Prompt
 from mmlm.encoders.config import Projector
 from mmlm.generation import Generated, Grammar, Guidance, Sampling, generate
 from mmlm.heads.codebooks import CodebooksHead
+from mmlm.heads.rows import OutputRows, extended
 from mmlm.layout import Layout
 from mmlm.model_config import ModelConfig
 from mmlm.parameters import give_memory, initialize, linear, name_axes, shapes_alone
@@ -182,23 +183,18 @@ class MultimodalLM(nn.Module):
 
     @torch.no_grad()
     def extend_vocabulary(self, sizes: dict[str, int], init: str = "mean") -> None:
-        """Add ranges after the present ones. init: mean (of the present rows) or random. Present rows and their scores stay as they are."""
+        """Add ranges after the present ones. init: mean (of the present rows) or random. Present rows and their scores stay as they are.
+        Heads that score ids follow; one of codebooks without named ranges predicts new codebooks too."""
         wider = self.vocabulary.extended(sizes)
         added = len(wider) - len(self.vocabulary)
         if not added:
             return
-        for owner in (self.embedding, self.heads["language_model"] if "language_model" in self.heads else None):
-            if owner is None or owner.weight is None:
-                continue
-            new = owner.weight.mean(0, keepdim=True).repeat(added, 1)
-            new = torch.randn_like(new) * 0.02 if init == "random" else new
-            axes = owner.weight.axes
-            owner.weight = nn.Parameter(torch.cat([owner.weight, new]), requires_grad=owner.weight.requires_grad)
-            name_axes(owner.weight, *axes)
+        self.embedding.weight = extended(self.embedding.weight, added, init)
         self.embedding.num_embeddings = len(wider)
         self.vocabulary = wider
         for head in self.heads.values():
-            head.vocabulary = wider
+            if isinstance(head, OutputRows):
+                head.extend(wider, init)
         self.config = self.config.model_copy(update={"vocabulary": wider.sizes})
 
     def add_encoders(self, encoders: Mapping[str, Any], features: Mapping[str, int], projectors: Mapping[str, Projector]) -> None:

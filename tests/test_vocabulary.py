@@ -64,6 +64,24 @@ def test_a_head_of_some_ranges_predicts_the_new_ids_of_one_that_grew(tiny):
 
 
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("grown", "spans"), [({"codec.1": 9}, {"codec.1": 9}), ({"unit": 2, "codec.2": 5}, {"codec.1": 7, "codec.2": 5})])
+def test_a_head_of_codebooks_predicts_new_ids_and_new_codebooks(tiny, tmp_path, tied, grown, spans):
+    from mmlm.model import MultimodalLM
+
+    heads = {"codes": {"type": "codebooks", "tied": tied}}
+    model = tiny(["attention"], heads, {"text": 20, "codec.0": 6, "codec.1": 7}).float()
+    h_d = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    before = model.heads["codes"].predict(h_d, "codec.1")
+    model.extend_vocabulary(grown)
+    head = model.heads["codes"]
+    torch.testing.assert_close(head.predict(h_d, "codec.1")[:7], before)
+    assert {name: len(head.predict(h_d, name)) for name in spans} == spans
+    model.save_pretrained(tmp_path)
+    again = MultimodalLM.from_pretrained(tmp_path).heads["codes"]
+    assert all(torch.equal(again.predict(h_d, name), head.predict(h_d, name)) for name in head.spans)
+
+
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("init", ["mean", "random"])
 def test_wider_models_keep_old_scores_bit_equal_and_save_and_load(tiny, tmp_path, tied, init):
     from mmlm.model import MultimodalLM
