@@ -64,12 +64,19 @@ class Pillars(nn.Module):
         middle_n2 = low[:2] + (at_n2 + 0.5) * config.cell
         numbers_n = torch.cat([points_n4, points_n4[:, :3] - mean_k3[cell_n], points_n4[:, :2] - middle_n2], dim=1)
         numbers_n = numbers_n / numbers_n.new_tensor(self.units)
-        made_nc = F.relu(self.norm(self.linear(numbers_n))) if len(numbers_n) else numbers_n.new_zeros(0, config.channels)
+        made_nc = F.relu(self._normed(self.linear(numbers_n))) if len(numbers_n) else numbers_n.new_zeros(0, config.channels)
         channels = made_nc.shape[1]
         # behind a ReLU nothing is below 0, which is what cells without points hold
         flat = made_nc.new_zeros(cells, channels).scatter_reduce(0, cell_n[:, None].expand(-1, channels), made_nc, "amax")
         canvas = flat.view(samples, bins, height, width, channels).permute(0, 4, 1, 2, 3)
         return canvas if bins > 1 else canvas[:, :, 0]
+
+    def _normed(self, made_nc: Tensor) -> Tensor:
+        """The same over the spread of its channels; that of a batch, or, where one point has none, what is known of earlier ones."""
+        if len(made_nc) > 1:
+            return self.norm(made_nc)
+        norm = self.norm
+        return F.batch_norm(made_nc, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
     def forward(self, points_n4: Tensor, sample_n: Tensor | None = None, samples: int = 1) -> Tensor:
         """The map [b, size, h / 2, w / 2]."""

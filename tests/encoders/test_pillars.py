@@ -54,6 +54,16 @@ def test_cells_are_those_of_a_loop_over_points(bins) -> None:
     assert torch.allclose(found, wanted, atol=1e-4)
 
 
+def test_a_batch_of_one_point_is_trained_on() -> None:
+    encoder, (one,) = built().train(), points(200)[10:11][None]
+    known = encoder.norm.running_mean.clone()
+    found = encoder(one * 0.1, torch.zeros(1, dtype=torch.long), 2)
+    found.sum().backward()
+    assert found.isfinite().all() and encoder.linear.weight.grad.abs().sum() > 0 and torch.equal(encoder.norm.running_mean, known)
+    encoder(points(50))
+    assert not torch.equal(encoder.norm.running_mean, known)
+
+
 @torch.no_grad()
 def test_order_samples_and_emptiness() -> None:
     encoder, some = built(), points(5000)
