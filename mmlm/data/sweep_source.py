@@ -1,5 +1,5 @@
-"""Sweeps of one's own with the boxes of what is in them. Every file is read once when a source is built; what cannot be used is told with
-its file and place.
+"""Sweeps of one's own with the boxes of what is in them. Every file is read the first time that a source is built, and that it is whole is
+remembered under its size and time of change; labels are read each time. What cannot be used is told with its file and place.
 
 Axes: n points
 """
@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,21 @@ from mmlm.data.dealing import deal, deal_whole
 from mmlm.data.listed import Bad, tell
 from mmlm.data.picture_sources import folder_of
 from mmlm.data.points import READERS, read_points
+from mmlm.data.remembered import Remembered, key_of
 from mmlm.data.speech_check import files_below
 from mmlm.data.street.source import told
 from mmlm.data.street.texts import Street
 from mmlm.data.sweeps import Cuboid, Sweep
 from mmlm.tokenizers.boxes import Box
+
+VERSION = 1  # of what is remembered of a file
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A file that can be read to its end, of so many points."""
+
+    points: int
 
 
 class Sweeps(RecordList[Sweep]):
@@ -44,7 +55,9 @@ class SweepFolder(Parted, Sweeps):
 
     def __init__(self, config: SweepFolderConfig) -> None:
         folder = folder_of(config.path)
-        looked = [_looked_at(path, folder, config) for path in files_below(folder, tuple(READERS))]
+        known = Remembered(Whole, "sweeps", str(folder), "sweeps", VERSION)
+        looked = [_looked_at(path, folder, config, known) for path in files_below(folder, tuple(READERS))]
+        known.write()
         self.bad = [each for each in looked if isinstance(each, Bad)]
         tell(self.bad, len(looked), "sweeps", str(folder), config.on_bad)
         found = [each for each in looked if not isinstance(each, Bad)]
@@ -68,10 +81,12 @@ def _dealt(sweeps: Sequence[Sweep], config: SweepFolderConfig, where: str) -> li
     return [[each for each, folder in zip(sweeps, held_in, strict=True) if number[folder] == group] for group in range(3)]
 
 
-def _looked_at(path: Path, folder: Path, config: SweepFolderConfig) -> tuple[Path, str, tuple[Cuboid, ...]] | Bad:
+def _looked_at(path: Path, folder: Path, config: SweepFolderConfig, known: Remembered[Whole]) -> tuple[Path, str, tuple[Cuboid, ...]] | Bad:
     labels = path.with_suffix(".json")
     try:
-        read_points(path, config.columns)
+        key = key_of(path, config.columns)
+        if known.get(key) is None:
+            known.put(key, Whole(len(read_points(path, config.columns))))
         things = read_labels(labels, config.front_degrees) if labels.is_file() else ()
     except DataError as error:
         return Bad(str(path), str(error))

@@ -11,7 +11,9 @@ import pytest
 
 from mmlm.analysis.birds_eye import seen_from_above
 from mmlm.base.errors import DataError
+from mmlm.data import sweep_source
 from mmlm.data.config.sweeps import SweepFolderConfig
+from mmlm.data.points import read_points
 from mmlm.data.sweeps import Cuboid, Sweep
 from mmlm.encoders.views import VIEWS, view_of
 from mmlm.tokenizers.boxes import Grounded, Phrase
@@ -118,6 +120,23 @@ def test_faulty_labels_are_named_and_can_be_left_out(tmp_path, labels, fault) ->
         SweepFolderConfig(path=str(tmp_path), hold_out=0.0).build()
     source = SweepFolderConfig(path=str(tmp_path), hold_out=0.0, on_bad="skip").build()
     assert [each.id for each in source.everything()] == ["b.npy"] and len(source.bad) == 1
+
+
+def test_files_are_read_again_only_where_they_have_changed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "sweeps"
+    folder.mkdir()
+    config = SweepFolderConfig(path=str(written(folder, "a", [label(3, 0, 0)])), hold_out=0.0)
+    written(folder, "b", [label(3, 0, 0)])
+    seen: list[str] = []
+    monkeypatch.setattr(sweep_source, "read_points", lambda path, columns: seen.append(path.name) or read_points(path, columns))
+    assert len(config.build().everything()) == 2 and seen == ["a.bin", "b.bin"]
+    assert len(config.build().everything()) == 2 and len(seen) == 2
+    (folder / "b.bin").write_bytes((folder / "a.bin").read_bytes()[:1601])
+    with pytest.raises(DataError, match="b.bin: 1601 bytes are no whole number of points"):
+        config.build()
+    assert len(config.model_copy(update={"columns": 5, "on_bad": "skip"}).build().everything()) == 1
+    assert seen[2:] == ["b.bin", "a.bin", "b.bin"], "numbers of a point decide what is read"
 
 
 def test_files_that_are_cut_short_and_folders_without_any_are_told(tmp_path) -> None:
