@@ -8,6 +8,7 @@ Axes: n samples   c channels
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +83,9 @@ def _enhance_all(
         if progress is not None:
             progress(before + done, total)
 
-    for path, seconds in lengths.items():
-        inside = path.relative_to(given)
-        target = folder / (inside if inside.suffix.lower() in WRITES else inside.with_name(f"{inside.name}.wav"))
+    names = _names([path.relative_to(given) for path in lengths])
+    for (path, seconds), name in zip(lengths.items(), names, strict=True):
+        target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             enhance_file(task, model, path, target, tick)
@@ -93,6 +94,22 @@ def _enhance_all(
             failed.append(Failed(path, str(error)))
         before += seconds
     return written, failed
+
+
+def _names(files: list[Path]) -> list[Path]:
+    """What is written for each file: its own name, with .wav behind it where that kind is not written, and a number where another file of
+    the folder has that name."""
+    taken = {path for path in files if path.suffix.lower() in WRITES}
+    found = []
+    for path in files:
+        name = path if path in taken else path.with_name(f"{path.name}.wav")
+        for number in itertools.count(2):
+            if name == path or name not in taken:
+                break
+            name = path.with_name(f"{path.name}.{number}.wav")
+        taken.add(name)
+        found.append(name)
+    return found
 
 
 def enhance_file(task: Enhances, model: Any, source: Path, target: Path, tick: Callable[[float], None]) -> None:

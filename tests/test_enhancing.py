@@ -128,6 +128,16 @@ def test_a_folder_is_mended_and_bad_files_are_told_at_the_end(tmp_path, run, cap
         assert any(f"{name}.wav" in line and why in line for line in told.err.splitlines()), (name, told.err)
 
 
+def test_no_file_of_a_folder_is_written_over_that_of_another(tmp_path, run):
+    for name, hz in (("a.wav.aiff", 500), ("a.aiff", 1000), ("a.aiff.wav", 2000)):
+        (tmp_path / "given").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "given" / name, np.sin(2 * np.pi * hz * np.arange(9000) / 8000), 8000)
+    written, failed = enhance(run, tmp_path / "given", tmp_path / "out")
+    assert [path.name for path in written] == ["a.aiff.2.wav", "a.aiff.wav", "a.wav.aiff.wav"] and not failed
+    heard = [int(np.abs(np.fft.rfft(read_sound(path).wave_n)).argmax()) * 8000 / 9000 for path in written]
+    assert heard == pytest.approx([1000, 2000, 500], abs=2)
+
+
 def test_a_file_gets_a_name_beside_it(tmp_path, run, capsys):
     source = written(tmp_path / "a.wav", wave(9000))
     assert main(["generate", run, "--audio", str(source)]) == 0
