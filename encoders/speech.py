@@ -140,10 +140,10 @@ class SpeechEncoder(nn.Module):
             yield _Piece(wave_n, slice(0, total), True)
             return
         step = most - 2 * margin
-        for start in range(0, total, step):
+        for start in range(0, total - margin, step):  # what is left where a window ends with the sound is kept of that one
             first, last = max(0, start - margin), min(total, start + step + margin)
-            keep = slice(start - first, min(start + step, total) - first)
-            yield _Piece(wave_n[first * self.hop : last * self.hop], keep, start + step >= total)
+            keep = slice(start - first, (total if last == total else start + step) - first)
+            yield _Piece(wave_n[first * self.hop : last * self.hop], keep, last == total)
 
     def cast(self, part: nn.Module, dtype: torch.dtype) -> nn.Module:
         """A part of the encoder, or a copy with weights of another dtype, made once for the same weights."""

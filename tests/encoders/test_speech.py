@@ -181,6 +181,14 @@ def test_long_sounds_are_read_in_windows_that_meet(folders: dict[str, Path]) -> 
     assert len(next(iter(build(folders, "whisper").frames([heard])))) == -(-len(heard.wave_n) // 320)
 
 
+def test_the_end_of_a_window_that_ends_with_the_sound_is_not_read_again(folders: dict[str, Path], monkeypatch) -> None:
+    encoder, heard = build(folders, "log_mel", window_seconds=2.0, overlap_seconds=0.2), sound(3.21)
+    whole, read, seen = next(iter(build(folders, "log_mel").frames([heard]))), encoder.read, []
+    monkeypatch.setattr(encoder, "read", lambda waves, dtype: seen.extend(map(len, waves)) or read(waves, dtype))
+    torch.testing.assert_close(next(iter(encoder.frames([heard]))), whole)
+    assert seen == [int(1.8 * 16_000), len(heard.wave_n) - int(1.4 * 16_000)], "a third one of 0.21 s, for the last 10 ms"
+
+
 @pytest.mark.parametrize("parts", [[], [5, 6, 1200, 1201, 4000], list(range(100, 6000, 100))])
 def test_a_stream_gives_the_frames_of_the_whole(folders: dict[str, Path], parts: list[int]) -> None:
     encoder, heard = build(folders, "log_mel"), sound(0.43)
