@@ -12,7 +12,7 @@ from torch import nn
 
 from mmlm.base.errors import RecipeError, unknown_name
 from mmlm.stream import Batch, Stream
-from mmlm.tasks.base import Task
+from mmlm.tasks.base import MeasuresMore, Task
 from mmlm.training.config import TrainConfig
 from mmlm.training.learner import Learner
 from mmlm.training.order import validation_rng
@@ -57,7 +57,8 @@ class Validation:
     def names(self, learner: Learner) -> list[str]:
         """Of what it gives."""
         losses = {f"loss.{name}" for batch in self.batches for name in learner.loss_weights(batch)}
-        return ["loss", *sorted(losses), *self.task.metrics]
+        further = self.task.further_metrics(self.records) if isinstance(self.task, MeasuresMore) else ()
+        return ["loss", *sorted(losses), *self.task.metrics, *further]
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:

@@ -198,6 +198,14 @@ class MeetsModel(Protocol):
 
 
 @runtime_checkable
+class MeasuresMore(Protocol):
+    """A task whose `score` gives more than `metrics` where records allow it."""
+
+    def further_metrics(self, records: Sequence[Any]) -> Sequence[str]:
+        """The names of what it gives of these records beside `metrics`."""
+
+
+@runtime_checkable
 class ReadsAhead(Protocol):
     """A task that makes tokens of all records of a source before samples are drawn from it."""
 

@@ -43,6 +43,7 @@ WEIGHTS, ABOUT = "open_clip_model.safetensors", "open_clip_config.json"
 MOST_SCALE = math.log(100.0)  # of CLIP, section 2.5
 CHANCE = "chance"
 CLASS = "class"
+ZERO_SHOT = ("zero_shot_1", "zero_shot_5", "zero_shot_class")
 MOST_TEXTS = 32  # that are asked at once
 
 
@@ -183,8 +184,16 @@ class ImageTextTask:
 
     @property
     def metrics(self) -> Sequence[str]:
-        """What `score` gives; zero-shot figures only where classes are known."""
+        """What `score` gives of all pictures."""
         return ("mean_r1", *(f"{way}_{what}" for way in ("i2t", "t2i") for what in ("r1", "r5", "r10", "median")))
+
+    def further_metrics(self, records: Sequence[Picture]) -> Sequence[str]:
+        """Zero-shot figures, where pictures are of two classes at least."""
+        return ZERO_SHOT if len(self._classes(records)) > 1 else ()
+
+    def _classes(self, records: Sequence[Picture]) -> list[str]:
+        """The classes that sentences are made of, sorted; none without templates."""
+        return sorted({record.labels[CLASS] for record in records if CLASS in record.labels}) if self.config.templates else []
 
     def _opened(self, encoder: OpenClipEncoder) -> Towers:
         self.encoder = encoder
@@ -239,8 +248,7 @@ class ImageTextTask:
         assert self.encoder is not None
         model.eval()
         pictures_nd = self.encoder.encode([record.read() for record in records], normalize=True)
-        labels = sorted({record.labels[CLASS] for record in records if CLASS in record.labels}) if self.config.templates else []
-        named_by = {label: sentences(label, self.config.templates) for label in labels}
+        named_by = {label: sentences(label, self.config.templates) for label in self._classes(records)}
         named = [each for some in named_by.values() for each in some]
         vectors = self._vectors([text for record in records for text in texts_of(record)] + named)
         found = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 import mmlm
 from mmlm.base.errors import DataError, RecipeError
 from mmlm.data.pictures import Picture
+from mmlm.evaluation.validation import Validation
 from mmlm.recipe import Recipe
 from mmlm.records import Records
 from mmlm.run import build_task, evaluate, load_run, preview, train
@@ -174,10 +177,10 @@ def test_retrieval_and_naming_are_measured_beside_chance(run):
     assert config["model_cfg"]["embed_dim"] == 12 and config["preprocess_cfg"]["size"] == [32, 32]
 
 
-def test_pictures_with_a_class_are_named_by_sentences(run):
-    _, task, model = load_run(run)
+def classed(*names: str) -> list[Picture]:
+    """Pictures of classes, "" for none."""
     rng = np.random.default_rng(0)
-    records = [
+    return [
         Picture(
             str(number),
             "here",
@@ -185,16 +188,35 @@ def test_pictures_with_a_class_are_named_by_sentences(run):
             32,
             lambda: rng.integers(0, 255, (32, 32, 3), dtype=np.uint8),
             (Grounded(f"thing {number}"),),
-            labels=labels,
+            labels={"class": name} if name else {},
         )
-        for number, labels in enumerate([{"class": "food-drink"}, {"class": "animals"}, {"class": "animals"}, {}])
+        for number, name in enumerate(names)
     ]
+
+
+@pytest.mark.parametrize(("classes", "templates", "is_known"), [("ab", 2, True), ("aa", 2, False), ("ab", 0, False)])
+def test_the_best_may_be_told_by_zero_shot_figures_where_classes_are_known(classes, templates, is_known):
+    config = recipe("", *([] if templates else ["task.templates=[]"]), "train.keep_best={metric: zero_shot_1, mode: max}")
+    records = iter(classed(*classes))
+    drawn = SimpleNamespace(fingerprint="", draw=lambda rng: (next(records), None), collate=lambda items: None)
+    learner: Any = SimpleNamespace(loss_weights=lambda batch: {"soft_clip": 1.0})
+    validation = Validation(drawn, build_task(config), config.train, count=2, seed=0)
+    assert ("zero_shot_class" in validation.names(learner)) == is_known
+    if is_known:
+        return validation.check(learner)
+    with pytest.raises(RecipeError, match="train.keep_best.metric: unknown validation metric 'zero_shot_1'"):
+        validation.check(learner)
+
+
+def test_pictures_with_a_class_are_named_by_sentences(run):
+    _, task, model = load_run(run)
+    records = classed("food-drink", "animals", "animals", "")
     outputs = task.predict(model, records)
     assert [one.label for one in outputs] == ["food-drink", "animals", "animals", ""] and outputs[3].label_sd is None
     words = mmlm.encoder(str(run)).encode_texts(["food drink", "a picture of food drink"], normalize=True)
     np.testing.assert_allclose(outputs[0].label_sd, words, atol=1e-5)
     found = task.score(outputs, records)
-    assert {"zero_shot_1", "zero_shot_5", "zero_shot_class"} <= found.keys() and found["zero_shot_5"] == 100
+    assert found.keys() == {*task.metrics, *task.further_metrics(records)} and found["zero_shot_5"] == 100
     with pytest.raises(DataError, match="here: has no caption"):
         task.predict(model, [Picture("x", "here", 2, 2, lambda: np.zeros((2, 2, 3), np.uint8))])
 
