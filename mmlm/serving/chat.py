@@ -25,7 +25,6 @@ from mmlm.tokenizers.growing import GrowingText
 
 USUAL_NEW_TOKENS = 128
 MOST_PROMPT = 20_000  # characters
-OF_TEXTS: dict[str, Any] = {"temperature": 0, "stop": []}  # and what changes nothing
 
 
 def is_writer(use: Use) -> bool:
@@ -38,9 +37,11 @@ def picture_question(use: Use, asked: Chat) -> dict[str, Any]:
     wanted, most = asked.max_completion_tokens or asked.max_tokens, getattr(use.task.config, "max_tokens", 0)
     if wanted is not None and wanted < most:
         raise RequestError(f"max_tokens: answers about pictures may have {most}; ask for as many or leave it out.", param="max_tokens")
-    if idle := [key for key, neutral in OF_TEXTS.items() if getattr(asked, key) not in (None, neutral)]:
-        said = f"{idle[0]}: has no effect on answers about pictures; leave it out."
-        raise RequestError(said, code="unsupported_parameter", param=idle[0])
+    is_drawn, can_draw = asked.temperature > 0, "temperature" in use.inputs
+    idle = {"temperature": is_drawn and not can_draw, "top_p": is_drawn and asked.top_p < 1, "stop": bool(asked.stop)}
+    if refused := [key for key, is_idle in idle.items() if is_idle]:
+        said = f"{refused[0]}: has no effect on answers about pictures; leave it out."
+        raise RequestError(said, code="unsupported_parameter", param=refused[0])
     if len(asked.messages) > 1:
         raise RequestError(f"this model reads one message, that with the picture, but {len(asked.messages)} were sent.", param="messages")
     (message,) = asked.messages
@@ -48,7 +49,7 @@ def picture_question(use: Use, asked: Chat) -> dict[str, Any]:
     if len(pictures) != 1:
         raise RequestError(f"this model looks at one picture, but {len(pictures)} were sent.", param="messages")
     words = message.text.strip()
-    given: dict[str, Any] = {"image": pictures[0]}
+    given: dict[str, Any] = {"image": pictures[0], **({"temperature": asked.temperature, "seed": asked.seed} if is_drawn else {})}
     if words and "words" in use.inputs:
         options = getattr(use.inputs["kind"], "options", ())
         kind = next((kind for kind in ("question", "expression") if kind in options), None)

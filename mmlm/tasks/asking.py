@@ -20,12 +20,12 @@ import torch
 from mmlm.analysis.drawing import as_html, figure
 from mmlm.analysis.question_prior import QuestionPrior
 from mmlm.base.errors import DataError
-from mmlm.generation import Grammar, generate
+from mmlm.generation import Grammar, Sampling, generate
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream, next_position
 from mmlm.tasks.base import tokenizer_of
 from mmlm.tasks.config import AskingConfig
-from mmlm.tasks.forms import Choice, Field, Text, Values
+from mmlm.tasks.forms import SEED, TEMPERATURE, Choice, Field, Text, Values
 from mmlm.tokenizers.boxes import LOC, OBJ, TEXT, Box, BoxBins, Grounded, GroundedGrammar, Piece, parse, serialize
 from mmlm.tokenizers.text import TextTokenizer
 
@@ -54,6 +54,7 @@ class Shown(Protocol):
         """Gives what is seen."""
 
 
+DRAWN: Mapping[str, Field] = {"temperature": TEMPERATURE, "seed": SEED}
 Record = TypeVar("Record", bound=Shown)
 
 
@@ -85,6 +86,11 @@ def asked_by(given: Values) -> Request:
     return Request(kind, words, Grounded(words))
 
 
+def drawn_by(given: Values) -> dict[str, Any]:
+    """How a person wants the answer to be drawn, as `answers` is told."""
+    return {"sampling": Sampling(temperature=given["temperature"]), "seed": int(given["seed"])}
+
+
 class AskingTask(Generic[Record]):
     """Base of these tasks. Subclasses say what is asked, how what is seen is read, and set `boxes`."""
 
@@ -100,10 +106,10 @@ class AskingTask(Generic[Record]):
 
     @property
     def questions(self) -> Mapping[str, Field]:
-        """Inputs by which a person asks, see `asked_by`."""
+        """Inputs by which a person asks, see `asked_by` and `drawn_by`."""
         kinds = [kind for kind in ASKABLE if kind in self.asked_kinds]
         words = Text("Words", "an expression for one thing in it, or a question", True, "")
-        return {"kind": Choice("What is asked", "", True, kinds[0] if kinds else None, kinds), "words": words}
+        return {"kind": Choice("What is asked", "", True, kinds[0] if kinds else None, kinds), "words": words, **DRAWN}
 
     @property
     def asked_kinds(self) -> list[str]:
@@ -211,8 +217,17 @@ class AskingTask(Generic[Record]):
                 parts += [("<obj>", "</obj>")[index] if name == OBJ else f"<{index}>" for index in ids]
         return "".join(parts)
 
-    def answers(self, model: MultimodalLM, seen: Sequence[np.ndarray], requests: Sequence[Request]) -> list[Grounded]:
-        """The answer to each request of what is seen beside it. Requests that ask the same of the same array are answered once."""
+    def answers(
+        self,
+        model: MultimodalLM,
+        seen: Sequence[np.ndarray],
+        requests: Sequence[Request],
+        *,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+    ) -> list[Grounded]:
+        """The answer to each request of what is seen beside it, the likeliest tokens or drawn. Requests that ask the same of the same array
+        are answered once."""
         firsts: dict[tuple[int, Request], int] = {}
         alike = [
             firsts.setdefault((id(each), _open(request)), place) for place, (each, request) in enumerate(zip(seen, requests, strict=True))
@@ -229,7 +244,8 @@ class AskingTask(Generic[Record]):
                 prompts = [self.prompt(seen[place], requests[place]) for place in some]
                 held = [grammar for place in some if (grammar := grammars[place]) is not None]
                 most = max((grammar.room for grammar in held), default=room)
-                said = generate(model, prompts, max_new_tokens=most, stop=[end], grammar=held if is_held else None)
+                how: dict[str, Any] = {"sampling": sampling, "seed": seed, "stop": [end], "grammar": held if is_held else None}
+                said = generate(model, prompts, max_new_tokens=most, **how)
                 for place, one in zip(some, said, strict=True):
                     found[place] = self._parsed(one.ids, vocabulary, end, one.logs)
         return [found[place] for place in alike]

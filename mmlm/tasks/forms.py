@@ -253,6 +253,8 @@ def _is_cell(value: Any) -> bool:
 
 
 Values = Mapping[str, Any]
+TEMPERATURE = Number("Temperature", "0: always the likeliest token", True, 0.0, 0.0, 2.0)
+SEED = Number("Seed", "decides the draws at a temperature above 0", True, 0, 0, 1_000_000, 1)
 ATTENTION = Flag("Attention", "also show what the model looked at while it wrote", True, False)
 
 

@@ -39,7 +39,21 @@ from mmlm.data.mirror import mirrored
 from mmlm.data.pictures import Picture, Thing, every_thing, random_part, seen_in
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Bounded, Request, Said, Words, asked_by, by_kind, captions_of, first_box, plain
+from mmlm.tasks.asking import (
+    COMMONEST,
+    WORDED,
+    AskingTask,
+    Bounded,
+    Request,
+    Said,
+    Words,
+    asked_by,
+    by_kind,
+    captions_of,
+    drawn_by,
+    first_box,
+    plain,
+)
 from mmlm.tasks.base import TRUTH, tokenizer_of
 from mmlm.tasks.config import KINDS, GroundedConfig
 from mmlm.tasks.forms import Field, Image, Part, Spans, Text, Values
@@ -134,7 +148,7 @@ class GroundedTask(AskingTask[Picture]):
         """An answer with its boxes. Raises DataError where it needs words and has none."""
         pixels, request = given["image"], asked_by(given)
         part = _within(pixels, given["part"])
-        (answer,) = self.answers(model, [pixels[part[1] : part[3], part[0] : part[2]]], [request])
+        (answer,) = self.answers(model, [pixels[part[1] : part[3], part[0] : part[2]]], [request], **drawn_by(given))
         answer = _of_whole(answer, part, pixels.shape[1], pixels.shape[0])
         record = Picture("picture", "the picture", pixels.shape[1], pixels.shape[0], lambda: pixels)
         yield {"image": drawn(pixels, answer), "text": answer.text, "boxes": as_json(record, Said(request, answer))["phrases"]}

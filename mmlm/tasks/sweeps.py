@@ -33,7 +33,21 @@ from mmlm.data.sweeps import Cuboid, Sweep
 from mmlm.encoders.views import VIEWS
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.asking import COMMONEST, WORDED, AskingTask, Bounded, Request, Said, Words, asked_by, by_kind, captions_of, first_box, plain
+from mmlm.tasks.asking import (
+    COMMONEST,
+    WORDED,
+    AskingTask,
+    Bounded,
+    Request,
+    Said,
+    Words,
+    asked_by,
+    by_kind,
+    captions_of,
+    drawn_by,
+    first_box,
+    plain,
+)
 from mmlm.tasks.base import TRUTH, tokenizer_of
 from mmlm.tasks.config import SWEEP_KINDS, SweepsConfig
 from mmlm.tasks.forms import Choice, Field, Image, Points, Spans, Text, Values
@@ -104,7 +118,7 @@ class SweepsTask(AskingTask[Sweep]):
         request = asked_by(given)
         if given["view"] != EVERYWHERE and request.kind != "expression":
             request = replace(request, view=VIEWS.index(given["view"]))
-        (answer,) = self.answers(model, [given["points"]], [request])
+        (answer,) = self.answers(model, [given["points"]], [request], **drawn_by(given))
         boxes = [{"span": [each.start, each.end], "boxes": [list(map(float, box)) for box in each.boxes]} for each in answer.phrases]
         yield {"image": seen_from_above(given["points"], answer, reach=self.reach), "text": answer.text, "boxes": boxes}
 

@@ -27,7 +27,7 @@ from mmlm.generation import stream as written
 from mmlm.model import MultimodalLM
 from mmlm.stream import NO_LABEL, Segment, Stream, pack, unpack
 from mmlm.tasks.config import TextTaskConfig
-from mmlm.tasks.forms import ATTENTION, Field, Looks, Number, Text, Values, looks
+from mmlm.tasks.forms import ATTENTION, SEED, TEMPERATURE, Field, Looks, Number, Text, Values, looks
 from mmlm.tokenizers.base import TextLike
 from mmlm.tokenizers.growing import GrowingText
 
@@ -95,8 +95,8 @@ class TextTask:
     inputs: Mapping[str, Field] = {
         "text": Text("Text", "its beginning", num_lines=4),
         "max_new_tokens": Number("Most new tokens", "", True, 64, 1, 512, 1),
-        "temperature": Number("Temperature", "0: always the likeliest token", True, 0.0, 0.0, 2.0),
-        "seed": Number("Seed", "decides the draws at a temperature above 0", True, 0, 0, 1_000_000, 1),
+        "temperature": TEMPERATURE,
+        "seed": SEED,
         "attention": ATTENTION,
     }
     outputs: Mapping[str, Field] = {"text": Text("Continued"), "attention": Looks("What each new token looked at")}

@@ -152,6 +152,17 @@ def test_a_picture_is_described_and_asked_about(client):
     assert end.choices[0].finish_reason == "stop" and end.boxes == answer.boxes
 
 
+def test_answers_about_pictures_are_drawn_as_asked(client):
+    content = [{"type": "image_url", "image_url": {"url": PICTURE}}]
+
+    def said(temperature: float, seed: int, top_p: float = 1.0) -> str:
+        asked = {"model": "seen", "messages": [{"role": "user", "content": content}]}
+        return client.chat.completions.create(**asked, temperature=temperature, seed=seed, top_p=top_p).choices[0].message.content
+
+    assert said(1.5, 1) == said(1.5, 1) != said(1.5, 2)
+    assert said(0, 1) == said(0, 2**30, 0.9), "the likeliest tokens hang on no draw"
+
+
 def test_speech_comes_as_wav_pcm_and_flac(client):
     found = {form: client.audio.speech.create(model="speaker", voice="default", input="hello", response_format=form).content
              for form in ("wav", "pcm", "flac")}  # fmt: skip
