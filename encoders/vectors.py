@@ -26,6 +26,10 @@ Progress = Callable[[int, int], None]
 Skip = Callable[[int, DataError], None]
 
 
+class BadItem(DataError):
+    """An item of a stream that cannot be read."""
+
+
 class Vectors:
     """Base of what applications embed with. size: numbers of a vector.   at_once: items that `encode_stream` reads together by default."""
 
@@ -60,7 +64,7 @@ class Vectors:
         """The vector [size] of each item, in their order, for items without end: a few batches are held, and no more are asked for.
 
         skip(number, error) is told of an item that cannot be read, counted from 0, whose vector is then left out; without it the stream
-        ends there, with a DataError that names the item.
+        ends there, with a BadItem that names it.
         """
         size = self.at_once if batch_size is None else batch_size
         if size < 1:
@@ -82,7 +86,7 @@ class Vectors:
                 (vector_d,) = self.encode([item], **options)
             except DataError as error:
                 if skip is None:
-                    raise DataError(f"item {number}: {error}") from None
+                    raise BadItem(f"item {number}: {error}") from None
                 skip(number, error)
                 continue
             yield vector_d

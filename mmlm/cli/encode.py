@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mmlm.base.errors import RecipeError
+from mmlm.base.errors import DataError, RecipeError
 from mmlm.base.files import write_whole
 
 
@@ -79,6 +79,7 @@ def _matrix(arguments: argparse.Namespace, encoder: Any) -> int:
 
 def _index(arguments: argparse.Namespace, encoder: Any) -> int:
     from mmlm.embedding import check_again
+    from mmlm.encoders.vectors import BadItem
     from mmlm.items import named_items
     from mmlm.retrieval.index import ABOUT, Index
 
@@ -99,13 +100,16 @@ def _index(arguments: argparse.Namespace, encoder: Any) -> int:
         told.append(str(error))
 
     with _bar(None) as bar:
-        added = index.add_stream(
-            counted(named_items(encoder, arguments.items), bar),
-            encoder,
-            batch_size=arguments.batch_size,
-            precision=arguments.precision,
-            skip=skip if arguments.skip else None,
-        )
+        try:
+            added = index.add_stream(
+                counted(named_items(encoder, arguments.items), bar),
+                encoder,
+                batch_size=arguments.batch_size,
+                precision=arguments.precision,
+                skip=skip if arguments.skip else None,
+            )
+        except BadItem as error:
+            raise DataError(f"{error} Nothing was added to {folder}; with --skip such items are told and left out.") from None
     for line in told:
         print(line, file=sys.stderr)
     index.save(folder)

@@ -244,7 +244,8 @@ def test_files_that_cannot_be_read_are_told_and_left_out_if_asked(towers, pictur
     Path(pictures[1]).write_bytes(b"none")
     folder = str(tmp_path / "x")
     assert main(["encode", towers, *pictures, "--index", folder]) == 2
-    assert "1.png: is no picture" in capsys.readouterr().err and not Path(folder).exists()
+    told = capsys.readouterr().err
+    assert "1.png: is no picture" in told and f"Nothing was added to {folder}; with --skip" in told and not Path(folder).exists()
     assert main(["encode", towers, *pictures, "--index", folder, "--skip"]) == 0
     out, err = capsys.readouterr()
     assert "4 items added, 4 in all; 1 could not be read" in out and "1.png: is no picture" in err
