@@ -13,6 +13,7 @@ from torch.nn import functional
 from mmlm.base.errors import RecipeError
 from mmlm.chemistry import DESCRIPTORS, computed, is_valid, parsed
 from mmlm.encoders.vectors import Progress, Vectors
+from mmlm.model import MultimodalLM
 from mmlm.run import load_run
 from mmlm.tasks.regression_transformer import RegressionTransformerTask
 
@@ -23,11 +24,20 @@ class Designer(Vectors):
     at_once = 128
 
     def __init__(self, run: str | Path) -> None:
-        recipe, task, self.model = load_run(run, fits=lambda task: task.type == "regression_transformer")
+        recipe, task, model = load_run(run, fits=lambda task: task.type == "regression_transformer")
         if not isinstance(task, RegressionTransformerTask):
             raise RecipeError(f"{run}: its task {recipe.tasks[0].type!r} knows no molecules; --smiles needs a run that does.")
-        self.task = task
-        self.size = int(self.model.config.backbone.width)
+        self._take(task, model)
+
+    @classmethod
+    def of(cls, task: RegressionTransformerTask, model: MultimodalLM) -> Designer:
+        """That of a model which is loaded already."""
+        found = cls.__new__(cls)
+        found._take(task, model)
+        return found
+
+    def _take(self, task: RegressionTransformerTask, model: MultimodalLM) -> None:
+        self.task, self.model, self.size = task, model, int(model.config.backbone.width)
 
     @property
     def properties(self) -> list[str]:

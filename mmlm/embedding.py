@@ -33,6 +33,7 @@ from mmlm.sound import Sound
 from mmlm.tasks.config import ImageTextConfig, PictureClassesConfig, RegressionTransformerConfig, TabularTextConfig, TextTaskConfig
 from mmlm.tasks.image_text import finished_towers
 from mmlm.text_vectors import TextEmbedder
+from mmlm.tokenizers.text import TextTokenizer
 
 RECIPE = "recipe.yaml"
 EMBEDS = (ImageTextConfig, PictureClassesConfig, RegressionTransformerConfig, TextTaskConfig, TabularTextConfig)  # tasks that are encoders
@@ -192,7 +193,7 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
     if (Path(name) / RECIPE).is_file():
         if options:
             raise RecipeError(f"{name}: the run decides the options of its encoder; leave out {', '.join(options)}.")
-        return _of_run(Recipe.read(Path(name) / RECIPE), name)
+        return encoder_of_run(name)
     if (Path(name) / CONFIG).is_file():
         return TextEmbedder(name)
     if ("/" in name or Path(name).is_dir()) and not name.lstrip().startswith("{"):
@@ -221,8 +222,14 @@ def check_again(name: str | Path, opened: Vectors) -> None:
         raise RecipeError(f"{name}: has first weights, which are others whenever it is opened; name a file of weights by `path`.")
 
 
-def _of_run(recipe: Recipe, folder: str) -> Embedder | PictureEmbedder | Designer | TextEmbedder:
-    """What a run embeds with. Raises RecipeError where there is nothing, or several encoders of speech."""
+def encoder_of_run(
+    folder: str | Path, opened: Mapping[str, tuple[Any, Any]] | None = None
+) -> Embedder | PictureEmbedder | Designer | TextEmbedder:
+    """What a run embeds with. opened: by their names (task, model) of its tasks that are loaded already, of which nothing is loaded again.
+
+    Raises RecipeError where there is nothing, or several encoders of speech.
+    """
+    recipe = Recipe.read(Path(folder) / RECIPE)
     configs = [*recipe.encoders.values(), *(getattr(each, "encoder", None) for each in recipe.tokenizers.values())]
     speech = list({repr(config): config for config in configs if isinstance(config, SpeechEncoderConfig)}.values())
     own = next((task for task in recipe.tasks if isinstance(task, EMBEDS)), None)
@@ -234,8 +241,12 @@ def _of_run(recipe: Recipe, folder: str) -> Embedder | PictureEmbedder | Designe
         raise RecipeError(
             f"{folder}: this run is no encoder: its tasks are {kinds}, and it uses {count} encoders of speech; name one itself."
         )
+    task, model = (opened or {}).get(own.called, (None, None))
     if isinstance(own, ImageTextConfig):
-        return PictureEmbedder(finished_towers(own, Path(folder)))
+        return PictureEmbedder(finished_towers(own, Path(folder)) if task is None else task.encoder)
     if isinstance(own, PictureClassesConfig):
-        return PictureEmbedder(load_run(folder)[2].encoder)
-    return Designer(folder) if isinstance(own, RegressionTransformerConfig) else TextEmbedder(folder)
+        return PictureEmbedder((load_run(folder)[2] if model is None else model).encoder)
+    if isinstance(own, RegressionTransformerConfig):
+        return Designer(folder) if task is None else Designer.of(task, model)
+    text = getattr(task, "text", None)
+    return TextEmbedder.of(model, text) if isinstance(text, TextTokenizer) else TextEmbedder(folder)

@@ -18,8 +18,10 @@ from torch.nn import functional
 
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
 from mmlm.encoders.vectors import Progress, Vectors
+from mmlm.model import MultimodalLM
 from mmlm.run import load_text_model
 from mmlm.stream import pack, text_stream, unpack
+from mmlm.tokenizers.base import TextLike
 from mmlm.tokenizers.table_rows import row_sentences
 
 Item = str | Mapping[str, Any]
@@ -33,11 +35,20 @@ class TextEmbedder(Vectors):
     Raises CheckpointError where the folder holds none, or no tokenizer of texts beside it."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.model = load_text_model(folder)
-        if self.model.text is None:
+        model = load_text_model(folder)
+        if model.text is None:
             raise CheckpointError(f"{folder}: has no text tokenizer beside its weights, so it encodes no texts.")
-        self.text = self.model.text
-        self.size = int(self.model.config.backbone.width)
+        self._take(model, model.text)
+
+    @classmethod
+    def of(cls, model: MultimodalLM, text: TextLike) -> TextEmbedder:
+        """That of a model which is loaded already."""
+        found = cls.__new__(cls)
+        found._take(model, text)
+        return found
+
+    def _take(self, model: MultimodalLM, text: TextLike) -> None:
+        self.model, self.text, self.size = model, text, int(model.config.backbone.width)
 
     @torch.no_grad()
     def encode(

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -54,7 +55,7 @@ class Server:
         by_lock = {id(use.lock): Turns(limits.waiting) for use in uses}
         self.turns = {name: by_lock[id(use.lock)] for name, use in self.uses.items()}
         self.writers = {name: Writer(use, limits, self.figures) for name, use in self.uses.items() if is_writer(use)}
-        self.encoders: dict[str, Any] = {}
+        self.encoders: dict[Path, Any] = {}  # by the folders of the runs
 
     def close(self) -> None:
         """End all threads."""
@@ -403,14 +404,15 @@ async def embeddings(asked: Embeddings, request: Request) -> Response:
 
 def _encoded(server: Server, name: str, use: Use, items: list[str]) -> np.ndarray:
     """Vectors [items, size]. Raises RequestError for a run without an encoder."""
-    from mmlm.embedding import Embedder, PictureEmbedder, TextEmbedder, encoder
+    from mmlm.embedding import Embedder, PictureEmbedder, TextEmbedder, encoder_of_run
 
-    if name not in server.encoders:
+    if use.run not in server.encoders:
+        opened = {each.name: (each.task, each.model) for each in server.uses.values() if each.run == use.run}
         try:
-            server.encoders[name] = encoder(use.run)
+            server.encoders[use.run] = encoder_of_run(use.run, opened)
         except RecipeError:
             raise RequestError(f"{name} has no encoder.", 404, "model_not_able", "model") from None
-    found = server.encoders[name]
+    found = server.encoders[use.run]
     given: list[Any]
     if isinstance(found, Embedder):
         given = sounds_of("input", items)

@@ -25,7 +25,6 @@ from mmlm.base.giving_up import go_on
 from mmlm.cli import main
 from mmlm.embedding import encoder
 from mmlm.generation import generate
-from mmlm.model import WEIGHTS
 from mmlm.serving.asked import Chat
 from mmlm.serving.chat import Writer
 from mmlm.serving.figures import Figures
@@ -278,15 +277,25 @@ def test_vectors_are_those_of_the_run(molecule_run):
     assert np.allclose(np.frombuffer(base64.b64decode(as_base64.data[0].embedding), "<f4"), vectors[1], atol=1e-6)
 
 
-def test_weights_that_were_damaged_meanwhile_are_no_missing_encoder(molecule_run, tmp_path):
-    run = Path(shutil.copytree(molecule_run, tmp_path / "compounds"))
+@pytest.mark.parametrize("kind", ["text", "molecule", "class"])
+def test_vectors_come_from_the_model_that_is_open_already(kind, request, tmp_path):
+    run = Path(shutil.copytree(request.getfixturevalue(f"{kind}_run"), tmp_path / "once"))
+    texts = [png(np.full((40, 50, 3), 9, np.uint8))] if kind == "class" else ["CCO"]
     with listening(uses_of(run)) as (address, _):
-        weights = bytearray((run / WEIGHTS).read_bytes())
-        weights[-1] ^= 1
-        (run / WEIGHTS).write_bytes(weights)
+        for weights in run.glob("*.safetensors"):
+            weights.unlink()
+        client = openai.OpenAI(base_url=address + "/v1", api_key=TOKEN, max_retries=0)
+        assert len(client.embeddings.create(model="once", input=texts).data) == 1
+
+
+def test_weights_of_an_encoder_that_are_missing_are_no_missing_encoder(tmp_path):
+    (tmp_path / "heard").mkdir()
+    units = f"tokenizers: {{units: {{type: units, encoder: {{type: whisper, path: {tmp_path / 'none'}}}}}}}"
+    (tmp_path / "heard" / "recipe.yaml").write_text(f"schema: 1\nname: heard\n{units}\n")
+    with listening([replace(OWN[0], run=tmp_path / "heard")]) as (address, _):
         client = openai.OpenAI(base_url=address + "/v1", api_key=TOKEN, max_retries=0)
         with pytest.raises(openai.InternalServerError, match="its log tells more"):
-            client.embeddings.create(model="compounds", input="CCO")
+            client.embeddings.create(model="heard", input="YWJj")
 
 
 def test_texts_become_vectors_too(client, text_run):
