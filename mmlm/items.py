@@ -12,12 +12,11 @@ from mmlm.base.errors import DataError
 from mmlm.data.audio_files import ENDINGS as SOUNDS
 from mmlm.data.picture_files import ENDINGS as PICTURES
 from mmlm.data.speech_check import files_below
+from mmlm.data.table_reader import ENDINGS as TABLES
 from mmlm.data.table_reader import read_table
 from mmlm.embedding import Embedder, PictureEmbedder
 from mmlm.encoders.vectors import Vectors
 from mmlm.text_vectors import TextEmbedder
-
-TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".jsonl")
 
 
 def named_items(encoder: Vectors, words: Iterable[str]) -> Iterator[tuple[str, Any]]:

@@ -242,19 +242,6 @@ def split_of(table: Table, *, valid: float = 0.1, test: float = 0.1, seed: int =
     return "test" if place < test else "valid" if place < test + valid else "train"
 
 
-def split_rows(table: Table, share: float, rng: np.random.Generator) -> tuple[Table, Table]:
-    """(rows to train on, rows to evaluate on) of one table; `share` of the rows, at least one, go to the second."""
-    order = rng.permutation(table.num_rows)
-    count = min(table.num_rows, max(1, round(share * table.num_rows)))
-    return table.take(np.sort(order[count:])), table.take(np.sort(order[:count]))
-
-
-def contaminated(train: Sequence[Table], held_out: Iterable[Table]) -> list[int]:
-    """Places in `train` of the tables that share header and shape, or content, with a held-out table."""
-    hashes = {one for table in held_out for one in (table.header_hash(), table.content_hash())}
-    return [at for at, table in enumerate(train) if {table.header_hash(), table.content_hash()} & hashes]
-
-
 def without_copies(tables: Iterable[Table]) -> list[Table]:
     """The tables without those whose content equals an earlier one's."""
     first: dict[str, Table] = {}

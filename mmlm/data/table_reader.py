@@ -28,6 +28,7 @@ from mmlm.data.tables import Column, Table
 if TYPE_CHECKING:
     import pandas as pd
 
+ENDINGS = (".csv", ".tsv", ".parquet", ".xlsx", ".jsonl")  # of files that are tables wherever they lie
 MAX_COLUMNS = 20_000
 _MAX_SHEET_ROWS, _MAX_SHEET_COLUMNS = 1_048_576, 16_384
 _SHEET_ERRORS = frozenset({"#DIV/0!", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!", "#N/A"})

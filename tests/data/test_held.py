@@ -39,6 +39,7 @@ def told(train: object, other: object) -> str:
         ("moses", {"type": "moses", "count": 1000}),
         ({"type": "moses", "count": 1000, "offset": 3}, {"type": "moses", "count": 500, "offset": 3}),
         (TABLE, {**TABLE, "sheet": "first"}),
+        ({"type": "table_folder", "path": "tables"}, {**TABLE, "path": "tables/a.csv"}),
     ],
 )
 def test_what_may_be_the_same_records_is_refused(train, test):

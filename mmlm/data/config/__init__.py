@@ -131,6 +131,26 @@ class TableFileConfig(PartedConfig):
         return Held("table", frozenset([true_path(self.path)]), only={"sheet": frozenset([self.sheet])} if self.sheet else {})
 
 
+@SOURCES.register("mmlm.data.table_folder:TableFolder", source="training set of TabuLa-8B, arXiv:2406.12031")
+class TableFolderConfig(SourceConfig):
+    """Few-shot tasks from all tables below a folder (.csv, .tsv, .parquet, .xlsx, .jsonl), any column of which may be the one predicted."""
+
+    type: Literal["table_folder"] = "table_folder"
+    path: str = Field(description="the folder; all below it counts")
+    cleaning: TableCleaning = Field(TableCleaning(), description="which tables, columns and rows are left out")
+    number_share: float = Field(0.1, ge=0, le=1, description="chance that a number is predicted, where a table has categories too")
+    validate_share: float = Field(0.0, ge=0, lt=1, description="share of the tables, by their headers, that is kept for validation")
+    on_bad: Literal["stop", "skip"] = Field("stop", description="files that cannot be read: told as an error | listed and left out")
+
+    def holds(self) -> str:
+        """The folder."""
+        return f"the folder {true_path(self.path)}"
+
+    def held(self) -> Held:
+        """A folder holds all tables below it."""
+        return Held("table", frozenset([true_path(self.path)]), below=True)
+
+
 class ProbeConfig(SourceConfig):
     """Base of the generated sequences with labels at some tokens."""
 
