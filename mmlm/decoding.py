@@ -238,6 +238,8 @@ class OneCallDecoding:
 
 # The packed weights of a model between two uses. A decoder that is at work is not in here, so that no two uses share one.
 _kept: weakref.WeakKeyDictionary[Any, Packed] = weakref.WeakKeyDictionary()
+# The decoder that was opened last for a model, as long as it lives, and the state that its weights are of; others at work take its weights.
+_used: weakref.WeakKeyDictionary[Any, tuple[Any, weakref.ref[Decoder]]] = weakref.WeakKeyDictionary()
 _told: set[str] = set()
 
 
@@ -274,12 +276,17 @@ def _packed(model: Decodable, prompts: Sequence[Prompt], room: int, precision: P
             raise Unsupported(reason)
         state = (_state(model, wanted), by_reading)
         if kept is not None and kept.state == state:
+            _used[model] = state, weakref.ref(kept.decoder)
             return kept
         if precision == "auto" and (room < WORTH_PACKING or not _fits_memory(model)):
             return None
-        kept = None
+        kept, used = None, _used.get(model)
+        if used is not None and used[0] == state and (at_work := used[1]()) is not None:  # as of another branch of guidance
+            return Packed(state, at_work.twin())
         spec, weights = one_call_form(model, with_logits=not by_reading)
-        return Packed(state, Decoder(spec, weights, wanted))
+        decoder = Decoder(spec, weights, wanted)
+        _used[model] = state, weakref.ref(decoder)
+        return Packed(state, decoder)
     except (Unsupported, Unavailable) as error:
         if precision != "auto" and (told := f"precision {precision!r} has no effect: {error}") not in _told:
             _told.add(told)

@@ -15,6 +15,7 @@ from mmlm.kernels.decode.spec import Unsupported
 from mmlm.kernels.dispatch import forced
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
+from mmlm.one_call import one_call_form
 from mmlm.stream import Segment, Stream, pad
 
 GQA = {"type": "attention", "num_heads": 4, "num_kv_heads": 2}
@@ -252,14 +253,21 @@ def test_what_is_written_follows_the_weights():
     assert generate(model, [ids(5)], max_new_tokens=12, precision="fp32")[0].ids == by_layers(model, [ids(5)], max_new_tokens=12)[0].ids
 
 
-def test_two_writings_at_once_do_not_share_a_cache_and_packed_weights_are_used_again():
-    model = made(SHAPES["llama"])
+def test_two_writings_at_once_do_not_share_a_cache_and_weights_are_packed_once(monkeypatch):
+    model, packed = made(SHAPES["llama"]), []
+    monkeypatch.setattr("mmlm.decoding.one_call_form", lambda *given, **more: packed.append(given) or one_call_form(*given, **more))
     first = open_decoding(model, [ids(5)], 4, "fp32")
     second = open_decoding(model, [ids(8)], 4, "fp32")
     assert first.decoder is not second.decoder
-    torch.testing.assert_close(first.scores()[0], model.logits(ids(5)[None])[0, -1], rtol=0, atol=1e-4)
+    for each, count in ((first, 5), (second, 8)):
+        torch.testing.assert_close(each.scores()[0], model.logits(ids(count)[None])[0, -1], rtol=0, atol=1e-4)
     second.close()
-    assert open_decoding(model, [ids(3)], 4, "fp32").decoder is second.decoder
+    assert open_decoding(model, [ids(3)], 4, "fp32").decoder is second.decoder and len(packed) == 1
+    with torch.no_grad():
+        model.embedding.weight.mul_(2.0)  # while the first is at work
+    third = open_decoding(model, [ids(5)], 4, "fp32")
+    torch.testing.assert_close(third.scores()[0], model.logits(ids(5)[None])[0, -1], rtol=0, atol=1e-4)
+    assert len(packed) == 2
 
 
 def test_features_in_a_prompt_reach_the_one_call_decoder():

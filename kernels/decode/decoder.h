@@ -42,14 +42,16 @@ struct Decoder {
     std::vector<Part*> parts;  // in the order of use
     Norm final_norm;
     Product head;
-    Pages arena;
-    std::vector<float> embedding_float, positions;
-    std::vector<uint16_t> embedding_half;
+    std::shared_ptr<Pages> arena;  // the packed matrices and an embedding of its own, which twins share
+    std::vector<float> positions;
+    float* embedding_float = nullptr;
+    uint16_t* embedding_half = nullptr;
     std::vector<Scratch> scratch;  // one a thread
     float *logits = nullptr, *hidden_out = nullptr;
     int64_t first_panel = 0, last_panel = 0, weight_bytes = 0, misfits = 0;  // misfits: rows that the form of the weights cannot hold
 
-    Decoder(Reader& in, std::unique_ptr<Numbers> numbers_)
+    // twin: another one of the same numbers and form, which has all its weights; they are shared, and the cache is new.
+    Decoder(Reader& in, std::unique_ptr<Numbers> numbers_, const Decoder* twin = nullptr)
         : z(in), norm_eps(in.next_real()), embedding_scale(in.next_real()), logit_scale(in.next_real()), numbers(std::move(numbers_)),
           team(static_cast<int>(z.threads), static_cast<int>(z.layers * STAGES_OF_A_LAYER + 4),
                [this](int stage, int chunk, int thread, bool first) { work(pass.stages[stage], chunk, scratch[thread], first); },
@@ -77,12 +79,24 @@ struct Decoder {
         pass.widest = std::max(pass.widest, head.matrix.groups);
         all.push_back(&head.matrix);
         for (Matrix* m : all) weight_bytes += m->bytes();
-        arena = Pages(weight_bytes);
-        char* at = arena.data;
+        const int64_t matrices = round_up(weight_bytes, 64), own = z.tied ? 0 : z.vocabulary * z.width * (numbers->halves() ? 2 : 4);
+        arena = twin ? twin->arena : std::make_shared<Pages>(matrices + own);
+        char* at = arena->data;
         for (Matrix* m : all) m->data = at, at += m->bytes();
-        if (z.tied) return;
-        if (numbers->halves()) embedding_half.resize(z.vocabulary * z.width);
-        else embedding_float.resize(z.vocabulary * z.width);
+        if (numbers->halves()) embedding_half = reinterpret_cast<uint16_t*>(arena->data + matrices);
+        else embedding_float = reinterpret_cast<float*>(arena->data + matrices);
+        if (twin) take(*twin);
+    }
+
+    // What of the weights lies outside of the arena.
+    void take(const Decoder& other) {
+        for (size_t i = 0; i < parts.size(); i++) {
+            parts[i]->own_norm = other.parts[i]->own_norm, parts[i]->vectors = other.parts[i]->vectors;
+            for (size_t j = 0; j < parts[i]->products.size(); j++) parts[i]->products[j]->matrix.take(other.parts[i]->products[j]->matrix);
+        }
+        final_norm = other.final_norm, positions = other.positions, misfits = other.misfits;
+        head.matrix.take(other.head.matrix);
+        ready();
     }
 
     std::unique_ptr<Part> part(Reader& in) {

@@ -47,11 +47,12 @@ Decoder& decoder(void* d) { return *static_cast<Decoder*>(d); }
 
 extern "C" {
 
-// whole, real: all numbers of the spec, in the order in which the decoder and its layers read them. Null where memory is short.
-void* decoder_create(const int64_t* whole, const float* real, int64_t form) {
+// whole, real: all numbers of the spec, in the order in which the decoder and its layers read them. twin: a decoder of the same ones, whose
+// weights are used, or null. Null where memory is short.
+void* decoder_create(const int64_t* whole, const float* real, int64_t form, const void* twin) {
     Reader in{whole, real};
     try {
-        return new Decoder(in, numbers_of(form));
+        return new Decoder(in, numbers_of(form), static_cast<const Decoder*>(twin));
     } catch (const std::bad_alloc&) {
         return nullptr;
     }

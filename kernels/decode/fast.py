@@ -43,7 +43,7 @@ _ROOM_KEPT = 4  # a cache is made anew for less than this share of its room
 _ROWS_AT_ONCE = 1 << 22  # floats converted at a time while packing
 _P, _I = native.ADDRESS, native.SIZE
 _FUNCTIONS: dict[str, list[Any]] = {
-    "decoder_create": [_P, _P, _I],
+    "decoder_create": [_P, _P, _I, _P],
     "decoder_destroy": [_P],
     "decoder_set_rows": [_P, _I, _I, _I, _I, _I, _P],
     "decoder_set_bias": [_P, _I, _I, _I, _P, _I],
@@ -99,20 +99,36 @@ class Decoder:
         self.spec, self.precision = spec, precision
         self._c = _LIBRARY()
         whole, real = spec.numbers(threads or torch.get_num_threads())
-        arrays = torch.tensor(whole), torch.tensor(real)
-        self._make(arrays, PRECISIONS.index(precision), weights)
+        self._numbers, self._form = (torch.tensor(whole), torch.tensor(real)), PRECISIONS.index(precision)
+        self._make(weights)
         if misfits := self._c.decoder_misfits(self._handle):
             logger.info("%d rows have weights of too different sizes for 12 bits; bf16 weights take 16", misfits)
             self._finalizer()
-            self._make(arrays, _BF16_IN_16_BITS, weights)
-        self._width_v, self._batch = math.ceil(spec.vocabulary / 16) * 16, 0
+            self._form = _BF16_IN_16_BITS
+            self._make(weights)
+        self._begin(batch, max_length)
+
+    def twin(self, max_length: int = 256, batch: int = 1) -> Decoder:
+        """Another decoder over the same packed weights, with a cache of its own; either may be used by a thread of its own, and outlive the
+        other."""
+        found = Decoder.__new__(Decoder)
+        found.spec, found.precision, found._c, found._numbers, found._form = self.spec, self.precision, self._c, self._numbers, self._form
+        found._create(self._handle)
+        found._begin(batch, max_length)
+        return found
+
+    def _begin(self, batch: int, max_length: int) -> None:
+        self._width_v, self._batch = math.ceil(self.spec.vocabulary / 16) * 16, 0
         self.reset(batch, max_length)
 
-    def _make(self, arrays: tuple[Tensor, Tensor], form: int, weights: Mapping[str, Tensor]) -> None:
-        self._handle = self._c.decoder_create(arrays[0].data_ptr(), arrays[1].data_ptr(), form)
+    def _create(self, twin: int | None = None) -> None:
+        self._handle = self._c.decoder_create(self._numbers[0].data_ptr(), self._numbers[1].data_ptr(), self._form, twin)
         if not self._handle:
             raise Unsupported("memory is too short for the packed weights")
         self._finalizer = weakref.finalize(self, self._c.decoder_destroy, self._handle)
+
+    def _make(self, weights: Mapping[str, Tensor]) -> None:
+        self._create()
         for name, tensor in weights.items():
             self._load(name, tensor)
         self._c.decoder_ready(self._handle)

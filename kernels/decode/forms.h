@@ -100,6 +100,7 @@ struct Matrix {
     std::vector<float> scale, bias;                                        // by padded row; either may be empty
     std::vector<int32_t> offset;                                           // 128 * sum of the row, int8 only
     int64_t bytes() const { return panels * panel_bytes; }
+    void take(const Matrix& other) { scale = other.scale, bias = other.bias, offset = other.offset; }
     template <class F>
     void shape(int64_t rows_, int64_t inner_, bool fine) {
         rows = rows_, inner = inner_, planes = fine && F::GROUP == 4 ? 2 : 1;

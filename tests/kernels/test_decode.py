@@ -65,6 +65,21 @@ def test_every_kind_of_decoder_equals_the_reference(name, precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", SPECS)
+def test_a_twin_reads_the_same_weights_with_a_cache_of_its_own_and_outlives_the_first(name, precision):
+    spec, weights, (ids_bt, lengths), steps, *_ = by_reference(name)
+    first, alone = (Decoder(spec, weights, precision, threads=1, batch=4) for _ in range(2))
+    first.extend(ids_bt.flip(1), lengths)
+    twin = first.twin(batch=4)
+    given = [twin.extend(ids_bt, lengths).clone(), twin.step(steps[0]).clone()]
+    first.step(steps[1])
+    del first
+    given.append(twin.step(steps[1]).clone())
+    wanted = [alone.extend(ids_bt, lengths).clone(), *(alone.step(ids_b).clone() for ids_b in steps[:2])]
+    assert all(torch.equal(got, want) for got, want in zip(given, wanted, strict=True)) and twin.lengths == alone.lengths
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 33, 130])
 def test_any_batch_size_equals_the_reference(batch, precision):
     weights, ids = random_weights(LLAMA), torch.randint(0, 97, (2, batch), generator=torch.Generator().manual_seed(batch))
