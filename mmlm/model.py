@@ -104,7 +104,10 @@ class MultimodalLM(nn.Module):
         """Sum and weight of every loss: those of the heads, and the backbone's, which count tokens."""
         if batch.code_labels is not None and not any(isinstance(head, CodebooksHead) for head in self.heads.values()):
             raise RecipeError("the batch asks for several codebooks at a token, but the model has no head of the type codebooks.")
-        h_btd, aux = self.hidden(batch)
+        return self.losses_of(*self.hidden(batch), batch)
+
+    def losses_of(self, h_btd: Tensor, aux: Mapping[str, Tensor], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """The same from what `hidden` made of the batch."""
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for head in self.heads.values():
             found |= head.loss(h_btd, batch)
