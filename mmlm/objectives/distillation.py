@@ -122,7 +122,11 @@ class Distillation(Objective):
 
     @staticmethod
     def _differing(teacher: Any, model: Any) -> list[int]:
-        pairs = list(zip(teacher.config.backbone.layers, model.config.backbone.layers, strict=False))
-        if len(teacher.config.backbone.layers) != len(model.config.backbone.layers):
+        its, own = teacher.config.backbone, model.config.backbone
+        if len(its.layers) != len(own.layers):
             raise RecipeError("objective.match_layers: teacher and student differ in their number of layers; say match_layers: false.")
-        return [index for index, (theirs, ours) in enumerate(pairs) if theirs.mixer != ours.mixer]
+        found = [index for index, (theirs, ours) in enumerate(zip(its.layers, own.layers, strict=True)) if theirs.mixer != ours.mixer]
+        if found and its.width != own.width:
+            told = f"the teacher is {its.width} wide, the student {own.width}, so that no layer reads what the other does"
+            raise RecipeError(f"objective.match_layers: {told}; say match_layers: false.")
+        return found
