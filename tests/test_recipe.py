@@ -130,6 +130,7 @@ FAULTS: list[tuple[str, str, str, str | None]] = [
     ("missing", "backbone: {pattern: [{type: attention, rope: {scaling: {factor: 2}}}]}", "backbone.pattern.0.rope.scaling: needs a key", None),
     ("missing", "backbone: {pattern: [{type: attention, rope: {scaling: {type: ntk}}}]}", "backbone.pattern.0.rope.scaling.factor", None),
     ("missing", "backbone: {pattern: [{mixer: null, feed_forward: null}]}", "backbone.pattern.0: needs a mixer or a feed_forward.", None),
+    ("missing", "task: regression_transformer", "recipe: objective: the task regression_transformer learns by permutation alone", None),
     ("missing", "heads: {a: {tied: true}}", "heads.a: must be a head: a name or {type: name, ...}", None),
     # twice
     ("twice", "seed: 1\nseed: 2", "line 4: key 'seed' stands twice (first in line 3).", None),
