@@ -38,7 +38,7 @@ class Distillation(Objective):
         return self.config.teacher
 
     def set_teacher(self, teacher: nn.Module) -> None:
-        """The model to learn from: another of ours with the same width of vocabulary."""
+        """The model to learn from: another of ours with the same vocabulary."""
         self._teacher = [teacher.eval().requires_grad_(False)]
 
     def _teacher_on(self, device: torch.device) -> Any:
@@ -52,9 +52,9 @@ class Distillation(Objective):
         if not self._teacher:
             raise RecipeError("objective.teacher: the teacher has not been loaded.")
         teacher = self._teacher_on(model.device)
-        held, wanted = len(teacher.vocabulary), len(model.vocabulary)
+        held, wanted = teacher.vocabulary, model.vocabulary
         if held != wanted:
-            raise RecipeError(f"objective.teacher: {self.config.teacher} has {held} vocabulary rows, the model {wanted}.")
+            raise RecipeError(f"objective.teacher: {self.config.teacher} has the vocabulary {held.sizes}, the model {wanted.sizes}.")
         if batch.code_labels is not None:
             raise RecipeError("objective: distillation copies the language-model head, but the batch asks for several codebooks a token.")
         found, matched = self._teacher_states(teacher, model, batch)

@@ -91,8 +91,11 @@ def test_what_does_not_fit_is_told():
     wider = teacher()
     wider.extend_vocabulary({"unit": 4})
     objective.set_teacher(wider)
-    with pytest.raises(RecipeError, match="runs/t has 34 vocabulary rows, the model 30"):
+    with pytest.raises(RecipeError, match="runs/t has the vocabulary {'text': 30, 'unit': 4}, the model {'text': 30}"):
         objective.losses(old, batch(objective, old))
+    objective.set_teacher(teacher({"unit": 4, "text": 30}))  # as many rows, of other ids
+    with pytest.raises(RecipeError, match="runs/t has the vocabulary {'unit': 4, 'text': 30}, the model {'text': 30, 'unit': 4}"):
+        objective.losses(wider, batch(objective, wider))
     objective.set_teacher(teacher(width=32, num_heads=4))
     for told in (objective.loss_weights, objective.losses):
         with pytest.raises(RecipeError, match="the teacher is 32 wide, the student 16, .*; say match_layers: false"):
