@@ -133,6 +133,7 @@ def _inject(model: nn.Module, config: LoraConfig, targets: list[str], seed: int,
     for parameter in model.parameters():
         parameter.requires_grad_(trained.get(parameter, True))
     for layer in adapted_layers(model).values():
+        layer.train(layer.get_base_layer().training)  # dropout of an adapter too
         if axes := getattr(layer.get_base_layer().weight, "axes", None):
             for name in names:
                 name_axes(layer.lora_A[name].weight, "rank", axes[1])

@@ -176,8 +176,9 @@ class JointValidation:
         self.fingerprint = repr([validation.fingerprint for validation in validations])
 
     def check(self, learner: JointLearner) -> None:
-        """Raises RecipeError where `keep_best` names no metric that these validations give."""
+        """Raises RecipeError where `keep_best` names no metric that these validations give. Leaves the learner in evaluation mode."""
         best, names = self.config.keep_best, ["loss"]
+        learner.eval()
         for part, validation in zip(self.parts, self.validations, strict=True):
             names += [f"{part.name}.{name}" for name in validation.names(learner.alone(part.name))]
         if best is not None and best.metric not in names:

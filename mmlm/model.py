@@ -105,7 +105,10 @@ class MultimodalLM(nn.Module):
         """Sum and weight of every loss: those of the heads, and the backbone's, which count tokens."""
         if batch.code_labels is not None and not any(isinstance(head, CodebooksHead) for head in self.heads.values()):
             raise RecipeError("the batch asks for several codebooks at a token, but the model has no head of the type codebooks.")
-        h_btd, aux = self.hidden(batch)
+        return self.losses_of(*self.hidden(batch), batch)
+
+    def losses_of(self, h_btd: Tensor, aux: Mapping[str, Tensor], batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """The same from what `hidden` made of the batch."""
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for head in self.heads.values():
             found |= head.loss(h_btd, batch)
@@ -215,8 +218,7 @@ class MultimodalLM(nn.Module):
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write config.json and model.safetensors. Raises RecipeError while adapters are attached: they are files of their own."""
-        if any(hasattr(part, "lora_A") for part in self.modules()):
-            raise RecipeError("the model has adapters attached: merge them (mmlm.adapt.merge_lora), or write them with save_adapters.")
+        self.refuse_adapters()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         held = {
@@ -225,6 +227,11 @@ class MultimodalLM(nn.Module):
         config = self.config.model_copy(update={"encoders": held}).model_dump(mode="json", by_alias=True)
         write_text_whole(folder / CONFIG, json.dumps({"model_type": "mmlm", "stop": list(self.stop), **config}, indent=2) + "\n")
         write_tensors(folder / WEIGHTS, self.state_dict())
+
+    def refuse_adapters(self) -> None:
+        """Raises RecipeError while adapters are attached, whose weights no format of a whole model holds."""
+        if any(hasattr(part, "lora_A") for part in self.modules()):
+            raise RecipeError("the model has adapters attached: merge them (mmlm.adapt.merge_lora), or write them with save_adapters.")
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> MultimodalLM:

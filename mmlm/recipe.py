@@ -78,6 +78,15 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _objectives_fit_the_tasks(self) -> Recipe:
+        for task in self.tasks:
+            given = (self.objective if task.objective is None else task.objective).type
+            if task.learns_by and given != task.learns_by:
+                told = f"objective: the task {task.called} learns by {task.learns_by} alone, but this is {given}"
+                raise ValueError(f"{told}; write objective: {{type: {task.learns_by}}} in the recipe or the task")
+        return self
+
+    @model_validator(mode="after")
     def _data_fit_the_tasks(self) -> Recipe:
         if self.tasks and (faults := self.data.faults({task.called: _reads(task) for task in self.tasks})):
             raise ValueError("; ".join(faults))

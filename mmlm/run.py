@@ -34,6 +34,7 @@ from mmlm.interop.load import load
 from mmlm.joint import JointLearner, JointSamples, JointValidation, Part, merged, vocabulary_of
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
+from mmlm.objectives.config import CausalConfig
 from mmlm.recipe import Recipe
 from mmlm.records import DrawnSamples, Records
 from mmlm.tasks.base import (
@@ -329,9 +330,11 @@ def _save_decoder(folder: Path, recipe: Recipe, parts: Sequence[Part], model: Mu
 def fine_tune(recipe: Recipe, task: Task, model: MultimodalLM, table: Table, lora: LoraConfig, config: TrainConfig) -> None:
     """Fit adapters to one table with a target, in place, and add them to the weights. Nothing is written.
 
-    Raises DataError where the table gives no task.
+    A run that learned from a teacher learns from the table alone now. Raises DataError where the table gives no task.
     """
     objective = recipe.objective.build()
+    if hasattr(objective, "teacher_name"):
+        objective = CausalConfig().build()
     records = Records([(OneTable(table, table.name), 1.0)], task.asks)
     samples = DrawnSamples(task, objective, model.vocabulary, records)
     adapt(model, AdaptConfig(lora=lora), recipe.seed)

@@ -174,6 +174,16 @@ def test_saved_adapters_come_back_equal(tmp_path, attached):
     assert (tmp_path / "adapter.safetensors").stat().st_size < 4000
 
 
+def test_adapters_of_a_model_that_is_in_use_drop_nothing(tmp_path):
+    config = LoraConfig(rank=2, dropout=0.5)
+    model, other = Small(), Small().eval()
+    attach_lora(model, config)
+    stir(model)
+    save_adapters(model, tmp_path, config)
+    load_adapters(other, tmp_path)
+    assert torch.equal(other(*inputs()), model.eval()(*inputs()))
+
+
 def break_weights(change):
     def apply(folder):
         tensors = read_tensors(folder / "adapter.safetensors")

@@ -59,7 +59,8 @@ def test_a_folder_stands_for_its_files_sorted(files: list[str], tmp_path: Path, 
 def test_a_run_of_several_tasks_gives_the_first_that_is_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mmlm import embedding
 
-    tasks = "tasks: [{type: tabular, name: tables}, {type: regression_transformer, name: molecules, properties: [logp]}]"
+    molecules = "{type: regression_transformer, name: molecules, properties: [logp], objective: permutation}"
+    tasks = f"tasks: [{{type: tabular, name: tables}}, {molecules}]"
     data = "data: {train: [{type: structural_tables}, {type: moses}], test: [{type: moses, split: test}]}"
     (tmp_path / "recipe.yaml").write_text(f"schema: 1\nname: a\n{tasks}\n{data}\n")
     monkeypatch.setattr(embedding, "Designer", lambda folder: ("designer", folder))

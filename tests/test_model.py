@@ -1,5 +1,7 @@
 """Packing, caching and saving never change what a model computes."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from mmlm.adapt import attach_lora, merge_lora
 from mmlm.base.errors import CheckpointError, RecipeError
 from mmlm.base.schema import check
 from mmlm.generation import Sampling, TrieGrammar, generate, score_options
+from mmlm.interop.hugging_face import save_hugging_face
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ModelConfig
 from mmlm.stream import pack, text_stream, unpack
@@ -98,8 +101,9 @@ def test_a_model_with_adapters_attached_is_not_written(tmp_path):
     raw = {"schema": 1, "vocabulary": {"text": 40}, "backbone": {"width": 32, "num_layers": 1, "pattern": ["mamba2"]}}
     model = MultimodalLM(check(ModelConfig, raw, "test"))
     attach_lora(model, LoraConfig(rank=2))
-    with pytest.raises(RecipeError, match="adapters attached: merge them"):
-        model.save_pretrained(tmp_path)
+    for write in (model.save_pretrained, partial(save_hugging_face, model)):
+        with pytest.raises(RecipeError, match="adapters attached: merge them"):
+            write(tmp_path)
     assert not any(tmp_path.iterdir())
     merge_lora(model)
     model.save_pretrained(tmp_path)

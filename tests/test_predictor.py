@@ -1,6 +1,7 @@
 """The predictor is an estimator of scikit-learn, and adapters fitted to a table change what it says."""
 
 import re
+import shutil
 import warnings
 
 import numpy as np
@@ -101,6 +102,15 @@ def test_adapters_fitted_to_the_examples_change_the_prediction_and_lower_its_los
     tuned = TabularPredictor(run, fit_by="lora", steps=60, lr=2e-2).fit(x[:60], y[:60])
     loss = [-np.log(p.predict_proba(x[60:])[np.arange(60), y[60:]]).mean() for p in (shots, tuned)]
     assert loss[1] < loss[0] - 0.05
+
+
+def test_adapters_of_a_run_that_had_a_teacher_are_fitted_to_the_table_without_it(run, tmp_path):
+    shutil.copytree(run, tmp_path / "student")
+    recipe = Recipe.read(run / "recipe.yaml", ["objective={type: distillation, teacher: runs/gone}"])
+    (tmp_path / "student" / "recipe.yaml").write_text(recipe.dump())
+    x, y = np.arange(12.0).reshape(-1, 1), [0, 1] * 6
+    found = [TabularPredictor(folder, fit_by="lora", steps=1).fit(x, y).predict_proba(x) for folder in (run, tmp_path / "student")]
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,7 @@ FAULTS: list[tuple[str, str, str, str | None]] = [
     ("range", "backbone: {norm_eps: .nan}", "backbone.norm_eps: must be a finite number, but is nan.", None),
     ("range", "backbone: {pattern: [{type: mamba2, state_size: 4096}]}", "backbone.pattern.0.state_size: must be at most 1024", None),
     ("range", "objective: {type: masked, rate: 1.5}", "objective.rate: must be at most 1.0 or 'cosine', but is 1.5.", None),
+    ("range", "objective: {type: masked, random_share: 0.6, keep_share: 0.5}", "objective: random_share (0.6) and keep_share (0.5) must", None),
     ("range", "backbone: {pattern: [{type: attention, num_heads: 4, num_kv_heads: 3}]}", "backbone.pattern.0: num_heads (4) must be", None),
     ("range", "train: {lr: 0}", "train.lr: must be greater than 0.0, but is 0.", None),
     ("range", "train: {batch_size: 4, micro_batch_size: 8}", "train: micro_batch_size (8) must be at most batch_size (4).", None),
@@ -130,6 +131,7 @@ FAULTS: list[tuple[str, str, str, str | None]] = [
     ("missing", "backbone: {pattern: [{type: attention, rope: {scaling: {factor: 2}}}]}", "backbone.pattern.0.rope.scaling: needs a key", None),
     ("missing", "backbone: {pattern: [{type: attention, rope: {scaling: {type: ntk}}}]}", "backbone.pattern.0.rope.scaling.factor", None),
     ("missing", "backbone: {pattern: [{mixer: null, feed_forward: null}]}", "backbone.pattern.0: needs a mixer or a feed_forward.", None),
+    ("missing", "task: regression_transformer", "recipe: objective: the task regression_transformer learns by permutation alone", None),
     ("missing", "heads: {a: {tied: true}}", "heads.a: must be a head: a name or {type: name, ...}", None),
     # twice
     ("twice", "seed: 1\nseed: 2", "line 4: key 'seed' stands twice (first in line 3).", None),

@@ -107,20 +107,20 @@ def compound_baselines(train: Sequence[Compound], asked: Sequence[Compound], nam
     linear, ensemble = require("sklearn.linear_model", "molecules"), require("sklearn.ensemble", "molecules")
     truth_n = np.array([each.properties[name] for each in train])
     found = {MEAN: [float(truth_n.mean())] * len(asked)}
-    left_nf, right_nf = plain_features(train), plain_features(asked, like=train)
+    both_nf = plain_features([*train, *asked], like=train)
+    left_nf, right_nf = both_nf[: len(train)], both_nf[len(train) :]
     found[RIDGE] = linear.RidgeCV(alphas=10.0 ** np.arange(-1, 4)).fit(left_nf, truth_n).predict(right_nf).tolist()
     forest = ensemble.RandomForestRegressor(100, max_features=0.3, random_state=0, n_jobs=1)
     found[FOREST] = forest.fit(left_nf[:FOREST_COMPOUNDS], truth_n[:FOREST_COMPOUNDS]).predict(right_nf).tolist()
     return found
 
 
-def plain_features(compounds: Sequence[Compound], like: Sequence[Compound] | None = None) -> np.ndarray:
-    """float32 [compounds, f]: fingerprints; of proteins of one length the residue at each place that differs in `like`, else counts."""
+def plain_features(compounds: Sequence[Compound], like: Sequence[Compound]) -> np.ndarray:
+    """float32 [compounds, f]: fingerprints; of proteins that are all of one length the residue at each place that differs among `like`,
+    which are some of them, else counts of residues."""
     if compounds[0].kind == "molecule":
         return fingerprints([each.text for each in compounds])
-    like = compounds if like is None else like
-    sizes = {len(each.text) for each in [*like, *compounds]}
-    if len(sizes) > 1:
+    if len({len(each.text) for each in compounds}) > 1:
         return np.array([[each.text.count(letter) for letter in LETTERS] for each in compounds], dtype=np.float32)
     return _hot(compounds, _differing(like))
 

@@ -10,7 +10,7 @@ Axes: m true boxes   t thresholds   k boxes that were found   r recalls
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,26 +42,38 @@ class Precision:
 
 
 def average_precision(found: Sequence[Sequence[Found]], true: Sequence[Sequence[Found]]) -> Precision:
-    """The precision of what was found in pictures, each beside the truth. Without true things it is 0."""
-    labels = sorted({each.label for some in true for each in some})
-    by_label_t = {label: _of_label(found, true, label) for label in labels}
+    """The precision of what was found in pictures, each beside the truth. Without true things it is 0.
+
+    Raises ValueError where these are not as many pictures.
+    """
+    if len(found) != len(true):
+        raise ValueError(f"what was found is of {len(found)} pictures, the truth of {len(true)}.")
+    mine, wanted = _by_label(found), _by_label(true)
+    by_label_t = {label: _of_label(mine.get(label, {}), wanted[label]) for label in sorted(wanted)}
     if not by_label_t:
         return Precision(0.0, 0.0, {})
     means_t = np.mean(list(by_label_t.values()), axis=0)
     return Precision(float(means_t[0]), float(means_t.mean()), {label: float(values_t[0]) for label, values_t in by_label_t.items()})
 
 
-def _of_label(found: Sequence[Sequence[Found]], true: Sequence[Sequence[Found]], label: str) -> np.ndarray:
-    """AP of one class, [t]."""
+def _by_label(pictures: Sequence[Sequence[Found]]) -> dict[str, dict[int, list[Found]]]:
+    """The things of each class by the number of their picture."""
+    kept: dict[str, dict[int, list[Found]]] = {}
+    for number, some in enumerate(pictures):
+        for each in some:
+            kept.setdefault(each.label, {}).setdefault(number, []).append(each)
+    return kept
+
+
+def _of_label(found: Mapping[int, Sequence[Found]], true: Mapping[int, Sequence[Found]]) -> np.ndarray:
+    """AP of one class, [t]; its things by the number of their picture."""
     scores: list[float] = []
-    hits: list[np.ndarray] = []
-    count = 0
-    for mine, wanted in zip(found, true, strict=True):
-        boxes = [each.box for each in wanted if each.label == label]
-        surest = sorted((each for each in mine if each.label == label), key=lambda each: -each.score)[:MOST]
-        count += len(boxes)
+    hits = [np.zeros((len(THRESHOLDS), 0), dtype=bool)]
+    count = sum(map(len, true.values()))
+    for number, mine in found.items():
+        surest = sorted(mine, key=lambda each: -each.score)[:MOST]
         scores += [each.score for each in surest]
-        hits.append(_hits([each.box for each in surest], boxes))
+        hits.append(_hits([each.box for each in surest], [each.box for each in true.get(number, ())]))
     order = np.argsort(-np.array(scores), kind="stable")
     right_tk = np.concatenate(hits, axis=1)[:, order].cumsum(axis=1)
     return np.array([_area(right_k, count) for right_k in right_tk])

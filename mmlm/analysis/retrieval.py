@@ -49,8 +49,12 @@ class Ranking:
 
 def retrieval(scores_nm: np.ndarray, picture_texts: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, float]:
     """Scores of n pictures and m texts. i2t_r1, ..., t2i_r10: percent; i2t_median, t2i_median: ranks; mean_r1: mean of both directions."""
-    held = [set(each) for each in picture_texts]
-    belongs_nm = np.array([[text in each for text in texts] for each in held], dtype=bool).reshape(len(held), len(texts))
+    places: dict[str, list[int]] = {}
+    for place, text in enumerate(texts):
+        places.setdefault(text, []).append(place)
+    belongs_nm = np.zeros((len(picture_texts), len(texts)), dtype=bool)
+    for row_m, own in zip(belongs_nm, picture_texts, strict=True):
+        row_m[[place for text in own for place in places.get(text, ())]] = True
     both = {"i2t": Ranking(scores_nm, belongs_nm), "t2i": Ranking(scores_nm.T, belongs_nm.T)}
     found = {f"{way}_r{most}": ranking.recall(most) for way, ranking in both.items() for most in CUTS}
     found |= {f"{way}_median": ranking.median_rank for way, ranking in both.items()}

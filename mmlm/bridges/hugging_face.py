@@ -48,10 +48,15 @@ class MmlmModel(transformers.PreTrainedModel):  # type: ignore[misc]
         self.start = core.vocabulary.span("text").start
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *_: Any, config: Any = None, **options: Any) -> MmlmModel:
-        """The model in a folder or of a hub id. Raises CheckpointError as `mmlm.load` does."""
-        folder = local_folder(name)
-        return cls(config or MmlmConfig.from_pretrained(folder), load(folder)).eval()
+    def from_pretrained(
+        cls, name: str | Path, *_: Any, config: Any = None, revision: str | None = None, dtype: Any = None, **options: Any
+    ) -> MmlmModel:
+        """The model in a folder or of a hub id. dtype: of its weights, by torch or by name; default, and "auto": as they are. Of the other
+        options of transformers none is read. Raises CheckpointError as `mmlm.load` does."""
+        folder = local_folder(name, revision)
+        found = cls(config or MmlmConfig.from_pretrained(folder), load(folder)).eval()
+        wanted = options.get("torch_dtype") if dtype is None else dtype  # the older name
+        return found if wanted in (None, "auto") else found.to(getattr(torch, wanted) if isinstance(wanted, str) else wanted)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
         """last_hidden_state [b, t, d] of ids [b, t]; those of padding, on either side, mean nothing."""
@@ -77,9 +82,9 @@ class MmlmTokenizer(transformers.PreTrainedTokenizerFast):  # type: ignore[misc]
     """The tokenizer of texts of a folder, with a token of its own for padding, which the model never looks at."""
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *_: Any, **options: Any) -> MmlmTokenizer:
+    def from_pretrained(cls, name: str | Path, *_: Any, revision: str | None = None, **options: Any) -> MmlmTokenizer:
         """The one beside the weights. Raises CheckpointError where there is none, or several."""
-        folder = local_folder(name)
+        folder = local_folder(name, revision)
         found = text_tokenizers(folder)
         if len(found) != 1:
             raise CheckpointError(f"{folder}: holds {len(found) or 'no'} tokenizers of texts, but one is wanted.")

@@ -49,8 +49,8 @@ class Validation:
         self.fingerprint = repr((samples.fingerprint, count, seed))
 
     def check(self, learner: Learner) -> None:
-        """Raises RecipeError where `keep_best` names no metric that this validation gives."""
-        best, names = self.config.keep_best, self.names(learner)
+        """Raises RecipeError where `keep_best` names no metric that this validation gives. Leaves the learner in evaluation mode."""
+        best, names = self.config.keep_best, self.names(learner.eval())
         if best is not None and best.metric not in names:
             raise RecipeError(f"train.keep_best.metric: {unknown_name('validation metric', best.metric, names)}")
 

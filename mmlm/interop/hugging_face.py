@@ -70,9 +70,11 @@ def load_hugging_face(name: Path | str) -> MultimodalLM:
 def save_hugging_face(model: MultimodalLM, folder: Path | str, dtype: torch.dtype | None = None) -> str:
     """Write config.json and model.safetensors that transformers reads; returns the model type.
 
-    Raises CheckpointError where no family has this architecture, with what the nearest one would change.
+    Raises CheckpointError where no family has this architecture, with what the nearest one would change, and RecipeError while adapters are
+    attached.
     """
     folder = Path(folder)
+    model.refuse_adapters()
     if model.encoders or model.channels or list(model.heads) != ["language_model"]:
         raise CheckpointError("only a plain decoder with one language-model head has a counterpart in transformers.")
     family, config, theirs = _counterpart(model.config)
@@ -109,8 +111,11 @@ def _counterpart(config: ModelConfig) -> tuple[Family, ModelConfig, dict[str, An
     raise CheckpointError(f"{told}.{near}")
 
 
-def local_folder(name: Path | str) -> Path:
-    """The folder of a local name or hub id, fetched if need be. Raises CheckpointError where there is none."""
+def local_folder(name: Path | str, revision: str | None = None) -> Path:
+    """The folder of a local name or hub id, fetched if need be. revision: branch, tag or commit on the hub; default its newest state.
+
+    Raises CheckpointError where there is none.
+    """
     path = Path(name)
     if path.is_dir():
         return path
@@ -120,7 +125,7 @@ def local_folder(name: Path | str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise CheckpointError(f"{name}: no such folder, and no model of the hub that can be read: {type(error).__name__}.") from None
 

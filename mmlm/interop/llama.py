@@ -27,10 +27,12 @@ QWEN_KEYS = frozenset(
 REQUIRED = {"hidden_act": "silu", "mlp_bias": False, "use_mrope": False}
 HAS_BIAS_KEY = {"llama", "qwen3", "qwen3_moe"}
 WINDOW_IN_EVERY_LAYER = {"mistral": 4096, "mixtral": None}
+DEFAULTS = {"mixtral": {"rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0}}  # where they are not those of all others
 
 
 def _to_ours(model_type: str) -> Callable[[dict[str, Any]], ModelConfig]:
     def convert(config: dict[str, Any]) -> ModelConfig:
+        config = DEFAULTS.get(model_type, {}) | config
         eps, count = config.get("rms_norm_eps", 1e-6), config["num_hidden_layers"]
         bias = model_type in HAS_BIAS_KEY and config.get("attention_bias", False)
         norm = {"qk_norm": True, "qk_norm_eps": eps} if model_type.startswith("qwen3") else {}

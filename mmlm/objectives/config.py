@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmlm.base.registry import Component, Registry
 from mmlm.base.schema import Strict
@@ -41,6 +41,12 @@ class MaskedConfig(Component):
     mean_span: float = Field(3.0, ge=1, description="mean length of a hidden span (geometric)")
     random_share: float = Field(0.1, ge=0, le=1, description="share of hidden tokens shown as a random token")
     keep_share: float = Field(0.1, ge=0, le=1, description="share of hidden tokens shown as they are")
+
+    @model_validator(mode="after")
+    def _shares(self) -> MaskedConfig:
+        if self.random_share + self.keep_share > 1 + 1e-9:
+            raise ValueError(f"random_share ({self.random_share}) and keep_share ({self.keep_share}) must be at most 1 together")
+        return self
 
 
 @OBJECTIVES.register("mmlm.objectives.books:MaskedBooks", source="VALL-E, arXiv:2301.02111, section 4.2.2; SoundStorm, arXiv:2305.09636")

@@ -38,7 +38,7 @@ class Distillation(Objective):
         return self.config.teacher
 
     def set_teacher(self, teacher: nn.Module) -> None:
-        """The model to learn from: another of ours with the same width of vocabulary."""
+        """The model to learn from: another of ours with the same vocabulary."""
         self._teacher = [teacher.eval().requires_grad_(False)]
 
     def _teacher_on(self, device: torch.device) -> Any:
@@ -52,9 +52,9 @@ class Distillation(Objective):
         if not self._teacher:
             raise RecipeError("objective.teacher: the teacher has not been loaded.")
         teacher = self._teacher_on(model.device)
-        held, wanted = len(teacher.vocabulary), len(model.vocabulary)
+        held, wanted = teacher.vocabulary, model.vocabulary
         if held != wanted:
-            raise RecipeError(f"objective.teacher: {self.config.teacher} has {held} vocabulary rows, the model {wanted}.")
+            raise RecipeError(f"objective.teacher: {self.config.teacher} has the vocabulary {held.sizes}, the model {wanted.sizes}.")
         if batch.code_labels is not None:
             raise RecipeError("objective: distillation copies the language-model head, but the batch asks for several codebooks a token.")
         found, matched = self._teacher_states(teacher, model, batch)
@@ -122,7 +122,11 @@ class Distillation(Objective):
 
     @staticmethod
     def _differing(teacher: Any, model: Any) -> list[int]:
-        pairs = list(zip(teacher.config.backbone.layers, model.config.backbone.layers, strict=False))
-        if len(teacher.config.backbone.layers) != len(model.config.backbone.layers):
+        its, own = teacher.config.backbone, model.config.backbone
+        if len(its.layers) != len(own.layers):
             raise RecipeError("objective.match_layers: teacher and student differ in their number of layers; say match_layers: false.")
-        return [index for index, (theirs, ours) in enumerate(pairs) if theirs.mixer != ours.mixer]
+        found = [index for index, (theirs, ours) in enumerate(zip(its.layers, own.layers, strict=True)) if theirs.mixer != ours.mixer]
+        if found and its.width != own.width:
+            told = f"the teacher is {its.width} wide, the student {own.width}, so that no layer reads what the other does"
+            raise RecipeError(f"objective.match_layers: {told}; say match_layers: false.")
+        return found

@@ -24,9 +24,14 @@ def gathered(x_b: Tensor) -> tuple[Tensor, int]:
     the sum of all processes' gradients for it, as the trainer, which adds gradients up over the processes, wants it.
     """
     if num_processes() == 1:
-        return x_b, 0
+        return alone(x_b)
     found: Tensor = _Gathered.apply(x_b)
     return found, dist.get_rank() * len(x_b)
+
+
+def alone(x_b: Tensor) -> tuple[Tensor, int]:
+    """As `gathered`, of this process alone, as where the others do something else: the main one validates by itself."""
+    return x_b, 0
 
 
 class _Gathered(torch.autograd.Function):

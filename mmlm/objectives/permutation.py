@@ -37,6 +37,7 @@ from mmlm.vocabulary import Vocabulary
 
 View = Literal["property", "sequence", "plain"]
 SHOWN = 1  # the number of the tokens that see one another
+TOKENS, CONSISTENCY = "language_model", "self_consistency"  # the head whose losses have the names of views; one of these names
 
 
 @dataclass
@@ -120,23 +121,42 @@ class Permutation(Objective):
         return ViewsBatch(batches, filled)
 
     def losses(self, model: Model, batch: ViewsBatch) -> Losses:  # type: ignore[override]
-        """Of the view of the step; in evaluation mode of both, without self-consistency."""
+        """Of the view of the step, the others' being zeros; in evaluation mode of property and sequence, without self-consistency."""
+        zero = torch.zeros(())
+        found: Losses = dict.fromkeys(self._names(model), (zero, zero))
+        h_btd = torch.empty(0)  # of the pass before
+        for name, view in self._passes(model).items():
+            given = batch.views[view]
+            if name == CONSISTENCY:
+                given = self._as_written(model, h_btd, batch)
+            h_btd, aux = model.hidden(given)  # type: ignore[attr-defined]
+            for part, (total, weight) in model.losses_of(h_btd, aux, given).items():  # type: ignore[attr-defined]
+                if part == TOKENS:
+                    found[name] = (self.config.self_consistency if name == CONSISTENCY else 1.0) * total, weight
+                else:
+                    before = found.get(part, (zero, zero))
+                    found[part] = before[0] + total, before[1] + weight
+        return found
+
+    def _passes(self, model: Model) -> dict[str, View]:
+        """The names of the losses of tokens that are computed, one after the other, and of which view each is."""
         if not getattr(model, "training", False):
-            return {view: _own(model.losses(batch.views[view])) for view in ("property", "sequence")}
+            return {"property": "property", "sequence": "sequence"}
         view = self.view
-        if view != "sequence" or not self.config.self_consistency:
-            return {view: _own(model.losses(batch.views[view]))}
-        h_btd, _ = model.hidden(batch.views[view])  # type: ignore[attr-defined]
-        head = model.heads["language_model"]  # type: ignore[attr-defined]
-        with torch.no_grad():
-            written = self._likeliest(model, h_btd, batch)
+        return {view: view} if view != "sequence" or not self.config.self_consistency else {view: view, CONSISTENCY: "property"}
+
+    def _names(self, model: Model) -> list[str]:
+        """The names of the losses of tokens, the same at every step."""
+        training = getattr(model, "training", False)
+        further = {"plain": self.config.plain_share, CONSISTENCY: self.config.self_consistency}
+        return ["property", "sequence", *(name for name, is_used in further.items() if is_used and training)]
+
+    @torch.no_grad()
+    def _as_written(self, model: Model, h_btd: Tensor, batch: ViewsBatch) -> Batch:
+        """The view of the property with the tokens that the states of the view of the sequence find likeliest."""
         again = batch.views["property"]
-        ids = again.ids.flatten().index_copy(0, batch.filled[:, 1], written).view_as(again.ids)
-        total, weight = _own(model.losses(dataclasses.replace(again, ids=ids)))
-        return {
-            "sequence": _own(head.loss(h_btd, batch.views[view])),
-            "self_consistency": (self.config.self_consistency * total, weight),
-        }
+        ids = again.ids.flatten().index_copy(0, batch.filled[:, 1], self._likeliest(model, h_btd, batch)).view_as(again.ids)
+        return dataclasses.replace(again, ids=ids)
 
     def _likeliest(self, model: Model, h_btd: Tensor, batch: ViewsBatch) -> Tensor:
         """Ids [n] at the queries of sequences: of each the best of its own range."""
@@ -151,12 +171,10 @@ class Permutation(Objective):
 
     def loss_weights(self, model: Model, batch: ViewsBatch) -> dict[str, float]:  # type: ignore[override]
         """The weights that `losses` will report, without a forward pass."""
-        weights = {name: sum(model.loss_weights(view).values()) for name, view in batch.views.items()}
-        if not getattr(model, "training", False):
-            return {view: weights[view] for view in ("property", "sequence")}  # type: ignore[index]
-        found: dict[str, float] = {self.view: weights[self.view]}
-        if self.view == "sequence" and self.config.self_consistency:
-            found["self_consistency"] = weights["property"]
+        found: dict[str, float] = dict.fromkeys(self._names(model), 0.0)
+        for name, view in self._passes(model).items():
+            for part, weight in model.loss_weights(batch.views[view]).items():
+                found[name if part == TOKENS else part] = weight + (0.0 if part == TOKENS else found.get(part, 0.0))
         return found
 
 
@@ -284,9 +302,3 @@ def spans(may: np.ndarray, share: float, longest: int, rng: np.random.Generator)
 def _nothing(value: np.ndarray) -> int:
     """What a token without a channel holds."""
     return 0 if value.dtype.kind == "f" else -1
-
-
-def _own(losses: Losses) -> tuple[Tensor, Tensor]:
-    """The one loss of a model whose only head writes tokens, with what its backbone adds."""
-    sums, weights = zip(*losses.values(), strict=True)
-    return sum(sums[1:], sums[0]), sum(weights[1:], weights[0])

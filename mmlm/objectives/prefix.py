@@ -15,7 +15,8 @@ from mmlm.vocabulary import Vocabulary
 
 
 class Prefix(Objective):
-    """The prefix carries no loss. It ends before the first token with weight, or at a random token."""
+    """The prefix carries no loss. It ends before the first token with weight, or at a random token; where this lies within a thing that is
+    whole, such as a sweep, all of the thing belongs to the prefix."""
 
     def __init__(self, config: PrefixConfig) -> None:
         self.config = config
@@ -29,6 +30,8 @@ class Prefix(Objective):
         segments, at = [], 0
         for segment in stream.segments:
             head = min(max(end - at, 0), len(segment))
+            if head and segment.whole and self.config.split == "random":
+                head = len(segment)
             if head:
                 segments.append(dataclasses.replace(cut(segment, 0, head), mutual=number, weight=0.0))
             if head < len(segment):

@@ -32,10 +32,12 @@ TASKS = Registry("task", "mmlm.tasks")
 
 class TaskConfig(Component):
     """What every task has, for recipes with several `tasks`. limits: what its models cannot do, for their cards.   never_asked: why nobody
-    asks a finished run of it by hand, so that it has no demo; empty where people do (`mmlm.tasks.forms`)."""
+    asks a finished run of it by hand, so that it has no demo; empty where people do (`mmlm.tasks.forms`).   learns_by: the only objective
+    whose models it can ask; empty where any will do."""
 
     limits: ClassVar[str] = ""
     never_asked: ClassVar[str] = ""
+    learns_by: ClassVar[str] = ""
     name: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]{0,31}$", description="by which it is told from others; null: its type")
     weight: float = Field(1.0, gt=0, description="its losses count so many times, before train.loss_weights")
     batch_size: int | None = Field(None, ge=1, description="its samples of an optimizer step; null: train.batch_size")
@@ -259,6 +261,7 @@ class RegressionTransformerConfig(TaskConfig):
     limits: ClassVar[str] = (
         "Numbers of molecules unlike those of training are guesses; what is designed may be no molecule, or one that nobody can make."
     )
+    learns_by: ClassVar[str] = "permutation"
     reads: ClassVar[str] = "molecules"
     headline: ClassVar[dict[str, str]] = {"rmse": "min", "steering": "max"}
     type: Literal["regression_transformer"] = "regression_transformer"

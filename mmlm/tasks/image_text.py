@@ -30,7 +30,7 @@ from mmlm.encoders.towers import Towers
 from mmlm.objectives.base import Losses
 from mmlm.objectives.caption_mlm import CaptionMlm
 from mmlm.objectives.contrastive import soft_clip
-from mmlm.objectives.gathering import gathered, num_processes
+from mmlm.objectives.gathering import alone, gathered, num_processes
 from mmlm.objectives.token_matching import TokenMatching
 from mmlm.tasks.base import Draws
 from mmlm.tasks.config import ImageTextConfig
@@ -123,12 +123,15 @@ class ImageTextLearner(nn.Module):
         self.model.model.logit_scale.clamp_(max=MOST_SCALE)
 
     def forward(self, batch: Pairs) -> Losses:
-        """Loss sums and weights by name; weights count pairs, but that of a loss's own weight is in its sum."""
+        """Loss sums and weights by name; weights count pairs, but that of a loss's own weight is in its sum.
+
+        In training the pairs of all processes are compared, which must call this together; else those of the batch alone."""
         towers, config, count = self.model, self.config, len(batch.ids_bt)
-        ids_bt = batch.ids_bt if num_processes() > 1 else towers.cut(batch.ids_bt)
+        together = gathered if self.training and num_processes() > 1 else alone
+        ids_bt = batch.ids_bt if together is gathered else towers.cut(batch.ids_bt)
         seen, read = towers.see(batch.pictures_bcyx), towers.read(ids_bt)
-        all_pictures_nd, first = gathered(seen.pooled_bd)
-        all_texts_nd, _ = gathered(read.pooled_bd)
+        all_pictures_nd, first = together(seen.pooled_bd)
+        all_texts_nd, _ = together(read.pooled_bd)
         scale = towers.model.logit_scale.exp()
         with torch.autocast(towers.device.type, enabled=False):  # a scale of 100 makes errors of rounded cosines large
             found = soft_clip(
@@ -136,7 +139,7 @@ class ImageTextLearner(nn.Module):
             )
             sums = {"soft_clip": config.soft_clip.weight * found}
             if self.matching is not None:
-                (patches_ngd, _), (tokens_ntd, _), (ids_nt, _) = gathered(seen.patches_bgd), gathered(read.tokens_btd), gathered(ids_bt)
+                (patches_ngd, _), (tokens_ntd, _), (ids_nt, _) = map(together, (seen.patches_bgd, read.tokens_btd, ids_bt))
                 found = self.matching(seen.patches_bgd, read.tokens_btd, patches_ngd, tokens_ntd, towers.is_word(ids_nt), first)
                 sums["token_matching"] = self.matching.config.weight * found
         if self.mlm is not None:

@@ -65,3 +65,19 @@ def test_classes_are_named_by_the_mean_direction_of_their_sentences():
     scores = np.array([[1.0, 0.0, 0.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     found = zero_shot(scores, [0, 1, 1, 2])
     assert found["zero_shot_1"] == 75 and found["zero_shot_5"] == 100 and found["zero_shot_class"] == pytest.approx(250 / 3)
+
+
+def test_texts_of_a_large_collection_are_matched_without_comparing_each_with_each():
+    class Counted(str):
+        asked = 0
+
+        def __hash__(self):
+            Counted.asked += 1
+            return str.__hash__(self)
+
+        def __eq__(self, other):
+            return str.__eq__(self, other)
+
+    texts = [Counted(number) for number in range(300)]
+    retrieval(np.eye(300), [[text] for text in texts], texts)
+    assert Counted.asked < 10 * 300

@@ -138,6 +138,19 @@ class TestTransformers:
             assert np.allclose((states_btd * share).sum(1) / share.sum(1), ours.encode(WORDS), atol=1e-5), side
         assert list(tokenizer(WORDS[0])["input_ids"]) == ours.text.ids(WORDS[:1])[0]
 
+    def test_a_revision_and_a_type_of_weights_are_what_was_asked_for(self, text_folder, monkeypatch) -> None:
+        from mmlm.bridges.hugging_face import MmlmModel, MmlmTokenizer
+
+        asked = []
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: asked.append(options["revision"]) or text_folder)
+        half = MmlmModel.from_pretrained("someone/words", revision="v2", dtype=torch.bfloat16)
+        MmlmTokenizer.from_pretrained("someone/words", revision="v3")
+        assert asked == ["v2", "v3"] and half.dtype == torch.bfloat16
+        with torch.no_grad():
+            states = {dtype: MmlmModel.from_pretrained(text_folder, dtype=dtype)(torch.arange(5)[None]) for dtype in ("bfloat16", "auto")}
+        low, full = (states[dtype].last_hidden_state for dtype in ("bfloat16", "auto"))
+        assert (low.dtype, full.dtype) == (torch.bfloat16, torch.float32) and torch.allclose(low.float(), full, atol=0.1)
+
     def test_the_pipeline_of_features(self, text_folder) -> None:
         from transformers import pipeline
 

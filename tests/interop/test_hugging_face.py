@@ -280,6 +280,7 @@ OLDER = {
     "qwen3_next": (["layer_types", "rope_parameters"], {"full_attention_interval": 2, "rope_theta": 1e4, "partial_rotary_factor": 0.25}),
     "bamba": (["rope_parameters"], {"rope_theta": 1e4, "mamba_d_head": "auto"}),
     "llama3-tied": (["rope_parameters"], {"rope_theta": 1e4, "rope_scaling": LLAMA3}),
+    "mixtral": (["rope_parameters", "rms_norm_eps"], {}),
 }  # fmt: skip
 
 

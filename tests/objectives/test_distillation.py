@@ -17,9 +17,9 @@ from mmlm.run import load_run, train
 from mmlm.stream import Segment, Stream
 
 
-def teacher(vocabulary=None, heads=None):
+def teacher(vocabulary=None, heads=None, width=16, num_heads=2):
     torch.manual_seed(0)
-    backbone = {"width": 16, "num_layers": 2, "pattern": [{"type": "attention", "num_heads": 2}]}
+    backbone = {"width": width, "num_layers": 2, "pattern": [{"type": "attention", "num_heads": num_heads}]}
     raw = {"schema": 1, "vocabulary": vocabulary or {"text": 30}, "backbone": backbone, **({"heads": heads} if heads else {})}
     return MultimodalLM(check(ModelConfig, raw, "test")).double()
 
@@ -91,8 +91,18 @@ def test_what_does_not_fit_is_told():
     wider = teacher()
     wider.extend_vocabulary({"unit": 4})
     objective.set_teacher(wider)
-    with pytest.raises(RecipeError, match="runs/t has 34 vocabulary rows, the model 30"):
+    with pytest.raises(RecipeError, match="runs/t has the vocabulary {'text': 30, 'unit': 4}, the model {'text': 30}"):
         objective.losses(old, batch(objective, old))
+    objective.set_teacher(teacher({"unit": 4, "text": 30}))  # as many rows, of other ids
+    with pytest.raises(RecipeError, match="runs/t has the vocabulary {'unit': 4, 'text': 30}, the model {'text': 30, 'unit': 4}"):
+        objective.losses(wider, batch(objective, wider))
+    objective.set_teacher(teacher(width=32, num_heads=4))
+    for told in (objective.loss_weights, objective.losses):
+        with pytest.raises(RecipeError, match="the teacher is 32 wide, the student 16, .*; say match_layers: false"):
+            told(old, batch(objective, old))
+    free = Distillation(DistillationConfig(teacher="runs/t", match_layers=False))
+    free.set_teacher(teacher(width=32, num_heads=4))
+    assert set(free.losses(old, batch(free, old))) == {"kl"}
 
 
 TEXT = """

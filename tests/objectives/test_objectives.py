@@ -129,6 +129,17 @@ def test_prefix_sees_itself_in_both_directions_and_nothing_behind_it(tiny, split
         assert torch.equal(model.hidden(batch)[0][:, :end], x[:, :end]), "the first predicted token is seen where it is predicted"
 
 
+def test_a_random_prefix_does_not_end_within_what_is_whole():
+    made = objective("prefix", split="random")
+    sweep = Segment("label", torch.zeros(6, dtype=torch.long), features=torch.randn(9, 3), encoder="sweep", whole=True)
+    ends = set()
+    for seed in range(40):
+        batch = made.collate([prepared(made, Stream([words(2), sweep, words(3, 1)]), seed)], VOCABULARY)
+        ends.add(int((batch.layout.mutual[0] == 1).sum()))
+        assert batch.feature_at["sweep"].tolist() == list(range(2, 8)) and batch.whole_sizes["sweep"].tolist() == [9]
+    assert ends == {1, 2, 8, 9, 10}
+
+
 def test_prefix_cuts_everything_a_segment_carries():
     made = objective("prefix")
     segment = words(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from mmlm.backbone.config import BackboneConfig
-from mmlm.base.errors import DataError
+from mmlm.base.errors import DataError, RecipeError
+from mmlm.evaluation.validation import Validation
 from mmlm.model import MultimodalLM
 from mmlm.model_config import ChannelConfig, ModelConfig
 from mmlm.objectives.config import PermutationConfig
 from mmlm.objectives.permutation import arranged, spans
 from mmlm.stream import NO_LABEL, Segment, Stream, pack
+from mmlm.training.config import TrainConfig
 from mmlm.training.learner import Learner
 
 VOCABULARY = {"property": 2, "number": 10, "molecule": 12, "mask": 1}
@@ -119,11 +123,59 @@ def test_steps_alternate_and_name_their_losses(model):
         one.begin_step(step, 20)
         losses = one(batch)
         assert {name: float(weight) for name, (_, weight) in losses.items()} == pytest.approx(one.loss_weights(batch))
-        seen.append("/".join(sorted(losses)))
+        assert losses.keys() == {"plain", "property", "sequence", "self_consistency"}
+        seen.append("/".join(sorted(name for name, (_, weight) in losses.items() if weight)))
     consistent = "self_consistency/sequence"
     assert seen[:4] == ["plain"] * 4 and seen[4:10] == ["property"] * 3 + [consistent] * 3 and seen[10:16] == seen[4:10]
     one.eval()
     assert one(batch).keys() == {"property", "sequence"} == one.loss_weights(batch).keys()
+
+
+def test_what_the_backbone_adds_has_its_own_name_and_does_not_thin_the_losses_of_tokens():
+    torch.manual_seed(0)
+    moe = {"type": "moe", "num_experts": 2, "top_k": 1, "balance_weight": 0.5}
+    pattern = [{"mixer": {"type": "attention", "num_heads": 2}, "feed_forward": moe}]
+    channels = {"number": ChannelConfig(kind="number", size=1)}
+    backbone = BackboneConfig(width=32, num_layers=1, pattern=pattern)
+    model = MultimodalLM(ModelConfig(schema=1, vocabulary=VOCABULARY, backbone=backbone, channels=channels)).double()
+    one = learner(model, alternate_every=1)
+    batch = one.objective.collate([one.objective.prepare(stream(), model.vocabulary, np.random.default_rng(0))], model.vocabulary)
+    batch.views = {name: cast(view) for name, view in batch.views.items()}
+    aux = model.aux_names
+    for step, views in enumerate((["property"], ["sequence", "property"])):
+        one.begin_step(step, 10)
+        losses = one(batch)
+        assert aux and aux < losses.keys()
+        assert {name: float(weight) for name, (_, weight) in losses.items()} == pytest.approx(one.loss_weights(batch))
+        torch.testing.assert_close(losses[views[0]][0], model.losses(batch.views[views[0]])["language_model"][0])
+        assert all(float(losses[name][1]) == sum(batch.views[view].num_tokens for view in views) for name in aux)
+
+
+class Given:
+    """Samples that are at hand."""
+
+    fingerprint = ""
+
+    def __init__(self, objective, vocabulary):
+        self.objective, self.vocabulary = objective, vocabulary
+
+    def draw(self, rng):
+        return None, self.objective.prepare(stream(), self.vocabulary, rng)
+
+    def collate(self, items):
+        return self.objective.collate(items, self.vocabulary)
+
+
+@pytest.mark.parametrize("name", ["property", "sequence", "self_consistency", "plain"])
+def test_the_best_checkpoint_can_be_that_of_any_loss_that_validation_gives_and_of_no_other(model, name):
+    one = learner(model, plain_share=0.2)
+    config = TrainConfig(steps=2, batch_size=2, validate_every=1, keep_best={"metric": f"loss.{name}"})
+    validation = Validation(Given(one.objective, model.vocabulary), SimpleNamespace(metrics=()), config, count=2, seed=0)
+    if name in ("property", "sequence"):
+        validation.check(one)
+    else:
+        with pytest.raises(RecipeError, match=rf"keep_best\.metric: unknown validation metric 'loss\.{name}'"):
+            validation.check(one)
 
 
 def cast(batch):

@@ -102,6 +102,20 @@ def test_every_loss_counts_pairs_and_can_be_left_out():
     assert float(part["caption_mlm"][0].detach()) == pytest.approx(0.5 * float(whole["caption_mlm"][0].detach()), rel=1e-4)  # of 0.5
 
 
+def test_validation_by_one_process_of_several_waits_for_no_other(monkeypatch):
+    config = recipe()
+    task = build_task(config)
+    learner, batch = task.learner(0).eval(), batch_of(task, config)
+    torch.manual_seed(0)
+    by_one = {name: float(total.detach()) for name, (total, _) in learner(batch).items()}
+    for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 0}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    torch.manual_seed(0)
+    assert {name: float(total.detach()) for name, (total, _) in learner(batch).items()} == by_one
+    with pytest.raises(ValueError, match="process group"):  # in training the others are asked
+        learner.train()(batch)
+
+
 def test_plain_training_is_the_loss_of_open_clip_and_targets_soften_over_the_run():
     config = recipe("")
     task = build_task(config)
