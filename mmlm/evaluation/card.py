@@ -108,7 +108,10 @@ def figures(recipe: Recipe, metrics: dict[str, Any]) -> list[str]:
     lines = [f"{where}; draws of each: {about['seeds']}. {measure}.", ""]
     lines += [f"| | {' | '.join(f'{count} examples' for count in shots)} |", f"|---{'|---' * len(shots)}|"]
     for name, row in {"model": metrics["metrics"], **metrics["baselines"]}.items():
-        cells = [with_interval(row[f"accuracy_{count}"], row[f"accuracy_{count}_interval"] if several else None) for count in shots]
+        cells = [
+            with_interval(row[f"accuracy_{count}"], row[f"accuracy_{count}_interval"] if about["tables"][count] > 1 else None)
+            for count in shots
+        ]
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
     return [*lines, "", f"The expected calibration error over all held-out tables is {metrics['metrics']['calibration_error']:.3f}."]
 

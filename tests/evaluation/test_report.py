@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mmlm.cli import main
-from mmlm.evaluation.card import figures, with_interval
-from mmlm.evaluation.report import plots
+from mmlm.evaluation.card import figures
+from mmlm.evaluation.report import _headline, plots, training
 from mmlm.recipe import Recipe
 from mmlm.run import evaluate, preview, train
 from mmlm.training.log import read_log
@@ -45,8 +45,7 @@ def test_the_report_is_one_file_that_says_what_was_measured(run):
     assert not re.search(r"<script|src=|href=(?!\"samples/)|@import|url\(", page)
     for count in (4, 16):
         for row in (found["metrics"], *found["baselines"].values()):
-            low, high = row[f"accuracy_{count}_interval"]
-            assert f"{row[f'accuracy_{count}']:.3f} ({low:.3f} to {high:.3f})" in page
+            assert f"<td>{row[f'accuracy_{count}']:.3f}</td>" in page
     assert f"{found['metrics']['calibration_error']:.3f}" in page and "its default settings" in page
     confidence, right, rows = np.array(found["reliability"]).T
     assert np.all(np.diff(confidence) > 0) and 0 <= right.min() <= right.max() <= 1 and 1 < len(rows) <= 15
@@ -89,7 +88,29 @@ def test_one_table_alone_has_no_interval_over_tables(run, capsys):
     assert main(["evaluate", str(run)]) == 0
     told = capsys.readouterr().out
     assert told.startswith("accuracy, mean of 2 draws ") and " to 0." not in told and "interval" not in (run / "README.md").read_text()
-    assert with_interval(0.5, [0.4, 0.6]) == "0.500 (0.400 to 0.600)"
+    page = (run / "report.html").read_text()
+    assert "1 table at 4 examples" in page and "Intervals" not in page and not re.search(r"<td>[^<]*\.\d+ to ", page)
+
+
+def test_several_tables_have_intervals_where_they_are_several():
+    model = {key: value for count in (4, 16) for key, value in
+             {f"accuracy_{count}": 0.5, f"accuracy_{count}_interval": [0.4, 0.6], f"nll_{count}": 1.0}.items()}  # fmt: skip
+    other = {f"model_minus_this_{count}{end}": value for count in (4, 16) for end, value in (("", -0.1), ("_interval", [-0.2, 0.1]))}
+    tables = {"split": "test", "tables": {4: 3, 16: 1}, "seeds": 1}
+    found = {"metrics": {**model, "calibration_error": 0.1}, "baselines": {"majority": {**model, **other}}, "data": tables}
+    page = _headline(found, [4, 16])
+    assert page.count("<td>0.500 (0.400 to 0.600)</td>") == page.count("<td>0.500</td>") == 2
+    assert page.count("<td>-0.100 (-0.200 to +0.100)</td>") == page.count("<td>-0.100</td>") == 1
+    assert "| model | 0.500 (0.400 to 0.600) | 0.500 |" in figures(Recipe.read("tabular/quickstart"), found)
+
+
+def test_the_cost_of_a_run_counts_steps_after_the_last_finite_loss():
+    common = {"lr": 1e-3, "seconds": 1.0, "peak_gib": 0.5}
+    log = [{"step": 1, "loss": 2.0, "grad_norm": 0.0, "tokens": 10, "skipped": 0, **common},
+           {"step": 2, "loss": None, "grad_norm": None, "tokens": 20, "skipped": 1, **common},
+           {"step": 2, "validation.loss": 3.0}]  # fmt: skip
+    page = training(log)
+    assert "2 steps, 20 tokens" in page and "1 steps skipped" in page and page.count("<svg") == 3
 
 
 def test_the_preview_shows_rows_and_counts_and_writes_nothing(tmp_path, capsys):
