@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -194,6 +195,9 @@ class Trainer:
             elif (found := checkpoint.newest(root)) is not None:
                 step = checkpoint.step_of(found) or 0
                 checkpoint.set_aside(root, step)
+            for later in checkpoint.steps(self.folder / SAMPLES):  # of a run before, or of steps that are taken again
+                if later > step:
+                    shutil.rmtree(self.folder / SAMPLES / checkpoint.step_name(later), ignore_errors=True)
         step = self.ranks.from_main(step)
         if step:
             self.parts.restore(root / checkpoint.step_name(step))

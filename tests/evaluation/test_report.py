@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html import escape
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from mmlm.cli import main
 from mmlm.evaluation.card import figures
+from mmlm.evaluation.history import sample_links
 from mmlm.evaluation.report import _headline, plots, training
 from mmlm.recipe import Recipe
 from mmlm.run import evaluate, preview, train
@@ -71,6 +73,27 @@ def test_the_report_and_the_card_tell_validation_the_kept_step_and_the_samples(r
     links = re.findall(r'href="([^"]+)"', page)
     assert links == ["samples/step_000002/predictions.txt", "samples/step_000003/predictions.txt"]
     assert all((run / link).is_file() for link in links)
+
+
+def test_what_was_measured_is_kept_with_a_run_that_stays_and_not_with_one_that_is_trained_on(run, tmp_path, caplog):
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    recipe = Recipe.read(RECIPE, [f"output={again}", "train.schedule=constant"])
+    train(Recipe.read(RECIPE, [f"output={run}"]))
+    assert (run / "report.html").is_file() and "| model |" in (run / "README.md").read_text() and not caplog.records
+    train(recipe, fresh=True)
+    assert not (again / "metrics.json").exists() and not (again / "report.html").exists() and "taken away" in caplog.text
+    assert "Nothing yet" in (again / "README.md").read_text()
+
+
+def test_samples_at_the_end_are_those_of_the_last_step_of_every_task(tmp_path):
+    for step, words in (("step_999500", "before"), ("step_1000000", "last")):
+        for task in ("see", "write"):
+            (tmp_path / "samples" / step / task).mkdir(parents=True)
+            (tmp_path / "samples" / step / task / "1.txt").write_text(f"{words} {task} <b>")
+    page = sample_links(tmp_path)
+    assert "last see &lt;b&gt;" in page and "last write" in page and "before" not in page and "<h3>write</h3>" in page
+    assert page.index("samples/step_999500/see") < page.index("samples/step_1000000/see") and sample_links(tmp_path / "none") == ""
 
 
 def test_a_search_is_said_where_it_was_made(run):
