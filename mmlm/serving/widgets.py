@@ -20,7 +20,7 @@ from mmlm.data.picture_files import picture_facts, read_picture
 from mmlm.data.points import READERS
 from mmlm.data.sweep_source import read_ahead
 from mmlm.evaluation.charts import shares
-from mmlm.evaluation.spectrogram import attention_image, spectrogram_image
+from mmlm.evaluation.spectrogram import attention_image, extent, spectrogram_image
 from mmlm.serving.files import from_word
 from mmlm.serving.values import short_sound, small_picture, sound_file, within_pixels
 from mmlm.sound import Sound
@@ -239,7 +239,7 @@ def drawing(each: Field, value: Any, found: Values) -> str:
     if value is None or not value:
         return ""
     if isinstance(each, Audio):
-        return spectrogram_image(value, escape(each.label, quote=True))
+        return f"{spectrogram_image(value, escape(each.label, quote=True))}<br><small>{extent(value)}</small>"
     if isinstance(each, Spans):
         phrases = (Phrase(one["span"][0], one["span"][1], tuple(map(tuple, one["boxes"]))) for one in value)
         return f"<p>{as_html(Grounded(str(found.get(each.of) or ''), tuple(phrases)))}</p>"

@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -317,7 +318,7 @@ class ImageTextTask:
     def pictures(self, outputs: Sequence[Placed], records: Sequence[Picture]) -> list[str]:
         """The first pictures with their nearest texts among those of all records."""
         found = []
-        for (near, true), record in list(zip(_nearest(outputs), records, strict=True))[:PICTURED]:
+        for (near, true), record in islice(zip(_nearest(outputs), records, strict=True), PICTURED):  # of each, all texts are sorted
             told = "<br>".join(f"{likeness:.2f} {escape(text)}" for likeness, text in near)
             found.append(figure(record.read(), f"{told}<br><small>true: {escape(true)}</small>", alt=true))
         return found
