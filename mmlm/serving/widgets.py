@@ -206,20 +206,21 @@ def as_heard(sound: Sound, is_whole: bool) -> str:
     return f"{sound.rate_hz}:{base64.b64encode(data).decode()}"
 
 
-def tapped(so_far: str, x: int, y: int) -> str:
-    """The text of a `Part` after a tap on its picture: the first one gives a corner, "x,y", the next one the sides, a third begins anew."""
+def tapped(so_far: str | None, x: int, y: int) -> str:
+    """The text of a `Part`, None where nothing was written, after a tap on its picture: the first one gives a corner, "x,y", the next one
+    the sides, a third begins anew."""
     try:
-        first_x, first_y = map(int, so_far.split(","))
+        first_x, first_y = map(int, (so_far or "").split(","))
     except ValueError:
         return f"{x},{y}"
     (left, right), (top, bottom) = sorted((first_x, x)), sorted((first_y, y))
     return f"{left},{top},{right},{bottom}"
 
 
-def marked(path: str | None, part: str) -> str:
+def marked(path: str | None, part: str | None) -> str:
     """A picture with the part of it that a text tells of, or its first corner, as HTML. Empty where there is nothing to draw: what is
     wrong is told to who asks."""
-    if path is None:
+    if path is None or not part:
         return ""
     try:
         size = picture_facts(path).upright

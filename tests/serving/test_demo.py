@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,7 @@ def test_a_part_of_a_picture_is_written_as_its_sides():
 
 def test_two_taps_write_the_sides_of_a_part_which_is_drawn(tmp_path):
     path = as_example(tmp_path / "a", Image("a"), np.zeros((60, 80, 3), np.uint8))
+    assert tapped(None, 1, 2) == "1,2" and not marked(path, None)  # of a box that was never written in
     seen = [""]
     for point in ((50, 40), (10, 45), (7, 8), (9, 3)):
         seen.append(tapped(seen[-1], *point))
@@ -218,6 +220,55 @@ def test_who_stops_ends_the_work_of_their_own_alone(tmp_path):
     assert len(list(mine)) <= 1 and 4 not in made and len(list(other)) == 4 and not asking.at_work
 
 
+def test_who_stops_ends_all_that_they_asked(tmp_path):
+    may_end = Event()
+    (use, made), (other, more) = talker(tmp_path, may_end=may_end), talker(tmp_path, may_end=may_end)
+    asking = Asking(use)
+    first = asking.ask(["a"], "me")
+    next(first)
+    asking.use = other
+    second = asking.ask(["b"], "me")
+    next(second)
+    asking.stop("me")
+    may_end.set()
+    assert len(list(first)) <= 3 and len(list(second)) <= 3 and 4 not in made and 4 not in more and not asking.at_work
+
+
+def test_who_closes_the_page_waits_for_nothing_any_more(tmp_path):
+    import httpx
+
+    began, ended = Event(), Event()
+
+    def work(given: Values) -> Iterator[Values]:
+        began.set()
+        try:
+            while True:
+                go_on()
+                time.sleep(0.01)
+        finally:
+            ended.set()
+        yield {}
+
+    class Alone(Turned):
+        def given_by(self, record: object) -> Values:
+            raise DataError("there are no examples.")
+
+    fields = {"text": Text("Text")}
+    use = Use(tmp_path, "long", "long", fields, fields, work, Recipe.read("tabular/quickstart"), Alone(), None)
+    address = launch([use], wait=False)
+    try:
+        with httpx.Client(base_url=f"{address}gradio_api/", timeout=30) as client:
+            (ask,) = (each["id"] for each in client.get("../config").json()["dependencies"] if each["api_name"].endswith("long"))
+            with client.stream("GET", "heartbeat/me") as alive:
+                told = alive.iter_lines()  # held, as the page holds it
+                next(told)
+                client.post("queue/join", json={"data": ["a"], "fn_index": ask, "session_hash": "me"}).raise_for_status()
+                assert began.wait(20) and not ended.is_set()
+        assert ended.wait(20)
+    finally:
+        gradio.close_all()
+
+
 def test_answers_to_examples_are_kept_beside_the_run_and_forgotten_with_its_weights(runs, caplog):
     (use,) = uses_of(runs["rows"])
     asking = Asking(use)
@@ -285,6 +336,11 @@ def test_how_good_a_run_is_is_said_or_that_nobody_measured_it(turned, runs):
     finally:
         (runs["rows"] / "metrics.json").unlink()
     assert any("| model | 0.500 |" in line for line in told) and "error 0.125" in plot and "share right over confidence" in plot
+    (runs["rows"] / "metrics.json").write_text("{")
+    try:
+        assert "cannot be read" in measured(use)[0][0]
+    finally:
+        (runs["rows"] / "metrics.json").unlink()
     with pytest.raises(RecipeError, match="can be asked by hand"):
         build([])
 
