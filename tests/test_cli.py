@@ -229,6 +229,14 @@ def test_kernels_tells_what_serves_each_operation_and_why_the_others_do_not(caps
     assert "Did you mean 'ssd'?" in capsys.readouterr().err
 
 
+def test_a_name_that_cannot_be_shown_ends_nothing(tmp_path):
+    place = os.path.join(os.fsencode(tmp_path), b"caf\xe9.csv")
+    Path(os.fsdecode(place)).write_text("a,b\n1,2\n3,4\n")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([sys.executable, "-m", "mmlm", "data", "check", os.fsdecode(place)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "caf\\udce9.csv: 2 rows, 2 columns" in done.stdout, done.stderr
+
+
 HEAVY = "{'torch', 'numpy', 'pandas', 'transformers', 'accelerate', 'peft'} & set(sys.modules)"
 
 

@@ -329,7 +329,7 @@ class ImageTextTask:
         for number, ((near, _), record) in enumerate(zip(_nearest(self.predict(model, records)), records, strict=True), 1):
             write_png(folder / f"{number}.png", record.read())
             lines += [f"{number}.png  {self.title(record)}", *(f"    {likeness:.3f}  {text}" for likeness, text in near)]
-        (folder / "nearest.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text_whole(folder / "nearest.txt", "\n".join(lines) + "\n")
 
 
 def _nearest(outputs: Sequence[Placed], count: int = 3) -> Iterator[tuple[list[tuple[float, str]], str]]:
