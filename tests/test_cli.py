@@ -110,6 +110,8 @@ def test_help_names_every_verb(capsys):
         (["generate", "x", "--audio", "a.wav", "--question", "Who?"], "--question goes with --image or --sweep, not with --audio."),
         (["generate", "x", "--text", "a", "--front", "90"], "--front goes with --sweep, not with --text."),
         (["train", "tabular/quickstart", "--train.steps=3"], "a key of the recipe is written without dashes: train.steps=3"),
+        (["generate", "x", "--given", "a=1", "--given", "a=2"], "--given a=... stands there twice; an input has one value."),
+        (["data", "check", "x.csv", "--rows", "0"], "--rows must be at least 1, but is 0."),
         (["recipe", "cop", "x"], "invalid choice: 'cop'"),
         (["recipe", "copy", "no/such"], "no shipped recipe has this name"),
     ],
@@ -139,6 +141,17 @@ def test_exit_codes_and_traceback(error, code, said, monkeypatch, capsys):
     if code != 130:
         with pytest.raises(type(error)):
             cli.main(["list", "--traceback"])
+
+
+def test_of_several_processes_that_train_one_tells(monkeypatch, tmp_path, capsys):
+    from mmlm import run
+    from mmlm.training.trainer import Result
+
+    (tmp_path / "r.yaml").write_text(GOOD)
+    monkeypatch.setattr(run, "train", lambda *words, **options: Result(3, "steps", 1.0, 0))
+    for rank, told in (("0", "runs/tiny: 3 steps in 1 s, ended by steps\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(["train", str(tmp_path / "r.yaml")]) == 0 and capsys.readouterr().out == told
 
 
 def test_validate_tells_all_faults_or_that_it_is_valid(tmp_path, capsys):

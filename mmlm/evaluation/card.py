@@ -166,7 +166,8 @@ def _of_records(metrics: dict[str, Any]) -> list[str]:
     """The figures of a task that is measured on records."""
     records = ", ".join(f"{count} of {name}" for name, count in metrics["data"]["records"].items())
     rows = {"model": metrics["metrics"], **metrics["baselines"]}
-    lines = [f"Test samples: {records}.", "", f"| | {' | '.join(metrics['metrics'])} |", f"|---{'|---' * len(metrics['metrics'])}|"]
+    head = " | ".join(key.replace("|", "\\|") for key in metrics["metrics"])  # a name of a source may hold what parts cells
+    lines = [f"Test samples: {records}.", "", f"| | {head} |", f"|---{'|---' * len(metrics['metrics'])}|"]
     for who, row in rows.items():
         lines.append(f"| {who} | {' | '.join(_number(row[key]) if key in row else '' for key in metrics['metrics'])} |")
     return lines

@@ -176,4 +176,6 @@ def test_measures_that_are_no_numbers_are_told_as_such_read_back_too():
         "over": "size",
     }
     assert figures(Recipe.read("molecules/quickstart"), found)[-2:] == ["| model | none | 0.5 |", "| mean | none |  |"]
+    parted = {**found, "metrics": {"rmse: a|b": 1.0}, "baselines": {}}
+    assert "| | rmse: a\\|b |" in figures(Recipe.read("molecules/quickstart"), parted)
     assert "polyline" in plots(found | {"curves": {"model": {"rmse": [[1, None], [2, 0.5], [3, 0.7]]}}})[0]
