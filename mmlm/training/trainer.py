@@ -214,7 +214,12 @@ class Trainer:
     def _start_trackers(self, stack: contextlib.ExitStack) -> None:
         if self.config.trackers:
             self.accelerator.init_trackers(self.folder.resolve().name, flat({"seed": self.seed, **self.state.config}))
-            stack.callback(self.accelerator.end_training)
+            stack.callback(self._end_trackers)
+
+    def _end_trackers(self) -> None:
+        """What accelerate's end_training does, but for ending the process group, which the processes still need of one another."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def _run(self, last: int) -> str:
         config, state = self.config, self.state
