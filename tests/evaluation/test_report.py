@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmlm.cli import main
-from mmlm.evaluation.card import figures
+from mmlm.evaluation.card import card, figures
 from mmlm.evaluation.history import sample_links
 from mmlm.evaluation.report import _headline, plots, training
 from mmlm.recipe import Recipe
@@ -161,6 +161,17 @@ def test_the_card_of_a_run_says_what_it_is_whose_its_data_are_what_it_cannot_do_
     assert re.findall("^## (.*)$", card, flags=re.MULTILINE) == ["Training data", "Use", "Measured", "Limits", "Licence"]
     assert "3 steps" in card and "`table_file` (weight 1)" in card and "From: a file of your own" in card
     assert "At most ten classes" in card and "Apache-2.0" in card and "expected calibration error" in card
+
+
+def test_the_card_says_what_weights_a_run_began_from(tmp_path):
+    encoder = "encoders={image: {type: timm, model: resnet18, PATH}}"
+    for override, told in (
+        ("seed=0", "Trained from random weights by mmlm"),
+        (encoder.replace("PATH", "pretrained: true"), "Trained from the weights of `resnet18` and random ones by mmlm"),
+        (encoder.replace("PATH", "path: a/b.pth"), "Trained from the weights of `a/b.pth` and random ones by mmlm"),
+        ("backbone={pretrained: some/decoder}", "Trained from the weights of `some/decoder` by mmlm"),
+    ):
+        assert told in card(tmp_path, Recipe.read("probes/text", [override]), None)
 
 
 def test_a_card_of_no_run_is_one_message(tmp_path, capsys):
