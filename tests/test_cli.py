@@ -112,6 +112,7 @@ def test_help_names_every_verb(capsys):
         (["train", "tabular/quickstart", "--train.steps=3"], "a key of the recipe is written without dashes: train.steps=3"),
         (["generate", "x", "--given", "a=1", "--given", "a=2"], "--given a=... stands there twice; an input has one value."),
         (["data", "check", "x.csv", "--rows", "0"], "--rows must be at least 1, but is 0."),
+        (["demo", "no/folder", "--task", "tts"], "no/folder: no finished run: recipe.yaml is missing."),
         (["recipe", "cop", "x"], "invalid choice: 'cop'"),
         (["recipe", "copy", "no/such"], "no shipped recipe has this name"),
     ],

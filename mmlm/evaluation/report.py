@@ -18,7 +18,8 @@ from mmlm.recipe import Recipe
 PAGE = "report.html"
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 860px; margin: 2.5rem auto; padding: 0 1rem; }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 860px; margin: 2.5rem auto; padding: 0 1rem;
+       overflow-wrap: break-word; }
 h1 { font-size: 1.9rem; margin-bottom: .2rem }
 h2 { font-size: 1.25rem; margin-top: 2.6rem } .lead { opacity: .75; margin-top: 0 }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto }
@@ -144,8 +145,8 @@ def _predictions(found: Comparison, count: int, shown: Callable[[Episode], str])
         )
         parts.append(
             f"<h3>{escape(table)}: {escape(problem.target)}</h3><p>What the model reads: {problem.num_shots} examples and the first row to "
-            f"predict.</p><pre>{escape(shown(problem))}</pre><table><tr><th></th><th>predicted</th><th>chance</th><th>true</th></tr>"
-            f"{rows}</table>"
+            f'predict.</p><pre>{escape(shown(problem))}</pre><div class="wide"><table><tr><th></th><th>predicted</th><th>chance</th>'
+            f"<th>true</th></tr>{rows}</table></div>"
         )
     return "".join(parts)
 
