@@ -247,7 +247,8 @@ def drawing(each: Field, value: Any, found: Values) -> str:
     if isinstance(each, Looks):
         return f"<p>{escape(each.label)}</p>{attention_image(value['names'], torch.tensor(value['weights']))}"
     if isinstance(each, Chances):
-        return shares(value[:MOST_DRAWN])
+        more = f"<p>The first {MOST_DRAWN} of {len(value):,} rows.</p>" if len(value) > MOST_DRAWN else ""
+        return f"{shares(value[:MOST_DRAWN])}{more}"
     if isinstance(each, Molecule):
         return molecule(value)
     return ""

@@ -303,6 +303,7 @@ def test_answers_to_examples_are_kept_beside_the_run_and_forgotten_with_its_weig
     [
         (Spans("a"), [{"span": [0, 3], "boxes": [[1, 2, 3, 4]]}], '<b style="border-bottom:3px solid rgb(230,60,60)">a &lt;</b>'),
         (Chances("a"), [{"x<": 0.25, "y": 0.75}], "x&lt;: 0.250"),
+        (Chances("a"), [{"x": 1.0}] * 1001, "<p>The first 40 of 1,001 rows.</p>"),
         (Looks("<a>"), {"names": ["<b>", "c"], "weights": [[0.5, 0.25], [0.5, 0.75]]}, "&lt;b&gt;</text>"),
         (Audio("<a>"), Sound(np.ones(800, np.float32), 8000), "spectrogram of &lt;a&gt;"),
         (Molecule("a"), "CCO", "<svg"),
