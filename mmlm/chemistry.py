@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -133,10 +134,11 @@ def diversity(smiles: Sequence[str]) -> float:
 
 
 def svg(smiles: str, *, width: int = 220, height: int = 160, legend: str = "") -> str:
-    """A drawing as an SVG element. Raises DataError for a SMILES text that is none."""
+    """A drawing as an SVG element, which names the molecule to those who do not see it. Raises DataError for a SMILES text that is none."""
     draw, found = require("rdkit.Chem.Draw.rdMolDraw2D", "molecules"), parsed(smiles)
     canvas = draw.MolDraw2DSVG(width, height)
     draw.PrepareAndDrawMolecule(canvas, found, legend=legend)
     canvas.FinishDrawing()
     text = str(canvas.GetDrawingText())
-    return text[text.index("<svg") :]
+    name = escape(f"{legend}: {smiles}" if legend else smiles, quote=True)
+    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{name}"', 1)

@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 
 from mmlm.base import yaml
 from mmlm.base.errors import DataError, NumericsError, RecipeError, nearest
-from mmlm.base.files import parse_json, write_text_whole
+from mmlm.base.files import parse_json, without_nan, write_text_whole
 from mmlm.base.schema import Strict, check, told_at_once
 from mmlm.recipe import Recipe, apply_override, find, set_key, shipped
 from mmlm.training.lock import RunLock
@@ -201,7 +201,7 @@ def compare(
         found = table(_finished(everything), list(config.variants))
         folder = Path(config.output)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / TABLE, found)
+        _write(folder / TABLE, without_nan(found))
         write_comparison(folder, config.name, found)
     return found
 
@@ -247,7 +247,9 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _parameters(folder: Path) -> int:
-    from mmlm.model import WEIGHTS
+    """Weights of a run: of its model, or where it has none of the tokenizers that it trained."""
+    from mmlm.run import TOKENIZERS
     from mmlm.weights import read_tensors
 
-    return sum(tensor.numel() for tensor in read_tensors(folder / WEIGHTS).values())
+    paths = sorted(folder.glob("*.safetensors")) or sorted(folder.glob(f"{TOKENIZERS}/*/*.safetensors"))
+    return sum(tensor.numel() for path in paths for tensor in read_tensors(path).values())

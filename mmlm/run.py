@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -22,13 +23,13 @@ from mmlm.data.config import TableFileConfig
 from mmlm.data.episodes import OneTable
 from mmlm.data.real_tables import load_real_tables
 from mmlm.data.tables import Table
-from mmlm.evaluation.card import write_card
+from mmlm.evaluation.card import CARD, write_card
 from mmlm.evaluation.joint_report import write_joint_report
 from mmlm.evaluation.judges import Judges
 from mmlm.evaluation.measure import measure, measured_summary, records_of, source_names
 from mmlm.evaluation.measured_report import write_measured_report
 from mmlm.evaluation.protocol import compare, summary
-from mmlm.evaluation.report import write_report
+from mmlm.evaluation.report import PAGE, write_report
 from mmlm.evaluation.validation import Validation
 from mmlm.interop.load import load
 from mmlm.joint import JointLearner, JointSamples, JointValidation, Part, merged, vocabulary_of
@@ -59,6 +60,7 @@ logger = logging.getLogger(__name__)
 
 RECIPE, METRICS, TOKENIZERS, ADAPTER = "recipe.yaml", "metrics.json", "tokenizers", "adapter"
 TEXTS = ("text", "tabular_text")  # types of tasks that read texts alone
+MADE = ("*.safetensors", f"{ADAPTER}/**/*", RECIPE, f"{TOKENIZERS}/**/*")  # what a run answers by
 FITTED_ON = 500  # drawn tasks whose texts a tokenizer is fitted on, and records that a baseline learns from
 
 
@@ -302,7 +304,9 @@ def _learner(recipe: Recipe, parts: Sequence[Part]) -> tuple[Any, list[Callable[
 
 
 def save_run(folder: Path, recipe: Recipe, parts: Sequence[Part], model: MultimodalLM) -> None:
-    """Write what `load_run` reads. Adapters are kept by themselves; where all tasks share them they are added to the weights too."""
+    """Write what `load_run` reads. Adapters are kept by themselves; where all tasks share them they are added to the weights too. What was
+    measured of a run with other weights or another recipe, in the same folder, is taken away, as it does not hold for this one."""
+    before = fingerprint(folder)
     for name, tokenizer in {name: each for part in parts for name, each in part.task.tokenizers.items()}.items():
         tokenizer.save(folder / TOKENIZERS / name)
     if isinstance(parts[0].task, OwnNetwork):
@@ -310,7 +314,29 @@ def save_run(folder: Path, recipe: Recipe, parts: Sequence[Part], model: Multimo
     else:
         _save_decoder(folder, recipe, parts, model)
     write_text_whole(folder / RECIPE, recipe.dump())
-    write_card(folder, recipe, None)
+    if fingerprint(folder) != before:
+        _forget_measures(folder, parts)
+    write_card(folder, recipe, read_run(folder)[1])
+
+
+def fingerprint(run: Path) -> str:
+    """Changes with the weights, adapters, tokenizers and recipe in a run folder."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in MADE for path in run.glob(pattern) if path.is_file()}):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(run)} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+    return digest.hexdigest()
+
+
+def _forget_measures(folder: Path, parts: Sequence[Part]) -> None:
+    """Delete the figures and reports of a run, and those of its tasks in folders of their own, with their cards."""
+    own = [folder / part.name for part in parts] if len(parts) > 1 else []
+    measured = [place for place in (folder, *own) if (place / METRICS).is_file()]
+    if measured:
+        logger.warning("%s: what was measured before is taken away: this is another run now. mmlm evaluate measures it.", folder)
+    for place in measured:
+        for name in (METRICS, PAGE, *([CARD] if place in own else [])):
+            (place / name).unlink(missing_ok=True)
 
 
 def _save_decoder(folder: Path, recipe: Recipe, parts: Sequence[Part], model: MultimodalLM) -> None:

@@ -110,6 +110,9 @@ def test_help_names_every_verb(capsys):
         (["generate", "x", "--audio", "a.wav", "--question", "Who?"], "--question goes with --image or --sweep, not with --audio."),
         (["generate", "x", "--text", "a", "--front", "90"], "--front goes with --sweep, not with --text."),
         (["train", "tabular/quickstart", "--train.steps=3"], "a key of the recipe is written without dashes: train.steps=3"),
+        (["generate", "x", "--given", "a=1", "--given", "a=2"], "--given a=... stands there twice; an input has one value."),
+        (["data", "check", "x.csv", "--rows", "0"], "--rows must be at least 1, but is 0."),
+        (["demo", "no/folder", "--task", "tts"], "no/folder: no finished run: recipe.yaml is missing."),
         (["recipe", "cop", "x"], "invalid choice: 'cop'"),
         (["recipe", "copy", "no/such"], "no shipped recipe has this name"),
     ],
@@ -139,6 +142,17 @@ def test_exit_codes_and_traceback(error, code, said, monkeypatch, capsys):
     if code != 130:
         with pytest.raises(type(error)):
             cli.main(["list", "--traceback"])
+
+
+def test_of_several_processes_that_train_one_tells(monkeypatch, tmp_path, capsys):
+    from mmlm import run
+    from mmlm.training.trainer import Result
+
+    (tmp_path / "r.yaml").write_text(GOOD)
+    monkeypatch.setattr(run, "train", lambda *words, **options: Result(3, "steps", 1.0, 0))
+    for rank, told in (("0", "runs/tiny: 3 steps in 1 s, ended by steps\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(["train", str(tmp_path / "r.yaml")]) == 0 and capsys.readouterr().out == told
 
 
 def test_validate_tells_all_faults_or_that_it_is_valid(tmp_path, capsys):
@@ -227,6 +241,14 @@ def test_kernels_tells_what_serves_each_operation_and_why_the_others_do_not(caps
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"ssd"}
     assert cli.main(["kernels", "sdd"]) == 2
     assert "Did you mean 'ssd'?" in capsys.readouterr().err
+
+
+def test_a_name_that_cannot_be_shown_ends_nothing(tmp_path):
+    place = os.path.join(os.fsencode(tmp_path), b"caf\xe9.csv")
+    Path(os.fsdecode(place)).write_text("a,b\n1,2\n3,4\n")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([sys.executable, "-m", "mmlm", "data", "check", os.fsdecode(place)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "caf\\udce9.csv: 2 rows, 2 columns" in done.stdout, done.stderr
 
 
 HEAVY = "{'torch', 'numpy', 'pandas', 'transformers', 'accelerate', 'peft'} & set(sys.modules)"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from mmlm import compare as comparing
 from mmlm.base.errors import RecipeError
 from mmlm.cli import main
 from mmlm.compare import cells, compare, read_comparison
-from mmlm.evaluation.comparison import column_label, shade, table, with_spread
+from mmlm.evaluation.comparison import column_label, shade, table, text_table, with_spread, write_comparison
 from mmlm.recipe import shipped
 from mmlm.training.lock import RunLock
+from mmlm.weights import write_tensors
 
 RECIPE = """
 schema: 1
@@ -222,3 +224,26 @@ def test_a_key_within_a_section_that_all_variants_share_is_set_in_its_own_alone(
     plan.write_text(plan.read_text() + "keys: {train: {steps: 2, batch_size: 2}}\n", encoding="utf-8")
     found = cells(read_comparison(plan, ["variants.attention={train.lr: 0.5}", "variants.mamba2={}"]))
     assert {cell.variant: cell.recipe.train.lr == 0.5 for cell in found} == {"attention": True, "mamba2": False}
+
+
+def test_a_variant_without_figures_has_its_curves_and_no_time_that_nobody_measured(tmp_path):
+    common = {"name": "r", "seed": 0, "parameters": 7, "headline": {"rmse": "min"}, "baselines": {}, "over": "size"}
+    curves = {"s": {"rmse": [[1, None], [2, 0.5]]}}
+    made = [{**common, "variant": "a", "metrics": {"rmse": None}, "curves": curves},
+            {**common, "variant": "b", "metrics": {"rmse": float("nan")}, "tokens_a_step": 10, "seconds_a_step": 1e-3}]  # fmt: skip
+    found = table(made, ["a", "b", "c"])
+    assert found["variants"] == ["a", "b"] and found["cost"]["r"]["a"]["microseconds"] is None
+    page = write_comparison(tmp_path, "x", found).read_text()
+    assert "<td>unknown<br>7</td><td>100.0<br>7</td>" in page and "<circle" in page and "unknown" in text_table(found)
+
+
+def test_weights_are_those_of_the_model_or_of_the_tokenizer_that_was_trained_in_its_place(tmp_path):
+    write_tensors(make(tmp_path / "tokenizers" / "codec") / "model.safetensors", {"a": torch.zeros(5)})
+    assert comparing._parameters(tmp_path) == 5
+    write_tensors(tmp_path / "model.safetensors", {"a": torch.zeros(3), "b": torch.zeros(2, 2)})
+    assert comparing._parameters(tmp_path) == 7
+
+
+def make(folder):
+    folder.mkdir(parents=True)
+    return folder

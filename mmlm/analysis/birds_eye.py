@@ -1,11 +1,13 @@
 """Sweeps of LiDAR seen from above, with boxes in the colours of their words.
 
-Ahead is up and left is left; the sensor is the cross in the middle.
+Ahead is up and left is left; the sensor is the cross in the middle. The bar at the lower left is as long as it says.
 
 Axes: n points   y, x pixels
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from mmlm.tokenizers.boxes import Grounded
 
 SIDE = 512  # pixels
 GRAY = (150, 150, 150)
+EDGE = 12  # pixels from the bar of the scale to the sides
 
 
 def seen_from_above(points_n4: np.ndarray, said: Grounded, true: Grounded | None = None, *, reach: float = 25.6) -> np.ndarray:
@@ -47,4 +50,13 @@ def seen_from_above(points_n4: np.ndarray, said: Grounded, true: Grounded | None
                 draw.line([at(*corner) for corner in (*ring, ring[0])], fill=color, width=width)
                 front = (ring[0][0] + ring[3][0]) / 2, (ring[0][1] + ring[3][1]) / 2
                 draw.line([at(box[0], box[1]), at(*front)], fill=color, width=width)
+    bar = scale_metres(reach)
+    draw.line([(EDGE, SIDE - EDGE), (EDGE + bar / reach * SIDE / 2, SIDE - EDGE)], fill=(0, 0, 0), width=2)
+    draw.text((EDGE, SIDE - EDGE - 4), f"{bar:g} m", fill=(0, 0, 0), anchor="lb")
     return np.asarray(picture)
+
+
+def scale_metres(reach: float) -> float:
+    """The largest round number of metres that is at most a third of the reach."""
+    power = 10.0 ** math.floor(math.log10(reach / 3))
+    return power * max(factor for factor in (1, 2, 5) if power * factor <= reach / 3 * (1 + 1e-9))

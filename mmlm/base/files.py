@@ -29,8 +29,9 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
 
 
 def write_text_whole(path: Path, text: str) -> None:
-    """The same of a text in UTF-8."""
-    write_whole(path, [text.encode()])
+    """The same of a text in UTF-8. Halves of characters, as names of files in another encoding hold them, are written as escapes such as
+    \\udce9, which JSON has too: a run that meets such a name goes on."""
+    write_whole(path, [text.encode(errors="backslashreplace")])
 
 
 def beside(path: Path, ending: str) -> Path:

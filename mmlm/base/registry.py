@@ -13,10 +13,10 @@ import functools
 import importlib
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import GetJsonSchemaHandler, SerializeAsAny
+from pydantic import BaseModel, GetJsonSchemaHandler, SerializeAsAny
 from pydantic.functional_validators import BeforeValidator
 from pydantic_core import PydanticCustomError
 
@@ -48,6 +48,18 @@ class Component(Strict):
     def without_weights(self) -> Self:
         """The same where a saved model holds the weights: files that this config names are not read again."""
         return self
+
+
+def components_in(value: Any) -> Iterator[Component]:
+    """All components of a recipe or a part of one, each before those within it."""
+    if isinstance(value, Component):
+        yield value
+    if isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from components_in(getattr(value, name))
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from components_in(item)
 
 
 @functools.lru_cache(maxsize=64)

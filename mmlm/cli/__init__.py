@@ -85,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     traceback = "--traceback" in words
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = [word for word in words if word != "--traceback"]
+    if hasattr(sys.stdout, "reconfigure"):  # as Python does for stderr: a name that cannot be shown as it is ends nothing
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(words)
     except MmlmError as error:

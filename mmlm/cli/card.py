@@ -19,7 +19,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     folder = Path(arguments.folder)
     recipe, metrics = read_run(folder)
-    path = write_card(folder, recipe, metrics, Path(arguments.output) if arguments.output else None)
+    output = Path(arguments.output) if arguments.output else None
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    path = write_card(folder, recipe, metrics, output)
     print(path.read_text(encoding="utf-8"))
     print(f"{path}: written")
     return 0

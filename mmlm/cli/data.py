@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from mmlm.base.errors import DataError
+from mmlm.base.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from mmlm.data.tables import Table
@@ -22,6 +22,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read every file; the faults of one do not keep the others from being read."""
+    if arguments.rows is not None and arguments.rows < 1:
+        raise RecipeError(f"mmlm data: --rows must be at least 1, but is {arguments.rows}.")
     from mmlm.data.table_reader import read_table
 
     code = 0

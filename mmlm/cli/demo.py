@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     uses = []
     for folder in map(Path, arguments.runs or runs_below("runs")):
         try:
-            if kind is None or any(task.type == kind for task in Recipe.read(folder / RECIPE).tasks):
+            recipe = folder / RECIPE
+            if kind is None or not recipe.is_file() or any(task.type == kind for task in Recipe.read(recipe).tasks):
                 uses += [use for use in uses_of(folder) if kind in (None, use.type)]
         except MmlmError as error:
             if arguments.runs:

@@ -60,10 +60,10 @@ def _tables(found: dict[str, Any], rows: dict[str, Any]) -> None:
     """Accuracy by the number of examples."""
     from mmlm.evaluation.card import with_interval
 
-    shots = [int(count) for count in found["data"]["tables"]]
-    several = any(count > 1 for count in found["data"]["tables"].values())
+    tables = found["data"]["tables"]
+    shots, several = list(tables), any(number > 1 for number in tables.values())
     title = "accuracy (95 % interval over tables)" if several else f"accuracy, mean of {found['data']['seeds']} draws"
     print(f"{title:<38}" + "".join(f"{f'{count} examples':>24}" for count in shots))
     for name, row in rows.items():
-        cells = [(row[f"accuracy_{count}"], row[f"accuracy_{count}_interval"] if several else None) for count in shots]
+        cells = [(row[f"accuracy_{count}"], row[f"accuracy_{count}_interval"] if tables[count] > 1 else None) for count in shots]
         print(f"{name:<38}" + "".join(f"{with_interval(*cell):>24}" for cell in cells))

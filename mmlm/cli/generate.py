@@ -85,9 +85,14 @@ def _given(arguments: argparse.Namespace) -> int:
     """Ask the first task of a run that has inputs of these names; what it answers is printed, and written with an output."""
     from mmlm.serving.files import from_word, write_value
     from mmlm.serving.uses import uses_of
+    from mmlm.serving.values import to_json
     from mmlm.tasks.forms import Audio, Image, Pictures
 
-    words = dict(_pair(item) for item in arguments.given)
+    words: dict[str, str] = {}
+    for name, word in map(_pair, arguments.given):
+        if name in words:
+            raise RecipeError(f"mmlm generate: --given {name}=... stands there twice; an input has one value.")
+        words[name] = word
     uses = uses_of(arguments.folder)
     use = next((use for use in uses if set(words) <= set(use.inputs)), None)
     if use is None:
@@ -105,7 +110,7 @@ def _given(arguments: argparse.Namespace) -> int:
         if arguments.output or must:
             print(f"{name}: {write_value(use.outputs[name], value, Path(arguments.output or '.') / name)}")
         else:
-            print(f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+            print(f"{name}: {value if isinstance(value, str) else json.dumps(to_json(value), ensure_ascii=False)}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -16,7 +17,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train; a bar on a terminal, one line at the end."""
+    """Train; a bar on a terminal, one line at the end. Of several processes the first one alone tells."""
     from mmlm.recipe import Recipe
 
     recipe = Recipe.read(arguments.recipe, arguments.overrides)
@@ -25,7 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         recipe = dry(recipe)
     bar: Any = None
-    if sys.stderr.isatty():
+    tells = os.environ.get("RANK", "0") == "0"  # as accelerate and torchrun number them
+    if tells and sys.stderr.isatty():
         from tqdm import tqdm
 
         bar = tqdm(total=recipe.train.steps, unit="step", desc=recipe.name)
@@ -38,5 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
     result = train(recipe, fresh=arguments.fresh or arguments.dry_run, progress=progress)
     if bar is not None:
         bar.close()
-    print(f"{recipe.output}: {result.step} steps in {result.seconds:.0f} s, ended by {result.reason}")
+    if tells:
+        print(f"{recipe.output}: {result.step} steps in {result.seconds:.0f} s, ended by {result.reason}")
     return result.exit_code

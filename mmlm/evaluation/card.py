@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlm.base.files import write_text_whole
+from mmlm.base.registry import components_in
 from mmlm.evaluation.history import run_log, told
 from mmlm.recipe import Recipe
 
@@ -45,7 +46,6 @@ LICENCE = [
 
 def _head(folder: Path, recipe: Recipe) -> list[str]:
     """What the model is, and how it was made."""
-    begun = f"from the weights of `{recipe.backbone.pretrained}`" if recipe.backbone.pretrained else "from random weights"
     own = getattr(recipe.tasks[0], "has_own_network", False)
     types, log = ", ".join(f"`{task.type}`" for task in recipe.tasks), run_log(folder)
     objectives = "" if own else f" {_objectives(recipe)}"
@@ -54,12 +54,29 @@ def _head(folder: Path, recipe: Recipe) -> list[str]:
         f"# {recipe.name}",
         "",
         *(line for task in recipe.tasks for line in (f"{type(task).__doc__ or ''}".strip(), "")),
-        f"- Trained {begun} by mmlm, with the recipe in `recipe.yaml` (seed {recipe.seed}).",
+        f"- Trained {_begun(recipe)} by mmlm, with the recipe in `recipe.yaml` (seed {recipe.seed}).",
         *([f"- {logged['step']:,} steps, {logged['tokens']:,} tokens, {logged['seconds']:.0f} s."] if logged else []),
         f"- Task{'' if len(recipe.tasks) == 1 else 's'}: {types}.{objectives}",
         *([f"- {found}"] if (found := told(log, recipe)) else []),
         "",
     ]
+
+
+def _begun(recipe: Recipe) -> str:
+    """What the weights were before: those of a decoder, those that encoders read, or random ones."""
+    read = [recipe.backbone.pretrained] if recipe.backbone.pretrained else []
+    read += [_weights_of(each) for each in components_in([recipe.encoders, recipe.tasks]) if each.without_weights() != each]
+    if not read:
+        return "from random weights"
+    rest = "" if recipe.backbone.pretrained else " and random ones"
+    return f"from the weights of {', '.join(f'`{each}`' for each in read)}{rest}"
+
+
+def _weights_of(config: Any) -> str:
+    """The file of an encoder's weights, or what it takes from the hub."""
+    if (path := getattr(config, "path", None)) is not None:
+        return str(path)
+    return " ".join(word for name in ("model", "pretrained") if isinstance(word := getattr(config, name, None), str)) or str(config.type)
 
 
 def _data(recipe: Recipe) -> list[str]:
@@ -108,7 +125,10 @@ def figures(recipe: Recipe, metrics: dict[str, Any]) -> list[str]:
     lines = [f"{where}; draws of each: {about['seeds']}. {measure}.", ""]
     lines += [f"| | {' | '.join(f'{count} examples' for count in shots)} |", f"|---{'|---' * len(shots)}|"]
     for name, row in {"model": metrics["metrics"], **metrics["baselines"]}.items():
-        cells = [with_interval(row[f"accuracy_{count}"], row[f"accuracy_{count}_interval"] if several else None) for count in shots]
+        cells = [
+            with_interval(row[f"accuracy_{count}"], row[f"accuracy_{count}_interval"] if about["tables"][count] > 1 else None)
+            for count in shots
+        ]
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
     return [*lines, "", f"The expected calibration error over all held-out tables is {metrics['metrics']['calibration_error']:.3f}."]
 
@@ -163,7 +183,8 @@ def _of_records(metrics: dict[str, Any]) -> list[str]:
     """The figures of a task that is measured on records."""
     records = ", ".join(f"{count} of {name}" for name, count in metrics["data"]["records"].items())
     rows = {"model": metrics["metrics"], **metrics["baselines"]}
-    lines = [f"Test samples: {records}.", "", f"| | {' | '.join(metrics['metrics'])} |", f"|---{'|---' * len(metrics['metrics'])}|"]
+    head = " | ".join(key.replace("|", "\\|") for key in metrics["metrics"])  # a name of a source may hold what parts cells
+    lines = [f"Test samples: {records}.", "", f"| | {head} |", f"|---{'|---' * len(metrics['metrics'])}|"]
     for who, row in rows.items():
         lines.append(f"| {who} | {' | '.join(_number(row[key]) if key in row else '' for key in metrics['metrics'])} |")
     return lines

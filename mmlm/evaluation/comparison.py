@@ -23,12 +23,12 @@ def table(cells: Iterable[dict[str, Any]], variants: Sequence[str]) -> dict[str,
     cells: name (of the recipe), variant, seed, and either an error or metrics, baselines, headline, curves, parameters, tokens_a_step and
     seconds_a_step. Returns variants; columns: {label: {better: max or min, chance: value of the first baseline that can be beaten, or
     None}}; values: {label: {variant: [a value a seed]}}; curves: {label: {variant: points of the first seed}}; cost: {recipe: {variant:
-    {...}}}; errors.
+    {parameters, runs, microseconds: a token, mean over the runs whose time is known, or None}}}; errors.
     """
     columns: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[str, list[float]]] = {}
     curves: dict[str, dict[str, list[list[float]]]] = {}
-    cost: dict[str, dict[str, dict[str, float]]] = {}
+    cost: dict[str, dict[str, dict[str, Any]]] = {}
     errors: dict[str, str] = {}
     for cell in cells:
         variant = cell["variant"]
@@ -56,8 +56,8 @@ def table(cells: Iterable[dict[str, Any]], variants: Sequence[str]) -> dict[str,
             own["runs"] += 1
     for rows in cost.values():
         for own in rows.values():
-            own["microseconds"] /= max(own["runs"], 1)
-    shown = [variant for variant in variants if any(variant in row for row in values.values())]
+            own["microseconds"] = own["microseconds"] / own["runs"] if own["runs"] else None
+    shown = [variant for variant in variants if any(variant in rows for rows in cost.values())]
     return {"variants": shown, "columns": columns, "values": values, "cost": cost, "errors": errors, "curves": curves}
 
 
@@ -81,10 +81,19 @@ def text_table(found: dict[str, Any]) -> str:
         rows.append(f"{label:<{wide}}" + "".join(f"{with_spread(row.get(variant, [])):>{cell}}" for variant in variants))
     rows.append("")
     for name, costs in found["cost"].items():
-        for what, key, form in (("us/token", "microseconds", "{:.1f}"), ("weights", "parameters", "{:,.0f}")):
-            figures = [form.format(costs[variant][key]) if variant in costs else "" for variant in variants]
+        for what, figure_of in (("us/token", _time), ("weights", _weights)):
+            figures = [figure_of(costs[variant]) if variant in costs else "" for variant in variants]
             rows.append(f"{f'{name}: {what}':<{wide}}" + "".join(f"{figure:>{cell}}" for figure in figures))
     return "\n".join([*rows, *(f"{which}: {told}" for which, told in found["errors"].items())])
+
+
+def _time(cost: dict[str, Any]) -> str:
+    """Microseconds a token; nobody knows them of runs that counted no tokens, or took fewer than two steps since they were begun."""
+    return "unknown" if cost["microseconds"] is None else f"{cost['microseconds']:.1f}"
+
+
+def _weights(cost: dict[str, Any]) -> str:
+    return f"{cost['parameters']:,}"
 
 
 def with_spread(values: Sequence[float]) -> str:
@@ -158,7 +167,7 @@ def _costs(found: dict[str, Any]) -> str:
     rows = []
     for name, costs in found["cost"].items():
         cells = "".join(
-            f"<td>{costs[variant]['microseconds']:.1f}<br>{costs[variant]['parameters']:,}</td>" if variant in costs else "<td></td>"
+            f"<td>{_time(costs[variant])}<br>{_weights(costs[variant])}</td>" if variant in costs else "<td></td>"
             for variant in found["variants"]
         )
         rows.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")

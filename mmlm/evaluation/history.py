@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mmlm.training.log import read_log
 from mmlm.training.trainer import LOG, SAMPLES
 
 MARK = "validation."
-MOST_TEXTS, MOST_CHARACTERS = 3, 3000  # of samples that a page shows whole
+MOST_TEXTS, MOST_CHARACTERS = 3, 3000  # of samples that a page shows whole, of each task
 
 
 def run_log(folder: Path) -> list[dict[str, Any]]:
@@ -61,20 +62,32 @@ def sample_links(folder: Path) -> str:
     """Links to the samples that were written while training, by step, players of those that are sound, and the last texts; empty without
     any."""
     root = folder / SAMPLES
-    files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
+    files = sorted((path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [], key=partial(_in_order, root))
     links = [f'<a href="{_place(path, folder)}">{escape(path.relative_to(root).as_posix())}</a>' for path in files if path.suffix != ".wav"]
     cell = '<tr><td>{}</td><td><audio controls preload="none" src="{}"></audio></td></tr>'
     heard = [cell.format(escape(path.relative_to(root).as_posix()), _place(path, folder)) for path in files if path.suffix == ".wav"]
     table = f'<h2>To be heard</h2><div class="wide"><table>{"".join(heard)}</table></div>' if heard else ""
-    return (f"<p>Samples while training: {', '.join(links)}.</p>" if links else "") + table + _last_texts(files)
+    return (f"<p>Samples while training: {', '.join(links)}.</p>" if links else "") + table + _last_texts(root, files)
 
 
-def _last_texts(files: Sequence[Path]) -> str:
-    """The texts among the samples of the last step, the first of them and their beginnings."""
-    last = max((path.parent for path in files), default=None)
-    texts = [path for path in files if path.parent == last and path.suffix == ".txt"][:MOST_TEXTS]
-    parts = (f"<pre>{escape(path.read_text(encoding='utf-8', errors='replace')[:MOST_CHARACTERS])}</pre>" for path in texts)
-    return f"<h2>Samples at the end</h2>{''.join(parts)}" if texts else ""
+def _in_order(root: Path, path: Path) -> tuple[int, Path]:
+    """By step, those of more digits later."""
+    return len(path.relative_to(root).parts[0]), path
+
+
+def _last_texts(root: Path, files: Sequence[Path]) -> str:
+    """The texts among the samples of the last step, of each task the first of them and their beginnings."""
+    step = files[-1].relative_to(root).parts[0] if files else ""
+    folders: dict[Path, list[Path]] = {}
+    for path in files:
+        if path.suffix == ".txt" and path.is_relative_to(root / step):
+            folders.setdefault(path.parent, []).append(path)
+    parts = []
+    for place, texts in folders.items():
+        parts += [f"<h3>{escape(place.name)}</h3>"] if len(folders) > 1 else []
+        told = (path.read_text(encoding="utf-8", errors="replace")[:MOST_CHARACTERS] for path in texts[:MOST_TEXTS])
+        parts += [f"<pre>{escape(text)}</pre>" for text in told]
+    return f"<h2>Samples at the end</h2>{''.join(parts)}" if parts else ""
 
 
 def _place(path: Path, folder: Path) -> str:

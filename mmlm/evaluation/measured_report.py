@@ -14,7 +14,7 @@ from mmlm.evaluation.history import run_log, sample_links, told, validation_char
 from mmlm.evaluation.judges import MODEL, Verdict
 from mmlm.evaluation.measure import Measurement, metric_names
 from mmlm.evaluation.report import plots, recipe_part, training, write_page
-from mmlm.evaluation.spectrogram import attention_image, spectrogram_image
+from mmlm.evaluation.spectrogram import attention_image, extent, spectrogram_image
 from mmlm.recipe import Recipe
 
 HEARD = "heard"
@@ -29,7 +29,7 @@ def write_measured_report(folder: Path, recipe: Recipe, found: Measurement, metr
         f'<p class="lead">{escape(type(recipe.tasks[0]).__doc__ or "")}</p>',
         f"<h2>Measured</h2><p>Test samples: {escape(told_records)}. None of them was trained or validated on.</p>",
         measured_table(found),
-        *(part for name, verdict in found.verdicts.items() for part in _verdict(folder, name, verdict)),
+        *(part for number, (name, verdict) in enumerate(found.verdicts.items(), 1) for part in _verdict(folder, number, name, verdict)),
     ]
     for name, drawn in found.pictures.items():
         parts += [f"<h3>Made: {escape(name)}</h3>", f'<div class="drawn">{"".join(drawn)}</div>'] if drawn else []
@@ -57,8 +57,9 @@ def measured_table(found: Measurement) -> str:
     return f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
 
 
-def _verdict(folder: Path, name: str, verdict: Verdict) -> list[str]:
-    """What was judged, and the first sounds with players and pictures; the sounds are files of the run folder."""
+def _verdict(folder: Path, place: int, name: str, verdict: Verdict) -> list[str]:
+    """What was judged, and the first sounds with players and pictures; the sounds are files of the run folder. place: of the test source
+    among all, as long names may begin alike."""
     about = verdict.about
     of = ", ".join(f"{judge} of {count}" for judge, count in about["measured"].items() if count)
     told = f"{name}: {about['sounds']} sounds were judged ({of or 'by nobody'})."
@@ -69,13 +70,13 @@ def _verdict(folder: Path, name: str, verdict: Verdict) -> list[str]:
     for number, (title, sounds, heard) in enumerate(verdict.players, 1):
         cells = []
         for who, sound in sounds.items():
-            place = f"{HEARD}/{_as_name(name)}/{number}_{_as_name(who)}.wav"
-            write_sound(folder / place, sound)
-            player = f'<audio controls preload="none" src="{quote(place)}"></audio>'
+            path = f"{HEARD}/{place}_{_as_name(name)}/{number}_{_as_name(who)}.wav"
+            write_sound(folder / path, sound)
+            player = f'<audio controls preload="none" src="{quote(path)}"></audio>'
             pictures = spectrogram_image(sound, escape(who, quote=True), heard.marks if who == MODEL else ())
             if who == MODEL and heard.attention is not None and (looked := heard.attention()) is not None:
                 pictures += attention_image(*looked)
-            cells.append(f"<figure>{pictures}{player}<figcaption>{escape(who)}</figcaption></figure>")
+            cells.append(f"<figure>{pictures}{player}<figcaption>{escape(who)}<br><small>{extent(sound)}</small></figcaption></figure>")
         parts.append(f'<p>{escape(title)}</p><div class="heard">{"".join(cells)}</div>')
     return parts
 

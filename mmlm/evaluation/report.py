@@ -9,6 +9,7 @@ from typing import Any
 
 from mmlm.base.files import write_text_whole
 from mmlm.data.episodes import Episode
+from mmlm.evaluation.card import with_interval
 from mmlm.evaluation.charts import dots, lines
 from mmlm.evaluation.history import run_log, sample_links, told, validation_charts
 from mmlm.evaluation.protocol import Comparison
@@ -17,7 +18,8 @@ from mmlm.recipe import Recipe
 PAGE = "report.html"
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 860px; margin: 2.5rem auto; padding: 0 1rem; }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 860px; margin: 2.5rem auto; padding: 0 1rem;
+       overflow-wrap: break-word; }
 h1 { font-size: 1.9rem; margin-bottom: .2rem }
 h2 { font-size: 1.25rem; margin-top: 2.6rem } .lead { opacity: .75; margin-top: 0 }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto }
@@ -40,13 +42,14 @@ def write_report(folder: Path, recipe: Recipe, found: Comparison, metrics: dict[
     shots = sorted({count for _, count, _ in found.values})
     about = metrics["data"]
     best = [f"{metrics['metrics'][f'accuracy_{count}']:.3f} at {count} examples" for count in shots]
-    tables = ", ".join(f"{number} tables at {count} examples" for count, number in about["tables"].items())
+    tables = ", ".join(f"{number} table{'' if number == 1 else 's'} at {count} examples" for count, number in about["tables"].items())
+    over = " Intervals: 95 %, bootstrap over tables." if any(number > 1 for number in about["tables"].values()) else ""
     parts = [
         f"<h1>{escape(recipe.name)}</h1>",
         f'<p class="lead">Mean accuracy {" and ".join(best)}, on held-out tables ({escape(about["split"])} split: {tables}; '
         f"{about['seeds']} draws each, at most {about['max_queries']} rows a draw).</p>",
         "<h2>Beside the baselines</h2>",
-        "<p>The same example rows and the same rows to predict for all. Intervals: 95 %, bootstrap over tables.</p>",
+        f"<p>The same example rows and the same rows to predict for all.{over}</p>",
         _headline(metrics, shots),
     ]
     for count in shots:
@@ -85,16 +88,18 @@ def recipe_part(recipe: Recipe) -> str:
 
 
 def _headline(metrics: dict[str, Any], shots: Sequence[int]) -> str:
+    """A row for the model and each baseline, with intervals where there are several tables, over which they are."""
     head = "".join(f"<th>accuracy, {count} ex.</th><th>model minus this</th><th>log-loss</th>" for count in shots)
     body = []
     for name, row in {"model": metrics["metrics"], **metrics["baselines"]}.items():
         cells = []
         for count in shots:
-            mean, (low, high) = row[f"accuracy_{count}"], row[f"accuracy_{count}_interval"]
-            gap = row.get(f"model_minus_this_{count}")
-            edge = row.get(f"model_minus_this_{count}_interval", [0, 0])
-            told = "" if gap is None else f"{gap:+.3f} ({edge[0]:+.3f} to {edge[1]:+.3f})"
-            cells.append(f"<td>{mean:.3f} ({low:.3f} to {high:.3f})</td><td>{told}</td><td>{row[f'nll_{count}']:.2f}</td>")
+            several, gap = metrics["data"]["tables"][count] > 1, row.get(f"model_minus_this_{count}")
+            told = "" if gap is None else f"{gap:+.3f}"
+            if gap is not None and several:
+                told += " ({:+.3f} to {:+.3f})".format(*row[f"model_minus_this_{count}_interval"])
+            mean = with_interval(row[f"accuracy_{count}"], row[f"accuracy_{count}_interval"] if several else None)
+            cells.append(f"<td>{mean}</td><td>{told}</td><td>{row[f'nll_{count}']:.2f}</td>")
         own = ' class="own"' if name == "model" else ""
         body.append(f"<tr{own}><td>{escape(name.replace('_', ' '))}</td>{''.join(cells)}</tr>")
     return f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(body)}</table></div>'
@@ -105,10 +110,10 @@ def training(log: Sequence[dict[str, Any]]) -> str:
     logged = [line for line in log if line.get("loss") is not None]
     if not logged:
         return "<p>No log was kept.</p>"
-    last = logged[-1]
+    last = next(line for line in reversed(log) if "tokens" in line)  # the steps since the last finite loss count too
     charts = lines({"loss": [(line["step"], line["loss"]) for line in logged]}, "step", "loss")
     charts += lines({"lr": [(line["step"], line["lr"]) for line in logged]}, "step", "learning rate")
-    charts += lines({"norm": [(line["step"], line["grad_norm"]) for line in logged if line.get("grad_norm")]}, "step", "gradient norm")
+    charts += lines({"norm": [(line["step"], line.get("grad_norm")) for line in logged]}, "step", "gradient norm")
     cost = f"{last['step']} steps, {last['tokens']:,} tokens, {last['seconds']:.0f} s, peak memory {last['peak_gib']:.1f} GiB"
     return f"<p>{cost}; {last['skipped']} steps skipped as not finite.</p>{charts}"
 
@@ -140,8 +145,8 @@ def _predictions(found: Comparison, count: int, shown: Callable[[Episode], str])
         )
         parts.append(
             f"<h3>{escape(table)}: {escape(problem.target)}</h3><p>What the model reads: {problem.num_shots} examples and the first row to "
-            f"predict.</p><pre>{escape(shown(problem))}</pre><table><tr><th></th><th>predicted</th><th>chance</th><th>true</th></tr>"
-            f"{rows}</table>"
+            f'predict.</p><pre>{escape(shown(problem))}</pre><div class="wide"><table><tr><th></th><th>predicted</th><th>chance</th>'
+            f"<th>true</th></tr>{rows}</table></div>"
         )
     return "".join(parts)
 

@@ -1,6 +1,6 @@
 """A sound as a picture: its short-time spectrum as a PNG that a page holds within itself, and beneath it what was looked at in its time.
 
-Axes: n samples   m frames   f frequencies   e entries that are looked at   t steps
+Axes: n samples   m frames   g frames of a group   w samples of a window   f frequencies   e entries that are looked at   t steps
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ from torch import Tensor
 from mmlm.sound import Sound
 
 WIDTH, HEIGHT, RANGE_DB = 420, 120, 80.0
+MOST_COLUMNS = 2048  # spectra of a sound; of a longer one each is the mean of several, so that none takes much memory
 ROW = 8  # points of what is looked at
 SHADES = 64
 ANCHORS = np.array([[0, 0, 8], [58, 12, 104], [150, 38, 96], [226, 88, 50], [248, 172, 30], [252, 252, 190]], dtype=np.float64)
 
 
 def levels(sound: Sound, window_seconds: float = 0.032, hop_seconds: float = 0.008) -> np.ndarray:
-    """float64 [f, m]: level in dB below the loudest cell, from -RANGE_DB to 0; the highest frequency first. All -RANGE_DB for silence."""
+    """float64 [f, m]: level in dB below the loudest cell, from -RANGE_DB to 0; the highest frequency first. All -RANGE_DB for silence. m is
+    one for each hop, or less, at most MOST_COLUMNS."""
     window, hop = max(8, round(window_seconds * sound.rate_hz)), max(1, round(hop_seconds * sound.rate_hz))
     wave_n = np.pad(sound.wave_n.astype(np.float64), (window // 2, window))
     frames_mw = np.lib.stride_tricks.sliding_window_view(wave_n, window)[::hop]
-    power_fm = np.abs(np.fft.rfft(frames_mw * np.hanning(window), axis=1)).T[::-1] ** 2
+    size, taper = -(-len(frames_mw) // MOST_COLUMNS), np.hanning(window)
+    groups = (frames_mw[start : start + size] for start in range(0, len(frames_mw), size))
+    power_fm = np.stack([(np.abs(np.fft.rfft(group_gw * taper, axis=1)) ** 2).mean(0) for group_gw in groups], axis=1)[::-1]
     loudest = power_fm.max(initial=0)
     if not loudest > 0:
         return np.full(power_fm.shape, -RANGE_DB)
@@ -37,6 +41,11 @@ def levels(sound: Sound, window_seconds: float = 0.032, hop_seconds: float = 0.0
 def spectrogram_png(sound: Sound) -> bytes:
     """A PNG of WIDTH times HEIGHT points: time to the right, 0 Hz to half the rate upwards, louder is brighter."""
     return _png(levels(sound) / RANGE_DB + 1, HEIGHT, Image.Resampling.BOX)
+
+
+def extent(sound: Sound) -> str:
+    """What the sides of its picture are, which is of one size for sounds of any length and rate."""
+    return f"{sound.seconds:.2f} s, 0 to {sound.rate_hz / 2000:g} kHz"
 
 
 def _png(brightness: np.ndarray, height: int, resampling: Image.Resampling) -> bytes:

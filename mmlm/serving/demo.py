@@ -40,12 +40,12 @@ FONTS = ["system-ui", "sans-serif"]  # Gradio's own would be fetched from elsewh
 @dataclass
 class Asking:
     """A use as a page asks it. skip: what leaves a component as it is.   error_type: how a page is told of an error.   examples: of the
-    use, or why there are none.   at_work: of each person who asks, what ends it."""
+    use, or why there are none.   at_work: of each person who asks, what ends each of their answers."""
 
     use: Use
     error_type: Callable[[str], Exception] = RuntimeError
     skip: Any = None
-    at_work: dict[str | None, Event] = field(default_factory=dict)
+    at_work: dict[str | None, list[Event]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.answers = Answers(self.use)
@@ -71,8 +71,8 @@ class Asking:
                 yield from self._answered(given, person, keep=True)
 
     def stop(self, person: str | None = None) -> None:
-        """Nobody waits any more for what a person asked."""
-        if (unwanted := self.at_work.get(person)) is not None:
+        """Nobody waits any more for anything that a person asked."""
+        for unwanted in [*self.at_work.get(person, ())]:
             unwanted.set()
 
     def prepare(self) -> None:
@@ -83,7 +83,8 @@ class Asking:
                 self.answers.keep(given, last)
 
     def _answered(self, given: Values, person: str | None, *, keep: bool = False) -> Iterator[list[Any]]:
-        unwanted = self.at_work[person] = Event()
+        unwanted = Event()
+        self.at_work[person] = [*self.at_work.get(person, ()), unwanted]
 
         def work(tell: Callable[[Values], None]) -> None:
             with unless(unwanted):
@@ -97,7 +98,9 @@ class Asking:
         except GivenUp:
             return
         finally:
-            if self.at_work.get(person) is unwanted:
+            if left := [each for each in self.at_work[person] if each is not unwanted]:
+                self.at_work[person] = left
+            else:
                 del self.at_work[person]
         if keep:
             self.answers.keep(given, last)
@@ -143,6 +146,13 @@ def build(uses: Sequence[Use]) -> Any:
                 for one in asked:
                     with gradio.Tab(one.use.title):
                         _tab(gradio, one)
+
+        def leave(request: Any) -> None:
+            for one in asked:
+                one.stop(request.session_hash)
+
+        leave.__annotations__["request"] = gradio.Request
+        page.unload(leave)  # whoever closes the page waits for nothing any more
     page.queue(max_size=WAITING, default_concurrency_limit=1)
     page.asked = asked
     return page
@@ -275,7 +285,11 @@ def measured(use: Use) -> tuple[list[str], list[str]]:
     path = use.run / METRICS
     if not path.is_file():
         return ["Nobody has measured this run yet; `mmlm evaluate` does."], []
-    metrics = read_json(path)
+    try:
+        metrics = read_json(path)
+    except MmlmError as error:  # other runs are to be shown all the same
+        logger.warning("%s", error)
+        return ["What was measured of this run cannot be read; `mmlm evaluate` measures it again."], []
     own = metrics["tasks"][use.name] if "tasks" in metrics else metrics
     return figures(use.recipe, own), plots(own)
 

@@ -17,7 +17,7 @@ import mmlm
 from mmlm.base.errors import MmlmError
 from mmlm.base.files import parse_json, write_text_whole
 from mmlm.recipe import shipped
-from mmlm.run import test_records
+from mmlm.run import fingerprint, test_records
 from mmlm.serving.uses import Use
 from mmlm.serving.values import from_json, to_json
 from mmlm.tasks.base import TestsApart
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 COUNT, TOGETHER = 3, 8  # examples, and records of which one is made where a task wants several
 SHOTS, ASKED, TARGET = 24, 6, "species"  # of the shipped table
 FOLDER = "demo"
-WEIGHTS = ("*.safetensors", "adapter/**/*", "recipe.yaml", "tokenizers/**/*")
 
 
 def examples_of(use: Use, count: int = COUNT) -> tuple[list[dict[str, Any]], str]:
@@ -66,11 +65,7 @@ class Answers:
     @cached_property
     def of(self) -> str:
         """Of which run: changes with its weights, its recipe, its outputs and the version."""
-        digest = hashlib.sha256(f"{mmlm.__version__} {list(self.use.outputs)}".encode())
-        for path in sorted({path for pattern in WEIGHTS for path in self.use.run.glob(pattern) if path.is_file()}):
-            with path.open("rb") as file:
-                digest.update(f"{path.relative_to(self.use.run)} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
-        return digest.hexdigest()
+        return hashlib.sha256(f"{mmlm.__version__} {list(self.use.outputs)} {fingerprint(self.use.run)}".encode()).hexdigest()
 
     @cached_property
     def kept(self) -> dict[str, Any]:

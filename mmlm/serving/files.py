@@ -16,6 +16,7 @@ from mmlm.data.picture_files import ENDINGS, read_picture
 from mmlm.data.speech_check import files_below
 from mmlm.data.sweep_source import read_ahead
 from mmlm.data.table_reader import read_table
+from mmlm.serving.values import to_json
 from mmlm.tasks.forms import Audio, Field, Flag, Image, Number, Part, Pictures, Points, Table
 
 FLAGS = {"yes": True, "true": True, "no": False, "false": False}
@@ -76,5 +77,5 @@ def write_value(field: Field, value: Any, path: Path) -> Path:
         write_text_whole(target, value + "\n")
     else:
         target = path.with_suffix(".json")
-        write_text_whole(target, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        write_text_whole(target, json.dumps(to_json(value), indent=1, ensure_ascii=False) + "\n")
     return target

@@ -20,7 +20,7 @@ from mmlm.data.picture_files import picture_facts, read_picture
 from mmlm.data.points import READERS
 from mmlm.data.sweep_source import read_ahead
 from mmlm.evaluation.charts import shares
-from mmlm.evaluation.spectrogram import attention_image, spectrogram_image
+from mmlm.evaluation.spectrogram import attention_image, extent, spectrogram_image
 from mmlm.serving.files import from_word
 from mmlm.serving.values import short_sound, small_picture, sound_file, within_pixels
 from mmlm.sound import Sound
@@ -212,20 +212,21 @@ def as_heard(sound: Sound, is_whole: bool) -> str:
     return f"{sound.rate_hz}:{base64.b64encode(data).decode()}"
 
 
-def tapped(so_far: str, x: int, y: int) -> str:
-    """The text of a `Part` after a tap on its picture: the first one gives a corner, "x,y", the next one the sides, a third begins anew."""
+def tapped(so_far: str | None, x: int, y: int) -> str:
+    """The text of a `Part`, None where nothing was written, after a tap on its picture: the first one gives a corner, "x,y", the next one
+    the sides, a third begins anew."""
     try:
-        first_x, first_y = map(int, so_far.split(","))
+        first_x, first_y = map(int, (so_far or "").split(","))
     except ValueError:
         return f"{x},{y}"
     (left, right), (top, bottom) = sorted((first_x, x)), sorted((first_y, y))
     return f"{left},{top},{right},{bottom}"
 
 
-def marked(path: str | None, part: str) -> str:
+def marked(path: str | None, part: str | None) -> str:
     """A picture with the part of it that a text tells of, or its first corner, as HTML. Empty where there is nothing to draw: what is
     wrong is told to who asks."""
-    if path is None:
+    if path is None or not part:
         return ""
     try:
         size = picture_facts(path).upright
@@ -245,14 +246,15 @@ def drawing(each: Field, value: Any, found: Values) -> str:
     if value is None or not value:
         return ""
     if isinstance(each, Audio):
-        return spectrogram_image(value, escape(each.label, quote=True))
+        return f"{spectrogram_image(value, escape(each.label, quote=True))}<br><small>{extent(value)}</small>"
     if isinstance(each, Spans):
         phrases = (Phrase(one["span"][0], one["span"][1], tuple(map(tuple, one["boxes"]))) for one in value)
         return f"<p>{as_html(Grounded(str(found.get(each.of) or ''), tuple(phrases)))}</p>"
     if isinstance(each, Looks):
         return f"<p>{escape(each.label)}</p>{attention_image(value['names'], torch.tensor(value['weights']))}"
     if isinstance(each, Chances):
-        return shares(value[:MOST_DRAWN])
+        more = f"<p>The first {MOST_DRAWN} of {len(value):,} rows.</p>" if len(value) > MOST_DRAWN else ""
+        return f"{shares(value[:MOST_DRAWN])}{more}"
     if isinstance(each, Molecule):
         return molecule(value)
     return ""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmlm.base.files import write_text_whole
 from mmlm.data.episodes import Episode
 from mmlm.model import MultimodalLM
 
@@ -53,4 +54,4 @@ class ClassAnswers:
                 verdict = "" if best == label else "  (wrong)"
                 parts.append(f"{row:<5}{classes[best]:{width}}{chance_c[best]:<13.3f}{classes[label]}{verdict}")
             parts.append("")
-        (folder / PREDICTIONS).write_text("\n".join(parts), encoding="utf-8")
+        write_text_whole(folder / PREDICTIONS, "\n".join(parts))

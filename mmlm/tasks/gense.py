@@ -29,7 +29,7 @@ from torch import Tensor
 
 from mmlm.alignment import window_by_alignment
 from mmlm.base.errors import CheckpointError, RecipeError
-from mmlm.base.files import parse_json
+from mmlm.base.files import parse_json, write_text_whole
 from mmlm.data.speech import Utterance
 from mmlm.generation import Sampling
 from mmlm.layout import EVERYTHING
@@ -198,7 +198,7 @@ class GenseUnitsTask(DegradedSpeech):
         for record, one in zip(records, self.predict(model, records), strict=True):
             lines.append(self.title(record))
             lines += [f"  {name:<8} {' '.join(map(str, ids.tolist()))}" for name, ids in vars(one).items()]
-        (folder / "units.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text_whole(folder / "units.txt", "\n".join(lines) + "\n")
 
 
 @dataclass(frozen=True)

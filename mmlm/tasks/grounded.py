@@ -35,6 +35,7 @@ from mmlm.analysis.detection import Found, average_precision
 from mmlm.analysis.drawing import drawn, write_png
 from mmlm.analysis.grounding import accuracy_at, grounded_f1, recall_at
 from mmlm.base.errors import DataError
+from mmlm.base.files import write_text_whole
 from mmlm.data.mirror import mirrored
 from mmlm.data.pictures import Picture, Thing, every_thing, random_part, seen_in
 from mmlm.model import MultimodalLM
@@ -305,8 +306,8 @@ class GroundedTask(AskingTask[Picture]):
                 lines += [f"{asked}\n  true {self.written(one.request.truth)}\n  said {one.answer.text}"]
                 if one.answer.phrases or one.request.truth.phrases:
                     write_png(folder / f"{number}_{place}_{one.request.kind}.png", drawn(record.read(), one.answer, one.request.truth))
-            (folder / f"{number}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            (folder / f"{number}.json").write_text(json.dumps([as_json(record, one) for one in said], indent=1) + "\n", encoding="utf-8")
+            write_text_whole(folder / f"{number}.txt", "\n".join(lines) + "\n")
+            write_text_whole(folder / f"{number}.json", json.dumps([as_json(record, one) for one in said], indent=1) + "\n")
 
 
 def as_json(record: Picture, one: Said) -> dict[str, Any]:

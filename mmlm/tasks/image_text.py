@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -328,7 +329,7 @@ class ImageTextTask:
     def pictures(self, outputs: Sequence[Placed], records: Sequence[Picture]) -> list[str]:
         """The first pictures with their nearest texts among those of all records."""
         found = []
-        for (near, true), record in list(zip(_nearest(outputs), records, strict=True))[:PICTURED]:
+        for (near, true), record in islice(zip(_nearest(outputs), records, strict=True), PICTURED):  # of each, all texts are sorted
             told = "<br>".join(f"{likeness:.2f} {escape(text)}" for likeness, text in near)
             found.append(figure(record.read(), f"{told}<br><small>true: {escape(true)}</small>", alt=true))
         return found
@@ -339,7 +340,7 @@ class ImageTextTask:
         for number, ((near, _), record) in enumerate(zip(_nearest(self.predict(model, records)), records, strict=True), 1):
             write_png(folder / f"{number}.png", record.read())
             lines += [f"{number}.png  {self.title(record)}", *(f"    {likeness:.3f}  {text}" for likeness, text in near)]
-        (folder / "nearest.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text_whole(folder / "nearest.txt", "\n".join(lines) + "\n")
 
 
 def _nearest(outputs: Sequence[Placed], count: int = 3) -> Iterator[tuple[list[tuple[float, str]], str]]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmlm.base.files import write_text_whole
 from mmlm.data.config import ProbeConfig
 from mmlm.data.probes.base import NONE, Labelled
 from mmlm.model import MultimodalLM
@@ -113,7 +114,7 @@ class LabelsTask:
         for number, (said, record) in enumerate(zip(self.predict(model, records), records, strict=True), 1):
             parts += [f"sample {number}: {self.title(record)}"]
             parts += [*_lines({"tokens": record.tokens, "labels": record.labels, "said": said}), ""]
-        (folder / PREDICTIONS).write_text("\n".join(parts), encoding="utf-8")
+        write_text_whole(folder / PREDICTIONS, "\n".join(parts))
 
 
 def _lines(rows: Mapping[str, np.ndarray]) -> list[str]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from mmlm.analysis.chemistry import compound_baselines, designed_scores, reached
 from mmlm.analysis.numbers import number_scores
 from mmlm.base.errors import DataError, RecipeError
+from mmlm.base.files import write_text_whole
 from mmlm.chemistry import DESCRIPTORS, computed, is_valid, parsed, respelled, svg
 from mmlm.data.dealing import place_of
 from mmlm.data.molecules import Compound
@@ -375,8 +376,8 @@ class RegressionTransformerTask:
                     for name, said in out.numbers.items()]  # fmt: skip
             lines.append(f"{number}. {self.title(record)}: {', '.join(told)}")
             if self.kind == "molecule":
-                (folder / f"{number}.svg").write_text(svg(record.text, legend=", ".join(told)), encoding="utf-8")
-        (folder / "numbers.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+                write_text_whole(folder / f"{number}.svg", svg(record.text, legend=", ".join(told)))
+        write_text_whole(folder / "numbers.txt", "\n".join(lines) + "\n")
 
 
 def _has(record: Compound) -> str:

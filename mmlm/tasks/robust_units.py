@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.base.errors import RecipeError, unknown_name
+from mmlm.base.files import write_text_whole
 from mmlm.data.audio_augment import Augment
 from mmlm.data.speech import Utterance
 from mmlm.encoders.speech import SAMPLE_RATE_HZ
@@ -297,7 +298,7 @@ class RobustUnitsTask:
         for record in records:
             parts += [self.title(record), "by k-means", *_lines(self._steady(record, KMEANS, model))]
             parts += ["by the model", *_lines(self._steady(record, "", model)), ""]
-        (folder / "units.txt").write_text("\n".join(parts), encoding="utf-8")
+        write_text_whole(folder / "units.txt", "\n".join(parts))
 
 
 def _lines(steady: Steady) -> list[str]:

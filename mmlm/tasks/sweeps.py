@@ -29,6 +29,7 @@ from mmlm.analysis.birds_eye import seen_from_above
 from mmlm.analysis.captions import bleu, cider
 from mmlm.analysis.drawing import write_png
 from mmlm.analysis.footprints import mean_bev_iou
+from mmlm.base.files import write_text_whole
 from mmlm.data.sweeps import Cuboid, Sweep
 from mmlm.encoders.views import VIEWS
 from mmlm.model import MultimodalLM
@@ -239,7 +240,7 @@ class SweepsTask(AskingTask[Sweep]):
                 if one.answer.phrases or one.request.truth.phrases:
                     picture = seen_from_above(record.read(), one.answer, one.request.truth, reach=self.reach)
                     write_png(folder / f"{number}_{place}_{one.request.kind}.png", picture)
-            (folder / f"{number}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            write_text_whole(folder / f"{number}.txt", "\n".join(lines) + "\n")
 
 
 def _told(thing: Cuboid) -> str:

@@ -21,6 +21,7 @@ import torch
 
 from mmlm.analysis.attention import attention_maps, most_focused
 from mmlm.base.errors import DataError, RecipeError, unknown_name
+from mmlm.base.files import write_text_whole
 from mmlm.data.texts import Part, Passage
 from mmlm.generation import Sampling, generate
 from mmlm.generation import stream as written
@@ -283,4 +284,4 @@ class TextTask:
             rest = first.text[SHOWN_START : SHOWN_START + len(written)]
             parts += [f"sample {number}: {self.title(record)}", first.text[:SHOWN_START]]
             parts += [f"--- the model goes on, at temperature {sampling.temperature:g}", written, "--- the text goes on", rest, ""]
-        (folder / SAMPLES).write_text("\n".join(parts), encoding="utf-8")
+        write_text_whole(folder / SAMPLES, "\n".join(parts))

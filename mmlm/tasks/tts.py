@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmlm.analysis.attention import attention_maps, most_focused
 from mmlm.base.errors import DataError, RecipeError
+from mmlm.base.files import write_text_whole
 from mmlm.base.giving_up import as_told
 from mmlm.data.audio_files import write_sound
 from mmlm.data.speech import Utterance
@@ -391,7 +392,7 @@ class TextToSpeechTask:
         """Of each record its text, the recording, the recording through the codec, and the text spoken."""
         for number, (one, record) in enumerate(zip(self.predict(model, records), records, strict=True), 1):
             assert one.true is not None
-            (folder / f"{number}_text.txt").write_text(f"{self.reader.asked(record)}\n", encoding="utf-8")
+            write_text_whole(folder / f"{number}_text.txt", f"{self.reader.asked(record)}\n")
             write_sound(folder / f"{number}_true.wav", one.true)
             write_sound(folder / f"{number}_codec.wav", self.codec.decode(self.codec.encode(one.true)))
             write_sound(folder / f"{number}_spoken.wav", one.sound)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -195,6 +196,9 @@ class Trainer:
             elif (found := checkpoint.newest(root)) is not None:
                 step = checkpoint.step_of(found) or 0
                 checkpoint.set_aside(root, step)
+            for later in checkpoint.steps(self.folder / SAMPLES):  # of a run before, or of steps that are taken again
+                if later > step:
+                    shutil.rmtree(self.folder / SAMPLES / checkpoint.step_name(later), ignore_errors=True)
         step = self.ranks.from_main(step)
         if step:
             self.parts.restore(root / checkpoint.step_name(step))
@@ -211,7 +215,12 @@ class Trainer:
     def _start_trackers(self, stack: contextlib.ExitStack) -> None:
         if self.config.trackers:
             self.accelerator.init_trackers(self.folder.resolve().name, flat({"seed": self.seed, **self.state.config}))
-            stack.callback(self.accelerator.end_training)
+            stack.callback(self._end_trackers)
+
+    def _end_trackers(self) -> None:
+        """What accelerate's end_training does, but for ending the process group, which the processes still need of one another."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def _run(self, last: int) -> str:
         config, state = self.config, self.state

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from mmlm.analysis.birds_eye import GRAY, SIDE, seen_from_above
+from mmlm.analysis.birds_eye import EDGE, GRAY, SIDE, scale_metres, seen_from_above
 from mmlm.analysis.drawing import color_of
 from mmlm.tokenizers.boxes import Grounded, Phrase
 
@@ -36,3 +36,10 @@ def test_points_and_boxes_lie_where_they_belong() -> None:
 
 def test_an_empty_sweep_is_drawn() -> None:
     assert seen_from_above(np.zeros((0, 4), dtype=np.float32), Grounded("")).shape == (SIDE, SIDE, 3)
+
+
+def test_a_bar_tells_how_large_it_is() -> None:
+    assert [scale_metres(reach) for reach in (25.6, 51.2, 32.0, 3.0, 60.0, 150.0)] == [5, 10, 10, 1, 20, 50]
+    for reach in (25.6, 51.2):
+        row = seen_from_above(np.zeros((0, 4), dtype=np.float32), Grounded(""), reach=reach)[SIDE - EDGE]
+        assert abs((row == 0).all(-1).sum() - scale_metres(reach) / reach * SIDE / 2) <= 2

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from mmlm.base.errors import CheckpointError, MmlmError
-from mmlm.base.files import beside, is_hub_id, without_nan
+from mmlm.base.files import beside, is_hub_id, without_nan, write_text_whole
 from mmlm.interop.load import load
 from mmlm.tokenizers.config import TextConfig
 from mmlm.tokenizers.text import TextTokenizer
@@ -20,6 +21,12 @@ def test_what_is_made_of_a_file_or_folder_lies_beside_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "photos.v2")
     assert beside(Path("."), ".described") == tmp_path.resolve() / "photos.v2.described"
     assert beside(Path(".."), ".described") == tmp_path.resolve().with_name(f"{tmp_path.name}.described")
+
+
+def test_a_name_in_another_encoding_is_written_as_json_has_it(tmp_path):
+    name = b"caf\xe9.png".decode(errors="surrogateescape")
+    write_text_whole(tmp_path / "a.json", json.dumps({"image": name, "ü": 1}, ensure_ascii=False))
+    assert json.loads((tmp_path / "a.json").read_bytes()) == {"image": name, "ü": 1}
 
 
 def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):

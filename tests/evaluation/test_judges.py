@@ -5,16 +5,21 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mmlm.base.errors import DataError, MissingExtra, RecipeError
+from mmlm.data.audio_files import read_sound
 from mmlm.evaluation import judges as module
 from mmlm.evaluation.config import EvaluateConfig
-from mmlm.evaluation.judges import MODEL, Judges
-from mmlm.evaluation.spectrogram import HEIGHT, WIDTH, levels, spectrogram_png
+from mmlm.evaluation.judges import MODEL, Judges, Verdict
+from mmlm.evaluation.measure import Measurement
+from mmlm.evaluation.measured_report import write_measured_report
+from mmlm.evaluation.spectrogram import HEIGHT, MOST_COLUMNS, WIDTH, extent, levels, spectrogram_png
 from mmlm.recipe import Recipe
 from mmlm.sound import Sound
 from mmlm.tasks.base import GIVEN, TRUE, Heard
@@ -132,6 +137,29 @@ def test_a_spectrogram_shows_a_tone_at_its_height_and_silence_as_dark():
     shades = picture.convert("L")
     assert picture.size == (WIDTH, HEIGHT) and shades.getpixel((200, 90)) > 3 * max(1, shades.getpixel((200, 20)))
     assert len(spectrogram_png(noise(0, size=RATE * 20))) < 60_000
+
+
+def test_a_long_sound_has_no_more_spectra_than_are_seen_and_its_picture_says_how_long_it_is():
+    long = Sound(np.concatenate([np.zeros(60 * RATE, np.float32), noise(0, size=60 * RATE).wave_n]), RATE)
+    level_fm = levels(long)
+    assert level_fm.shape[1] <= MOST_COLUMNS and level_fm.shape[0] == levels(noise(0)).shape[0]
+    quiet = (level_fm == -80).all(0)
+    assert abs(quiet.mean() - 0.5) < 0.01 and quiet[: len(quiet) // 3].all()
+    assert extent(long) == "120.00 s, 0 to 8 kHz" and extent(Sound(np.zeros(2205, np.float32), 22050)) == "0.10 s, 0 to 11.025 kHz"
+
+
+def test_sources_whose_long_names_begin_alike_have_sounds_of_their_own(tmp_path):
+    pytest.importorskip("soundfile")
+    found, name = Measurement(), f"speech_files, path {'folder/' * 20}"
+    for number, end in enumerate(("first", "second"), 1):
+        one = Heard(noise(number), noise(number))
+        found.verdicts[f"{name}{end}"] = Verdict(about={"sounds": 1, "measured": {}}, players=[("<a>", {MODEL: one.made}, one)])
+        found.values[f"{name}{end}"] = {"si_sdr": 1.0}
+    page = write_measured_report(tmp_path, Recipe.read("codec/small"), found, {"metrics": {}}, str).read_text()
+    paths = re.findall(r'<audio[^>]*src="([^"]+)"', page)
+    assert len(set(paths)) == 2 and "<a>" not in page and page.count("1.00 s, 0 to 8 kHz") == 2
+    sounds = [read_sound(tmp_path / unquote(path)).wave_n for path in paths]
+    assert all(np.abs(sound - noise(number).wave_n).max() < 1e-3 for number, sound in enumerate(sounds, 1))
 
 
 @pytest.mark.parametrize(

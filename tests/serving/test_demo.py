@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,7 @@ def test_a_part_of_a_picture_is_written_as_its_sides():
 
 def test_two_taps_write_the_sides_of_a_part_which_is_drawn(tmp_path):
     path = as_example(tmp_path / "a", Image("a"), np.zeros((60, 80, 3), np.uint8))
+    assert tapped(None, 1, 2) == "1,2" and not marked(path, None)  # of a box that was never written in
     seen = [""]
     for point in ((50, 40), (10, 45), (7, 8), (9, 3)):
         seen.append(tapped(seen[-1], *point))
@@ -142,7 +144,7 @@ def test_sounds_and_tables_survive_the_way_there_and_back(tmp_path):
 
 def test_a_molecule_that_would_take_minutes_is_not_drawn():
     pytest.importorskip("rdkit")
-    assert "<svg" in molecule("CCO") and "cannot be read" in molecule("C1CC")
+    assert '<svg role="img" aria-label="CCO"' in molecule("CCO") and "cannot be read" in molecule("C1CC")
     assert "<svg" not in molecule("C" * 301) and "301 characters are too many" in molecule("C" * 301)
 
 
@@ -218,6 +220,55 @@ def test_who_stops_ends_the_work_of_their_own_alone(tmp_path):
     assert len(list(mine)) <= 1 and 4 not in made and len(list(other)) == 4 and not asking.at_work
 
 
+def test_who_stops_ends_all_that_they_asked(tmp_path):
+    may_end = Event()
+    (use, made), (other, more) = talker(tmp_path, may_end=may_end), talker(tmp_path, may_end=may_end)
+    asking = Asking(use)
+    first = asking.ask(["a"], "me")
+    next(first)
+    asking.use = other
+    second = asking.ask(["b"], "me")
+    next(second)
+    asking.stop("me")
+    may_end.set()
+    assert len(list(first)) <= 3 and len(list(second)) <= 3 and 4 not in made and 4 not in more and not asking.at_work
+
+
+def test_who_closes_the_page_waits_for_nothing_any_more(tmp_path):
+    import httpx
+
+    began, ended = Event(), Event()
+
+    def work(given: Values) -> Iterator[Values]:
+        began.set()
+        try:
+            while True:
+                go_on()
+                time.sleep(0.01)
+        finally:
+            ended.set()
+        yield {}
+
+    class Alone(Turned):
+        def given_by(self, record: object) -> Values:
+            raise DataError("there are no examples.")
+
+    fields = {"text": Text("Text")}
+    use = Use(tmp_path, "long", "long", fields, fields, work, Recipe.read("tabular/quickstart"), Alone(), None)
+    address = launch([use], wait=False)
+    try:
+        with httpx.Client(base_url=f"{address}gradio_api/", timeout=30) as client:
+            (ask,) = (each["id"] for each in client.get("../config").json()["dependencies"] if each["api_name"].endswith("long"))
+            with client.stream("GET", "heartbeat/me") as alive:
+                told = alive.iter_lines()  # held, as the page holds it
+                next(told)
+                client.post("queue/join", json={"data": ["a"], "fn_index": ask, "session_hash": "me"}).raise_for_status()
+                assert began.wait(20) and not ended.is_set()
+        assert ended.wait(20)
+    finally:
+        gradio.close_all()
+
+
 def test_answers_to_examples_are_kept_beside_the_run_and_forgotten_with_its_weights(runs, caplog):
     (use,) = uses_of(runs["rows"])
     asking = Asking(use)
@@ -252,6 +303,7 @@ def test_answers_to_examples_are_kept_beside_the_run_and_forgotten_with_its_weig
     [
         (Spans("a"), [{"span": [0, 3], "boxes": [[1, 2, 3, 4]]}], '<b style="border-bottom:3px solid rgb(230,60,60)">a &lt;</b>'),
         (Chances("a"), [{"x<": 0.25, "y": 0.75}], "x&lt;: 0.250"),
+        (Chances("a"), [{"x": 1.0}] * 1001, "<p>The first 40 of 1,001 rows.</p>"),
         (Looks("<a>"), {"names": ["<b>", "c"], "weights": [[0.5, 0.25], [0.5, 0.75]]}, "&lt;b&gt;</text>"),
         (Audio("<a>"), Sound(np.ones(800, np.float32), 8000), "spectrogram of &lt;a&gt;"),
         (Molecule("a"), "CCO", "<svg"),
@@ -285,6 +337,11 @@ def test_how_good_a_run_is_is_said_or_that_nobody_measured_it(turned, runs):
     finally:
         (runs["rows"] / "metrics.json").unlink()
     assert any("| model | 0.500 |" in line for line in told) and "error 0.125" in plot and "share right over confidence" in plot
+    (runs["rows"] / "metrics.json").write_text("{")
+    try:
+        assert "cannot be read" in measured(use)[0][0]
+    finally:
+        (runs["rows"] / "metrics.json").unlink()
     with pytest.raises(RecipeError, match="can be asked by hand"):
         build([])
 

@@ -84,6 +84,8 @@ def test_outputs_are_written_by_what_they_are(tmp_path):
     assert [Pillow.open(folder / name).size for name in ("1.png", "2.png")] == [(5, 4)] * 2
     assert write_value(Text("t"), "said", tmp_path / "t").read_text() == "said\n"
     assert json.loads(write_value(Data("d"), {"a": [1]}, tmp_path / "d").read_text()) == {"a": [1]}
+    target = write_value(Data("d"), {"a": [float("nan"), np.float32(0.5)], "é": np.arange(2)}, tmp_path / "strict")
+    assert json.loads(target.read_text(), parse_constant=pytest.fail) == {"a": [None, 0.5], "é": [0, 1]} and "é" in target.read_text()
 
 
 def test_any_input_can_be_given_by_its_name(runs, tmp_path, capsys):

@@ -20,6 +20,7 @@ from mmlm.records import Records
 from mmlm.run import build_task, evaluate, load_run, preview, train
 from mmlm.serving.examples import examples_of
 from mmlm.serving.uses import uses_of
+from mmlm.tasks import image_text as module
 from mmlm.tasks.image_text import hidden_words
 from mmlm.tokenizers.boxes import Grounded
 from mmlm.training import checkpoint
@@ -55,6 +56,14 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("towers") / "run"
     train(recipe(ALL, f"output={folder}"))
     return folder
+
+
+def test_a_report_sorts_texts_for_the_pictures_that_it_shows_alone(monkeypatch):
+    sorted_for = []
+    monkeypatch.setattr(module, "_nearest", lambda outputs: (sorted_for.append(each) or ([(0.5, "<near>")], "true") for each in outputs))
+    record = Picture("a", "a", 4, 4, lambda: np.zeros((4, 4, 3), np.uint8))
+    shown = module.ImageTextTask.pictures(None, range(1000), [record] * 1000)
+    assert len(shown) == module.PICTURED and len(sorted_for) <= module.PICTURED + 1 and "&lt;near&gt;" in shown[0]
 
 
 def test_pictures_are_found_by_texts_and_texts_by_pictures(run):

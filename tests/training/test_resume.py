@@ -177,10 +177,12 @@ def test_more_steps_go_on_from_the_end(toy, tmp_path):
 
 def test_fresh_starts_over(toy, tmp_path):
     toy.train(tmp_path, toy.FULL)
+    (tmp_path / "samples" / "step_000040").mkdir()  # of a longer run
     config = TrainConfig(**{**toy.FULL, "lr": 1e-3})
     Trainer(toy.Toy(), toy.ToySamples(), config, tmp_path, seed=6, **toy.hooks(config)).fit(fresh=True)
     assert [line["step"] for line in toy.lines(tmp_path) if "loss" in line] == [5, 10, 12]
     assert checkpoint.read(tmp_path / "checkpoints" / "step_000012")[1]["seed"] == 6
+    assert checkpoint.steps(tmp_path / "samples") == [6, 12]
 
 
 @pytest.mark.parametrize(

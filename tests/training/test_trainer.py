@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -390,15 +391,21 @@ def test_a_missing_tracker_is_told_with_the_command(toy, tmp_path, monkeypatch):
 
 
 def test_trackers_get_the_settings_and_every_line(toy, tmp_path, monkeypatch):
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
-    sent = []
+    sent, ended = [], []
+
+    def init_trackers(self, name, config):
+        sent.append((name, config))
+        self.trackers.append(SimpleNamespace(finish=lambda: ended.append(name)))
+
     monkeypatch.setattr("mmlm.training.trainer.require_tracker", lambda name: None)
-    monkeypatch.setattr(Accelerator, "init_trackers", lambda self, name, config: sent.append((name, config)))
+    monkeypatch.setattr(Accelerator, "init_trackers", init_trackers)
     monkeypatch.setattr(Accelerator, "log", lambda self, values, step: sent.append((step, values)))
+    monkeypatch.setattr(PartialState, "destroy_process_group", lambda self, group=None: pytest.fail("other processes wait for this one"))
     fit(toy, tmp_path / "run", trackers=["tensorboard"], steps=2)
     assert sent[0][0] == "run" and sent[0][1]["optimizer.type"] == "adamw" and sent[0][1]["seed"] == 5
-    assert [step for step, _ in sent[1:]] == [1, 2] and sent[1][1]["loss.fit"] > 0
+    assert [step for step, _ in sent[1:]] == [1, 2] and sent[1][1]["loss.fit"] > 0 and ended == ["run"]
 
 
 def test_a_folder_that_cannot_be_written_is_told(toy, tmp_path):
