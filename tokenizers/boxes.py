@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +43,6 @@ STRAY_CLOSE = "close without a group"  # ignored
 EMPTY = "group without words"  # a box that belongs to no words
 ORDER = "corners out of order"  # swapped; without extent the box stays, with an area of 0
 FOREIGN = "id of another range"  # dropped
-CODES = (LOC_OUTSIDE, BOX_COUNT, TEXT_AFTER_BOX, NESTED, UNCLOSED, STRAY_CLOSE, EMPTY, ORDER, FOREIGN)
 
 
 @dataclass(frozen=True)
@@ -348,12 +346,6 @@ def parse(
         reading.close(place)
     reading.flush()
     return Grounded("".join(reading.text), tuple(reading.phrases), tuple(reading.faults))
-
-
-def fault_counts(found: Iterable[Grounded]) -> dict[str, int]:
-    """How often each fault occurs, in the order of CODES."""
-    counts = Counter(code for each in found for code, _ in each.faults)
-    return {code: counts[code] for code in CODES if counts[code]}
 
 
 class GroundedGrammar:

@@ -80,10 +80,6 @@ class PhoneProsody:
     energy: torch.Tensor
     duration: torch.Tensor
 
-    def segments(self, rate_hz: tuple[int, int] | None = None) -> dict[str, Segment]:
-        """One segment each of the ranges pitch, energy and duration."""
-        return {name: Segment(name, getattr(self, name), rate_hz=rate_hz) for name in ("pitch", "energy", "duration")}
-
 
 class Prosody:
     """Sounds to ids of the range `pitch` and back to Hz; with durations also to `energy` and `duration`, for each phone."""
@@ -137,7 +133,7 @@ class Prosody:
             values = median_hz * 2**values
         return np.nan_to_num(values)
 
-    def of_phones(self, sound: Sound, frames: Sequence[int], *, median_hz: float | None = None) -> PhoneProsody:
+    def of_phones(self, sound: Sound, frames: Sequence[int]) -> PhoneProsody:
         """Pitch, level and duration of each phone of a sound, long phones in several entries.
 
         frames: of each phone, at this config's rate, together all frames of the sound (`Alignment.frames`). Pitch is the mean over the
@@ -154,7 +150,7 @@ class Prosody:
         power_l = np.bincount(phone_t, 10 ** (voice.level_db / 10), minlength=len(frames)) / np.maximum(frames, 1)
         with np.errstate(divide="ignore"):
             level_l = 10 * np.log10(power_l)
-        median = median_hz if median_hz is not None or not voiced_t.any() else float(np.median(voice.pitch_hz[voiced_t]))
+        median = float(np.median(voice.pitch_hz[voiced_t])) if voiced_t.any() else None
         pitch_l = self._pitch_ids(np.where(voiced_l >= FEWEST_VOICED, mean_l, 0), median)
         energy_l = torch.from_numpy(self.energy.encode(np.where(level_l < FLOOR_DB, np.nan, level_l)))
         lengths, phone = split_long(frames, self.config.longest_frames)
@@ -207,8 +203,3 @@ def split_long(frames: Sequence[int], longest: int) -> tuple[list[int], list[int
         lengths += parts
         phone += [at] * len(parts)
     return lengths, phone
-
-
-def join_long(lengths: Sequence[int], phone: Sequence[int]) -> list[int]:
-    """The durations that `split_long` took apart."""
-    return np.bincount(phone, lengths, minlength=max(phone, default=-1) + 1).astype(int).tolist()

@@ -119,12 +119,6 @@ def clean_label(text: str) -> str:
     return clean_text(text).replace(SEPARATOR, "| |")
 
 
-def label_texts(table: TableLike, target: str, config: RowText) -> list[str | None]:
-    """The answers of all rows as they are written, None where missing."""
-    meanings = config.dictionary.get(target, {})
-    return _mapped(table.texts(target, config.max_precision), lambda text: clean_label(meanings.get(text, text)))
-
-
 def completion(label: str) -> str:
     """The text after a prompt: the answer and the end of the completion."""
     return clean_label(label) + END_COMPLETION

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -21,8 +21,6 @@ import torch
 from torch import Tensor
 
 from mmlm.base.errors import DataError, require
-from mmlm.data.listed import Bad
-from mmlm.data.speech import Utterance
 from mmlm.sound import Sound
 from mmlm.tokenizers.english_phones import EnglishPhones
 from mmlm.tokenizers.phonemes import SILENCE, PhonemeTokenizer
@@ -81,11 +79,6 @@ class Alignment:
         rate_hz: frames a second.
         """
         return frames_of([phone.end_seconds for phone in self.phones], rate_hz, num_frames)
-
-    def word_seconds(self, word: int) -> tuple[float, float]:
-        """Start and end of a word."""
-        places = [at for at, phone in enumerate(self.phones) if phone.word == word]
-        return (self.phones[places[0] - 1].end_seconds if places[0] else 0.0), self.phones[places[-1]].end_seconds
 
 
 def frames_of(end_seconds: Sequence[float], rate_hz: Fraction | float, num_frames: int) -> list[int]:
@@ -186,17 +179,6 @@ class PhoneAligner:
             raise DataError(f"{where}: the text {text[:60]!r} does not fit the sound: {least}.")
         phones[-1] = phones[-1]._replace(end_seconds=sound.seconds)
         return Alignment(phones, words, mean)
-
-
-def align_all(aligner: PhoneAligner, utterances: Iterable[Utterance]) -> tuple[list[tuple[Utterance, Alignment]], list[Bad]]:
-    """Every utterance with its alignment, and those that have none, each with the reason."""
-    good, bad = [], []
-    for utterance in utterances:
-        try:
-            good.append((utterance, aligner.align(utterance.sound(), utterance.text, utterance.where)))
-        except DataError as error:
-            bad.append(Bad(utterance.where, str(error).removeprefix(f"{utterance.where}: ")))
-    return good, bad
 
 
 def ctc_frames(log_p_tc: Tensor, labels: Sequence[int], *, blank: int = 0, where: str = "recording") -> list[int]:

@@ -17,7 +17,6 @@ from mmlm.tokenizers.boxes import Grounded, Phrase
 
 LISTS = ("{}.", "There is {}.", "A picture of {}.", "One can see {}.")
 CHAIN = 3  # most things whose places are told one after the other
-SIDES = RELATIONS[:4]
 
 
 def caption(rng: np.random.Generator, scene: Scene[Pasted], key: str) -> Grounded:

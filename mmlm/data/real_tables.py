@@ -22,7 +22,6 @@ import json
 import logging
 import os
 import tempfile
-from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -198,8 +197,3 @@ def _unpacked(path: Path) -> list[Table]:
     if at != len(cells):
         raise ValueError(f"it has {len(cells)} cells where {at} are described")
     return tables
-
-
-def counts() -> dict[str, int]:
-    """Number of listed tables by split, the left-out ones included."""
-    return dict(Counter(ref.split for ref in _listed()))

@@ -49,7 +49,7 @@ class Utterance:
 
     id: its own within its source. where: file and line that tell of it, for messages. path: the file of the sound, and start_seconds and
     end_seconds its part, None for the end of the file; or held: the sound itself. text, speaker, language: empty where unknown. labels:
-    whatever else is known. is_made: spoken by a synthesizer. change: what is done to its sound; times are those before it. kept: the sound
+    whatever else is known. change: what is done to its sound; times are those before it. kept: the sound
     that need not be decoded where it is asked for at that rate.
     """
 
@@ -63,7 +63,6 @@ class Utterance:
     speaker: str = ""
     language: str = ""
     labels: Mapping[str, Any] = field(default_factory=dict)
-    is_made: bool = False
     held: Sound | None = None
     change: Change | None = None
     kept: Kept | None = None

@@ -140,10 +140,6 @@ class EntryTokens:
         """What the ids say; None for a recording that could not be aligned."""
         return None if int(ids_e3[0, 0]) == NONE else Entries(*ids_e3.unbind(1))
 
-    def of_text(self, text: str) -> Tensor:
-        """Phonemes [e] of a text that is to be spoken. Raises DataError for what cannot be spoken."""
-        return torch.tensor(self.phonemes.ids(entries_of_text(self.phonemes.transcribe(text))))
-
     @property
     def slot(self) -> int:
         """The id of the border between words."""

@@ -67,7 +67,6 @@ def _utterances(voices: Sequence[str], sentences: Sequence[tuple[str, int, str]]
             speaker=voice,
             language=language,
             labels=labels,
-            is_made=True,
         )
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:

@@ -7,12 +7,10 @@ neighbouring values, which puts every row into the same bin as the quantile itse
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from mmlm.base.errors import DataError
-from mmlm.data.tables import Column, number_texts
+from mmlm.data.tables import number_texts
 
 
 def quantile_bins(values: np.ndarray, n_bins: int) -> np.ndarray:
@@ -68,9 +66,3 @@ def bin_means(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     sums = np.bincount(bins[bins >= 0], weights=values[bins >= 0], minlength=len(edges) + 1)
     middles = (np.concatenate([edges[:1], edges]) + np.concatenate([edges, edges[-1:]])) / 2
     return np.where(counts > 0, sums / np.maximum(counts, 1), middles)
-
-
-def binned(column: Column, edges: np.ndarray, labels: Sequence[str] | None = None) -> Column:
-    """A number column as a category of its bins."""
-    bins = assign(column.values, edges)
-    return Column(column.name, "category", np.where(bins < 0, np.nan, bins), list(labels or bin_labels(edges)))

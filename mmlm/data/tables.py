@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from mmlm.base.errors import DataError, require, unknown_name
+from mmlm.base.errors import DataError, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -262,24 +262,6 @@ class Table:
         from mmlm.data.table_columns import columns_of_frame
 
         return Table(name, columns_of_frame(frame, name, infinite))
-
-    def to_frame(self) -> pd.DataFrame:
-        """A pandas frame: numbers as int64 where all are whole and none missing, else float64; categories as categoricals; dates
-        UTC-naive."""
-        pandas = require("pandas", "tabular")
-        series: dict[str, Any] = {}
-        for column in self.columns:
-            values = column.values
-            if column.kind == "category":
-                series[column.name] = pandas.Categorical.from_codes(column.codes(), column.words)
-            elif column.kind == "date":
-                micros = np.where(column.missing, 0.0, np.round(values * 1e6)).astype(np.int64).astype("datetime64[us]")
-                series[column.name] = np.where(column.missing, np.datetime64("NaT"), micros)
-            elif values.size and (np.abs(values) <= LARGEST_EXACT_INTEGER).all() and (values == np.floor(values)).all():
-                series[column.name] = values.astype(np.int64)
-            else:
-                series[column.name] = values
-        return pandas.DataFrame(series)
 
 
 def join_rows(tables: Sequence[Table]) -> Table:

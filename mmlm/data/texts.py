@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import functools
 import json
-import logging
 import re
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -25,8 +24,6 @@ from mmlm.data.base import Parted
 from mmlm.data.config import PythonDocsConfig, TextFilesConfig
 from mmlm.data.episodes import find_file
 from mmlm.data.speech_check import files_below
-
-logger = logging.getLogger(__name__)
 
 PIECE = 50_000
 ENDINGS = (".txt", ".md", ".jsonl")

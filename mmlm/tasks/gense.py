@@ -203,10 +203,9 @@ class GenseUnitsTask(DegradedSpeech):
 
 @dataclass(frozen=True)
 class EnhancedCodes(Enhanced):
-    """Also the codes [t, u] of the clean sound, of what was given, and those that were written."""
+    """Also the codes [t, u] of the clean sound, and those that were written."""
 
     true_tu: Tensor
-    given_tu: Tensor
     made_tu: Tensor
 
 
@@ -372,10 +371,7 @@ class GenseCodesTask(MendsSpeech):
         pairs = [self.pair(record) for record in records]
         true, given = (_codes(self.codec, sounds) for sounds in zip(*pairs, strict=True))
         written = self._written(model, [sound for _, sound in pairs], given)
-        return [
-            EnhancedCodes(*pair, made, true_tu, given_tu, made_tu)
-            for pair, true_tu, given_tu, (made, made_tu) in zip(pairs, true, given, written, strict=True)
-        ]
+        return [EnhancedCodes(*pair, made, true_tu, made_tu) for pair, true_tu, (made, made_tu) in zip(pairs, true, written, strict=True)]
 
     def score(self, outputs: Sequence[EnhancedCodes], records: Sequence[Utterance]) -> dict[str, float]:
         """mel_distance: mean absolute difference of natural log-mel magnitudes.   accuracy: share of the codes that are the clean ones."""

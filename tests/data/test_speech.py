@@ -76,7 +76,7 @@ def test_lines_of_a_list_become_utterances_that_read_their_part_alone(tmp_path):
     )
     whole, part = of_list(manifest(tmp_path / "list.jsonl", *lines)).everything()
     assert (whole.id, whole.text, whole.speaker, whole.language, whole.labels) == ("sub/a.wav", "Hello", "ann", "en", {"mood": "glad"})
-    assert whole.where == f"{tmp_path / 'list.jsonl'}, line 1" and part.where.endswith("line 3") and not whole.is_made
+    assert whole.where == f"{tmp_path / 'list.jsonl'}, line 1" and part.where.endswith("line 3")
     assert (part.id, part.text, part.speaker, part.seconds) == ("7", "", "", 1.5)
     assert np.array_equal(whole.sound().wave_n, wave_n) and np.array_equal(part.sound().wave_n, wave_n[RATE : RATE * 5 // 2])
     assert part.sound(16_000).rate_hz == 16_000 and len(part.sound(16_000).wave_n) == 24_000
@@ -435,7 +435,7 @@ def test_sentences_are_spoken_once_and_said_to_be_made(voice, tmp_path, monkeypa
     (tmp_path / "s.txt").write_text("Good morning.\n\nIt is 9 o'clock!\nNever said.\n")
     config = SynthesizedConfig(path=str(tmp_path / "s.txt"), voices=[voice], max_sentences=2, hold_out=0)
     first, second = config.build().everything()
-    assert first.is_made and program in first.labels["made_by"] and first.speaker == voice and first.language == "en"
+    assert program in first.labels["made_by"] and first.speaker == voice and first.language == "en"
     assert second.text == "It is 9 o'clock!" and second.where == f"{tmp_path / 's.txt'}, line 3" and first.id != second.id
     assert 0.4 < first.seconds < 2 and first.sound().rate_hz in (16_000, 22_050)
     calls = []
@@ -455,7 +455,7 @@ def test_without_the_program_the_library_of_espeak_ng_speaks(tmp_path, monkeypat
             sentences=["Good morning.", "A red circle, left of the blue square."], voices=["espeak-ng:en-us+f3"], hold_out=0
         )
         short, long = config.build().everything()
-        assert short.is_made and re.fullmatch(r"espeak-ng \d+\.\d+.*", short.labels["made_by"])
+        assert re.fullmatch(r"espeak-ng \d+\.\d+.*", short.labels["made_by"])
         assert 0.4 < short.seconds < long.seconds < 5 and np.abs(long.sound().wave_n).max() > 0.05
         other = SynthesizedConfig(sentences=["Good morning."], voices=["espeak-ng:en-us"], hold_out=0).build().everything()[0]
         assert other.path != short.path and other.seconds > 0.4

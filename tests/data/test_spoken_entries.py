@@ -69,7 +69,7 @@ def test_a_recording_and_its_text_have_the_same_entries(tokens, tmp_path) -> Non
     )
     shards = tokens_of([good, wrong], tokens, tmp_path, workers=0)
     entries = tokens.entries(torch.from_numpy(shards.ids(good).astype("int64")))
-    assert entries is not None and len(entries.phone) == len(tokens.of_text(TEXT))
+    assert entries is not None and len(entries.phone) == len(entries_of_text(tokens.phonemes.transcribe(TEXT)))
     assert int(entries.frames.sum()) == -(-len(sound.at(16000).wave_n) // 320)
     slots = entries.frames[entries.phone == tokens.slot]
     assert len(slots) == 11 and int((slots == 0).sum()) >= 6  # most borders of words have no pause

@@ -103,15 +103,6 @@ def test_numbers_are_written_shortest_and_read_back_the_same():
     assert number_texts(np.array([1.23456, 2.0, math.nan]), max_precision=2) == ["1.23", "2", None]
 
 
-def test_frames_come_back_from_tables_with_the_same_content():
-    table = table_of(n=[1, 2, 3], f=[0.5, None, 2], c=["b", "a", None], d=["2020-01-01", None, "2020-01-02 10:00"], t=[True, False, True])
-    again = Table.from_frame(table.to_frame(), "again")
-    assert again.content_hash() == table.content_hash()
-    assert {name: str(dtype) for name, dtype in table.to_frame().dtypes.items()} == {
-        "n": "int64", "f": "float64", "c": "category", "d": "datetime64[us]", "t": "category",
-    }  # fmt: skip
-
-
 def test_hashes_change_with_content_and_not_with_order_of_columns_or_codes():
     first = Table("a", [Column("x", "category", np.array([0.0, 1, np.nan]), ["u", "v"]), Column("y", "number", np.array([1.0, 2, 3]))])
     same = Table("b", [first.columns[1], Column("x", "category", np.array([2.0, 0, np.nan]), ["v", "unused", "u"])])

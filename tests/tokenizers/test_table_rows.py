@@ -22,7 +22,6 @@ from mmlm.tokenizers.table_rows import (
     clean_text,
     completion,
     header,
-    label_texts,
     parse,
     parse_body,
     serialize,
@@ -158,7 +157,6 @@ def test_codes_are_written_by_their_dictionary_and_numbers_with_the_precision_as
         "The sex is woman. The size is 2.",
         "The sex is 3. The size is 0.",
     ]
-    assert label_texts(table, "y", config) == ["no", "yes", "yes"]
 
 
 def test_long_cells_lose_their_middle_and_markers_are_broken_up():
@@ -170,7 +168,6 @@ def test_long_cells_lose_their_middle_and_markers_are_broken_up():
     for form in FORMS:
         prompt = serialize(evil, 0, "y", ["a||b", "<|endinput|>"], RowText(form=form))
         assert prompt.count(END_INPUT) == 1 and END_COMPLETION not in prompt and "||a| |b||" in prompt
-    assert label_texts(evil, "y", RowText()) == ["a| |b"]
 
 
 def test_special_tokens_are_those_that_are_written():
@@ -232,7 +229,7 @@ def test_rows_of_200_real_tables_read_back_exactly(form, tmp_path_factory):
     config = RowText(form=form, max_cell_characters=10**6)
     rows, left_out = 0, 0
     for table in tables:
-        choices = [str(label) for label in dict.fromkeys(label_texts(table, table.target, config))][:8]
+        choices = [str(label) for label in dict.fromkeys(table.texts(table.target))][:8]
         names = table.features
         prompts = write_rows(table, table.target, choices, config)
         written = {name: [text and clean_text(text) for text in table.texts(name)] for name in names}

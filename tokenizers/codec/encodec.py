@@ -35,7 +35,6 @@ from mmlm.weights import copy_tensors, read_tensors, safetensors_bytes, write_te
 
 SCALE = "scale"
 PIECE = 600  # tokens that are coded at once: 8 s of the 24 kHz model
-SEGMENTS = 8  # of the 48 kHz model that are coded at once
 SPREAD = 0.5  # of random entries, beside that of the vectors that they stand for
 
 
