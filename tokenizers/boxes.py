@@ -13,18 +13,16 @@ Source: UniTAB, arXiv:2111.12085, and its code, which rounds down (`floor`) into
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Self, TypeAlias
+from typing import TypeAlias
 
 import torch
 
-from mmlm.base.errors import CheckpointError, DataError
-from mmlm.base.files import parse_json
+from mmlm.base.errors import DataError
 from mmlm.stream import Segment
+from mmlm.tokenizers.base import SavedConfig
 from mmlm.tokenizers.config import AbsoluteBoxesConfig, BinsConfig, BoxesConfig
 
 Box: TypeAlias = tuple[float, ...]  # four numbers in a picture, seven in space
@@ -32,7 +30,6 @@ Piece: TypeAlias = tuple[str, list[int]]  # a range, and ids of it
 
 TEXT, OBJ, LOC = "text", "obj", "loc"
 OPEN, CLOSE = 0, 1
-FILE = "boxes.json"
 
 LOC_OUTSIDE = "loc outside a group"  # dropped
 BOX_COUNT = "loc run is no whole number of boxes"  # whole boxes are kept from the front; without any the words stay, ungrounded
@@ -69,10 +66,11 @@ class Grounded:
         return self.text[phrase.start : phrase.end]
 
 
-class BoxBins:
+class BoxBins(SavedConfig):
     """Base of the kinds of boxes, each of `count` numbers: ids of the range `loc` and back; `obj` opens and closes groups."""
 
     count: int
+    file = "boxes.json"
 
     def __init__(self, config: BinsConfig) -> None:
         self.config = config
@@ -114,22 +112,6 @@ class BoxBins:
         """The box of a segment of `count` tokens."""
         assert segment.ids is not None
         return self.box(segment.ids.tolist())
-
-    def save(self, folder: Path | str) -> None:
-        """Write boxes.json."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / FILE).write_text(json.dumps(self.config.model_dump(mode="json")) + "\n")
-
-    def load(self, folder: Path | str) -> Self:
-        """Check that boxes.json tells of these bins. Raises CheckpointError."""
-        path = Path(folder) / FILE
-        try:
-            found = type(self.config).model_validate(parse_json(path.read_text()))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}.") from None
-        if found != self.config:
-            raise CheckpointError(f"{path}: tells of other bins ({found}) than the recipe ({self.config}).")
-        return self
 
 
 def checked_share(box: Sequence[float]) -> tuple[float, float, float, float]:

@@ -13,21 +13,18 @@ Axes: y, x pixels   h, w patches   n patches   c channels   f features of a patc
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from mmlm.base.errors import CheckpointError, DataError
-from mmlm.base.files import parse_json
+from mmlm.base.errors import DataError
 from mmlm.stream import Segment
+from mmlm.tokenizers.base import SavedConfig
 from mmlm.tokenizers.config import ImagePatchesConfig
 
 VISION = "vision"
 OPEN, CLOSE, ROW, PATCH = range(4)
-FILE = "image_patches.json"
 FREQUENCIES = 4  # of the sines of each coordinate
 
 
@@ -79,8 +76,10 @@ def places(rows: int, columns: int) -> np.ndarray:
     return np.concatenate(whole, axis=-1).astype(np.float32)
 
 
-class ImagePatches:
+class ImagePatches(SavedConfig):
     """Pictures, uint8 [y, x, 3], to segments whose patches carry features for the encoder of the same name."""
+
+    file = "image_patches.json"
 
     def __init__(self, config: ImagePatchesConfig) -> None:
         self.config = config
@@ -124,22 +123,6 @@ class ImagePatches:
         features = segment.features[:, :numbers].numpy().reshape(-1, columns, numbers)
         pixels_yxc = unpatchify(features, self.config.patch, self.config.margin) / self.scale + self.mean
         return np.clip(np.rint(pixels_yxc), 0, 255).astype(np.uint8)
-
-    def save(self, folder: Path | str) -> None:
-        """Write image_patches.json."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / FILE).write_text(json.dumps(self.config.model_dump(mode="json")) + "\n")
-
-    def load(self, folder: Path | str) -> ImagePatches:
-        """Check that image_patches.json tells of these patches. Raises CheckpointError."""
-        path = Path(folder) / FILE
-        try:
-            found = ImagePatchesConfig.model_validate(parse_json(path.read_text()))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}.") from None
-        if found != self.config:
-            raise CheckpointError(f"{path}: tells of other patches ({found}) than the recipe ({self.config}).")
-        return self
 
 
 def row_ids(rows: int, columns: int, marks: bool) -> torch.Tensor:

@@ -5,26 +5,23 @@ Axes: n points
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import torch
 
-from mmlm.base.errors import CheckpointError, DataError
-from mmlm.base.files import parse_json
+from mmlm.base.errors import DataError
 from mmlm.stream import Segment
+from mmlm.tokenizers.base import SavedConfig
 from mmlm.tokenizers.config import SweepTokensConfig
 
 LIDAR = "lidar"
-FILE = "sweep.json"
 WHOLE = -1  # in place of the number of a view: the whole scene
 
 
-class SweepTokens:
+class SweepTokens(SavedConfig):
     """Points, float32 [n, 4], to a segment whose features are the points with the view that is asked about."""
 
     num_features = 5
+    file = "sweep.json"
 
     def __init__(self, config: SweepTokensConfig) -> None:
         self.config = config
@@ -46,19 +43,3 @@ class SweepTokens:
         """The points [n, 4]."""
         assert segment.features is not None
         return segment.features[:, :4].numpy()
-
-    def save(self, folder: Path | str) -> None:
-        """Write sweep.json."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / FILE).write_text(json.dumps(self.config.model_dump(mode="json")) + "\n")
-
-    def load(self, folder: Path | str) -> SweepTokens:
-        """Check that sweep.json tells of as many tokens. Raises CheckpointError."""
-        path = Path(folder) / FILE
-        try:
-            found = SweepTokensConfig.model_validate(parse_json(path.read_text()))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}.") from None
-        if found != self.config:
-            raise CheckpointError(f"{path}: tells of {found.num_tokens} tokens, the recipe of {self.config.num_tokens}.")
-        return self

@@ -12,26 +12,23 @@ Axes: y, x pixels   c channels
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 
-from mmlm.base.errors import CheckpointError, RecipeError
-from mmlm.base.files import parse_json
+from mmlm.base.errors import RecipeError
 from mmlm.encoders.images import CHANNELS, ImageEncoder, PictureInput
 from mmlm.stream import Segment
+from mmlm.tokenizers.base import SavedConfig
 from mmlm.tokenizers.config import WholeImagesConfig
 from mmlm.tokenizers.image_patches import PATCH, VISION, row_ids
 
-FILE = "whole_images.json"
 DIGITS = 4  # to which means and deviations are told and compared
 
 
-class WholeImages:
+class WholeImages(SavedConfig):
     """Pictures, uint8 [y, x, 3], to segments of one whole thing, float32 [1, c, y, x]."""
 
     num_features = CHANNELS
+    file = "whole_images.json"
 
     def __init__(self, config: WholeImagesConfig) -> None:
         self.config = config
@@ -71,22 +68,6 @@ class WholeImages:
             said = ", ".join(f"{key}: {own[key]}" for key in wrong)
             wanted = ", ".join(f"{key}: {value}" for key, value in wrong.items())
             raise RecipeError(f"tokenizers: whole_images has {said}, but encoders.{name} wants {wanted}.")
-
-    def save(self, folder: Path | str) -> None:
-        """Write whole_images.json."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / FILE).write_text(json.dumps(self.config.model_dump(mode="json")) + "\n")
-
-    def load(self, folder: Path | str) -> WholeImages:
-        """Check that whole_images.json tells of these pictures. Raises CheckpointError."""
-        path = Path(folder) / FILE
-        try:
-            found = WholeImagesConfig.model_validate(parse_json(path.read_text()))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}.") from None
-        if found != self.config:
-            raise CheckpointError(f"{path}: tells of other pictures ({found}) than the recipe ({self.config}).")
-        return self
 
 
 def _rounded(numbers: tuple[float, ...] | list[float]) -> list[float]:

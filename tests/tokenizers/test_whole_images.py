@@ -45,7 +45,7 @@ def test_what_is_no_picture_is_refused() -> None:
 def test_a_saved_tokenizer_is_that_of_its_recipe(tmp_path) -> None:
     WholeImagesConfig(grid=[7, 7]).build().save(tmp_path)
     assert WholeImagesConfig(grid=[7, 7]).build().load(tmp_path).grid(3, 9) == (7, 7)
-    with pytest.raises(CheckpointError, match="tells of other pictures"):
+    with pytest.raises(CheckpointError, match="is of another config"):
         WholeImagesConfig(grid=[7, 8]).build().load(tmp_path)
     (tmp_path / "whole_images.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
