@@ -5,7 +5,7 @@ Preprocessing and calls are the packages' own, so vectors equal theirs. Axes as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class TimmEncoder(ImageEncoder):
         sizes = {"img_size": config.image_size} if config.image_size is not None and not is_free else {}
         try:
             with torch.device("cpu"):  # its rules of first weights want numbers
-                self.model: nn.Module = timm.create_model(config.model, pretrained=config.pretrained, num_classes=0, **sizes)
+                self.model = timm.create_model(config.model, pretrained=config.pretrained, num_classes=0, **sizes)
         except TypeError as error:
             raise RecipeError(f"encoder timm: {config.model}: takes no image_size ({error}).") from None
         if config.path is not None:
@@ -46,7 +46,7 @@ class TimmEncoder(ImageEncoder):
         about = timm.data.resolve_model_data_config(self.model)
         if config.image_size is not None:
             about["input_size"] = (3, config.image_size, config.image_size)
-        self._transform = timm.data.create_transform(**about, is_training=False)
+        self.transform = timm.data.create_transform(**about, is_training=False)
         self.size = self.patch_size = int(self.model.num_features)
         self.size = int(getattr(self.model, "head_hidden_size", None) or self.size)
         self.needed = round(min(about["input_size"][1:]) / about["crop_pct"])
@@ -75,17 +75,6 @@ class TimmEncoder(ImageEncoder):
                 "in_order: true."
             )
         self.model.load_state_dict(kept)
-
-    @property
-    def transform(self) -> Callable[[Any], Tensor]:
-        """timm's, of the model."""
-        found: Callable[[Any], Tensor] = self._transform
-        return found
-
-    @property
-    def network(self) -> nn.Module:
-        """The model."""
-        return self.model
 
     def pooled(self, network: nn.Module, x_bchw: Tensor) -> Tensor:
         """Vectors before the classifier."""
@@ -137,7 +126,7 @@ class OpenClipEncoder(ImageEncoder):
 
     def __init__(self, config: OpenClipConfig, inputs: int | None = None) -> None:
         super().__init__(config, inputs)
-        self.model, self._transform = _of_sizes(config) if config.sizes is not None else _of_name(config)
+        self.model, self.transform = _of_sizes(config) if config.sizes is not None else _of_name(config)
         self.tokenizer = require("open_clip", "vision").get_tokenizer(
             config.model if config.sizes is None else "", context_length=self.context
         )
@@ -160,17 +149,6 @@ class OpenClipEncoder(ImageEncoder):
     def context(self) -> int:
         """Most tokens of a text."""
         return int(self.model.context_length)
-
-    @property
-    def transform(self) -> Callable[[Any], Tensor]:
-        """open_clip's, of the model."""
-        found: Callable[[Any], Tensor] = self._transform
-        return found
-
-    @property
-    def network(self) -> nn.Module:
-        """The model, with both towers; as a part of another model its image tower alone."""
-        return self.model
 
     def pooled(self, network: nn.Module, x_bchw: Tensor) -> Tensor:
         """Vectors in the space that both towers share."""

@@ -77,12 +77,15 @@ def check_pixels(pixels_yxc: np.ndarray) -> None:
 
 class ImageEncoder(nn.Module):
     """Base of the image encoders. size: numbers of a vector.   patch_size: of a patch's vector.   needed: pixels of the shorter side that
-    are looked at.   input: what is made of a picture that enters whole, as a part of a model reads it."""
+    are looked at.   input: what is made of a picture that enters whole, as a part of a model reads it.   model: the part with weights.
+    transform: a Pillow picture as the model wants it, by the package's own preprocessing."""
 
     size: int
     patch_size: int
     needed: int
     input: PictureInput
+    model: Any
+    transform: Callable[[Any], Tensor]
     keeps_weights = True  # its package has made its first weights, or a file has
     is_whole = False  # pictures are prepared by `input`, so that nothing of them is cut off
 
@@ -153,18 +156,12 @@ class ImageEncoder(nn.Module):
             raise DataError(f"a picture of {pixels_yxc.shape[1]} x {pixels_yxc.shape[0]} pixels is narrower than 1 : {NARROWEST}.")
         from PIL import Image
 
-        found: Tensor = self.transform(Image.fromarray(pixels_yxc))
-        return found
-
-    @property
-    def transform(self) -> Callable[[Any], Tensor]:
-        """A Pillow picture as the model wants it, by the package's own preprocessing."""
-        raise NotImplementedError
+        return self.transform(Image.fromarray(pixels_yxc))
 
     @property
     def network(self) -> nn.Module:
         """The part with weights."""
-        raise NotImplementedError
+        return self.model
 
     def pooled(self, network: nn.Module, x_bchw: Tensor) -> Tensor:
         """Vectors [b, d]."""
