@@ -11,8 +11,7 @@ import numpy as np
 
 from mmlm.data.pasted import Pasted
 from mmlm.data.pictures import Expression
-from mmlm.data.scenes.programs import MOST, RELATIONS, Program, Scene, Unclear, related
-from mmlm.data.scenes.texts import ALL
+from mmlm.data.scenes.programs import ALL, MOST, RELATIONS, Program, Scene, related
 from mmlm.tokenizers.boxes import Grounded, Phrase
 
 LISTS = ("{}.", "There is {}.", "A picture of {}.", "One can see {}.")
@@ -71,13 +70,6 @@ def programs(scene: Scene[Pasted], number: int, key: str) -> list[tuple[str, Pro
     return [*_by_name(scene, number, key), *_by_extreme(scene, number, key), *_by_relation(scene, number, key)]
 
 
-def _is(scene: Scene[Pasted], program: Program, number: int) -> bool:
-    try:
-        return scene.one(program) == number
-    except Unclear:
-        return False
-
-
 def _word(scene: Scene[Pasted], number: int, key: str) -> tuple[str, Program]:
     value = str(getattr(scene.items[number], key))
     return value, ("filter", key, value, ALL)
@@ -85,12 +77,12 @@ def _word(scene: Scene[Pasted], number: int, key: str) -> tuple[str, Program]:
 
 def _by_name(scene: Scene[Pasted], number: int, key: str) -> list[tuple[str, Program]]:
     word, program = _word(scene, number, key)
-    return [(f"the {word}", program)] if _is(scene, program, number) else []
+    return [(f"the {word}", program)] if scene.means(program, number) else []
 
 
 def _by_extreme(scene: Scene[Pasted], number: int, key: str) -> list[tuple[str, Program]]:
     options = [(f"the {most} {word}", ("most", most, of)) for most in MOST for word, of in (_word(scene, number, key), ("thing", ALL))]
-    return [(said, program) for said, program in options if _is(scene, program, number)]
+    return [(said, program) for said, program in options if scene.means(program, number)]
 
 
 def _by_relation(scene: Scene[Pasted], number: int, key: str) -> list[tuple[str, Program]]:
@@ -101,6 +93,6 @@ def _by_relation(scene: Scene[Pasted], number: int, key: str) -> list[tuple[str,
             for relation in RELATIONS:
                 beside: Program = ("relate", relation, of)
                 for said, program in ((word, ("filter", key, word, beside)), ("thing", beside)):
-                    if _is(scene, program, number):
+                    if scene.means(program, number):
                         found.append((f"the {said} {relation} {named}", program))
     return found

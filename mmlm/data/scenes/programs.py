@@ -22,6 +22,8 @@ MARGIN = 0.08  # of a side by which centres differ where one is said to be furth
 LARGER = 1.15  # times as large a radius is larger
 THIRDS = ("left", "middle", "right")
 KEYS = ("shape", "color", "size", "fill")
+ALL: Program = ("all",)
+TRIES = 12  # to draw a question that has an answer
 
 
 class Placed(Protocol):
@@ -92,6 +94,13 @@ class Known(Generic[Thing]):
         if len(found) != 1:
             raise Unclear
         return next(iter(found))
+
+    def means(self, program: Program, number: int) -> bool:
+        """Whether a program means this one thing."""
+        try:
+            return self.one(program) == number
+        except Unclear:
+            return False
 
     def answer(self, program: Program) -> str:
         """What a program that asks something is answered. Raises Unclear."""

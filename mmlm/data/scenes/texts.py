@@ -9,10 +9,9 @@ import numpy as np
 
 from mmlm.data.pictures import Expression, Question
 from mmlm.data.scenes.objects import COLORS, SHAPES, Item
-from mmlm.data.scenes.programs import KEYS, MOST, RELATIONS, Program, Scene, Unclear
+from mmlm.data.scenes.programs import ALL, KEYS, MOST, RELATIONS, TRIES, Program, Scene, Unclear
 from mmlm.tokenizers.boxes import Grounded, Phrase
 
-ALL: Program = ("all",)
 ORDER = ("size", "fill", "color", "shape")  # of the words of a phrase
 SHORT = ("{}.", "{}, and nothing else.", "There is {}.", "A picture of {}.")
 MIDDLE = ("This picture shows {}.", "One can see {}.", "The scene holds {}.", "Here are {}.")
@@ -75,17 +74,10 @@ def expression(rng: np.random.Generator, scene: Scene) -> tuple[Expression, Prog
     return Expression(text, scene.items[number].box), program
 
 
-def _is(scene: Scene, program: Program, number: int) -> bool:
-    try:
-        return scene.one(program) == number
-    except Unclear:
-        return False
-
-
 def _by_properties(rng: np.random.Generator, scene: Scene, number: int) -> tuple[str, Program] | None:
     item = scene.items[number]
     for count in (1, 2, 3):
-        fitting = [keys for keys in combinations(KEYS, count) if "fill" not in keys and _is(scene, meaning(item, keys), number)]
+        fitting = [keys for keys in combinations(KEYS, count) if "fill" not in keys and scene.means(meaning(item, keys), number)]
         if fitting:
             keys = fitting[int(rng.integers(len(fitting)))]
             return f"the {words(item, keys)}", meaning(item, keys)
@@ -95,7 +87,7 @@ def _by_properties(rng: np.random.Generator, scene: Scene, number: int) -> tuple
 def _by_extreme(rng: np.random.Generator, scene: Scene, number: int) -> tuple[str, Program] | None:
     item = scene.items[number]
     options = [(kind, keys) for kind in MOST for keys in (("shape",), ("color",), ("color", "shape"))]
-    fitting = [(kind, keys) for kind, keys in options if _is(scene, ("most", kind, meaning(item, keys)), number)]
+    fitting = [(kind, keys) for kind, keys in options if scene.means(("most", kind, meaning(item, keys)), number)]
     if not fitting:
         return None
     kind, keys = fitting[int(rng.integers(len(fitting)))]
@@ -110,15 +102,15 @@ def _by_relation(rng: np.random.Generator, scene: Scene, number: int) -> tuple[s
         for relation in RELATIONS:
             for keys in (("shape",), ("color", "shape")):
                 program = meaning(item, keys, ("relate", relation, named[1]))
-                if _is(scene, program, number):
+                if scene.means(program, number):
                     fitting.append((f"the {words(item, keys)} {relation} {named[0]}", program))
     return fitting[int(rng.integers(len(fitting)))] if fitting else None
 
 
-def question(rng: np.random.Generator, scene: Scene, tries: int = 12) -> tuple[Question, Program] | None:
+def question(rng: np.random.Generator, scene: Scene) -> tuple[Question, Program] | None:
     """A question with an answer that the scene decides; kinds are drawn alike, and so are the answers of a kind."""
     makers = (_exist, _count, _query, _greater, _third, _two_steps)
-    for _ in range(tries):
+    for _ in range(TRIES):
         asked = makers[int(rng.integers(len(makers)))](rng, scene)
         if asked is None:
             continue

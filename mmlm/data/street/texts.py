@@ -11,12 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmlm.data.pictures import Expression, Question
-from mmlm.data.scenes.programs import Known, Program, Unclear
+from mmlm.data.scenes.programs import ALL, TRIES, Known, Program, Unclear
 from mmlm.data.sweeps import Cuboid, Viewed
 from mmlm.encoders.views import VIEWS
 from mmlm.tokenizers.boxes import Grounded, Phrase
 
-ALL: Program = ("all",)
 MARGIN = 1.0  # metres by which the nearest thing is nearer
 NEAR = 12.0  # metres within which a thing is called near
 NOTHING = "Nothing is here."
@@ -90,25 +89,16 @@ def expression(rng: np.random.Generator, street: Street) -> tuple[Expression, Pr
         (f"the nearest thing {here}", ("most", "nearest", within(thing.view))),
         (f"the farthest {thing.label}", ("most", "farthest", named(thing.label))),
     ]
-    fitting = [option for option in options if _is(street, option[1], number)]
+    fitting = [option for option in options if street.means(option[1], number)]
     if not fitting:
         return None
     text, program = fitting[int(rng.integers(len(fitting)))]
     return Expression(text, thing.box), program
 
 
-def _is(street: Street, program: Program, number: int) -> bool:
-    try:
-        return street.one(program) == number
-    except Unclear:
-        return False
-
-
-def question(
-    rng: np.random.Generator, street: Street, view: int | None, labels: Sequence[str], tries: int = 12
-) -> tuple[Viewed[Question], Program] | None:
+def question(rng: np.random.Generator, street: Street, view: int | None, labels: Sequence[str]) -> tuple[Viewed[Question], Program] | None:
     """A question about a view or the whole scene with the answer that the things decide; kinds are drawn alike."""
-    for _ in range(tries):
+    for _ in range(TRIES):
         kind, label = ("nearest", "count", "exist")[int(rng.integers(3))], labels[int(rng.integers(len(labels)))]
         program: Program
         if kind == "nearest":
