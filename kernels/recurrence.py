@@ -132,10 +132,12 @@ def register_recurrence(
     library: native.Library,
     triton: str | None = None,
     serves: Serves = on_gpu,
+    package: tuple[str, Callable[[T], tuple[Tensor, ...]], Serves] | None = None,
 ) -> None:
     """Register the back ends of a recurrence, which take its arguments as `inputs`, a named tuple of them.
 
     library: that of the compiled form. triton: "module:function", imported at its first call, and when it serves.
+    package: the name of one that computes it too, that form, and when it serves.
     """
 
     def add(backend: str, form: Callable[[T], tuple[Tensor, ...]], when: Serves = always) -> None:
@@ -147,3 +149,5 @@ def register_recurrence(
     if triton is not None:
         module, _, name = triton.partition(":")
         add("triton", lambda given: getattr(importlib.import_module(module), name)(given), serves)
+    if package is not None:
+        add(*package)

@@ -26,7 +26,7 @@ from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
 from mmlm.kernels.delta_rule import installed
 from mmlm.kernels.delta_rule.reference import DeltaRule, delta_rule_reference
-from mmlm.kernels.dispatch import check_shapes, register, run
+from mmlm.kernels.dispatch import check_shapes, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
 from mmlm.kernels.recurrence import borders, exact_type, in_rows, keys_on_gpu, register_recurrence, without_padding
@@ -222,5 +222,5 @@ register_recurrence(
     library=_library,
     triton="mmlm.kernels.delta_rule.triton:delta_rule_triton",
     serves=keys_on_gpu,
+    package=("flash-linear-attention", installed.delta_rule_fla, installed.serves),
 )
-register("delta_rule", "flash-linear-attention", installed.delta_rule_fla, installed.serves)

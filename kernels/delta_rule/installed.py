@@ -12,25 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmlm.kernels.delta_rule.reference import DeltaRule
 from mmlm.kernels.dispatch import installed
 from mmlm.kernels.documents import documents
 
 
-def delta_rule_fla(
-    query_btgk: Tensor,
-    key_btgk: Tensor,
-    value_bthv: Tensor,
-    beta_bth: Tensor,
-    decay_bth: Tensor | None,
-    document_bt: Tensor,
-    state_bhkv: Tensor | None = None,
-    continues_b: Tensor | None = None,
-    chunk_size: int = 64,
-) -> tuple[Tensor, Tensor]:
+def delta_rule_fla(given: DeltaRule) -> tuple[Tensor, Tensor]:
     """Heads that share query and key get copies of them, which every version of the package takes."""
     from fla.ops.delta_rule import chunk_delta_rule
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
+    query_btgk, key_btgk, value_bthv, beta_bth, decay_bth, document_bt, state_bhkv, continues_b, _ = given
     (b, _, heads, v), k, dtype = value_bthv.shape, key_btgk.shape[3], value_bthv.dtype
     query, key = (x.to(dtype).repeat_interleave(heads // x.shape[2], dim=2) for x in (query_btgk, key_btgk))
     tensors = [query, key, value_bthv, *([] if decay_bth is None else [decay_bth.float()]), beta_bth.to(dtype)]

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import check_shapes, register, run
+from mmlm.kernels.dispatch import check_shapes, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
 from mmlm.kernels.recurrence import exact_type, in_rows, kinds, register_recurrence
@@ -232,5 +232,5 @@ register_recurrence(
     compiled=selective_scan_native,
     library=_library,
     triton="mmlm.kernels.selective_scan.triton:selective_scan_triton",
+    package=("mamba-ssm", installed.selective_scan_mamba_ssm, installed.serves),
 )
-register("selective_scan", "mamba-ssm", installed.selective_scan_mamba_ssm, installed.serves)

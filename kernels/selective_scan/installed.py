@@ -15,6 +15,7 @@ from torch import Tensor
 from mmlm.base.errors import RecipeError
 from mmlm.kernels.dispatch import installed
 from mmlm.kernels.documents import documents
+from mmlm.kernels.selective_scan.reference import SelectiveScan
 
 
 class _Last(torch.autograd.Function):
@@ -29,23 +30,11 @@ class _Last(torch.autograd.Function):
         raise RecipeError("selective_scan: mamba-ssm gives no gradient for the last state; set MMLM_KERNEL=selective_scan=triton.")
 
 
-def selective_scan_mamba_ssm(
-    x_bti: Tensor,
-    step_bti: Tensor,
-    step_bias_i: Tensor,
-    decay_in: Tensor,
-    key_btn: Tensor,
-    query_btn: Tensor,
-    skip_i: Tensor,
-    gate_bti: Tensor | None,
-    document_bt: Tensor,
-    state_bin: Tensor | None = None,
-    continues_b: Tensor | None = None,
-    negative: bool = False,
-) -> tuple[Tensor, Tensor]:
+def selective_scan_mamba_ssm(given: SelectiveScan) -> tuple[Tensor, Tensor]:
     """Rows of one document each."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
+    x_bti, step_bti, step_bias_i, decay_in, key_btn, query_btn, skip_i, gate_bti, *_ = given
     dtype = x_bti.dtype
     x, step, gate, key, query = (
         None if part is None else part.to(dtype).transpose(1, 2).contiguous() for part in (x_bti, step_bti, gate_bti, key_btn, query_btn)

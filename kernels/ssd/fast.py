@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mmlm.base.errors import RecipeError
 from mmlm.kernels import native
-from mmlm.kernels.dispatch import GPU_FLOATS, check_shapes, on_gpu, register, run
+from mmlm.kernels.dispatch import GPU_FLOATS, check_shapes, on_gpu, run
 from mmlm.kernels.documents import continuing, documents
 from mmlm.kernels.native import address, letters
 from mmlm.kernels.recurrence import borders, exact_type, in_rows, register_recurrence, without_padding
@@ -206,5 +206,5 @@ register_recurrence(
     library=_library,
     triton="mmlm.kernels.ssd.triton:ssd_triton",
     serves=partial(on_gpu, dtypes=GPU_FLOATS),
+    package=("mamba-ssm", installed.ssd_mamba_ssm, installed.serves),
 )
-register("ssd", "mamba-ssm", installed.ssd_mamba_ssm, installed.serves)

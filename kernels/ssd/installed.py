@@ -13,24 +13,16 @@ from torch import Tensor
 
 from mmlm.kernels.dispatch import installed
 from mmlm.kernels.documents import documents
+from mmlm.kernels.ssd.reference import Ssd
 
 _CHUNK = 256  # as its own layers have it
 
 
-def ssd_mamba_ssm(
-    x_bthp: Tensor,
-    step_bth: Tensor,
-    decay_h: Tensor,
-    key_btgn: Tensor,
-    query_btgn: Tensor,
-    document_bt: Tensor,
-    state_bhpn: Tensor | None = None,
-    continues_b: Tensor | None = None,
-    chunk_size: int = _CHUNK,
-) -> tuple[Tensor, Tensor]:
+def ssd_mamba_ssm(given: Ssd) -> tuple[Tensor, Tensor]:
     """At padding the step is zero, which leaves the state as it is."""
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
+    x_bthp, step_bth, decay_h, key_btgn, query_btgn, document_bt, state_bhpn, continues_b, _ = given
     known, dtype = documents(document_bt), x_bthp.dtype
     step, number = step_bth.float(), None
     if not known.plain:
