@@ -91,15 +91,13 @@ def frames_of(end_seconds: Sequence[float], rate_hz: Fraction | float, num_frame
 
 class PhoneAligner:
     """English texts along their sound. tokenizer: pronounces words that the acoustic model's dictionary does not have; without it they are
-    an error. lowest_score: a fit below is taken for a wrong text. unspeakable: as in the config of the phonemes."""
+    an error. unspeakable: as in the config of the phonemes."""
 
-    def __init__(
-        self, tokenizer: PhonemeTokenizer | None = None, *, lowest_score: float = LOWEST_SCORE, unspeakable: Unspeakable = "error"
-    ) -> None:
+    def __init__(self, tokenizer: PhonemeTokenizer | None = None, *, unspeakable: Unspeakable = "error") -> None:
         if tokenizer is not None and not isinstance(tokenizer.engine, EnglishPhones):
             raise DataError("the aligner reads English, but the phoneme tokenizer is of another language.")
         self.phones = tokenizer.engine if tokenizer is not None and isinstance(tokenizer.engine, EnglishPhones) else EnglishPhones()
-        self.lowest_score, self.unspeakable = lowest_score, unspeakable
+        self.unspeakable = unspeakable
 
     @functools.cached_property
     def _decoder(self) -> Any:
@@ -174,8 +172,8 @@ class PhoneAligner:
                 else:
                     phones[-1] = AlignedPhone(SILENCE, end, -1)
         mean = score / max(frames, 1)
-        if place + 1 < len(words) or mean < self.lowest_score:
-            least = f"{mean:.1f} a frame, and at least {self.lowest_score:g} is asked for"
+        if place + 1 < len(words) or mean < LOWEST_SCORE:
+            least = f"{mean:.1f} a frame, and at least {LOWEST_SCORE:g} is asked for"
             raise DataError(f"{where}: the text {text[:60]!r} does not fit the sound: {least}.")
         phones[-1] = phones[-1]._replace(end_seconds=sound.seconds)
         return Alignment(phones, words, mean)

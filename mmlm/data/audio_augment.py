@@ -9,7 +9,7 @@ Axes: n samples   f frequencies   p packets
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,18 +60,6 @@ class Augment:
             sound = Sound(sound.wave_n * np.float32(HIGHEST / peak), sound.rate_hz)
             done.append({"type": "level", "factor": HIGHEST / peak})
         return sound, done
-
-    def again(self, sound: Sound, done: Sequence[Mapping[str, Any]]) -> Sound:
-        """What a record of `__call__` says, done to a sound once more. Raises RecipeError for a type that is no part of this chain."""
-        parts = {config.type: part for config, part in zip(self.configs, self.parts, strict=True)}
-        for made in done:
-            if made["type"] == "level":
-                sound = Sound(sound.wave_n * np.float32(made["factor"]), sound.rate_hz)
-            elif made["type"] in parts:
-                sound, _ = parts[made["type"]](sound, np.random.default_rng(made["seed"]))
-            else:
-                raise RecipeError(f"{made['type']!r} is none of the augmentations of this chain: {', '.join(parts) or 'none'}.")
-        return sound
 
 
 class Degrade(Augment):

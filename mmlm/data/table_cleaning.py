@@ -63,12 +63,12 @@ def id_like(column: Column) -> bool:
     return column.kind == "category" and present >= MIN_ROWS_TO_CALL_IDS and column.num_distinct > ID_LIKE_RATIO * present
 
 
-def useless_columns(table: Table, *, index: bool = True, ids: bool = True, keep: Sequence[str] = ()) -> list[Drop]:
-    """Columns that tell nothing about a row: all missing, constant, index-like, id-like. The target and `keep` are never among
+def useless_columns(table: Table, *, index: bool = True, ids: bool = True) -> list[Drop]:
+    """Columns that tell nothing about a row: all missing, constant, index-like, id-like. The target is never among
     them."""
     drops = []
     for column in table.columns:
-        if column.name == table.target or column.name in keep:
+        if column.name == table.target:
             continue
         reason = ""
         if column.missing.all():

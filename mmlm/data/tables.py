@@ -97,14 +97,14 @@ class Column:
         """The category texts that occur in some row, in code order."""
         return [self.words[int(code)] for code in np.unique(self.values[~self.missing])]
 
-    def as_category(self, max_precision: int | None = None) -> Column:
+    def as_category(self) -> Column:
         """The column with each distinct value as a category (its text); words ordered by value. A category is returned as it
         is."""
         if self.kind == "category":
             return self
         present = ~self.missing
         distinct, inverse = np.unique(self.values[present], return_inverse=True)
-        texts = [text or "" for text in cell_texts(replace(self, values=distinct), max_precision)]
+        texts = [text or "" for text in cell_texts(replace(self, values=distinct))]
         words = list(dict.fromkeys(texts))
         code_of = {word: code for code, word in enumerate(words)}
         values = np.full(len(self.values), np.nan)
@@ -222,9 +222,9 @@ class Table:
             return replace(self, columns=[*self.columns, column])
         return replace(self, columns=[column if old.name == column.name else old for old in self.columns])
 
-    def text(self, column: str, row: int, max_precision: int | None = None) -> str | None:
+    def text(self, column: str, row: int) -> str | None:
         """How one cell is written; None if it is missing."""
-        return cell_texts(self.column(column).take([row]), max_precision)[0]
+        return cell_texts(self.column(column).take([row]))[0]
 
     def texts(self, column: str, max_precision: int | None = None) -> Texts:
         """How every cell of a column is written, None where missing.

@@ -81,15 +81,11 @@ def short_name(text: str) -> tuple[str, str] | None:
     return ("" if article == "the" else article, name) if 0 < len(name.split()) <= MOST_WORDS and re.search("[a-z]", name) else None
 
 
-def read_stamps(folder: Path | None = None) -> tuple[list[Stamp], Counter[str]]:
-    """(the stamps below a folder, how many others there are by reason). folder: default Debian's.
-
-    Raises DataError with the command that installs them.
-    """
-    folder = folder or STAMPS
-    paths = files_below(folder, [".png", ".svg"]) if folder.is_dir() else []
+def read_stamps() -> tuple[list[Stamp], Counter[str]]:
+    """(the stamps, how many others there are by reason). Raises DataError with the command that installs them."""
+    paths = files_below(STAMPS, [".png", ".svg"]) if STAMPS.is_dir() else []
     if not paths:
-        raise DataError(f"tuxpaint: the stamps are not installed (in {folder}). Install them with: {INSTALL}")
+        raise DataError(f"tuxpaint: the stamps are not installed (in {STAMPS}). Install them with: {INSTALL}")
     found, left_out = list[Stamp](), Counter[str]()
     for path in paths:
         text = path.with_suffix(".txt")
@@ -101,12 +97,12 @@ def read_stamps(folder: Path | None = None) -> tuple[list[Stamp], Counter[str]]:
             lines = text.read_text(encoding="utf-8", errors="replace").splitlines()
             first = lines[0].strip() if lines else ""
             named = short_name(first)
-            top = path.relative_to(folder).parts[0]
+            top = path.relative_to(STAMPS).parts[0]
             if named is None or top not in KINDS:
                 left_out["without a short name"] += 1
                 continue
             spoken = path.with_name(f"{path.stem}_desc.ogg")
-            stem = path.relative_to(folder).with_suffix("").as_posix()
+            stem = path.relative_to(STAMPS).with_suffix("").as_posix()
             found.append(Stamp(stem, path, first, *named, top, *KINDS[top], spoken if spoken.is_file() else None))
     return found, left_out
 

@@ -13,16 +13,16 @@ from torch.nn import functional as F
 from mmlm.sound import Sound
 from mmlm.tokenizers.codec.spectra import FLOOR, log_mel, mel_filters, overlap_add, spectrum
 
-ITERATIONS, MOMENTUM = 32, 0.99
+ITERATIONS, MOMENTUM, BANDS = 32, 0.99, 80
 
 
-def mel_griffin_lim(sound: Sound, hop: int, bands: int = 80) -> Sound:
+def mel_griffin_lim(sound: Sound, hop: int) -> Sound:
     """A sound made again from its log-mel frames, one a hop, under windows of four hops."""
     window = 4 * hop
     wave_n = torch.from_numpy(sound.wave_n)
     wave_bn = F.pad(wave_n, (0, -len(wave_n) % hop))[None]
-    mel_bmc = log_mel(wave_bn, sound.rate_hz, window, hop, bands).exp()
-    filters_fc = mel_filters(sound.rate_hz, window, bands)
+    mel_bmc = log_mel(wave_bn, sound.rate_hz, window, hop, BANDS).exp()
+    filters_fc = mel_filters(sound.rate_hz, window, BANDS)
     size_bmf = (mel_bmc @ torch.linalg.pinv(filters_fc)).clamp_min(FLOOR)
     return Sound(_griffin_lim(size_bmf, window, hop)[0, : len(wave_n)].numpy(), sound.rate_hz)
 
