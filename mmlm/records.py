@@ -9,18 +9,17 @@ import numpy as np
 
 from mmlm.base.errors import DataError, RecipeError
 from mmlm.base.schema import beyond_defaults
-from mmlm.data.base import KeepsBack, Listed, Source
+from mmlm.data.base import Drawn, KeepsBack, Listed, Source
 from mmlm.objectives.base import Objective
 from mmlm.recipe import Recipe
 from mmlm.stream import Batch, Stream
 from mmlm.tasks.base import ReadsAhead, Task
 from mmlm.vocabulary import Vocabulary
 
-ENDLESS = 1 << 40  # samples that a source of drawn tasks claims to have
 TRIES = 50
 
 
-class DrawnSamples:
+class DrawnSamples(Drawn):
     """Streams of records drawn from weighted sources; sample number and seed decide everything."""
 
     def __init__(self, task: Task, objective: Objective, vocabulary: Vocabulary, records: Records) -> None:
@@ -29,15 +28,8 @@ class DrawnSamples:
         if isinstance(task, ReadsAhead):
             task.read_ahead(records.everything())
 
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def sample(self, index: int, rng: np.random.Generator) -> Stream:
-        """One record as a stream, prepared by the objective. Raises DataError where none of many gives one."""
-        return self.draw(rng)[1]
-
     def draw(self, rng: np.random.Generator) -> tuple[Any, Stream]:
-        """The same with the record itself."""
+        """A record, and its stream prepared by the objective. Raises DataError where none of many gives one."""
         for _ in range(TRIES):
             record = self.records.draw(rng)
             stream = self.task.example(record, rng)

@@ -11,6 +11,8 @@ from mmlm.base.errors import DataError
 
 Record = TypeVar("Record")
 
+ENDLESS = 1 << 40  # samples that those which are drawn claim to be
+
 
 class Source(Protocol):
     """Where records come from: tables with rows to predict, passages of text, labelled sequences."""
@@ -80,3 +82,27 @@ class Parted:
     def _of(self, group: int) -> Source | None:
         found: Source | None = self.part(self.groups[group], self.where) if self.groups[group] else None
         return found
+
+
+class Draws(Protocol):
+    """Records to draw from. fingerprint: changes with where they come from and what is made of them."""
+
+    fingerprint: str
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """One record; all randomness comes from rng."""
+
+
+class Drawn:
+    """Base of samples that are drawn without end, to train and to validate on."""
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def sample(self, index: int, rng: np.random.Generator) -> Any:
+        """What `draw` gives beside the record."""
+        return self.draw(rng)[1]
+
+    def draw(self, rng: np.random.Generator) -> tuple[Any, Any]:
+        """A record and its sample; all randomness comes from rng."""
+        raise NotImplementedError

@@ -6,26 +6,17 @@ Axes: b sounds   n samples
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmlm.data.audio_augment import Degrade
+from mmlm.data.base import Drawn, Draws
 from mmlm.sound import Sound
 
-ENDLESS = 1 << 40  # samples that drawn sounds claim to be
 LOUDEST = 0.99
-
-
-class Draws(Protocol):
-    """Records of speech to draw from. fingerprint: changes with where they come from and what is made of them."""
-
-    fingerprint: str
-
-    def draw(self, rng: np.random.Generator) -> Any:
-        """An utterance; all randomness comes from rng."""
 
 
 @dataclass
@@ -45,7 +36,7 @@ class Waves:
         return Waves(self.wave_bn.to(device), self.hop)
 
 
-class Crops:
+class Crops(Drawn):
     """Pieces of `size` samples at a rate: the part of an utterance that was drawn, and where that is shorter, of those drawn after it.
 
     gain_db: each piece is made louder or softer by up to so much, but never beyond full scale.
@@ -55,15 +46,8 @@ class Crops:
         self.records, self.rate_hz, self.size, self.hop, self.gain_db = records, rate_hz, size, hop, gain_db
         self.fingerprint = records.fingerprint
 
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def sample(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """float32 [size]."""
-        return self.draw(rng)[1]
-
     def draw(self, rng: np.random.Generator) -> tuple[Any, np.ndarray]:
-        """The first utterance of a piece, and the piece."""
+        """The first utterance of a piece, and the piece, float32 [size]."""
         first = self.records.draw(rng)
         parts, missing, record = [], self.size, first
         while missing > 0:
@@ -98,22 +82,15 @@ class WavePairs:
         return WavePairs(self.given_bn.to(device), self.true_bn.to(device), self.hop)
 
 
-class Pairs:
+class Pairs(Drawn):
     """Pieces of speech and what a chain of degradations makes of them."""
 
     def __init__(self, records: Draws, degrade: Degrade, *, rate_hz: int, size: int, hop: int) -> None:
         self.crops, self.degrade, self.hop = Crops(records, rate_hz=rate_hz, size=size, hop=hop), degrade, hop
         self.fingerprint = records.fingerprint
 
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """(degraded, clean), float32 [size]."""
-        return self.draw(rng)[1]
-
     def draw(self, rng: np.random.Generator) -> tuple[Any, tuple[np.ndarray, np.ndarray]]:
-        """The first utterance of a piece, and the pair."""
+        """The first utterance of a piece, and the pair (degraded, clean), float32 [size]."""
         record, true_n = self.crops.draw(rng)
         given, _ = self.degrade(Sound(true_n, self.crops.rate_hz), rng)
         return record, (given.wave_n, true_n)

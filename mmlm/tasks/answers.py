@@ -12,11 +12,12 @@ import numpy as np
 from mmlm.base.files import write_text_whole
 from mmlm.data.episodes import Episode
 from mmlm.model import MultimodalLM
+from mmlm.tasks.base import UsualTask
 
 PREDICTIONS = "predictions.txt"
 
 
-class ClassAnswers:
+class ClassAnswers(UsualTask):
     """Base of the tabular tasks. Subclasses give `predict_proba` and `shown`."""
 
     metrics: Sequence[str] = ("accuracy",)

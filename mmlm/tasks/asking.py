@@ -23,7 +23,7 @@ from mmlm.base.errors import DataError
 from mmlm.generation import Grammar, Sampling, generate
 from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream, next_position
-from mmlm.tasks.base import tokenizer_of
+from mmlm.tasks.base import UsualTask, tokenizer_of
 from mmlm.tasks.config import AskingConfig
 from mmlm.tasks.forms import SEED, TEMPERATURE, Choice, Field, Text, Values
 from mmlm.tokenizers.boxes import LOC, OBJ, TEXT, Box, BoxBins, Grounded, GroundedGrammar, Piece, parse, serialize
@@ -91,7 +91,7 @@ def drawn_by(given: Values) -> dict[str, Any]:
     return {"sampling": Sampling(temperature=given["temperature"]), "seed": int(given["seed"])}
 
 
-class AskingTask(Generic[Record]):
+class AskingTask(UsualTask, Generic[Record]):
     """Base of these tasks. Subclasses say what is asked, how what is seen is read, and set `boxes`."""
 
     asks = None
@@ -198,10 +198,6 @@ class AskingTask(Generic[Record]):
         pieces = [*self.pieces(request.truth), (SPECIAL, [END])]
         ids = torch.tensor([index for _, some in pieces for index in some])
         return Segment(ANSWER, ids, weight=1.0, pieces=[(name, len(some)) for name, some in pieces])
-
-    def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
-        """A document each."""
-        return list(streams)
 
     def texts(self, record: Record, rng: np.random.Generator) -> list[str]:
         """Everything that is read or written of it."""

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from mmlm.base.errors import RecipeError, unknown_name
+from mmlm.data.base import Draws
 from mmlm.data.episodes import Episode
 from mmlm.model import MultimodalLM
 from mmlm.sound import Sound
@@ -73,6 +74,24 @@ class Task(Protocol):
 
     def write_samples(self, model: MultimodalLM, records: Sequence[Any], folder: Path) -> None:
         """Files in a folder that show a person what the model read, what it made of it, and the truth."""
+
+
+class UsualTask:
+    """Base of tasks, with what most of them do alike."""
+
+    over = "nothing"
+
+    def arrange(self, streams: Sequence[Any]) -> list[Any]:
+        """Each by itself."""
+        return list(streams)
+
+    def texts(self, record: Any, rng: np.random.Generator) -> list[str]:
+        """None."""
+        return []
+
+    def curves(self, outputs: Sequence[Any], records: Sequence[Any]) -> dict[str, list[tuple[float, float]]]:
+        """None."""
+        return {}
 
 
 class Measured(Task, Protocol):
@@ -249,15 +268,6 @@ class OwnNetwork(Protocol):
 
     def load(self, folder: Path) -> Any:
         """The network of a finished run, whose tokenizers have been read."""
-
-
-class Draws(Protocol):
-    """Records to draw from. fingerprint: changes with where they come from and what is made of them."""
-
-    fingerprint: str
-
-    def draw(self, rng: np.random.Generator) -> Any:
-        """One record; all randomness comes from rng."""
 
 
 class OwnSamples(Samples, Protocol):

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from mmlm.base.errors import RecipeError
 from mmlm.data.audio_files import write_sound
-from mmlm.data.crops import Crops, Draws, Waves
+from mmlm.data.base import Draws
+from mmlm.data.crops import Crops, Waves
 from mmlm.data.speech import Utterance
 from mmlm.objectives.audio import Adversary, Reconstruction, mel_distance
 from mmlm.objectives.base import Losses

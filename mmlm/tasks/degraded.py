@@ -14,7 +14,7 @@ from mmlm.data.audio_files import write_sound
 from mmlm.data.config.augment import AugmentationConfig
 from mmlm.data.speech import Utterance
 from mmlm.sound import Sound
-from mmlm.tasks.base import Heard
+from mmlm.tasks.base import Heard, UsualTask
 from mmlm.tasks.forms import Audio, Field, Values
 from mmlm.tasks.spectral_gate import spectral_gate
 from mmlm.training.order import derived
@@ -31,7 +31,7 @@ class Enhanced:
     made: Sound
 
 
-class DegradedSpeech:
+class DegradedSpeech(UsualTask):
     """Base of such tasks. While a run is trained, its records are degraded by `degrade`; in tests by `degrade_test`, if there is any."""
 
     features: Mapping[str, int] = {}
@@ -90,10 +90,6 @@ class DegradedSpeech:
     def sounds(self, record: Utterance) -> list[Sound]:
         """Its sound, clean: what units are fitted on."""
         return [record.sound(self.rate_hz)]
-
-    def arrange(self, streams: Sequence[Any]) -> list[Any]:
-        """As they are."""
-        return list(streams)
 
 
 def _told(made: Made) -> str:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.data.audio_augment import Degrade
+from mmlm.data.base import Draws
 from mmlm.data.crops import Pairs, WavePairs
 from mmlm.data.speech import Utterance
 from mmlm.objectives.audio import si_sdr
 from mmlm.objectives.base import Losses
 from mmlm.sound import Sound
-from mmlm.tasks.base import GIVEN, Draws
+from mmlm.tasks.base import GIVEN
 from mmlm.tasks.config import EnhancementTaskConfig
 from mmlm.tasks.degraded import GATE, Enhanced, MendsSpeech
 from mmlm.tasks.mask_network import MaskNetwork, compressed_spectrum_losses

@@ -136,7 +136,6 @@ class CleanUnits:
 class GenseUnitsTask(DegradedSpeech):
     """The first step."""
 
-    over = "nothing"
     metrics = ("unit_edit_distance", "accuracy")
 
     def __init__(self, config: GenseUnitsConfig, tokenizers: Mapping[str, Any]) -> None:
@@ -188,10 +187,6 @@ class GenseUnitsTask(DegradedSpeech):
         outputs = [CleanUnits(one, other, other) for one, other in zip(true, given, strict=True)]
         return {GIVEN: _unit_score(outputs, [one.given_t for one in outputs])}
 
-    def curves(self, outputs: Sequence[CleanUnits], records: Sequence[Utterance]) -> dict[str, list[tuple[float, float]]]:
-        """None."""
-        return {}
-
     def write_samples(self, model: MultimodalLM, records: Sequence[Utterance], folder: Path) -> None:
         """units.txt: units of each record, clean, degraded and written."""
         lines = []
@@ -212,7 +207,6 @@ class EnhancedCodes(Enhanced):
 class GenseCodesTask(MendsSpeech):
     """The second step, with the first as a model that is not trained."""
 
-    over = "nothing"
     metrics = ("mel_distance", "accuracy")
 
     def __init__(self, config: GenseCodesConfig, tokenizers: Mapping[str, Any]) -> None:
@@ -390,10 +384,6 @@ class GenseCodesTask(MendsSpeech):
         pairs = [self.pair(record) for record in records]
         through = self.codec.decode_many(self.codec.encode_many([true for true, _ in pairs]))
         return {GATE: [spectral_gate(given) for _, given in pairs], CODEC_ALONE: through}
-
-    def curves(self, outputs: Sequence[EnhancedCodes], records: Sequence[Utterance]) -> dict[str, list[tuple[float, float]]]:
-        """None."""
-        return {}
 
 
 def _reading(config: Any, rate_hz: tuple[int, int]) -> Reading:

@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from mmlm.analysis.drawing import write_png
 from mmlm.analysis.picture_quality import psnr, side_by_side, ssim
 from mmlm.base.errors import RecipeError
+from mmlm.data.base import Drawn, Draws
 from mmlm.data.pictures import Picture
 from mmlm.objectives.base import Losses
-from mmlm.tasks.base import Draws
 from mmlm.tasks.config import ImageCodesTaskConfig
 from mmlm.tasks.forms import Data, Field, Image, Values
 from mmlm.tasks.trains_codec import TrainsCodec
 from mmlm.tokenizers.image_codes import ImageCodes, ImageModel, to_network, told
 from mmlm.tokenizers.image_patches import resized
 
-ENDLESS = 1 << 40
 MEAN, SMALL, SQUARES = "the mean colour", "a smaller picture of as many bits", "the mean colour of each square, smoothed"
 PIXEL_BITS = 24
 PICTURED = 6  # pictures in a report
@@ -60,22 +59,15 @@ class Squares:
         return Squares(self.x_bcyx.to(device), self.patch)
 
 
-class SquareSamples:
+class SquareSamples(Drawn):
     """Square parts of pictures: of a random size from `side` to the whole shorter side, brought to `side` pixels, some of them mirrored."""
 
     def __init__(self, records: Draws, side: int, patch: int, flip: float) -> None:
         self.records, self.side, self.patch, self.flip = records, side, patch, flip
         self.fingerprint = records.fingerprint
 
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def sample(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """uint8 [side, side, 3]."""
-        return self.draw(rng)[1]
-
     def draw(self, rng: np.random.Generator) -> tuple[Picture, np.ndarray]:
-        """A picture, and the part of it."""
+        """A picture, and the part of it, uint8 [side, side, 3]."""
         record: Picture = self.records.draw(rng)
         part_yxc = square_part(record.read(), self.side, rng)
         if rng.random() < self.flip:
@@ -154,10 +146,6 @@ class ImageCodesTask(TrainsCodec[ImageCodes]):
         bits = rows * columns * sum(map(math.log2, books))
         share = bits / (rows * columns * self.codec.patch**2)
         return f"{rows} x {columns} codes of {len(books)} books, {bits:.0f} bits, {share:.3f} a pixel (as stored: {PIXEL_BITS})"
-
-    def texts(self, record: Picture, rng: np.random.Generator) -> list[str]:
-        """None."""
-        return []
 
     def predict(self, model: ImageModel, records: Sequence[Picture]) -> list[Coded]:
         """Each picture through the codes and back."""

@@ -25,6 +25,7 @@ from mmlm.analysis.drawing import figure, write_png
 from mmlm.analysis.retrieval import class_vectors, retrieval, sentences, zero_shot
 from mmlm.base.errors import DataError, require
 from mmlm.base.files import write_text_whole
+from mmlm.data.base import Drawn, Draws
 from mmlm.data.pictures import Picture, random_part
 from mmlm.encoders.image_models import OpenClipEncoder, model_config
 from mmlm.encoders.towers import Towers
@@ -33,13 +34,12 @@ from mmlm.objectives.caption_mlm import CaptionMlm
 from mmlm.objectives.contrastive import soft_clip
 from mmlm.objectives.gathering import alone, gathered, num_processes
 from mmlm.objectives.token_matching import TokenMatching
-from mmlm.tasks.base import Draws
+from mmlm.tasks.base import UsualTask
 from mmlm.tasks.config import ImageTextConfig
 from mmlm.tasks.forms import Chances, Field, Pictures, Table, Text, Values
 from mmlm.weights import write_tensors
 
-ENDLESS = 1 << 40
-PICTURED = 6  # test pictures that a report shows
+PICTURED, NEAREST = 6, 3  # test pictures that a report shows, and texts near each
 WEIGHTS, ABOUT = "open_clip_model.safetensors", "open_clip_config.json"
 MOST_SCALE = math.log(100.0)  # of CLIP, section 2.5
 CHANCE = "chance"
@@ -65,22 +65,15 @@ class Pairs:
         return Pairs(self.pictures_bcyx.to(device), self.ids_bt.to(device))
 
 
-class PairSamples:
+class PairSamples(Drawn):
     """A picture, or a random part of it, with one of its captions."""
 
     def __init__(self, records: Draws, encoder: OpenClipEncoder, least_area: float) -> None:
         self.records, self.encoder, self.least_area = records, encoder, least_area
         self.fingerprint = records.fingerprint
 
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """(picture [c, y, x], text [t])."""
-        return self.draw(rng)[1]
-
     def draw(self, rng: np.random.Generator) -> tuple[Picture, tuple[Tensor, Tensor]]:
-        """The same with the record."""
+        """A record, its picture [c, y, x] and its text [t]."""
         record: Picture = self.records.draw(rng)
         captions = texts_of(record)
         caption = captions[int(rng.integers(len(captions)))]
@@ -173,13 +166,12 @@ class Placed:
     label_sd: np.ndarray | None
 
 
-class ImageTextTask:
+class ImageTextTask(UsualTask):
     """Trains two towers."""
 
     features: Mapping[str, int] = {}
     vocabulary: Mapping[str, int] = {}
     trains: Collection[str] = ()
-    over = "nothing"
     asks = None
 
     def __init__(self, config: ImageTextConfig, tokenizers: Mapping[str, Any]) -> None:
@@ -233,10 +225,6 @@ class ImageTextTask:
     def texts(self, record: Picture, rng: np.random.Generator) -> list[str]:
         """Its captions."""
         return texts_of(record)
-
-    def arrange(self, streams: Sequence[Any]) -> list[Any]:
-        """As they are."""
-        return list(streams)
 
     def title(self, record: Picture) -> str:
         """Its name and first caption."""
@@ -322,10 +310,6 @@ class ImageTextTask:
         texts = list(dict.fromkeys(text for some in held for text in some))
         return {CHANCE: retrieval(np.zeros((len(held), len(texts))), held, texts)}
 
-    def curves(self, outputs: Sequence[Placed], records: Sequence[Picture]) -> dict[str, list[tuple[float, float]]]:
-        """None."""
-        return {}
-
     def pictures(self, outputs: Sequence[Placed], records: Sequence[Picture]) -> list[str]:
         """The first pictures with their nearest texts among those of all records."""
         found = []
@@ -343,12 +327,12 @@ class ImageTextTask:
         write_text_whole(folder / "nearest.txt", "\n".join(lines) + "\n")
 
 
-def _nearest(outputs: Sequence[Placed], count: int = 3) -> Iterator[tuple[list[tuple[float, str]], str]]:
+def _nearest(outputs: Sequence[Placed]) -> Iterator[tuple[list[tuple[float, str]], str]]:
     """Of each picture the nearest texts of all, with their likeness, and a text of its own."""
     texts = {text: vector for one in outputs for text, vector in zip(one.texts, one.texts_md, strict=True)}
     for one in outputs:
         near = sorted(((float(one.picture_d @ vector), text) for text, vector in texts.items()), key=lambda each: -each[0])
-        yield near[:count], one.texts[0]
+        yield near[:NEAREST], one.texts[0]
 
 
 def finished_towers(config: ImageTextConfig, folder: Path) -> OpenClipEncoder:

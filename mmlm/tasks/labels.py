@@ -19,6 +19,7 @@ from mmlm.data.probes.base import NONE, Labelled
 from mmlm.model import MultimodalLM
 from mmlm.stream import NO_LABEL, Segment, Stream, pack, unpack
 from mmlm.tasks.answers import PREDICTIONS
+from mmlm.tasks.base import UsualTask
 from mmlm.tasks.config import LabelsConfig
 
 TOKEN = "token"
@@ -26,7 +27,7 @@ BINS = 16
 SHOWN = 32  # tokens in a line for people
 
 
-class LabelsTask:
+class LabelsTask(UsualTask):
     """Streams of one segment, whose labels are ids of the same range as its tokens."""
 
     features: Mapping[str, int] = {}
@@ -48,14 +49,6 @@ class LabelsTask:
         labels = np.where(record.labels == NONE, NO_LABEL, record.labels)
         segment = Segment(TOKEN, torch.from_numpy(record.tokens), weight=1.0, labels=torch.from_numpy(labels))
         return Stream([segment])
-
-    def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
-        """A document a sequence."""
-        return list(streams)
-
-    def texts(self, record: Labelled, rng: np.random.Generator) -> list[str]:
-        """Nothing: tokens are numbers already."""
-        return []
 
     def title(self, record: Labelled) -> str:
         """How long it is and how much is asked."""

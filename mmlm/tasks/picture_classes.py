@@ -23,17 +23,16 @@ from torch import Tensor, nn
 from mmlm.analysis.drawing import figure, write_png
 from mmlm.base.errors import CheckpointError, DataError
 from mmlm.base.files import parse_json, write_text_whole
-from mmlm.data.base import HoldsOut, KeepsBack, Listed
+from mmlm.data.base import Drawn, Draws, HoldsOut, KeepsBack, Listed
 from mmlm.data.pictures import Picture
 from mmlm.encoders.images import ImageEncoder
 from mmlm.objectives.base import Losses
 from mmlm.parameters import linear
-from mmlm.tasks.base import Draws
+from mmlm.tasks.base import UsualTask
 from mmlm.tasks.config import PictureClassesConfig
 from mmlm.tasks.forms import Field, Image, Shares, Values
 from mmlm.weights import copy_tensors, read_tensors, write_tensors
 
-ENDLESS = 1 << 40
 PICTURED = 6  # test pictures that a report shows
 WEIGHTS, CLASSES = "model.safetensors", "classes.json"
 LOOKED_AT = 4000  # drawn pictures of a source without end whose classes are known
@@ -97,21 +96,14 @@ class ClassLearner(nn.Module):
         return {"class": float(len(batch.labels_b))}
 
 
-class ClassSamples:
+class ClassSamples(Drawn):
     """Pictures with the numbers of their classes."""
 
     def __init__(self, records: Draws, task: PictureClassesTask) -> None:
         self.records, self.task, self.fingerprint = records, task, records.fingerprint
 
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, int]:
-        """(a prepared picture, the number of its class)."""
-        return self.draw(rng)[1]
-
     def draw(self, rng: np.random.Generator) -> tuple[Picture, tuple[Tensor, int]]:
-        """The same with the picture itself."""
+        """A picture, as the encoder reads it, and the number of its class."""
         record = self.records.draw(rng)
         pixels_yxc = record.read()
         if self.task.config.mirror and rng.random() < 0.5:
@@ -123,7 +115,7 @@ class ClassSamples:
         return ClassBatch(torch.stack([x_cyx for x_cyx, _ in items]), torch.tensor([label for _, label in items]))
 
 
-class PictureClassesTask:
+class PictureClassesTask(UsualTask):
     """Trains an encoder of pictures and a linear layer to name what a picture shows."""
 
     vocabulary: Mapping[str, int] = {}
@@ -205,10 +197,6 @@ class PictureClassesTask:
     def texts(self, record: Picture, rng: np.random.Generator) -> list[str]:
         """The class."""
         return [class_of(record)]
-
-    def arrange(self, streams: Sequence[Any]) -> list[Any]:
-        """As they are."""
-        return list(streams)
 
     def title(self, record: Picture) -> str:
         """Which picture."""

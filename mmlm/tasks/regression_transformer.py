@@ -35,7 +35,7 @@ from mmlm.model import MultimodalLM
 from mmlm.model_config import ChannelConfig
 from mmlm.objectives.permutation import spans
 from mmlm.stream import Segment, Stream, pack, positions, unpack
-from mmlm.tasks.base import tokenizer_of
+from mmlm.tasks.base import UsualTask, tokenizer_of
 from mmlm.tasks.config import RegressionTransformerConfig
 from mmlm.tasks.forms import Choice, Data, Field, Molecule, Number, Text, Values
 from mmlm.tokenizers.molecules import MoleculeTokenizer, Unwritable
@@ -72,7 +72,7 @@ def is_seed(text: str, share: float) -> bool:
     return place_of(f"seed {text}") < share
 
 
-class RegressionTransformerTask:
+class RegressionTransformerTask(UsualTask):
     """Streams of numbers and sequences, and what a model reads and writes of them."""
 
     features: Mapping[str, int] = {}
@@ -171,10 +171,6 @@ class RegressionTransformerTask:
             return False
         return True
 
-    def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
-        """A document a compound."""
-        return list(streams)
-
     def texts(self, record: Compound, rng: np.random.Generator) -> list[str]:
         """Its sequence, as it is spelled."""
         return [record.text]
@@ -225,14 +221,14 @@ class RegressionTransformerTask:
 
     def design(
         self, model: MultimodalLM, seeds: Sequence[str], wanted: Sequence[Mapping[str, float]], *, mask_fraction: float | None = None,
-        temperature: float | None = None, seed: int = 0,
+        seed: int = 0,
     ) -> list[str]:  # fmt: skip
-        """Sequences like `seeds`, parts of which are written anew to the wanted numbers, by name. mask_fraction, temperature: default the
+        """Sequences like `seeds`, parts of which are written anew to the wanted numbers, by name. mask_fraction: default the
         task's. What is hidden of a seed depends on it and `seed` alone. Raises RecipeError for unknown properties."""
         share = self.config.mask_fraction if mask_fraction is None else mask_fraction
         if not 0 < share <= 1:
             raise RecipeError(f"mask_fraction must be above 0 and at most 1, but is {share:g}.")
-        sampling = Sampling(temperature=self.config.temperature if temperature is None else temperature)
+        sampling = Sampling(temperature=self.config.temperature)
         if strange := [name for each in wanted for name in each if name not in self.config.properties]:
             raise RecipeError(f"this run knows the properties {', '.join(self.config.properties)}, not {strange[0]!r}.")
         found: list[str] = []

@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from mmlm.base.errors import RecipeError, unknown_name
 from mmlm.base.files import write_text_whole
 from mmlm.data.audio_augment import Augment
+from mmlm.data.base import Drawn, Draws
 from mmlm.data.speech import Utterance
 from mmlm.encoders.speech import SAMPLE_RATE_HZ
 from mmlm.objectives.base import Losses
 from mmlm.sound import Sound
-from mmlm.tasks.base import Draws
+from mmlm.tasks.base import UsualTask
 from mmlm.tasks.config import RobustUnitsConfig
 from mmlm.tasks.forms import Audio, Data, Field, Text, Values
 from mmlm.tokenizers.clustering import nearest
@@ -38,7 +39,6 @@ from mmlm.tokenizers.unit_measures import unit_edit_distance, unit_perplexity, w
 from mmlm.tokenizers.units import UnitClassifier, UnitTokenizer
 from mmlm.training.order import derived
 
-ENDLESS = 1 << 40
 COLLAPSED = 100.0  # added to a distance that fewer units in use have paid for
 KMEANS = "k-means"
 
@@ -62,22 +62,15 @@ class FramePairs:
         return FramePairs(self.clean_tf.to(device), self.clean_lengths, self.changed_tf.to(device), self.changed_lengths)
 
 
-class SoundPairs:
+class SoundPairs(Drawn):
     """Parts of utterances, clean and changed; a batch holds their frames."""
 
     def __init__(self, records: Draws, units: UnitTokenizer, augment: Augment) -> None:
         self.records, self.units, self.augment = records, units, augment
         self.fingerprint = records.fingerprint
 
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Sound, Sound]:
-        """(a clean sound, the same changed)."""
-        return self.draw(rng)[1]
-
     def draw(self, rng: np.random.Generator) -> tuple[Utterance, tuple[Sound, Sound]]:
-        """The same with the utterance."""
+        """An utterance, its clean sound and the same changed."""
         record = self.records.draw(rng)
         clean = record.sound(SAMPLE_RATE_HZ)
         return record, (clean, self.augment(clean, rng)[0])
@@ -161,11 +154,10 @@ class Steady:
     changed: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-class RobustUnitsTask:
+class RobustUnitsTask(UsualTask):
     """Trains the classifier of the recipe's units, which are fitted or read before."""
 
     features: Mapping[str, int] = {}
-    over = "nothing"
     trains: Collection[str] = ()
 
     def __init__(self, config: RobustUnitsConfig, tokenizers: Mapping[str, Any]) -> None:
@@ -225,10 +217,6 @@ class RobustUnitsTask:
         """Its sound: what k-means is fitted on."""
         return [record.sound(SAMPLE_RATE_HZ)]
 
-    def arrange(self, streams: Sequence[Any]) -> list[Any]:
-        """As they are."""
-        return list(streams)
-
     def title(self, record: Utterance) -> str:
         """Who says what, as far as it is known."""
         return f"{record.id}: {record.text or 'no text'}"
@@ -287,10 +275,6 @@ class RobustUnitsTask:
         """k-means on the same frames."""
         outputs = [self._steady(record, KMEANS, None) for record in records]
         return {KMEANS: {**_distances(outputs), "perplexity": unit_perplexity(np.concatenate([one.clean_t for one in outputs]))}}
-
-    def curves(self, outputs: Sequence[Steady], records: Sequence[Utterance]) -> dict[str, list[tuple[float, float]]]:
-        """None."""
-        return {}
 
     def write_samples(self, model: RobustModel, records: Sequence[Utterance], folder: Path) -> None:
         """units.txt: units of each record by k-means and by the model."""

@@ -9,7 +9,7 @@ Axes: r rows   c columns   t = r (c + 1) tokens   f channels of a cell
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -73,14 +73,6 @@ class TabularTask(ClassAnswers):
             branch=torch.from_numpy(branch.ravel()),
         )
         return Stream([segment], axes=AXES)
-
-    def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
-        """A document a table."""
-        return list(streams)
-
-    def texts(self, episode: Episode, rng: np.random.Generator) -> list[str]:
-        """Nothing: cells need no fitted vocabulary."""
-        return []
 
     def shown(self, problem: Episode) -> str:
         """The examples and the first row to predict as cells: one token each, then the token of the class."""

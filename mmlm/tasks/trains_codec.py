@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmlm.tasks.base import tokenizer_of
+from mmlm.tasks.base import UsualTask, tokenizer_of
 from mmlm.tokenizers.quantizers import perplexity
 from mmlm.tokenizers.trained import Trained
 
@@ -21,7 +21,7 @@ PREFIXES = (1, 2, 4, 8, 16, 32)
 C = TypeVar("C", bound=Trained[Any])
 
 
-class TrainsCodec(Generic[C]):
+class TrainsCodec(UsualTask, Generic[C]):
     """A task that trains the tokenizer which its config names. kind, types: what it must be, in code and in words."""
 
     features: Mapping[str, int] = {}
@@ -43,10 +43,6 @@ class TrainsCodec(Generic[C]):
     def load(self, folder: Path) -> Any:
         """The network of the codec."""
         return self.codec.model
-
-    def arrange(self, streams: Sequence[Any]) -> list[Any]:
-        """As they are."""
-        return list(streams)
 
     def perplexity(self, codes: Sequence[Tensor]) -> float:
         """How many entries of a book are in use, in effect, in codes [t, u], as a share of all of them; mean over the books."""

@@ -29,7 +29,7 @@ from mmlm.model_config import ChannelConfig
 from mmlm.sound import Sound
 from mmlm.staged import Chunk, generate_staged
 from mmlm.stream import Segment, Stream
-from mmlm.tasks.base import RESYNTHESIS, Heard, tokenizer_of
+from mmlm.tasks.base import RESYNTHESIS, Heard, UsualTask, tokenizer_of
 from mmlm.tasks.config import TextToSpeechConfig
 from mmlm.tasks.forms import ATTENTION, Audio, Field, Looks, Number, Text, Values, looks
 from mmlm.tasks.tts_plan import Said, SpeechPlan
@@ -57,7 +57,7 @@ class Spoken:
     attention: Callable[[], tuple[Sequence[str], Tensor] | None] | None = None
 
 
-class TextToSpeechTask:
+class TextToSpeechTask(UsualTask):
     """Streams of recordings, and speech."""
 
     features: Mapping[str, int] = {}
@@ -172,10 +172,6 @@ class TextToSpeechTask:
         assert joined is not None
         whole = joined.split(self.longest)
         return Said(whole.phone, codes, whole.pitch, whole.frames)
-
-    def arrange(self, streams: Sequence[Stream]) -> list[Stream]:
-        """As they are."""
-        return list(streams)
 
     def title(self, record: Utterance) -> str:
         """What is said, and by whom."""
