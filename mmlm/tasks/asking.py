@@ -53,6 +53,10 @@ class Shown(Protocol):
     def read(self) -> Callable[[], np.ndarray]:
         """Gives what is seen."""
 
+    @property
+    def things(self) -> Sequence[Any]:
+        """What stands in it."""
+
 
 DRAWN: Mapping[str, Field] = {"temperature": TEMPERATURE, "seed": SEED}
 Record = TypeVar("Record", bound=Shown)
@@ -92,10 +96,17 @@ def drawn_by(given: Values) -> dict[str, Any]:
 
 
 class AskingTask(UsualTask, Generic[Record]):
-    """Base of these tasks. Subclasses say what is asked, how what is seen is read, and set `boxes`."""
+    """Base of these tasks. Subclasses say what is asked, how what is seen is read and answers are measured, and set `boxes`.
+
+    kinds: of what can be asked.   measures: metrics by the kind whose answers they measure.   pointing: kinds that are answered with boxes.
+    counted: metrics that are drawn over the number of things in what is seen.
+    """
 
     asks = None
     kinds: ClassVar[Sequence[str]]
+    measures: ClassVar[Mapping[str, Sequence[str]]]
+    pointing: ClassVar[Sequence[str]]
+    counted: ClassVar[Sequence[str]]
     twin: ClassVar[str]
     boxes: BoxBins
     prior: QuestionPrior | None = None
@@ -115,6 +126,16 @@ class AskingTask(UsualTask, Generic[Record]):
     def asked_kinds(self) -> list[str]:
         """The kinds of the recipe that have a share."""
         return [kind for kind in self.kinds if self.config.kinds.get(kind, 0) > 0]
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Those of the kinds that are asked for."""
+        found = [name for kind, names in self.measures.items() if kind in self.asked_kinds for name in names]
+        return [*dict.fromkeys(found), *(["malformed"] if self._points else [])]
+
+    @property
+    def _points(self) -> bool:
+        return any(kind in self.pointing for kind in self.asked_kinds)
 
     @property
     def _written_ranges(self) -> dict[str, int]:
@@ -286,6 +307,26 @@ class AskingTask(UsualTask, Generic[Record]):
             said = self.prior([each.question for each in questions])
             found[QUESTION_ALONE] = {"answers": float(np.mean([plain(one) == other for one, other in zip(said, true, strict=True)]))}
         return found
+
+    def _measured(self, outputs: Sequence[list[Said]]) -> dict[str, float]:
+        """See `score`; only of what is asked for."""
+        raise NotImplementedError
+
+    def _malformed(self, said: Mapping[str, Sequence[Said]]) -> float:
+        """Share of what points, of answers by kind, with a fault in its marks."""
+        pointing = [one for kind in self.pointing for one in said.get(kind, [])]
+        return float(np.mean([bool(one.answer.faults) for one in pointing])) if pointing else 0.0
+
+    def curves(self, outputs: Sequence[list[Said]], records: Sequence[Record]) -> dict[str, list[tuple[float, float]]]:
+        """Metrics over the number of things in what is seen."""
+        counts = sorted({len(record.things) for record in records})
+        points: dict[str, list[tuple[float, float]]] = {}
+        for count in counts:
+            values = self._measured([output for output, record in zip(outputs, records, strict=True) if len(record.things) == count])
+            for name in self.counted:
+                if name in values:
+                    points.setdefault(name, []).append((float(count), values[name]))
+        return points if len(counts) > 1 else {}
 
     def predict(self, model: MultimodalLM, records: Sequence[Record]) -> list[list[Said]]:
         """Of each record the answers to all that may be asked."""

@@ -75,7 +75,6 @@ TWIN = "the same model, shown another picture"
 RANDOM_BOX = "a random box"
 EXACT = {"answers": "question", "names": "name"}  # metrics that count answers which are the true one
 WORDS = ("caption", "question", "name")  # answered in words alone
-POINTING = ("grounded_caption", "expression", "phrases", "detection")
 
 
 class GroundedTask(AskingTask[Picture]):
@@ -83,6 +82,12 @@ class GroundedTask(AskingTask[Picture]):
 
     over = "things in the picture"
     kinds = KINDS
+    measures = {
+        "grounded_caption": ("f1_all", "f1_loc", "cider"), "caption": ("cider", "bleu_4", "rouge_l"), "expression": ("acc_50",),
+        "phrases": ("r_1",), "question": ("answers",), "detection": ("ap_50", "ap_50_95"), "name": ("names",),
+    }  # fmt: skip
+    pointing = ("grounded_caption", "expression", "phrases", "detection")
+    counted = ("f1_all", "acc_50", "r_1", "answers", "names", "ap_50")
     twin = TWIN
     config: GroundedConfig
     boxes: BoxTokenizer | ResidualBoxes
@@ -110,27 +115,6 @@ class GroundedTask(AskingTask[Picture]):
     def vocabulary(self) -> Mapping[str, int]:
         """Words, marks, patches, and groups with their bins."""
         return {**self._written_ranges, **self.patches.sizes}
-
-    @property
-    def metrics(self) -> Sequence[str]:
-        """Those of the kinds that are asked for."""
-        named: dict[str, Sequence[str]] = {
-            "grounded_caption": ("f1_all", "f1_loc", "cider"),
-            "caption": ("cider", "bleu_4", "rouge_l"),
-            "expression": ("acc_50",),
-            "phrases": ("r_1",),
-            "question": ("answers",),
-            "detection": ("ap_50", "ap_50_95"),
-            "name": ("names",),
-        }
-        found = [name for kind, names in named.items() if kind in self.asked_kinds for name in names]
-        return [*dict.fromkeys(found), *(["malformed"] if self._points else [])]
-
-    @property
-    def _points(self) -> bool:
-        return any(kind in POINTING for kind in self.asked_kinds)
-
-    # what is asked of a picture
 
     @property
     def inputs(self) -> Mapping[str, Field]:
@@ -268,8 +252,7 @@ class GroundedTask(AskingTask[Picture]):
             precision = average_precision([_things(one.answer) for one in lists], [_things(one.request.truth) for one in lists])
             found |= {"ap_50": precision.ap_50, "ap_50_95": precision.ap_50_95}
         if self._points:
-            pointing = [one for kind in POINTING for one in said.get(kind, [])]
-            found["malformed"] = float(np.mean([bool(one.answer.faults) for one in pointing])) if pointing else 0.0
+            found["malformed"] = self._malformed(said)
         return found
 
     def baselines(self, records: Sequence[Picture]) -> dict[str, dict[str, float]]:
@@ -285,17 +268,6 @@ class GroundedTask(AskingTask[Picture]):
         if names := [each.truth.text for each in requests if each.kind == "name"]:
             found.setdefault(COMMONEST, {})["names"] = Counter(names).most_common(1)[0][1] / len(names)
         return found
-
-    def curves(self, outputs: Sequence[list[Said]], records: Sequence[Picture]) -> dict[str, list[tuple[float, float]]]:
-        """F1, accuracy and precision over the number of things in a picture."""
-        counts = sorted({len(record.things) for record in records})
-        points: dict[str, list[tuple[float, float]]] = {}
-        for count in counts:
-            values = self._measured([output for output, record in zip(outputs, records, strict=True) if len(record.things) == count])
-            for name in ("f1_all", "acc_50", "r_1", "answers", "names", "ap_50"):
-                if name in values:
-                    points.setdefault(name, []).append((float(count), values[name]))
-        return points if len(counts) > 1 else {}
 
     def write_samples(self, model: MultimodalLM, records: Sequence[Picture], folder: Path) -> None:
         """Of each picture its answers: NUMBER.txt, NUMBER.json, and of those that point a picture with boxes, the true ones gray."""

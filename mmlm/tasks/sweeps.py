@@ -59,11 +59,6 @@ from mmlm.tokenizers.sweeps import LIDAR, SweepTokens
 TWIN = "the same model, shown another sweep"
 EVERYWHERE = "everywhere"
 PLACE = 2  # numbers of a box that say where its middle is, seen from above
-POINTING = ("grounded_caption", "expression")
-METRICS = {
-    "grounded_caption": ("cider", "bleu_4"), "caption": ("cider", "bleu_4"), "expression": ("bev_iou",), "class": ("class_accuracy",),
-    "question": ("answers",),
-}  # fmt: skip
 
 
 class SweepsTask(AskingTask[Sweep]):
@@ -71,6 +66,12 @@ class SweepsTask(AskingTask[Sweep]):
 
     over = "things in the sweep"
     kinds = SWEEP_KINDS
+    measures = {
+        "grounded_caption": ("cider", "bleu_4"), "caption": ("cider", "bleu_4"), "expression": ("bev_iou",), "class": ("class_accuracy",),
+        "question": ("answers",),
+    }  # fmt: skip
+    pointing = ("grounded_caption", "expression")
+    counted = ("bev_iou", "class_accuracy", "answers")
     twin = TWIN
     config: SweepsConfig
     boxes: Box3dTokenizer
@@ -89,12 +90,6 @@ class SweepsTask(AskingTask[Sweep]):
     def vocabulary(self) -> Mapping[str, int]:
         """Words, marks, the token of sweeps, and groups with their bins."""
         return {**self._written_ranges, **self.points.sizes}
-
-    @property
-    def metrics(self) -> Sequence[str]:
-        """Those of the kinds that are asked for."""
-        found = [name for kind, names in METRICS.items() if kind in self.asked_kinds for name in names]
-        return [*dict.fromkeys(found), *(["malformed"] if any(kind in POINTING for kind in self.asked_kinds) else [])]
 
     @property
     def reach(self) -> float:
@@ -181,7 +176,7 @@ class SweepsTask(AskingTask[Sweep]):
     def _grammar(self, request: Request, spans: dict[str, range], end: int, room: int) -> Bounded | None:
         if not self.config.constrained:
             return None
-        if request.kind in POINTING:
+        if request.kind in self.pointing:
             return self._pointing(spans, end, room, is_one_group=request.kind == "expression")
         return Words(spans[TEXT], end, room)
 
@@ -205,8 +200,7 @@ class SweepsTask(AskingTask[Sweep]):
         for kind, name in (("class", "class_accuracy"), ("question", "answers")):
             if asked := said.get(kind):
                 found[name] = float(np.mean([plain(one.answer.text) == plain(one.request.truth.text) for one in asked]))
-        pointing = [one for kind in POINTING for one in said.get(kind, [])]
-        found["malformed"] = float(np.mean([bool(one.answer.faults) for one in pointing])) if pointing else 0.0
+        found["malformed"] = self._malformed(said)
         return found
 
     def baselines(self, records: Sequence[Sweep]) -> dict[str, dict[str, float]]:
@@ -217,17 +211,6 @@ class SweepsTask(AskingTask[Sweep]):
         if classes := [each.truth.text for some in asked for each in some if each.kind == "class"]:
             found.setdefault(COMMONEST, {})["class_accuracy"] = Counter(classes).most_common(1)[0][1] / len(classes)
         return found
-
-    def curves(self, outputs: Sequence[list[Said]], records: Sequence[Sweep]) -> dict[str, list[tuple[float, float]]]:
-        """Shares over the number of things in a sweep."""
-        counts = sorted({len(record.things) for record in records})
-        points: dict[str, list[tuple[float, float]]] = {}
-        for count in counts:
-            values = self._measured([output for output, record in zip(outputs, records, strict=True) if len(record.things) == count])
-            for name in ("bev_iou", "class_accuracy", "answers"):
-                if name in values:
-                    points.setdefault(name, []).append((float(count), values[name]))
-        return points if len(counts) > 1 else {}
 
     def write_samples(self, model: MultimodalLM, records: Sequence[Sweep], folder: Path) -> None:
         """Of each sweep what was asked, the truth and the answers: NUMBER.txt; of those that point a picture from above, the true
