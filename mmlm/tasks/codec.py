@@ -25,6 +25,7 @@ from mmlm.sound import Sound
 from mmlm.tasks.base import Heard
 from mmlm.tasks.config import AdversaryConfig, CodecTaskConfig
 from mmlm.tasks.forms import Audio, Field, Number, Text, Values
+from mmlm.tasks.recordings import RecordingsTask
 from mmlm.tasks.trains_codec import TrainsCodec
 from mmlm.tokenizers.codec.base import Codec, CodecModel
 from mmlm.tokenizers.codec.griffin_lim import mel_griffin_lim
@@ -84,7 +85,7 @@ class CodecLearner(nn.Module):
         return found
 
 
-class CodecTask(TrainsCodec[Codec]):
+class CodecTask(RecordingsTask, TrainsCodec[Codec]):
     """Trains one of the recipe's tokenizers, which must be a codec of ours."""
 
     metrics = ("mel_distance", "perplexity")
@@ -94,11 +95,6 @@ class CodecTask(TrainsCodec[Codec]):
         self.config = config
         if config.seconds * self.codec.rate_hz < max(config.windows):
             raise RecipeError(f"task.seconds: {config.seconds:g} s are shorter than the longest of task.windows ({max(config.windows)}).")
-
-    @property
-    def asks(self) -> float | None:
-        """Seconds of a drawn part of an utterance."""
-        return self.config.seconds
 
     def learner(self, seed: int) -> CodecLearner:
         """The codec under its losses."""
@@ -111,10 +107,6 @@ class CodecTask(TrainsCodec[Codec]):
         hops = round(self.config.seconds * self.codec.rate_hz / self.codec.hop)
         size, gain = max(1, hops) * self.codec.hop, self.config.gain_db
         return Crops(records, rate_hz=self.codec.rate_hz, size=size, hop=self.codec.hop, gain_db=gain)
-
-    def title(self, record: Utterance) -> str:
-        """Who says what, as far as it is known."""
-        return f"{record.id}: {record.text or 'no text'}"
 
     def shown(self, record: Utterance) -> str:
         """Length, tokens and bits of a recording."""
@@ -194,10 +186,6 @@ class CodecTask(TrainsCodec[Codec]):
         for number, one in enumerate(self.predict(model, records), 1):
             write_sound(folder / f"{number}_true.wav", one.true)
             write_sound(folder / f"{number}_decoded.wav", one.decoded)
-
-    def texts(self, record: Utterance, rng: np.random.Generator) -> list[str]:
-        """The text, if there is one."""
-        return [record.text] if record.text else []
 
     @staticmethod
     def _prefix(one: Coded, count: int) -> Tensor:

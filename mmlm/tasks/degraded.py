@@ -14,8 +14,9 @@ from mmlm.data.audio_files import write_sound
 from mmlm.data.config.augment import AugmentationConfig
 from mmlm.data.speech import Utterance
 from mmlm.sound import Sound
-from mmlm.tasks.base import Heard, UsualTask
+from mmlm.tasks.base import Heard
 from mmlm.tasks.forms import Audio, Field, Values
+from mmlm.tasks.recordings import RecordingsTask
 from mmlm.tasks.spectral_gate import spectral_gate
 from mmlm.training.order import derived
 
@@ -31,10 +32,8 @@ class Enhanced:
     made: Sound
 
 
-class DegradedSpeech(UsualTask):
+class DegradedSpeech(RecordingsTask):
     """Base of such tasks. While a run is trained, its records are degraded by `degrade`; in tests by `degrade_test`, if there is any."""
-
-    features: Mapping[str, int] = {}
 
     def __init__(self, degrade: Sequence[AugmentationConfig], degrade_test: Sequence[AugmentationConfig] | None, rate_hz: int) -> None:
         self.rate_hz = rate_hz
@@ -74,18 +73,10 @@ class DegradedSpeech(UsualTask):
             for name in ("true", "given", "made"):
                 write_sound(folder / f"{number}_{name}.wav", getattr(one, name))
 
-    def title(self, record: Utterance) -> str:
-        """Who says what, as far as it is known."""
-        return f"{record.id}: {record.text or 'no text'}"
-
     def shown(self, record: Utterance) -> str:
         """Its length, and what is done to it."""
         clean, _, done = self._degraded(record)
         return "\n".join([self.title(record), f"{clean.seconds:.2f} s", *map(_told, done)])
-
-    def texts(self, record: Utterance, rng: np.random.Generator) -> list[str]:
-        """The text, if there is one."""
-        return [record.text] if record.text else []
 
     def sounds(self, record: Utterance) -> list[Sound]:
         """Its sound, clean: what units are fitted on."""

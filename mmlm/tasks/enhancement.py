@@ -62,11 +62,6 @@ class EnhancementTask(MendsSpeech):
         super().__init__(config.degrade, config.degrade_test, config.sample_rate_hz)
         self.config, self.tokenizers = config, tokenizers
 
-    @property
-    def asks(self) -> float:
-        """Seconds of a drawn part of an utterance."""
-        return self.config.seconds
-
     def learner(self, seed: int) -> MaskLearner:
         """A fresh network under its losses."""
         torch.manual_seed(seed)

@@ -148,11 +148,6 @@ class GenseUnitsTask(DegradedSpeech):
         """A token to begin with, one for what is hidden, and the units."""
         return {SPECIAL: 1, MASK: 1, **self.units.sizes}
 
-    @property
-    def asks(self) -> float:
-        """Seconds of a drawn part of an utterance."""
-        return self.config.seconds
-
     def example(self, record: Utterance, rng: np.random.Generator) -> Stream:
         """Units of a sound degraded and clean."""
         clean = record.sound(self.rate_hz)
@@ -226,11 +221,6 @@ class GenseCodesTask(MendsSpeech):
     def vocabulary(self) -> Mapping[str, int]:
         """A token to begin with, one for what is hidden, the units and the codes."""
         return {SPECIAL: 1, MASK: 1, **({} if self.units is None else self.units.sizes), **self.codec.sizes}
-
-    @property
-    def asks(self) -> float:
-        """Seconds of a drawn part of an utterance."""
-        return self.config.seconds
 
     @property
     def window_seconds(self) -> float:

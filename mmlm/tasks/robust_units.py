@@ -31,9 +31,9 @@ from mmlm.data.speech import Utterance
 from mmlm.encoders.speech import SAMPLE_RATE_HZ
 from mmlm.objectives.base import Losses
 from mmlm.sound import Sound
-from mmlm.tasks.base import UsualTask
 from mmlm.tasks.config import RobustUnitsConfig
 from mmlm.tasks.forms import Audio, Data, Field, Text, Values
+from mmlm.tasks.recordings import RecordingsTask
 from mmlm.tokenizers.clustering import nearest
 from mmlm.tokenizers.unit_measures import unit_edit_distance, unit_perplexity, without_repetitions
 from mmlm.tokenizers.units import UnitClassifier, UnitTokenizer
@@ -154,10 +154,9 @@ class Steady:
     changed: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-class RobustUnitsTask(UsualTask):
+class RobustUnitsTask(RecordingsTask):
     """Trains the classifier of the recipe's units, which are fitted or read before."""
 
-    features: Mapping[str, int] = {}
     trains: Collection[str] = ()
 
     def __init__(self, config: RobustUnitsConfig, tokenizers: Mapping[str, Any]) -> None:
@@ -179,11 +178,6 @@ class RobustUnitsTask(UsualTask):
     def metrics(self) -> Sequence[str]:
         """What `score` gives."""
         return ("unit_edit_distance", *self.singles, "perplexity", "guarded_distance")
-
-    @property
-    def asks(self) -> float:
-        """Seconds of a drawn part of an utterance."""
-        return self.config.seconds
 
     def learner(self, seed: int) -> RobustLearner:
         """Fresh classifiers for all rounds."""
@@ -209,17 +203,9 @@ class RobustUnitsTask(UsualTask):
             raise RecipeError(f"{folder}: its units have no classifier; the run did not end.")
         return RobustModel(self.units, [self.units.classifier])
 
-    def texts(self, record: Utterance, rng: np.random.Generator) -> list[str]:
-        """The text, if there is one."""
-        return [record.text] if record.text else []
-
     def sounds(self, record: Utterance) -> list[Sound]:
         """Its sound: what k-means is fitted on."""
         return [record.sound(SAMPLE_RATE_HZ)]
-
-    def title(self, record: Utterance) -> str:
-        """Who says what, as far as it is known."""
-        return f"{record.id}: {record.text or 'no text'}"
 
     def shown(self, record: Utterance) -> str:
         """Its units by k-means, clean and changed."""
