@@ -12,6 +12,7 @@ from mmlm.base.errors import DataError
 Record = TypeVar("Record")
 
 ENDLESS = 1 << 40  # samples that those which are drawn claim to be
+NUMBERS = 1 << 40  # of which records are made
 
 
 class Source(Protocol):
@@ -62,6 +63,24 @@ class RecordList(Generic[Record]):
     def everything(self) -> list[Record]:
         """All, in the order of the list."""
         return list(self.records)
+
+
+class Numbered(Generic[Record]):
+    """Base of sources that make a record of its number alone. config: its `count` says how many are told one by one."""
+
+    config: Any
+
+    def record(self, number: int) -> Record:
+        """The record of a number."""
+        raise NotImplementedError
+
+    def draw(self, rng: np.random.Generator, asks: Any) -> Record:
+        """The record of any number."""
+        return self.record(int(rng.integers(NUMBERS)))
+
+    def everything(self) -> list[Record]:
+        """The first ones."""
+        return [self.record(number) for number in range(self.config.count)]
 
 
 class Parted:

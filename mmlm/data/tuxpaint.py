@@ -17,12 +17,12 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mmlm.base.errors import DataError
+from mmlm.data.base import Numbered
 from mmlm.data.config import TuxPaintConfig
 from mmlm.data.dealing import place_of
 from mmlm.data.pasted import COVERED, CutOut, Pasted, arranged, pasted
@@ -38,7 +38,6 @@ INSTALL = "apt-get install tuxpaint-stamps-default"
 SPLITS = ("train", "validate", "test")
 TEST, VALIDATE = 0.15, 0.1  # shares of the names
 EXPRESSIONS = 2  # tried for a picture
-SEEDS = 1 << 40
 MOST_WORDS = 4
 CUT = re.compile(r"\s*(?:[(,;:.!?\u2014\u2013]|\s-\s).*", re.DOTALL)
 ARTICLE = re.compile(r"(?:(a|an|some|the)\s+)?(.*)", re.IGNORECASE | re.DOTALL)
@@ -107,7 +106,7 @@ def read_stamps() -> tuple[list[Stamp], Counter[str]]:
     return found, left_out
 
 
-class TuxPaint:
+class TuxPaint(Numbered[Picture]):
     """Pictures of a split. A picture is a function of the split, its number and the config."""
 
     def __init__(self, config: TuxPaintConfig) -> None:
@@ -123,15 +122,7 @@ class TuxPaint:
             raise DataError(f"tuxpaint: no stamp of {', '.join(config.classes or [])} is of the split {config.split}; name more classes.")
         self._cut: dict[str, CutOut] = {}
 
-    def draw(self, rng: np.random.Generator, asks: Any) -> Picture:
-        """A picture of any number."""
-        return self.picture(int(rng.integers(SEEDS)))
-
-    def everything(self) -> list[Picture]:
-        """As many as config.count."""
-        return [self.picture(number) for number in range(self.config.count)]
-
-    def picture(self, number: int) -> Picture:
+    def record(self, number: int) -> Picture:
         """The picture of a number."""
         return self.with_scene(number)[0]
 

@@ -74,7 +74,7 @@ def test_captions_as_the_package_measures_them() -> None:
     rng, scenes = np.random.default_rng(0), ScenesConfig(max_things=5, radii=[0.05, 0.08, 0.1]).build()
 
     def caption() -> str:
-        return scenes.scene(int(rng.integers(10**6))).captions[0].text
+        return scenes.record(int(rng.integers(10**6))).captions[0].text
 
     for _ in range(50):
         references = [[caption() for _ in range(int(rng.integers(1, 4)))] for _ in range(12)]

@@ -39,7 +39,7 @@ def test_programs_give_the_stored_answers_and_expressions_name_one_thing(options
 def test_answers_are_not_told_by_the_question() -> None:
     answers: dict[str, Counter] = {}
     for number in range(3000):
-        for question in ScenesConfig(**WIDE).build().scene(number).questions:
+        for question in ScenesConfig(**WIDE).build().record(number).questions:
             answers.setdefault(question.text, Counter())[question.answer] += 1
     total = sum(sum(each.values()) for each in answers.values())
     best = sum(max(each.values()) for each in answers.values() if sum(each.values()) > 3)
@@ -49,8 +49,8 @@ def test_answers_are_not_told_by_the_question() -> None:
 
 def test_a_scene_is_a_function_of_its_number_and_boxes_are_those_of_the_pixels() -> None:
     source = ScenesConfig(**WIDE).build()
-    assert all(np.array_equal(source.scene(n).read(), source.scene(n).read()) for n in range(5))
-    assert not np.array_equal(source.scene(0).read(), source.scene(1).read())
+    assert all(np.array_equal(source.record(n).read(), source.record(n).read()) for n in range(5))
+    assert not np.array_equal(source.record(0).read(), source.record(1).read())
     for shape in SHAPES:
         item = Item(shape, "red", "large", "solid", (60.3, 50.8), 30.0, (200, 0, 0))
         empty, drawn = (picture(np.random.default_rng(0), items, 120, 100, 0.0).astype(int) for items in ([], [item]))
@@ -61,7 +61,7 @@ def test_a_scene_is_a_function_of_its_number_and_boxes_are_those_of_the_pixels()
 def test_things_stand_apart_unless_they_may_overlap() -> None:
     def pairs(overlap: bool) -> list[float]:
         source = ScenesConfig(max_things=6, min_things=4, overlap=overlap).build()
-        boxes = [[thing.box for thing in source.scene(n).things] for n in range(150)]
+        boxes = [[thing.box for thing in source.record(n).things] for n in range(150)]
         return [iou(one, other) for each in boxes for at, one in enumerate(each) for other in each[:at]]
 
     assert max(pairs(False)) <= APART + 1e-9 and max(pairs(True)) > 0.1
@@ -86,7 +86,7 @@ def test_pairs_that_are_held_out_are_in_every_scene_of_compose_and_in_no_other()
 
 def test_mixed_sizes_noise_and_drawing() -> None:
     source = ScenesConfig(sides=[40, 90], noise=0.05).build()
-    shapes = {source.scene(n).read().shape[:2] for n in range(20)}
+    shapes = {source.record(n).read().shape[:2] for n in range(20)}
     assert len(shapes) > 10 and all(40 <= side <= 90 for shape in shapes for side in shape)
     rng = np.random.default_rng(3)
     drawn = [source.draw(rng, None).id for _ in range(5)]

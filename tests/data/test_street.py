@@ -59,15 +59,15 @@ def test_rays_meet_boxes_where_small_steps_along_them_do() -> None:
 def test_a_sweep_is_a_function_of_its_number_and_its_things_are_seen() -> None:
     source, totals = StreetConfig(split="test").build(), []
     for number in range(20):
-        one, again = source.sweep(number), source.sweep(number)
+        one, again = source.record(number), source.record(number)
         points = one.read()
         assert np.array_equal(points, again.read()) and one.things == again.things
         assert points.dtype == np.float32 and points.shape[1] == 4 and np.isfinite(points).all()
         for thing in one.things:
             assert inside(points, thing.box, 0.15).sum() >= FEWEST and from_border(*thing.box[:2]) >= CLEAR
         totals.append(len(one.things))
-    assert min(totals) >= 1 and not np.array_equal(source.sweep(0).read(), StreetConfig(split="train").build().sweep(0).read())
-    labels = {thing.label for number in range(40) for thing in source.sweep(number).things}
+    assert min(totals) >= 1 and not np.array_equal(source.record(0).read(), StreetConfig(split="train").build().record(0).read())
+    labels = {thing.label for number in range(40) for thing in source.record(number).things}
     assert labels == set(CLASSES)
 
 
@@ -82,7 +82,7 @@ def test_noise_and_drop_out_do_what_they_say_and_a_sweep_takes_milliseconds() ->
     assert off.std() == pytest.approx(0.05, rel=0.05) and np.allclose(exact[:, 2], -1.8, atol=1e-5)
     source, began = StreetConfig().build(), time.process_time()
     for number in range(20):
-        source.sweep(number)
+        source.record(number)
     milliseconds = 50 * (time.process_time() - began)
     print(f"\na sweep: {milliseconds:.1f} ms")
     assert milliseconds < 30

@@ -62,7 +62,7 @@ def test_boxes_are_those_of_the_pixels(stamps) -> None:
     for number in range(40):
         picture, scene = source.with_scene(number)
         pixels = picture.read()
-        assert pixels.shape == (96, 96, 3) and np.array_equal(pixels, source.picture(number).read())
+        assert pixels.shape == (96, 96, 3) and np.array_equal(pixels, source.record(number).read())
         for item in scene.items:
             cover = np.zeros((96, 96), bool)
             alpha = np.asarray(item.patch)[..., 3]
@@ -112,7 +112,7 @@ def test_what_is_missing_or_damaged_is_told(stamps, monkeypatch, tmp_path) -> No
     source.stamps[0].path.write_bytes(b"no picture")
     source.stamps = source.stamps[:1]
     with pytest.raises(DataError, match=r"\.png: cannot be read"):
-        source.picture(0)
+        source.record(0)
     with pytest.raises(DataError, match="no stamp of plants"):
         TuxPaintConfig(classes=["plants"]).build()
     monkeypatch.setattr(tuxpaint, "STAMPS", tmp_path / "nowhere")

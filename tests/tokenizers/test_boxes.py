@@ -64,7 +64,7 @@ def test_bins_of_scenes_lose_little() -> None:
     scenes = ScenesConfig(width=224, height=160, max_things=5, radii=[0.075, 0.115, 0.165]).build()
     found = []
     for number in range(200):
-        picture = scenes.scene(number)
+        picture = scenes.record(number)
         found += [iou(share, BINS.box(BINS.bins(share))) for share in (picture.share(thing.box) for thing in picture.things)]
     assert len(found) > 300 and float(np.mean(found)) >= 0.97
 
@@ -73,7 +73,7 @@ def test_what_was_serialized_is_read_again() -> None:
     """2,000 captions of scenes, with exact bins."""
     scenes, count = ScenesConfig(max_things=6, radii=[0.06, 0.09, 0.12]).build(), 0
     for number in range(2000):
-        picture = scenes.scene(number)
+        picture = scenes.record(number)
         said = picture.captions[0]
         snapped = tuple(
             Phrase(each.start, each.end, tuple(BINS.box(BINS.bins(picture.share(box))) for box in each.boxes)) for each in said.phrases

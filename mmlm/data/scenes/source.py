@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from mmlm.data.base import Numbered
 from mmlm.data.config.scenes import ScenesConfig
 from mmlm.data.pictures import Expression, Picture, Question, Thing
 from mmlm.data.scenes.objects import arranged, picture
@@ -15,24 +15,15 @@ from mmlm.data.scenes.texts import caption, expression, question
 
 SPLITS = ("train", "validate", "test", "compose")
 EXPRESSIONS, QUESTIONS = 2, 2  # drawn for a scene
-SEEDS = 1 << 40
 
 
-class Scenes:
+class Scenes(Numbered[Picture]):
     """Scenes of a split. A scene is a function of the split, its number and the config."""
 
     def __init__(self, config: ScenesConfig) -> None:
         self.config = config
 
-    def draw(self, rng: np.random.Generator, asks: Any) -> Picture:
-        """A scene of any number."""
-        return self.scene(int(rng.integers(SEEDS)))
-
-    def everything(self) -> list[Picture]:
-        """As many as config.count."""
-        return [self.scene(number) for number in range(self.config.count)]
-
-    def scene(self, number: int) -> Picture:
+    def record(self, number: int) -> Picture:
         """The scene of a number."""
         return self.with_programs(number)[0]
 

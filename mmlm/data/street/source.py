@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from mmlm.data.base import Numbered
 from mmlm.data.config.street import StreetConfig
 from mmlm.data.pictures import Expression, Question
 from mmlm.data.scenes.programs import Program
@@ -27,26 +27,17 @@ NEAREST = 5.0  # metres
 CLEAR = math.radians(4)  # of the borders of views, for the middle of a thing
 FEWEST = 5  # points of a thing that is told of
 SPLITS = ("train", "validate", "test")
-SEEDS = 1 << 40
 TRIES = 60
 EXPRESSIONS, QUESTIONS, ASKED_VIEWS = 3, 2, 2  # drawn for a sweep; questions of the whole scene and of each of these views
 
 
-class Streets:
+class Streets(Numbered[Sweep]):
     """Sweeps of a split. A sweep is a function of the split, its number and the config."""
 
     def __init__(self, config: StreetConfig) -> None:
         self.config = config
 
-    def draw(self, rng: np.random.Generator, asks: Any) -> Sweep:
-        """A sweep of any number."""
-        return self.sweep(int(rng.integers(SEEDS)))
-
-    def everything(self) -> list[Sweep]:
-        """As many as config.count."""
-        return [self.sweep(number) for number in range(self.config.count)]
-
-    def sweep(self, number: int) -> Sweep:
+    def record(self, number: int) -> Sweep:
         """The sweep of a number; things that hardly any ray meets are not told of."""
         rng = np.random.default_rng([SPLITS.index(self.config.split), number])
         things = arranged(rng, self.config)
