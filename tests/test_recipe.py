@@ -338,7 +338,15 @@ def test_the_json_schema_accepts_and_refuses_what_the_recipe_does():
     validator = jsonschema.Draft202012Validator(json_schema(Recipe, "recipe"))
     assert validator.is_valid(yaml.parse(FULL, "x")) and validator.is_valid(yaml.parse(Recipe.read(FULL).dump(), "x"))
     assert validator.is_valid(yaml.parse(HEAD + "backbone: {pattern: [{mixer: mamba2, feed_forward: null}, attention]}", "x"))
-    beyond = (".nan", "num_kv_heads: 3", "mixer: null", "micro_batch_size", "warmup", "metrik")  # what a JSON schema cannot say
+    beyond = (
+        ".nan",
+        "num_kv_heads: 3",
+        "mixer: null",
+        "micro_batch_size",
+        "warmup",
+        "metrik",
+        "keep_share",
+    )  # what a JSON schema cannot say
     for kind, text, _, _ in FAULTS:
         if kind in ("typo", "choice", "range", "missing") and not any(each in text for each in beyond):
             assert not validator.is_valid(yaml.parse(HEAD + text, "x")), text

@@ -58,7 +58,7 @@ class Shown(Protocol):
         """What stands in it."""
 
 
-DRAWN: Mapping[str, Field] = {"temperature": TEMPERATURE, "seed": SEED}
+DRAWN: Mapping[str, Field] = {"temperature": TEMPERATURE, "seed": SEED}  # inputs of what is drawn, see `drawn_by`
 Record = TypeVar("Record", bound=Shown)
 
 
@@ -117,10 +117,10 @@ class AskingTask(UsualTask, Generic[Record]):
 
     @property
     def questions(self) -> Mapping[str, Field]:
-        """Inputs by which a person asks, see `asked_by` and `drawn_by`."""
+        """Inputs by which a person asks, see `asked_by`."""
         kinds = [kind for kind in ASKABLE if kind in self.asked_kinds]
         words = Text("Words", "an expression for one thing in it, or a question", True, "")
-        return {"kind": Choice("What is asked", "", True, kinds[0] if kinds else None, kinds), "words": words, **DRAWN}
+        return {"kind": Choice("What is asked", "", True, kinds[0] if kinds else None, kinds), "words": words}
 
     @property
     def asked_kinds(self) -> list[str]:

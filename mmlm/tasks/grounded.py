@@ -42,6 +42,7 @@ from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
 from mmlm.tasks.asking import (
     COMMONEST,
+    DRAWN,
     WORDED,
     AskingTask,
     Bounded,
@@ -120,7 +121,7 @@ class GroundedTask(AskingTask[Picture]):
     def inputs(self) -> Mapping[str, Field]:
         """A picture, and what is asked of it or of a part."""
         part = Part("Part", "if not all is meant: tap two corners in the picture, or write left,top,right,bottom in pixels", True)
-        return {"image": Image("Picture"), **self.questions, "part": part}
+        return {"image": Image("Picture"), **self.questions, "part": part, **DRAWN}
 
     outputs: Mapping[str, Field] = {"image": Image("What it points at"), "text": Text("Answer"), "boxes": Spans("Boxes in pixels")}
 

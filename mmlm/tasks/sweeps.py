@@ -36,6 +36,7 @@ from mmlm.model import MultimodalLM
 from mmlm.stream import Segment, Stream
 from mmlm.tasks.asking import (
     COMMONEST,
+    DRAWN,
     WORDED,
     AskingTask,
     Bounded,
@@ -100,7 +101,7 @@ class SweepsTask(AskingTask[Sweep]):
     def inputs(self) -> Mapping[str, Field]:
         """A sweep, and what is asked of it."""
         view = Choice("View", "the part that is meant, but by an expression", True, EVERYWHERE, (EVERYWHERE, *VIEWS))
-        return {"points": Points("Sweep", "points of LiDAR, x ahead, in metres"), **self.questions, "view": view}
+        return {"points": Points("Sweep", "points of LiDAR, x ahead, in metres"), **self.questions, "view": view, **DRAWN}
 
     outputs: Mapping[str, Field] = {"image": Image("Seen from above"), "text": Text("Answer"), "boxes": Spans("Boxes in metres")}
 

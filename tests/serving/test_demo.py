@@ -386,7 +386,7 @@ def test_a_path_that_nobody_uploaded_is_not_read(address, tmp_path):
         def ask(path: str) -> str:
             given = {"path": path, "meta": {"_type": "gradio.FileData"}}
             call = "/gradio_api/call/seen_grounded"
-            begun = client.post(call, json={"data": [given, "grounded_caption", "", ""]}).json()
+            begun = client.post(call, json={"data": [given, "grounded_caption", "", "", 0, 0]}).json()
             return client.get(f"{call}/{begun['event_id']}").text
 
         assert "event: complete" in ask(uploaded)

@@ -222,7 +222,7 @@ def test_the_best_may_be_told_by_zero_shot_figures_where_classes_are_known(class
     config = recipe("", *([] if templates else ["task.templates=[]"]), "train.keep_best={metric: zero_shot_1, mode: max}")
     records = iter(classed(*classes))
     drawn = SimpleNamespace(fingerprint="", draw=lambda rng: (next(records), None), collate=lambda items: None)
-    learner: Any = SimpleNamespace(loss_weights=lambda batch: {"soft_clip": 1.0})
+    learner: Any = SimpleNamespace(loss_weights=lambda batch: {"soft_clip": 1.0}, eval=lambda: learner)
     validation = Validation(drawn, build_task(config), config.train, count=2, seed=0)
     assert ("zero_shot_class" in validation.names(learner)) == is_known
     if is_known:
