@@ -23,7 +23,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from mmlm.base import yaml
-from mmlm.base.errors import DataError, NumericsError, RecipeError, nearest
+from mmlm.base.errors import MmlmError, RecipeError, nearest
 from mmlm.base.files import parse_json, without_nan, write_text_whole
 from mmlm.base.schema import Strict, check, told_at_once
 from mmlm.recipe import Recipe, apply_override, find, set_key, shipped
@@ -173,7 +173,7 @@ def _run(cell: Cell, progress: Callable[[int, int], None] | None) -> dict[str, A
             _write(cell.folder / CELL, about)
         about |= {**evaluate(run), "steps": result.step, "parameters": _parameters(run), "finished": True}
         checkpoint.prune(run / CHECKPOINTS, set())
-    except (RecipeError, DataError, NumericsError) as error:
+    except MmlmError as error:
         about |= {"finished": True, "error": str(error)}
     _write(cell.folder / CELL, about)
     return about

@@ -312,7 +312,7 @@ class _Row:
             features={name: torch.cat(parts) for name, parts in self.features.items()},
             feature_at={name: torch.cat(parts) for name, parts in self.feature_at.items()},
             whole_sizes={name: torch.tensor(counts) for name, counts in self.whole_sizes.items()},
-            channels={name: _scatter(parts, total, _nothing(parts[0][1]))[None] for name, parts in self.channels.items()},
+            channels={name: _scatter(parts, total, nothing(parts[0][1]))[None] for name, parts in self.channels.items()},
             tags={name: _scatter(parts, total, torch.nan)[None] for name, parts in self.tags.items()},
             names=names,
         )
@@ -352,7 +352,7 @@ def pad(streams: Sequence[Stream], vocabulary: Vocabulary, *, shift: bool = True
         code_labels=spread(packed.code_labels, NO_LABEL),
         options=spread(packed.options),
         feature_at={name: place[at] for name, at in packed.feature_at.items()},
-        channels={name: spread(value, _nothing(value)) for name, value in packed.channels.items()},
+        channels={name: spread(value, nothing(value)) for name, value in packed.channels.items()},
         tags={name: spread(value, torch.nan) for name, value in packed.tags.items()},
     )
 
@@ -562,7 +562,7 @@ def _as_wide(codes: Sequence[tuple[T, Tensor]], empty: int) -> list[tuple[T, Ten
     return [(at, torch.nn.functional.pad(ids, (0, most - ids.shape[1]), value=empty)) for at, ids in codes]
 
 
-def _nothing(channel: Tensor) -> int:
+def nothing(channel: Tensor) -> int:
     """What a token without this channel holds: values that add nothing, or an id of no row."""
     return 0 if channel.is_floating_point() else -1
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmlm import compare as comparing
-from mmlm.base.errors import RecipeError
+from mmlm.base.errors import CheckpointError, MissingExtra, RecipeError
 from mmlm.cli import main
 from mmlm.compare import cells, compare, read_comparison
 from mmlm.evaluation.comparison import column_label, shade, table, text_table, with_spread, write_comparison
@@ -134,6 +134,18 @@ def test_what_a_variant_cannot_do_is_told_in_its_cell(plan, capsys):
     told = capsys.readouterr().out
     assert "one, columns: attention works over axis 'column', but the data's axes are time." in told
     assert "Not run" in (plan.parent / "table" / "report.html").read_text()
+
+
+def test_a_missing_package_or_a_damaged_model_ends_its_cell_alone(plan, monkeypatch, capsys):
+    faults = iter([MissingExtra("mmlm[hf] is not installed"), CheckpointError("model.safetensors is damaged")])
+
+    def fails(*_, **__):
+        raise next(faults)
+
+    monkeypatch.setattr("mmlm.run.train", fails)
+    assert main(["compare", str(plan), "seeds=[0]", "--only", "one/*/0"]) == 0
+    told = capsys.readouterr().out
+    assert "mmlm[hf] is not installed" in told and "model.safetensors is damaged" in told
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -148,25 +150,25 @@ COMMANDS = {
 
 def _use(recipe: Recipe) -> list[str]:
     """How the model is used, by what its task reads and makes."""
-    task, run = recipe.tasks[0], recipe.output
+    task, run, text = recipe.tasks[0], shlex.quote(recipe.output), json.dumps(recipe.output)
     reads = getattr(task, "reads", "tables")
     found: list[str] = []
     if task.type in ("codec", "image_codes"):
         name, codec = next(iter(recipe.tokenizers.items()))
-        found = ["As a tokenizer of another recipe:", "", f"    tokenizers: {{{name}: {{type: {codec.type}, path: {run}}}}}", ""]
+        found = ["As a tokenizer of another recipe:", "", f"    tokenizers: {{{name}: {{type: {codec.type}, path: {text}}}}}", ""]
     elif task.type == "image_text":
         found = [
             "    import mmlm",
-            f'    towers = mmlm.encoder("{run}")',
+            f'    towers = mmlm.encoder({text})',
             '    towers.encode(["picture.jpg"]), towers.encode_texts(["words"])',
             "",
         ]
     elif task.type == "picture_classes":
-        found = ["    import mmlm", f'    mmlm.encoder("{run}").encode(["picture.jpg"])', ""]
+        found = ["    import mmlm", f'    mmlm.encoder({text}).encode(["picture.jpg"])', ""]
     elif reads == "tables":
-        found = ["    from mmlm import TabularPredictor", f'    TabularPredictor("{run}").fit(rows, targets).predict(new_rows)', ""]
+        found = ["    from mmlm import TabularPredictor", f'    TabularPredictor({text}).fit(rows, targets).predict(new_rows)', ""]
     elif reads == "texts":
-        found = ["    import mmlm", f'    mmlm.load("{run}").generate("A text that begins", max_new_tokens=50)[0].text', ""]
+        found = ["    import mmlm", f'    mmlm.load({text}).generate("A text that begins", max_new_tokens=50)[0].text', ""]
     command = COMMANDS.get(task.type)
     if getattr(task, "mends_sound", False):
         command = "--audio noisy.wav --output clean.wav"

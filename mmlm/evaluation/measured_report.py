@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -22,6 +23,7 @@ HEARD = "heard"
 
 def write_measured_report(folder: Path, recipe: Recipe, found: Measurement, metrics: dict[str, Any], shown: Callable[[Any], str]) -> Path:
     """Write report.html into a run folder that holds log.jsonl; returns its path. metrics: what metrics.json holds."""
+    shutil.rmtree(folder / HEARD, ignore_errors=True)  # of an evaluation before
     log = run_log(folder)
     told_records = ", ".join(f"{count} of {name}" for name, count in found.records.items())
     parts = [

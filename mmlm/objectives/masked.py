@@ -16,7 +16,7 @@ from torch import Tensor
 from mmlm.base.errors import DataError
 from mmlm.objectives.base import Objective
 from mmlm.objectives.config import MaskedConfig
-from mmlm.stream import NO_LABEL, Segment, Stream
+from mmlm.stream import NO_LABEL, Segment, Stream, nothing
 from mmlm.vocabulary import Vocabulary
 
 
@@ -74,7 +74,8 @@ class Masked(Objective):
         shown[hide[random]] = torch.from_numpy(rng.integers(len(span), size=int(random.sum())))
         masked = torch.zeros(len(segment), dtype=torch.bool)
         masked[hide[~random & ~keep]] = True
-        return [dataclasses.replace(segment, ids=shown, labels=labels, hidden=masked)]
+        channels = {name: value.index_fill(0, hide[~keep], nothing(value)) for name, value in segment.channels.items()}  # they tell the id
+        return [dataclasses.replace(segment, ids=shown, labels=labels, hidden=masked, channels=channels)]
 
 
 def cosine_share(rng: np.random.Generator) -> float:

@@ -35,7 +35,7 @@ evaluate: {split: file, shots: [4, 16], seeds: 2, max_queries: 16}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report") / "run"
+    folder = tmp_path_factory.mktemp("report") / "a run"
     train(Recipe.read(RECIPE, [f"output={folder}"]))
     assert "Nothing yet" in (folder / "README.md").read_text()
     evaluate(folder)
@@ -61,6 +61,7 @@ def test_the_report_is_one_file_that_says_what_was_measured(run):
 
 def test_the_report_and_the_card_tell_validation_the_kept_step_and_the_samples(run):
     page, card = (run / "report.html").read_text(), (run / "README.md").read_text()
+    assert f'TabularPredictor("{run}")' in card and f"    mmlm demo '{run}'\n" in card
     log = [line for line in read_log(run / "log.jsonl") if "validation.loss" in line]
     assert [line["step"] for line in log] == [1, 2, 3]
     best = max(log, key=lambda line: (line["validation.accuracy"], -line["step"]))

@@ -243,6 +243,18 @@ def test_what_a_hidden_token_was_changes_nothing_that_is_seen(tiny, policy):
     assert torch.equal(model.hidden(changed)[0], model.hidden(batch)[0])
 
 
+@pytest.mark.parametrize("channel", [torch.arange(1.0, 31.0)[:, None], torch.arange(30)], ids=["values", "ids"])
+def test_a_hidden_token_does_not_show_itself_by_its_channels(channel):
+    made = objective("masked", rate=0.5, random_share=0.3, keep_share=0.3)
+    given = words(30, channels={"value": channel})
+    found = prepared(made, Stream([given])).segments[0]
+    gone = found.hidden | (found.ids != given.ids)
+    kept = ~gone
+    assert gone.sum() >= 5 and bool((found.labels[kept] != NO_LABEL).any())
+    assert bool((found.channels["value"][gone] == (0 if channel.is_floating_point() else -1)).all())
+    assert torch.equal(found.channels["value"][kept], channel[kept]) and bool((given.channels["value"] == channel).all())
+
+
 def test_masked_hides_at_least_one_token_and_all_of_one():
     made = objective("masked", rate=0.01, random_share=0.0, keep_share=0.0)
     assert (prepared(made, Stream([words(9)])).segments[0].labels != NO_LABEL).sum() == 1

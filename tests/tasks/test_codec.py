@@ -148,6 +148,8 @@ def test_muon_takes_the_layers_between_the_two_ends():
 
 
 def test_evaluation_measures_what_was_held_out(run):
+    (run / "heard" / "before").mkdir(parents=True)
+    (run / "heard" / "before" / "1_model.wav").touch()
     found = evaluate(run, ["evaluate.judges=[si_sdr]", "evaluate.num_players=1"])
     assert found["data"]["records"] == {"held out of speech_folder": 2}
     assert found["metrics"].keys() == {"mel_distance", "perplexity", "si_sdr", "real_time_factor"}
