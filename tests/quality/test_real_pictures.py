@@ -51,7 +51,7 @@ def test_cells_are_found_beside_a_detector_of_the_same_minutes(tmp_path) -> None
     source = recipe.data.train[0].build()
     theirs = detector(source.everything(), source.held_out_records().everything(), SECONDS)
     print(f"\nFaster R-CNN, MobileNetV3, {SECONDS} s: ap_50 {theirs.ap_50:.3f}, ap_50_95 {theirs.ap_50_95:.3f}, {theirs.by_label}")
-    assert found["metrics"]["ap_50"] > found["baselines"][TWIN]["ap_50"] + 0.05
+    assert found["metrics"]["ap_50"] > found["baselines"][TWIN]["ap_50"] + 0.15
 
 
 def detector(pictures: list[Picture], tests: list[Picture], seconds: float, batch: int = 4):
