@@ -126,7 +126,7 @@ class PermutationConfig(Component):
     alternate_every: int = Field(50, ge=1, description="steps of the property, then as many of the sequence, and so on")
     span_share: float = Field(0.4, gt=0, le=1, description="share of the sequence that is hidden in steps of the sequence")
     max_span: int = Field(12, ge=1, description="longest hidden span of it")
-    self_consistency: float = Field(1.0, ge=0, description="weight of reading the property off the sequence as the model filled it; 0: not")
+    self_consistency: float = Field(0.1, ge=0, description="weight of reading the property off the sequence as the model filled it; 0: not")
     plain_share: float = Field(0.0, ge=0, le=1, description="share of the steps, the first ones, that hide spans of everything")
     plain_rate: float = Field(1 / 6, gt=0, le=1, description="share of the tokens that these hide")
     plain_span: int = Field(5, ge=1, description="longest span of theirs")

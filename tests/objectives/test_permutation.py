@@ -183,24 +183,38 @@ def cast(batch):
     return batch
 
 
-def test_self_consistency_reads_the_property_off_the_likeliest_tokens(model):
-    one = learner(model, alternate_every=1)
+def test_self_consistency_reads_the_property_off_the_tokens_that_are_drawn(model):
+    one = learner(model, alternate_every=1, self_consistency=1.0)
     one.begin_step(1, 10)
     views = one.objective.prepare(stream(), model.vocabulary, np.random.default_rng(0))
     batch = one.objective.collate([views], model.vocabulary)
     batch.views = {name: cast(view) for name, view in batch.views.items()}
     at = batch.filled[:, 0]
     span = model.vocabulary.span("molecule")
-    best = scores(model, views.views["sequence"])[at][:, span.start : span.stop].argmax(-1)
+    torch.manual_seed(3)
+    drawn = scores(model, views.views["sequence"])[at][:, span.start : span.stop].float().softmax(-1).multinomial(1)[:, 0]
     written = list(stream().segments[3].ids)
     places = batch.views["sequence"].layout.position[0, at, 0] - 5
-    for place, index in zip(places.tolist(), best.tolist(), strict=True):
+    for place, index in zip(places.tolist(), drawn.tolist(), strict=True):
         written[place] = index
     assert written != list(stream().segments[3].ids)
     again = one.objective.prepare(stream(molecule=[int(x) for x in written]), model.vocabulary, np.random.default_rng(0))
     expected = model.losses(cast(pack([again.views["property"]], model.vocabulary, shift=False)))["language_model"]
+    torch.manual_seed(3)
     found = one(batch)["self_consistency"]
     torch.testing.assert_close(found[0], expected[0])
+
+
+def test_what_is_drawn_is_as_common_as_the_model_finds_it(model):
+    """The likeliest token would be the same at every query of one state."""
+    one = learner(model, alternate_every=1)
+    batch = one.objective.collate([one.objective.prepare(stream(), model.vocabulary, np.random.default_rng(0))] * 50, model.vocabulary)
+    batch.views = {name: cast(view) for name, view in batch.views.items()}
+    h_btd = torch.zeros(*batch.views["sequence"].ids.shape, model.embedding.weight.shape[1]).double()
+    span = model.vocabulary.span("molecule")
+    shares = torch.bincount(one.objective._drawn(model, h_btd, batch) - span.start, minlength=len(span)) / len(batch.filled)
+    wanted = model.heads["language_model"].predict(h_btd[0, :1], span)[0].softmax(-1)
+    torch.testing.assert_close(shares.double(), wanted.double(), atol=0.08, rtol=0)
 
 
 def test_spans_hide_the_share_that_was_asked_for():
