@@ -159,14 +159,14 @@ def _use(recipe: Recipe) -> list[str]:
     elif task.type == "image_text":
         found = [
             "    import mmlm",
-            f'    towers = mmlm.encoder({text})',
+            f"    towers = mmlm.encoder({text})",
             '    towers.encode(["picture.jpg"]), towers.encode_texts(["words"])',
             "",
         ]
     elif task.type == "picture_classes":
         found = ["    import mmlm", f'    mmlm.encoder({text}).encode(["picture.jpg"])', ""]
     elif reads == "tables":
-        found = ["    from mmlm import TabularPredictor", f'    TabularPredictor({text}).fit(rows, targets).predict(new_rows)', ""]
+        found = ["    from mmlm import TabularPredictor", f"    TabularPredictor({text}).fit(rows, targets).predict(new_rows)", ""]
     elif reads == "texts":
         found = ["    import mmlm", f'    mmlm.load({text}).generate("A text that begins", max_new_tokens=50)[0].text', ""]
     command = COMMANDS.get(task.type)

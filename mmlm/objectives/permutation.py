@@ -14,8 +14,8 @@ While training, steps alternate between the first two. In a step of sequences to
 targets are predicted from that: the model is to read from what it wrote what was asked for (self-consistency).
 
 Source: Regression Transformer, arXiv:2202.01338; two streams: XLNet, arXiv:1906.08237. There the likeliest tokens are put in; these are the
-commonest, so that sequences hold too much of them beside their true numbers, and numbers are then read with a bias: logP of small molecules,
-of which a carbon is the likeliest piece, by -0.4. What is drawn is as common as it is in the data. There the weight of it is 1; models of
+commonest, so that sequences hold too much of them beside their true numbers, and numbers are then read with a bias: logP of molecules, of
+which a carbon is the likeliest piece, by -0.4. What is drawn is as common as it is in the data. There the weight of it is 1; models of
 minutes write too badly for that, and read better with less.
 Axes: n queries   t tokens
 """
