@@ -7,13 +7,19 @@ aligner in mmlm.data.alignment reads, so both use the same phones.
 from __future__ import annotations
 
 import functools
+import hashlib
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from mmlm.base.errors import DataError, require
+from mmlm.base.errors import CheckpointError, DataError, require
+from mmlm.base.files import user_cache_folder
+from mmlm.tokenizers import letter_to_sound
 from mmlm.tokenizers.letter_to_sound import LetterToSound
 from mmlm.tokenizers.spoken_text import Spoken, Unspeakable, spoken
+
+logger = logging.getLogger(__name__)
 
 ENDINGS, VOICELESS, HISSING = {"S", "Z", "IH"}, {"P", "T", "K", "F", "TH"}, {"S", "Z", "SH", "ZH", "CH", "JH"}
 LETTER_A = ("EY",)  # the dictionary's "a" is the article
@@ -79,9 +85,20 @@ class EnglishPhones:
         return set(self.phones)
 
     def fit(self) -> None:
-        """Learn the letter-to-sound rules from the dictionary: some 15 seconds for 125,000 words."""
-        self.rules.fit(entries(self.dictionary))
+        """Learn the letter-to-sound rules from the dictionary: some 15 seconds for 125,000 words, once for each dictionary, as they are
+        kept in the user's cache folder."""
         self._guessed.clear()
+        dictionary = self.dictionary
+        made_of = (self.path or default_dictionary()).read_bytes() + Path(letter_to_sound.__file__).read_bytes()
+        kept = user_cache_folder() / "letter_to_sound" / hashlib.blake2b(made_of, digest_size=16).hexdigest()
+        try:
+            self.rules.load(kept)
+        except CheckpointError:  # not kept yet, or damaged
+            self.rules.fit(entries(dictionary))
+            try:
+                self.rules.save(kept)
+            except OSError as error:
+                logger.warning("%s cannot be written (%s); letter-to-sound rules will be learned again next time.", kept, error)
 
     def words(self, text: str, unspeakable: Unspeakable) -> list[Spoken]:
         """The words and pauses of a text. Raises DataError for what cannot be spoken."""

@@ -41,6 +41,11 @@ def beside(path: Path, ending: str) -> Path:
     return whole.with_name(f"{whole.name if path.is_dir() else whole.stem}{ending}")
 
 
+def user_cache_folder() -> Path:
+    """The folder for what can be made again: $XDG_CACHE_HOME/mmlm, else ~/.cache/mmlm."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmlm"
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a name that is no file or folder here may be looked for on the hub, as owner/name. Where its first part is a folder here, or
     `runs`, in which runs lie, a path is meant that is not there: nobody else's model is fetched in its place."""

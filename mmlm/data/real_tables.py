@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mmlm.base.errors import DataError, MissingExtra, require, unknown_name
-from mmlm.base.files import parse_json
+from mmlm.base.files import parse_json, user_cache_folder
 from mmlm.data.table_cleaning import drop_useless_columns, sample_rows
 from mmlm.data.table_reader import checked_target, read_table
 from mmlm.data.tables import Column, Table
@@ -151,11 +151,6 @@ def load_real_tables(split: str, *, max_rows: int = CACHED_ROWS, cache_folder: P
     except OSError as error:
         logger.warning("%s cannot be written (%s); the tables will be read from their packages again next time.", path, error)
     return tables
-
-
-def user_cache_folder() -> Path:
-    """The folder for what can be made again: $XDG_CACHE_HOME/mmlm, else ~/.cache/mmlm."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmlm"
 
 
 def _key() -> str:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mmlm.base.errors import DataError
-from mmlm.base.files import parse_json, write_text_whole
-from mmlm.data.real_tables import user_cache_folder
+from mmlm.base.files import parse_json, user_cache_folder, write_text_whole
 
 logger = logging.getLogger(__name__)
 Found = TypeVar("Found")

@@ -18,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mmlm.base.errors import DataError, unknown_name
+from mmlm.base.files import user_cache_folder
 from mmlm.data.config import SynthesizedConfig
 from mmlm.data.episodes import find_file
 from mmlm.data.espeak_library import espeak_library
 from mmlm.data.listed import Bad
-from mmlm.data.real_tables import user_cache_folder
 from mmlm.data.speech import Utterance
 from mmlm.data.speech_source import SpeechSource
 

@@ -25,9 +25,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mmlm.base.errors import DataError, MmlmError
-from mmlm.base.files import parse_json
+from mmlm.base.files import parse_json, user_cache_folder
 from mmlm.data.array_shards import DIGEST, Array, ArrayShards, Kind, Place, write_shard
-from mmlm.data.real_tables import user_cache_folder
 from mmlm.data.speech import Utterance
 from mmlm.sound import Sound
 from mmlm.stream import Segment

@@ -14,7 +14,7 @@ from mmlm.base.errors import CheckpointError, DataError, MissingExtra, RecipeErr
 from mmlm.base.schema import check
 from mmlm.tokenizers import espeak
 from mmlm.tokenizers.config import PhonemesConfig
-from mmlm.tokenizers.english_phones import entries, read_dictionary
+from mmlm.tokenizers.english_phones import EnglishPhones, entries, read_dictionary
 from mmlm.tokenizers.letter_to_sound import LetterToSound, best_cuts
 
 LINES = """
@@ -183,6 +183,30 @@ def test_rules_learned_from_a_part_of_the_dictionary_pronounce_the_rest(learned)
     model, held_out = learned
     right = sum(model.pronounce(word) in phones for word, phones in held_out.items()) / len(held_out)
     assert len(held_out) > 300 and right > 0.35, f"{right:.3f} of {len(held_out)} words right"
+
+
+def test_rules_are_learned_once_for_each_dictionary(small, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    learned, whole = [], LetterToSound.fit
+
+    def fit(self, found):
+        learned.append(len(found := list(found)))
+        return whole(self, found)
+
+    monkeypatch.setattr(LetterToSound, "fit", fit)
+    said = [EnglishPhones(small) for _ in range(2)]
+    for each in said:
+        each.fit()
+    assert len(learned) == 1 and said[0].rules.pronounce("catbox") == said[1].rules.pronounce("catbox")
+    assert np.array_equal(said[0].rules.log_p_i, said[1].rules.log_p_i)
+    (kept,) = tmp_path.rglob("letter_to_sound.json")
+    kept.write_text(kept.read_text()[:30])  # damaged: learned and kept again
+    EnglishPhones(small).fit()
+    other = tmp_path / "other.dict"
+    other.write_text(LINES + "fog F AO G\n")
+    EnglishPhones(other).fit()
+    EnglishPhones(small).fit()
+    assert len(learned) == 3
 
 
 espeak_ng = pytest.mark.skipif(not shutil.which("espeak-ng"), reason="the program espeak-ng is not installed")
