@@ -19,7 +19,7 @@ from mmlm.tokenizers.boxes import Grounded
 
 pytestmark = pytest.mark.quality
 BLIND = "What is nearest?"
-COUNT, AZIMUTHS = 80, 256  # sweeps, and directions of their rays as in the recipe
+COUNT, ASKED, AZIMUTHS = 80, 300, 256  # sweeps, those that are asked of their views, and directions of their rays as in the recipe
 
 
 def trained(folder, *options: str):
@@ -65,7 +65,7 @@ def asked() -> list[tuple[np.ndarray, Request]]:
     """The question about each view where it has an answer."""
     return [
         (record.read(), Request("question", BLIND, Grounded(each.said.answer), view=each.view))
-        for record in StreetConfig(count=COUNT, azimuths=AZIMUTHS, split="test").build().everything()
+        for record in StreetConfig(count=ASKED, azimuths=AZIMUTHS, split="test").build().everything()
         for each in record.questions
         if each.view is not None and each.said.text == BLIND
     ]
