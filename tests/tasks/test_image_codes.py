@@ -70,7 +70,7 @@ def test_a_run_leaves_a_codec_samples_and_validation(run):
     assert {"validation.ssim", "validation.perplexity", "validation.used", "validation.loss.absolute"} <= found.keys()
     assert {"validation.loss.squared", "validation.loss.commitment"} <= found.keys()
     card = (run / "README.md").read_text()
-    assert f"{{codes: {{type: image_codes, path: {run}}}}}" in card and "--image" in card
+    assert f"{{codes: {{type: image_codes, path: {json.dumps(str(run))}}}}}" in card and "--image" in card
 
 
 @pytest.mark.parametrize("quantizer", [VQ, LFQ], ids=["vq", "lfq"])
