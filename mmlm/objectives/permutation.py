@@ -170,9 +170,8 @@ class Permutation(Objective):
             mine = ((labels_n >= span.start) & (labels_n < span.stop)).nonzero()[:, 0]
             if len(mine):
                 scores_nv = model.heads["language_model"].predict(h_nd[mine], span).float()  # type: ignore[attr-defined]
-                found[mine] = (scores_nv.softmax(-1) / torch.empty_like(scores_nv).exponential_()).argmax(
-                    -1
-                ) + span.start  # a draw, NaN too
+                races_nv = scores_nv.softmax(-1) / torch.empty_like(scores_nv).exponential_()  # the largest is a draw, of NaN too
+                found[mine] = races_nv.argmax(-1) + span.start
         return found
 
     def loss_weights(self, model: Model, batch: ViewsBatch) -> dict[str, float]:  # type: ignore[override]
