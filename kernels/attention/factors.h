@@ -1,4 +1,5 @@
-// Factors of matrix products in tiles of 1 KiB, 16 rows of 64 bytes, and two ways to multiply them: AMX on bfloat16, vectors on float.
+// Factors of matrix products in tiles of 1 KiB, 16 rows of 64 bytes, and three ways to multiply them: bfloat16 by AMX or by vectors of pairs
+// (AVX512-BF16), and float by vectors.
 //
 //   left factor   [rows x depth]      a tile holds 16 rows of DEPTH elements
 //   right factor  [depth x columns]   a tile row holds the PAIR elements that lie one below the other, of 16 columns
@@ -64,11 +65,21 @@ struct Tiles {
     float* words(int64_t i, int64_t j) const { return reinterpret_cast<float*>(at(i, j)); }
 };
 
+// Products of several tiles, one after the other.
+template <class E, class T>
+struct InTurn {
+    template <bool ADD, int ROWS, int COLUMNS>
+    static void multiply(const Tiles<float>& product, const Tiles<T>& left, const Tiles<T>& right, int64_t depth) {
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < COLUMNS; j++)
+                E::template multiply_tile<ADD>(product.at(i, j), left.from(i, 0), right.from(j, 0), depth);
+    }
+};
+
 // float, by vectors.
-struct Exact {
+struct Exact : InTurn<Exact, float> {
     typedef float T;
     static constexpr int64_t PAIR = 1, DEPTH = 16;
-    static bool granted() { return true; }
     static void begin() {}
     static void end() {}
     // x[0 .. PAIR) as one row of a left factor
@@ -78,11 +89,6 @@ struct Exact {
     // 16 columns from two tiles that hold DEPTH rows as a left factor does -> a tile of a right factor
     INLINE void pair(const T* const* tiles, int64_t, T* to) { memcpy(to, tiles[0], 4 * WORDS); }
 
-    template <bool ADD, int ROWS, int COLUMNS>
-    static void multiply(const Tiles<float>& product, const Tiles<T>& left, const Tiles<T>& right, int64_t depth) {
-        for (int i = 0; i < ROWS; i++)
-            for (int j = 0; j < COLUMNS; j++) multiply_tile<ADD>(product.at(i, j), left.from(i, 0), right.from(j, 0), depth);
-    }
     template <bool ADD>
     APART void multiply_tile(float* to, Tiles<T> left, Tiles<T> right, int64_t depth) {
         V sums[16];
@@ -101,25 +107,11 @@ struct Exact {
     }
 };
 
-#if defined(HAS_TILES)
-// bfloat16, by AMX.
-struct Amx {
+#if defined(__AVX512BF16__)
+// How factors of bfloat16 are laid: two of the depth side by side.
+struct Pairs {
     typedef bf16 T;
     static constexpr int64_t PAIR = 2, DEPTH = 32;
-    // Linux lends the tile registers to a process that asks.
-    static bool granted() {
-        static const bool answer = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-        return answer;
-    }
-    static void begin() {
-        alignas(64) static const struct {
-            uint8_t palette = 1, first_row = 0, zero[14] = {};
-            uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-        } config;
-        _tile_loadconfig(&config);
-    }
-    static void end() { _tile_release(); }
     INLINE void put_left(T* row, const V* x) {
         _mm512_storeu_si512(row, (__m512i)_mm512_cvtne2ps_pbh((__m512)x[1], (__m512)x[0]));
     }
@@ -140,6 +132,50 @@ struct Amx {
                                                3, 18, 2, 17, 1, 16, 0);
         return _mm512_permutexvar_epi16(order, x);
     }
+};
+
+// bfloat16, by vectors of pairs.
+struct Paired : Pairs, InTurn<Paired, bf16> {
+    static void begin() {}
+    static void end() {}
+    template <bool ADD>
+    APART void multiply_tile(float* to, Tiles<T> left, Tiles<T> right, int64_t depth) {
+        __m512 sums[16];
+#pragma GCC unroll 16
+        for (int row = 0; row < 16; row++) sums[row] = ADD ? _mm512_loadu_ps(to + 16 * row) : _mm512_setzero_ps();
+        for (int64_t d = 0; d < depth; d++) {
+            const int32_t* a = reinterpret_cast<const int32_t*>(left.at(0, d));
+            const T* b = right.at(0, d);
+            for (int k = 0; k < 16; k++) {
+                const __m512bh below = (__m512bh)_mm512_loadu_si512(b + 32 * k);
+#pragma GCC unroll 16
+                for (int row = 0; row < 16; row++)
+                    sums[row] = _mm512_dpbf16_ps(sums[row], (__m512bh)_mm512_set1_epi32(a[16 * row + k]), below);
+            }
+        }
+#pragma GCC unroll 16
+        for (int row = 0; row < 16; row++) _mm512_storeu_ps(to + 16 * row, sums[row]);
+    }
+};
+#endif
+
+#if defined(HAS_TILES)
+// bfloat16, by AMX.
+struct Amx : Pairs {
+    // Linux lends the tile registers to a process that asks.
+    static bool granted() {
+        static const bool answer = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+        return answer;
+    }
+    static void begin() {
+        alignas(64) static const struct {
+            uint8_t palette = 1, first_row = 0, zero[14] = {};
+            uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+        } config;
+        _tile_loadconfig(&config);
+    }
+    static void end() { _tile_release(); }
 
     template <bool ADD, int ROWS, int COLUMNS>
     static void multiply(const Tiles<float>& product, const Tiles<T>& left, const Tiles<T>& right, int64_t depth) {

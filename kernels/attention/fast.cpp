@@ -175,6 +175,11 @@ APART void scatter(const float* tiles, int64_t step, const Rows<X>& x, int64_t r
 }
 
 typedef uint8_t Bytes __attribute__((vector_size(16)));
+INLINE bool any(Bytes x) {
+    uint64_t halves[2];
+    memcpy(halves, &x, 16);
+    return halves[0] | halves[1];
+}
 
 // How a tile of scores is seen: not at all, in part, or by every query.
 enum Sight { HIDDEN, PART, WHOLE };
@@ -202,17 +207,18 @@ struct Scores {
         if (key >= keys || query >= queries || (causal && last < key)) return HIDDEN;
         if (window && first - (end - 1) >= window && key >= sinks) return HIDDEN;
         const bool near = !window || last - key < window || end <= sinks;
-        if (mask) return by_mask(key, std::min(end, keys), query, query_count) ? PART : HIDDEN;
-        return end > keys || (causal && first < end - 1) || !near ? PART : WHOLE;
+        const Sight told = mask ? by_mask(key, std::min(end, keys), query, query_count) : WHOLE;
+        return told == WHOLE && (end > keys || (causal && first < end - 1) || !near) ? PART : told;
     }
-    // Whether the mask shows any query one of the keys key .. end: what is causal in part, or sees its own time alone, hides most tiles.
-    bool by_mask(int64_t key, int64_t end, int64_t query, int64_t query_count) const {
-        Bytes some{};
+    // What the mask says of keys key .. end: what is causal in part, or sees its own time alone, hides most tiles.
+    Sight by_mask(int64_t key, int64_t end, int64_t query, int64_t query_count) const {
+        Bytes some{}, all = ~some;
         for (; key < end; key++)
-            for (int64_t at = query; at < std::min(query + query_count, queries); at += 16) some |= seen_of(key, at);
-        uint64_t halves[2];
-        memcpy(halves, &some, 16);
-        return halves[0] | halves[1];
+            for (int64_t at = query; at < std::min(query + query_count, queries); at += 16) {
+                const Bytes seen = seen_of(key, at);
+                some |= seen, all &= seen;
+            }
+        return !any(some) ? HIDDEN : any(all == 0) ? PART : WHOLE;
     }
     // Of 16 queries from here on whether they see the key by the mask; not 0 for yes, 0 beyond the last.
     Bytes seen_of(int64_t key, int64_t query) const {
@@ -529,7 +535,11 @@ static void run_bf16(const Problem& p, bool forward, int threads) {
 #if defined(HAS_TILES)
     if (p.tiles && Amx::granted()) return run<Amx, bf16>(p, forward, threads);
 #endif
+#if defined(__AVX512BF16__)
+    run<Paired, bf16>(p, forward, threads);
+#else
     run<Exact, bf16>(p, forward, threads);
+#endif
 }
 
 extern "C" void forward_f(const Problem* p, int threads) { run<Exact, float>(*p, true, threads); }

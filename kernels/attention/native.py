@@ -108,7 +108,7 @@ def attention_native(
     rule: Rule,
     document_bt: Tensor | None = None,
 ) -> Tensor:
-    """Blocks in C++: AMX tiles for bfloat16 where there are any, vectors of floats elsewhere."""
+    """Blocks in C++: AMX tiles for bfloat16 where there are any, else vectors of pairs of it (AVX512-BF16), vectors of floats elsewhere."""
     return _Attention.apply(q_bhtk, k_bglk, v_bglk, within_documents(mask, document_bt), _floats(slopes_h), rule, None)
 
 
