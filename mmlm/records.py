@@ -29,9 +29,14 @@ class DrawnSamples(Drawn):
             task.read_ahead(records.everything())
 
     def draw(self, rng: np.random.Generator) -> tuple[Any, Stream]:
-        """A record, and its stream prepared by the objective. Raises DataError where none of many gives one."""
-        for _ in range(TRIES):
-            record = self.records.draw(rng)
+        """A record, and its stream prepared by the objective. One that gives no stream is followed by others of its source, so that the
+        shares of the samples are those of the weights; where many of these give none either, by those of any. Raises DataError where none
+        of many records gives one."""
+        source: Source | None = None
+        for turn in range(TRIES):
+            drawn = self.records.source(rng)  # at every turn, so that a single source draws the same with and without this rule
+            source = drawn if source is None or turn >= TRIES // 2 else source
+            record = source.draw(rng, self.records.asks)
             stream = self.task.example(record, rng)
             if stream is not None:
                 return record, self.objective.prepare(stream, self.vocabulary, rng)
@@ -80,7 +85,10 @@ class Records:
         """All records of the sources that can tell them."""
         return [record for source in self.sources if isinstance(source, Listed) for record in source.everything()]
 
+    def source(self, rng: np.random.Generator) -> Source:
+        """One of the sources, by their weights."""
+        return self.sources[int(np.searchsorted(self.borders, rng.random(), side="right").clip(max=len(self.sources) - 1))]
+
     def draw(self, rng: np.random.Generator) -> Any:
         """One record of one source."""
-        place = int(np.searchsorted(self.borders, rng.random(), side="right").clip(max=len(self.sources) - 1))
-        return self.sources[place].draw(rng, self.asks)
+        return self.source(rng).draw(rng, self.asks)
