@@ -5,11 +5,19 @@ Axes: n samples
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
+from filelock import FileLock
 
 from mmlm.base.errors import DataError, require
+from mmlm.base.files import user_cache_folder
+
+COMPILED = ("librosa.util.utils", "librosa.core.audio", "librosa.core.pitch")  # what librosa compiles when it is imported
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,3 +51,20 @@ class Sound:
         start = max(0, round(start_seconds * self.rate_hz))
         end = None if seconds is None else start + round(seconds * self.rate_hz)
         return Sound(self.wave_n[start:end], self.rate_hz)
+
+
+@functools.cache
+def librosa() -> ModuleType:
+    """The package librosa, with that compiled which it compiles at import and keeps for the next process.
+
+    One process at a time: files kept by two that compile at once may not fit one another, and whatever reads them then ends in a
+    segmentation fault (numba's issue 10128). Raises MissingExtra.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a folder that cannot be written keeps nothing either
+            user_cache_folder().mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(user_cache_folder() / "librosa.lock"))
+        package = require("librosa", "speech")
+        for module in COMPILED:
+            importlib.import_module(module)
+    return package

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 
-from mmlm.base.errors import DataError
-from mmlm.sound import Sound
+from mmlm import sound as module
+from mmlm.base.errors import DataError, MissingExtra
+from mmlm.base.files import user_cache_folder
+from mmlm.sound import Sound, librosa
 
 pytest.importorskip("soxr")
 
@@ -39,3 +46,41 @@ def test_what_is_no_sound_is_refused() -> None:
         Sound(np.zeros(3), 16_000)
     with pytest.raises(DataError, match="at least 1 sample a second"):
         Sound(np.zeros(3, np.float32), 0)
+
+
+def test_librosa_is_compiled_by_one_process_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    imported = []
+
+    def require(name: str, extra: str) -> None:
+        with pytest.raises(Timeout):
+            FileLock(user_cache_folder() / "librosa.lock").acquire(timeout=0)
+        imported.append(name)
+
+    monkeypatch.setattr(module, "require", require)
+    monkeypatch.setattr(module, "importlib", SimpleNamespace(import_module=lambda name: require(name, "speech")))
+    librosa.__wrapped__()
+    assert imported == ["librosa", *module.COMPILED]
+    with FileLock(user_cache_folder() / "librosa.lock").acquire(timeout=0):
+        pass
+
+
+def test_all_of_librosa_that_is_compiled_at_import_is_imported_under_the_lock():
+    pytest.importorskip("librosa")
+    use = "found.feature.melspectrogram, found.sequence.dtw, found.yin, found.pyin, found.power_to_db, found.load"
+    modules = "[one for name, one in list(sys.modules.items()) if name.startswith('librosa')]"
+    gufuncs = f"sum(type(each).__name__ == 'GUFunc' for one in {modules} for each in vars(one).values())"
+    code = f"import sys; from mmlm.sound import librosa; found = librosa(); before = {gufuncs}; {use}; print(before, {gufuncs})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    before, after = done.stdout.split()
+    assert before == after != "0", done.stderr
+
+
+def test_librosa_is_had_where_no_lock_can_be_kept(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    pytest.importorskip("librosa")
+    assert librosa.__wrapped__().yin
+    monkeypatch.setitem(sys.modules, "librosa", None)
+    with pytest.raises(MissingExtra, match="speech"):
+        librosa.__wrapped__()

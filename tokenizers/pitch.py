@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mmlm.base.errors import DataError, require
-from mmlm.sound import Sound
+from mmlm.base.errors import DataError
+from mmlm.sound import Sound, librosa
 
 RATE_HZ = 16_000
 HOP = 80  # samples: 5 ms
@@ -63,14 +63,14 @@ def follow(
 
 
 def _pyin(wave_n: np.ndarray, lowest_hz: float, highest_hz: float) -> np.ndarray:
-    package = require("librosa", "speech")
+    package = librosa()
     twice = 2 * HOP
     pitch_a, _, _ = package.pyin(wave_n, fmin=lowest_hz, fmax=highest_hz, sr=RATE_HZ, frame_length=FRAME, hop_length=twice)
     return np.nan_to_num(np.repeat(pitch_a, 2)[: len(wave_n) // HOP + 1])
 
 
 def _yin(wave_n: np.ndarray, lowest_hz: float, highest_hz: float) -> np.ndarray:
-    package = require("librosa", "speech")
+    package = librosa()
     pitch_a = package.yin(wave_n, fmin=lowest_hz, fmax=highest_hz, sr=RATE_HZ, frame_length=FRAME, hop_length=HOP)
     lag_a = np.rint(RATE_HZ / pitch_a).astype(int)
     longest = int(lag_a.max())

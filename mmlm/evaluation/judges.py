@@ -20,7 +20,7 @@ from mmlm.evaluation.speech_quality import DNSMOS_INSTALL, dnsmos, pesq, si_sdr,
 from mmlm.evaluation.speech_style import has_style
 from mmlm.evaluation.speech_text import normalized, text_errors
 from mmlm.evaluation.whisper import Whisper
-from mmlm.sound import Sound
+from mmlm.sound import Sound, librosa
 from mmlm.tasks.base import GIVEN, TRUE, Heard
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Voice:
     needs_true = True
 
     def __init__(self, config: EvaluateConfig) -> None:
-        require("librosa", "speech")
+        librosa()
         self.encoder = SpeakerEncoder()
 
     def __call__(self, sounds: Sequence[Sound], heard: Sequence[Heard]) -> Found:
@@ -91,7 +91,7 @@ class Style:
     needs_true = True
 
     def __init__(self, config: EvaluateConfig) -> None:
-        require("librosa", "speech")
+        librosa()
 
     def __call__(self, sounds: Sequence[Sound], heard: Sequence[Heard]) -> Found:
         """See `Judge`."""

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmlm.base.errors import DataError, MissingExtra, require
-from mmlm.sound import Sound
+from mmlm.base.errors import DataError, MissingExtra
+from mmlm.sound import Sound, librosa
 from mmlm.weights import copy_tensors, read_foreign_tensors
 
 RATE_HZ, HOP, WINDOW, BANDS = 16_000, 160, 400, 40
@@ -71,7 +71,7 @@ class SpeakerEncoder(nn.Module):
         if len(starts) > 1 and frames - starts[-1] < 0.75 * PART_FRAMES:
             starts.pop()
         wave_n = np.pad(wave_n, (0, max(0, (starts[-1] + PART_FRAMES) * HOP - len(wave_n))))
-        mel = require("librosa", "speech").feature.melspectrogram
+        mel = librosa().feature.melspectrogram
         mel_mt = mel(y=wave_n, sr=RATE_HZ, n_fft=WINDOW, hop_length=HOP, n_mels=BANDS)
         return torch.from_numpy(np.stack([mel_mt[:, at : at + PART_FRAMES].T for at in starts]).astype(np.float32))
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmlm.base.errors import DataError, require
-from mmlm.sound import Sound
+from mmlm.base.errors import DataError
+from mmlm.sound import Sound, librosa
 from mmlm.tokenizers.pitch import follow
 
 RATE_HZ, HOP, WINDOW, BANDS, COEFFICIENTS = 16_000, 160, 400, 80, 13
@@ -21,7 +21,7 @@ GROSS = 0.2
 
 def cepstra(sound: Sound) -> np.ndarray:
     """[t, 13]: mel cepstra of the log amplitudes of 80 mel bands, 10 ms apart."""
-    package = require("librosa", "speech")
+    package = librosa()
     wave_n = sound.at(RATE_HZ).wave_n
     mel = package.feature.melspectrogram(y=wave_n, sr=RATE_HZ, n_fft=WINDOW, hop_length=HOP, n_mels=BANDS, power=1.0)
     return cepstra_of(np.log(np.maximum(mel.T, 1e-5)))
@@ -36,7 +36,7 @@ def cepstra_of(log_mel_tm: np.ndarray) -> np.ndarray:
 
 def warped(one_ic: np.ndarray, other_jc: np.ndarray) -> np.ndarray:
     """[steps, 2]: pairs of frames by dynamic time warping on the distance of their coefficients."""
-    _, path = require("librosa", "speech").sequence.dtw(one_ic.T, other_jc.T)
+    _, path = librosa().sequence.dtw(one_ic.T, other_jc.T)
     return path[::-1]
 
 

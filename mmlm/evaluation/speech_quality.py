@@ -18,7 +18,7 @@ import torch
 
 from mmlm.base.errors import DataError, MissingExtra, require
 from mmlm.objectives.audio import si_sdr as scale_invariant_ratio
-from mmlm.sound import Sound
+from mmlm.sound import Sound, librosa
 
 WIDE_HZ, NARROW_HZ, STOI_HZ = 16_000, 8_000, 10_000
 DNSMOS_INSTALL = "pip install --no-deps speechmos && pip install onnxruntime librosa"
@@ -74,6 +74,7 @@ def stoi(sound: Sound, reference: Sound, *, is_extended: bool = False) -> float 
 def dnsmos(sound: Sound) -> dict[str, float]:
     """DNSMOS of one sound: ovrl, sig, bak, p808. Raises MissingExtra with the command that installs it, DataError for an empty sound."""
     try:
+        librosa()  # by which the package hears
         package = require("speechmos.dnsmos", "judges")
     except MissingExtra as error:
         raise MissingExtra(f"DNSMOS needs the package speechmos: {DNSMOS_INSTALL} ({error})") from None

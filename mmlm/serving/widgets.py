@@ -235,6 +235,8 @@ def marked(path: str | None, part: str | None) -> str:
         numbers = [float(each) for each in part.split(",")]
         sides = numbers if len(numbers) == 4 else [*numbers, *(each + max(size) / MARK for each in numbers)]
         left, top, right, bottom = (min(max(side / most, 0.0), 1.0) for side, most in zip(sides, size * 2, strict=True))
+        if left > right or top > bottom:
+            return ""
     except (ValueError, DataError):
         return ""
     said = Grounded(MEANT, (Phrase(0, len(MEANT), ((left, top, right, bottom),)),))

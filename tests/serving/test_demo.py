@@ -118,7 +118,8 @@ def test_two_taps_write_the_sides_of_a_part_which_is_drawn(tmp_path):
         seen.append(tapped(seen[-1], *point))
     assert seen[1:] == ["50,40", "10,40,50,45", "7,8", "7,3,9,8"] and tapped("any word", 1, 2) == "1,2"
     assert "tap the other corner" in marked(path, "50,40") and "what is meant: 10,40,50,45" in marked(path, "10,40,50,45")
-    assert not any(marked(path, part) for part in ("", "a", "1", "1,2,3", "nan,1,<b>,2", "1,2,3,4,5")) and not marked(None, "1,2,3,4")
+    assert not any(marked(path, part) for part in ("", "a", "1", "1,2,3", "nan,1,<b>,2", "1,2,3,4,5", "50,4,10,5", "1,9,2,4"))
+    assert not marked(None, "1,2,3,4")
     large = as_example(tmp_path / "large", Image("a"), np.random.default_rng(0).integers(0, 256, (900, 1200, 3), dtype=np.uint8))
     assert len(marked(large, "100,200,300,400")) < 400_000  # a page holds it
     assert marked(path, "-1e400,2,1e9,nan")  # as far as it can be
