@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from typing import Any
@@ -27,6 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
         recipe = dry(recipe)
     bar: Any = None
     tells = os.environ.get("RANK", "0") == "0"  # as accelerate and torchrun number them
+    if not tells:
+        logging.getLogger("mmlm").setLevel(logging.ERROR)
     if tells and sys.stderr.isatty():
         from tqdm import tqdm
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,3 +136,21 @@ def test_the_others_wait_for_a_long_validation(toy, tmp_path, monkeypatch):
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused(toy, server, tmp_path):
     run(toy, server, tmp_path / "odd", {**OPTIONS, "batch_size": 3}, code=1)
+
+
+def test_the_command_of_the_page_trains_one_run_with_two_processes(tmp_path):
+    page = (Path(__file__).resolve().parents[2] / "docs/howto/README.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"^    torchrun (.*) FILE$", page, re.MULTILINE)
+    (tmp_path / "a.yaml").write_text(RECIPE)
+    ends = ["train.steps=4", "train.batch_size=4", "train.log_every=1", "tokenizers.other={type: text, vocabulary_size: 300}"]
+    for name, launcher in {
+        "two": ["torch.distributed.run", "--master_port", str(free_port()), *told.split()],
+        "one": ["mmlm", "train"],
+    }.items():
+        words = [sys.executable, "-m", *launcher, str(tmp_path / "a.yaml"), *ends, f"output={tmp_path / name}"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0 and done.stdout.count("4 steps in") == 1, done.stderr
+        assert done.stderr.count("tokenizers.other is not used") == 1
+    two, one = ([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("two", "one"))
+    assert [line["tokens"] for line in two] == [line["tokens"] for line in one] and len(two) == 4
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-4)
