@@ -21,7 +21,7 @@ QUICK = [
     "train.validate_every=0",
     "train.sample_every=0",
     "evaluate.judges=[words, voice, dnsmos]",
-    "evaluate.max_sounds=72",
+    "evaluate.max_sounds=36",
     "data.test_samples=128",
 ]
 STEPS, SEEDS = 700, (0, 1)
