@@ -8,6 +8,7 @@ Who is asked is a name of /v1/models, never a path; files come inside the reques
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -291,6 +292,7 @@ async def begun(request: Request, items: AsyncGenerator[T, None]) -> AsyncGenera
                 yield item
             async for item in items:
                 yield item
+                await asyncio.sleep(0)  # however fast they come: so it is seen when the client has gone, and others have their turn
 
     return all_of_them()
 

@@ -234,6 +234,27 @@ def test_who_goes_before_a_stream_begins_keeps_no_turn(path, more):
         assert time.monotonic() - began < 3
 
 
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [("/v1/tasks/loud", {"inputs": {"text": "a"}, "stream": True}), ("/v1/audio/speech", {"input": "a", "stream_format": "audio"})],
+)
+def test_a_stream_that_comes_faster_than_it_is_sent_is_not_written_to_who_has_gone(path, more, caplog):
+    def loud(given):
+        for size in range(1, 2000):
+            yield {"audio": Sound(np.ones(4 * size, dtype=np.float32), 8000)}
+
+    with listening([own("loud", {"text": forms.Text("Text")}, {"audio": forms.Audio("Speech")}, loud)]) as (address, server):
+        with (
+            httpx.Client(headers={"Authorization": f"Bearer {TOKEN}"}) as client,
+            client.stream("POST", address + path, json=more) as answer,
+        ):
+            assert answer.status_code == 200
+        began = time.monotonic()
+        while server.turns["loud"].waiting and time.monotonic() - began < 10:
+            time.sleep(0.01)
+    assert not [line for line in caplog.messages if "socket.send" in line]
+
+
 def test_a_text_left_before_its_first_piece_is_given_up(text_use):
     async def left():
         writer = Writer(text_use, Limits(new_tokens=100_000), Figures())
