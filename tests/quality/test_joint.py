@@ -20,7 +20,7 @@ pytestmark = pytest.mark.quality
 QUICK = [
     "train.validate_every=0",
     "train.sample_every=0",
-    "evaluate.judges=[words, voice, dnsmos]",
+    "evaluate.judges=[words, dnsmos]",
     "evaluate.max_sounds=36",
     "data.test_samples=128",
 ]
@@ -33,6 +33,7 @@ TOKENIZERS = {
     "tables": [],
     "molecules": ["sequence", "numbers"],
 }
+JUDGES = {"speak": ["words"], "clean": ["dnsmos"]}  # each hears more than was made, for what it is compared with
 ENCODERS = {"see": ["vision"], "tables": ["cell"]}
 RANGES = {"see": ["text", "special", "obj", "loc"], "tables": ["label"], "molecules": ["number", "molecule"]}
 
@@ -61,7 +62,14 @@ def alone(recipe: Recipe, folder: Path) -> Recipe:
         heads.pop("language_model")
     tokenizers = {key: recipe.tokenizers[key] for key in TOKENIZERS[name]}
     encoders = {key: recipe.encoders[key] for key in ENCODERS.get(name, [])}
-    own = {"heads": heads, "tokenizers": tokenizers, "encoders": encoders, "output": str(folder / str(recipe.seed) / name)}
+    judged = recipe.evaluate.model_copy(update={"judges": JUDGES.get(name, [])})
+    own = {
+        "heads": heads,
+        "tokenizers": tokenizers,
+        "encoders": encoders,
+        "evaluate": judged,
+        "output": str(folder / str(recipe.seed) / name),
+    }
     return recipe.model_copy(update=own)
 
 
