@@ -219,7 +219,7 @@ def _columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
         header = [name.strip() for name in header]
         found: dict[str, list[Any]] = {name: [row[place] for row in rows] for place, name in enumerate(header) if name in names}
     else:
-        table = read_table(path)
+        table = read_table(path, media=False)  # molecules are looked at by the source, which may leave bad ones out
         found = {}
         for name in set(names) & set(table.names):
             column = table.column(name)

@@ -205,6 +205,11 @@ class RegressionTransformerTask(UsualTask):
                 found.append(dict(zip((name for name in self.config.properties if name in names), said, strict=True)))
         return found
 
+    def read_design(self, model: MultimodalLM, text: str) -> dict[str, float | None]:
+        """The numbers of what was designed. None in place of each where the tokenizer cannot write it: SELFIES of a molecule are not always
+        the symbols that it was made of."""
+        return self.read_numbers(model, [text])[0] if self._can_write(text) else dict.fromkeys(self.config.properties)
+
     def states(self, model: MultimodalLM, texts: Sequence[str]) -> Tensor:
         """float32 [n, d]: the mean over each sequence of the model's last states, as it reads it before it writes the numbers."""
         names = dict.fromkeys(self.config.properties, 0.0)
@@ -281,7 +286,7 @@ class RegressionTransformerTask(UsualTask):
             if self.kind == "molecule" and not is_valid(text):
                 yield {"sequence": text, "numbers": {"no molecule": "what was written is none; try another seed"}}
                 return
-        yield {"sequence": text, "numbers": self.read_numbers(model, [text])[0]}
+        yield {"sequence": text, "numbers": self.read_design(model, text)}
 
     def predict(self, model: MultimodalLM, records: Sequence[Compound]) -> list[Found]:
         """The numbers of each compound, none of one that the tokenizer cannot write; of test records some are also seeds of designs to

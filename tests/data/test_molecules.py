@@ -89,6 +89,14 @@ def test_a_table_gives_numbers_by_column_and_leaves_gaps_out(tmp_path):
         config.model_copy(update={"column": "smiles"}).build()
 
 
+def test_a_bad_molecule_of_a_table_of_records_is_left_out_if_asked(tmp_path):
+    path = manifest(tmp_path / "a.jsonl", [{"smiles": "CCO", "y": 1.5}, {"smiles": "C(C)(C)(C)(C)C", "y": 2}, {"smiles": "CCN", "y": 3}])
+    table = {"path": path, "properties": {"y": "y"}, **BOTH}
+    assert [each.text for each in MoleculeTableConfig(**table, on_bad="skip").build().everything()] == ["CCO", "CCN"]
+    with pytest.raises(DataError, match=r"1 of 3 entries cannot be used(.|\n)*line 2: .* is no molecule: Explicit valence"):
+        MoleculeTableConfig(**table).build()
+
+
 def test_a_comma_that_shifts_the_cells_of_a_line_is_told(tmp_path):
     (tmp_path / "t.csv").write_text("name,logp ,smiles,logs\nethanol,-0.3,CCO,1\n1,2-dichloroethane,1.5,ClCCCl\n1,2,2-trimethyl,1,CC\n")
     config = MoleculeTableConfig(path=str(tmp_path / "t.csv"), properties={"logp": "logp"}, **BOTH)

@@ -18,6 +18,7 @@ from mmlm.base.errors import DataError, RecipeError
 from mmlm.chemistry import computed
 from mmlm.data.dealing import place_of
 from mmlm.data.molecules import Compound
+from mmlm.designing import Designer
 from mmlm.embedding import encoder
 from mmlm.filling import fill
 from mmlm.generation import Sampling
@@ -158,6 +159,19 @@ def test_what_selfies_cannot_write_is_left_out_of_training_and_measured_as_unrea
     assert task.score(outputs, rare)["unparsable"] >= 0.5
 
 
+def test_a_design_that_selfies_cannot_write_again_is_told_without_numbers(recipe):
+    pytest.importorskip("selfies")
+    tokenizers = recipe.model_dump()["tokenizers"] | {"sequence": {"type": "molecules", "notation": "selfies"}}
+    selfies = Recipe.read(recipe.model_dump(by_alias=True) | {"tokenizers": tokenizers})
+    task = build_task(selfies)
+    model = build_model(selfies, task).eval()
+    task.design = lambda *given, **more: ["C[13CH3]"]  # a molecule for whose SELFIES it has no symbol
+    (line,) = Designer.of(task, model).design(["CCO"], {"logp": 1.0})
+    assert line["is_valid"] and line["model"] == {"logp": None} and line["rdkit"]["logp"] > 0
+    (answer,) = task.answer(model, {"sequence": "CCO", "name": "logp", "wanted": "1", "seed": 0})
+    assert answer == {"sequence": "C[13CH3]", "numbers": {"logp": None}}
+
+
 def test_a_property_that_no_compound_has_is_told_with_those_that_are_there(recipe, caplog):
     other = recipe.model_copy(update={"tasks": [recipe.tasks[0].model_copy(update={"properties": ["Size"]})]})
     task = build_task(other)
@@ -231,3 +245,55 @@ def test_the_command_line_reads_numbers_and_designs(run, capsys, tmp_path):
     ):
         assert cli.main(["generate", run, *arguments]) == 2
         assert told in capsys.readouterr().err
+
+
+def test_the_command_line_reads_a_table_and_tells_its_bad_rows_at_the_end(run, capsys, tmp_path):
+    given, output = tmp_path / "mine.csv", tmp_path / "mine.filled.csv"
+    given.write_text("name,SMILES\nethanol,CCO\nnone,C1CC\ngap,\nphenol, c1ccccc1O\n", encoding="utf-8")
+    assert cli.main(["generate", run, "--smiles", str(given)]) == 2
+    told = capsys.readouterr()
+    assert "the numbers of 2 rows" in told.out and "2 of 4 rows could not be read" in told.err
+    assert "row 2: SMILES 'C1CC' cannot be read" in told.err and "row 3: smiles is missing" in told.err
+    header, ethanol, none, gap, phenol = (line.split(",") for line in output.read_text(encoding="utf-8").splitlines())
+    assert header == ["name", "SMILES", "logp by model"] and none[2] == gap[2] == ""
+    read = encoder(run).read(["CCO", "c1ccccc1O"])
+    assert [row[2] for row in (ethanol, phenol)] == ["" if one["logp"] is None else f"{one['logp']:g}" for one in read]
+    given.write_text("molecule\nCCO\n", encoding="utf-8")
+    for arguments, why in (([], "unknown column 'smiles'"), (["--wanted", "logp=1"], "--wanted goes with one molecule")):
+        assert cli.main(["generate", run, "--smiles", str(given), *arguments]) == 2
+        assert why in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def protein_run(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("proteins")
+    letters = "ACDEFGHIKL"
+    rows = [f"{a}{b}{b}{a}K,{letters.index(a) / 10},{letters.index(b) / 10}" for a in letters for b in letters[:4]]
+    (folder / "some.csv").write_text("protein,first,second\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    source = {"type": "molecule_table", "path": str(folder / "some.csv"), "column": "protein", "holds_proteins": True}
+    both = {"first": "first", "second": "second"}
+    train(
+        Recipe.read(
+            recipe.model_dump(by_alias=True)
+            | {
+                "name": "proteins",
+                "output": str(folder / "run"),
+                "tasks": [{"type": "regression_transformer", "properties": list(both)}],
+                "data": {"train": [source | {"properties": both}]},
+                "tokenizers": {"sequence": {"type": "proteins"}, "numbers": {"type": "numbers", "whole_digits": 1, "decimals": 1}},
+                "train": {"steps": 2, "batch_size": 4},
+            }
+        )
+    )
+    return str(folder / "run")
+
+
+def test_the_command_line_designs_proteins_to_several_numbers(protein_run, capsys, tmp_path):
+    assert cli.main(["generate", protein_run, "--smiles", "ACCAK"]) == 0
+    assert capsys.readouterr().out.startswith("ACCAK: first")
+    output = tmp_path / "designs.jsonl"
+    wanted = ["--wanted", "first=0.3", "--wanted", "second=0.1"]
+    assert cli.main(["generate", protein_run, "--smiles", "ACCAK", *wanted, "--designs", "2", "--output", str(output)]) == 0
+    lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [line["wanted"] for line in lines] == [{"first": 0.3, "second": 0.1}] * 2
+    assert capsys.readouterr().out.splitlines()[0].startswith(f"{lines[0]['protein']}: first")
