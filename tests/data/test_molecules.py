@@ -165,6 +165,19 @@ def test_a_missing_package_is_told_with_the_command(monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("moses") is None, reason="needs the data of the package molsets")
+def test_numbers_of_moses_are_computed_when_one_is_asked_for_and_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(molecule_sources, "computed", lambda smiles, names: asked.append(smiles) or computed(smiles, names))
+    source = MosesConfig(split="test_scaffolds", count=1000, compute=["logp", "weight"]).build()
+    one, *others = source.everything()
+    assert "logp" in one.properties and "qed" not in one.properties and list(one.properties) == ["logp", "weight"] and not asked
+    assert one.properties["weight"] > 100 and one.properties == computed(one.text, ["logp", "weight"])
+    assert asked == [one.text] and source.compound(1) is source.compound(1) is source.everything()[1]
+    with pytest.raises(KeyError):
+        others[0].properties["qed"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("moses") is None, reason="needs the data of the package molsets")
 def test_moses_is_read_whole_or_in_even_parts_that_do_not_overlap():
     one, other = (MosesConfig(split="test_scaffolds", count=1000, offset=offset).build() for offset in (0, 1))
     whole = MosesConfig(split="test_scaffolds").build()

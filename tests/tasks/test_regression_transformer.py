@@ -182,6 +182,32 @@ def test_a_property_that_no_compound_has_is_told_with_those_that_are_there(recip
     assert "has none of Size; it has size, logp. Others may be alike." in line
 
 
+def test_numbers_are_looked_at_before_training_and_long_molecules_told_once(recipe, caplog):
+    def looked_at(values, **digits):
+        numbers = {"type": "numbers", "whole_digits": 1, "decimals": 1} | digits
+        other = recipe.model_dump(by_alias=True) | {"tokenizers": recipe.model_dump()["tokenizers"] | {"numbers": numbers}}
+        task = build_task(Recipe.read(other))
+        records = [Compound(str(line), "CCO", {"logp": value}, f"list, line {line}") for line, value in enumerate(values, 1)]
+        caplog.clear()
+        task.read_ahead(records)
+        task.read_ahead(records)
+        return [line.message for line in caplog.records]
+
+    with pytest.raises(DataError, match=r"^list, line 2: logp: the number -120 does not fit: .* below 10. Set tokenizers.numbers.whole_di"):
+        looked_at([1.0, -120.0, 40.0])
+    assert looked_at([1.0, -120.0, 40.0], whole_digits=3) == []
+    assert looked_at([0.01, 0.03, 0.04]) == [
+        "logp: rounding to 1 decimals changes it by 0.029, where it spreads by 0.012; tokenizers.numbers.decimals can keep more."
+    ]
+    assert looked_at([0.01, 0.03, 0.04], decimals=3) == looked_at([0.0, 1.0, 1.0], decimals=0) == []
+    task = build_task(recipe)
+    long = [Compound(str(line), "C" * 200, {"logp": 1.0}, f"list, line {line}") for line in (4, 5)]
+    assert [task.example(each, np.random.default_rng(0)) for each in long] == [None, None]
+    assert [line.message for line in caplog.records] == [
+        "left out while training: list, line 4: has 200 tokens; task.max_tokens is 128. Others may be alike."
+    ]
+
+
 def test_a_protein_is_no_molecule(task, model):
     record = Compound("p", "MKT", {"logp": 1.0}, "list, line 4", "protein")
     with pytest.raises(DataError, match="line 4: is a protein, but the tokenizer 'sequence' reads molecules"):
