@@ -6,7 +6,7 @@ Source of the measures of designs: MOSES, arXiv:1811.12823; steering by evenly s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
@@ -45,6 +45,15 @@ def _atoms(text: str) -> str:
     return "".join(sorted(re.sub("[^a-z]|h", "", text.lower())))
 
 
+def among(texts: Collection[str], known: Iterable[str], *, is_molecule: bool) -> set[str]:
+    """Those of different sequences that are known, of molecules in whatever spelling."""
+    if not is_molecule:
+        return set(texts) & set(known)
+    atoms = {_atoms(text) for text in texts}  # a training set of millions is not read by RDKit for some hundred molecules
+    before = {canonical(text) for text in known if _atoms(text) in atoms}
+    return {text for text in texts if canonical(text) in before}
+
+
 def designed_scores(designs: Sequence[Designed], known: AbstractSet[str], name: str, *, is_molecule: bool) -> dict[str, float]:
     """validity: share that RDKit reads.   uniqueness: different ones among these.   novelty: share of the different ones not in `known`.
     diversity: see `mmlm.chemistry.diversity`.   changed: share that is not the seed. Other spellings of a molecule are the same one.
@@ -59,9 +68,7 @@ def designed_scores(designs: Sequence[Designed], known: AbstractSet[str], name: 
     texts = [spelled(one.text) for one in valid]
     different = sorted(set(texts))
     found["uniqueness"] = len(different) / len(valid)
-    atoms = {_atoms(text) for text in different}  # a training set of millions is not read by RDKit for some hundred designs
-    before = {spelled(text) for text in known if _atoms(text) in atoms}
-    found["novelty"] = float(np.mean([text not in before for text in different]))
+    found["novelty"] = 1 - len(among(different, known, is_molecule=is_molecule)) / len(different)
     seeds = {seed: spelled(seed) for seed in {one.seed for one in valid}}
     found["changed"] = float(np.mean([text != seeds[one.seed] for text, one in zip(texts, valid, strict=True)]))
     if not is_molecule:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmlm.analysis.chemistry import compound_baselines, designed_scores, fitted_on, reached
+from mmlm.analysis.chemistry import among, compound_baselines, designed_scores, fitted_on, reached
 from mmlm.analysis.numbers import number_scores
 from mmlm.base.errors import DataError, RecipeError
 from mmlm.base.files import write_text_whole
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 PROPERTY = "property"
 PICTURED = 3  # seeds whose designs are drawn in a report
+SEEDS = 1 << 64  # a seed may be any whole number
 AT_ONCE = 128  # sequences that are filled together
 CHANGED = 0.05  # of their spread: numbers that rounding changes by more are told
 UNREAD = {"rmse": math.inf, "r2": -math.inf, "spearman": -math.inf}  # where no number could be read
@@ -271,7 +272,7 @@ class RegressionTransformerTask(UsualTask):
             streams = [self.stream(text, numbers) for text, numbers in zip(seeds[start : start + AT_ONCE], wanted[start : start + AT_ONCE])]
             hide = []
             for text, stream in zip(seeds[start : start + AT_ONCE], streams, strict=True):
-                rng = np.random.default_rng([seed, int(place_of(text) * 2**53)])
+                rng = np.random.default_rng([seed % SEEDS, int(place_of(text) * 2**53)])
                 may = np.ones(len(stream.segments[-1]), dtype=bool)
                 hidden = torch.from_numpy(spans(may, share, self.config.max_span, rng))
                 hide.append([*(torch.zeros(len(each), dtype=torch.bool) for each in stream.segments[:-1]), hidden])
@@ -355,16 +356,23 @@ class RegressionTransformerTask(UsualTask):
 
     def score(self, outputs: Sequence[Found], records: Sequence[Compound]) -> dict[str, float]:
         """rmse, r2, spearman: of the numbers that could be read, endlessly bad without any.   unparsable: share that could not.
-        Of designs, by RDKit: see `designed_scores`."""
+        trained_on: of test records, the share of different ones that training holds, where it holds any. Of designs, by RDKit: see
+        `designed_scores`. In tests nothing is told of a number that no record has."""
         found: dict[str, float] = {}
         for name in self.config.properties:
             pairs = [(out.numbers.get(name), each.properties[name]) for out, each in zip(outputs, records) if name in each.properties]
+            if not pairs and self.is_tested:
+                continue
             read = [(said, true) for said, true in pairs if said is not None]
             scores = number_scores([said for said, _ in read], [true for _, true in read]) if read else {}
             scores["unparsable"] = 1 - len(read) / len(pairs) if pairs else 0.0
             found |= {self._named(metric, name): value for metric, value in {**UNREAD, **scores}.items()}
+        known = {each.text for each in self.training}
+        texts = {each.text for each in records}
+        if seen := among(texts, known, is_molecule=self.kind == "molecule"):
+            logger.warning("%d of %d measured %ss are trained on, such as %s", len(seen), len(texts), self.kind, min(seen))
+            found["trained_on"] = len(seen) / len(texts)
         if designs := [one for out in outputs for one in out.designs]:
-            known = {each.text for each in self.training}
             found |= designed_scores(designs, known, self.config.properties[0], is_molecule=self.kind == "molecule")
         return found
 

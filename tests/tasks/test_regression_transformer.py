@@ -124,6 +124,7 @@ def test_a_design_keeps_what_was_not_to_be_written_anew(task, model, monkeypatch
     places = {place for ids in found for place in range(11) if ids[place] != seed[place]}
     assert 0 < len(places) <= round(0.3 * 11)
     assert found == task.design(model, *given, mask_fraction=0.3, seed=1) != task.design(model, *given, mask_fraction=0.3, seed=2)
+    assert all(len(task.design(model, ["CCO"], [{"logp": 0.5}], seed=number)) == 1 for number in (-1, 10**30))
     with pytest.raises(RecipeError, match="knows the properties logp, not 'qed'"):
         task.design(model, ["CCO"], [{"qed": 0.5}])
     with pytest.raises(RecipeError, match="mask_fraction must be above 0"):
@@ -136,6 +137,21 @@ def test_numbers_that_cannot_be_read_are_counted(task):
     assert task.score(outputs, records) == {"rmse": 0, "r2": 1, "spearman": 1, "unparsable": 0.25}
     none = task.score([Found({"logp": None})] * 4, records)
     assert none == {"rmse": np.inf, "r2": -np.inf, "spearman": -np.inf, "unparsable": 1}
+
+
+def test_test_molecules_that_are_trained_on_are_told_and_numbers_that_none_has_are_not(recipe, caplog):
+    both = recipe.model_copy(update={"tasks": [recipe.tasks[0].model_copy(update={"properties": ["logp", "size"]})]})
+    task = build_task(both)
+    records = [Compound(text, text, {"logp": 1.0}) for text in ("CCO", "CCN", "CCS", "CCO")]
+    outputs = [Found({"logp": 1.0})] * 4
+    assert task.score(outputs, records)["rmse_size"] == np.inf  # in validation every metric has a value
+    task.begin_tests()
+    task.take_training([Compound("a", "OCC", {"logp": 1.0}), Compound("b", "NC", {"logp": 1.0})])
+    found = task.score(outputs, records)
+    assert found["trained_on"] == pytest.approx(1 / 3) and found["rmse_logp"] == 0 and "rmse_size" not in found
+    assert [line.message for line in caplog.records] == ["1 of 3 measured molecules are trained on, such as CCO"]
+    task.take_training([Compound("b", "NC", {"logp": 1.0})])
+    assert "trained_on" not in task.score(outputs, records)
 
 
 def test_what_selfies_cannot_write_is_left_out_of_training_and_measured_as_unread(recipe, caplog):
