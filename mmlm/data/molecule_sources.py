@@ -91,7 +91,8 @@ def dealt(compounds: Sequence[Compound], config: CompoundsConfig, where: str) ->
     """Those held out, kept back for validation, and trained on.
 
     By scaffold: whole groups of one scaffold, the largest first, go to training until its share is full, then to validation, the rest is
-    held out. At random: a function of the compound and the shares alone, so that a molecule stays together however it is spelled.
+    held out; the largest of all is trained on even where it is more than that share. At random: a function of the compound and the shares
+    alone, so that a molecule stays together however it is spelled. Raises DataError for a share that gets nothing.
     """
     shares = {"hold_out": config.hold_out, "validate_share": config.validate_share}
     if config.split_by == "random" or all(each.kind == "protein" for each in compounds):
@@ -101,9 +102,13 @@ def dealt(compounds: Sequence[Compound], config: CompoundsConfig, where: str) ->
     by_scaffold: dict[str, list[Compound]] = defaultdict(list)
     for each in compounds:
         by_scaffold[scaffold(each.text) if each.kind == "molecule" else each.text].append(each)
+    sides = 1 + sum(share > 0 for share in shares.values())
+    if 0 < len(by_scaffold) < sides:
+        told = f"{where}: has {len(by_scaffold)} of the {sides} scaffolds that are needed for all shares, as each stays whole (molecules"
+        raise DataError(f"{told} without rings are of one). split_by: random deals molecules one by one.")
     train, kept = len(compounds) * (1 - config.hold_out - config.validate_share), len(compounds) * config.validate_share
     for _, some in sorted(by_scaffold.items(), key=lambda item: (-len(item[1]), item[0])):
-        place = 2 if len(groups[2]) + len(some) <= train + 1e-9 else 1 if len(groups[1]) + len(some) <= kept + 1e-9 else 0
+        place = 2 if not groups[2] or len(groups[2]) + len(some) <= train + 1e-9 else 1 if len(groups[1]) + len(some) <= kept + 1e-9 else 0
         groups[place if place or config.hold_out else 2].extend(some)
     return checked(groups, shares, where, "entries")
 

@@ -134,10 +134,17 @@ def test_a_molecule_is_on_one_side_however_it_is_spelled(tmp_path):
     assert min(map(len, sides)) > 1 and sum(map(len, sides)) == len(set().union(*sides)) < len(set(spelled))
 
 
-def test_shares_that_leave_nothing_to_train_on_are_told(tmp_path):
+def test_too_few_scaffolds_for_all_shares_are_told(tmp_path):
     path = manifest(tmp_path / "a.jsonl", [{"smiles": "C" * more} for more in range(1, 30)])  # all without a ring, so of one scaffold
-    with pytest.raises(DataError, match=r"a\.jsonl: hold_out and validate_share leave none of 29 entries to train on"):
+    with pytest.raises(DataError, match=r"a\.jsonl: has 1 of the 2 scaffolds that are needed .* split_by: random deals molecules one by"):
         MoleculeManifestConfig(path=path, validate_share=0).build()
+    assert len(MoleculeManifestConfig(path=path, **BOTH).build().everything()) == 29
+
+
+def test_a_scaffold_of_most_molecules_is_trained_on(tmp_path):
+    lines = [{"smiles": "C" * more} for more in range(1, 91)] + [{"smiles": ring + "C"} for ring in RINGS]
+    source = MoleculeManifestConfig(path=manifest(tmp_path / "a.jsonl", lines), hold_out=0.15, validate_share=0.05).build()
+    assert [len(group) for group in source.groups] == [5, 5, 90]
 
 
 def test_what_rdkit_computes():
