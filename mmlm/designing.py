@@ -70,6 +70,8 @@ class Designer(Vectors):
             raise DataError(f"{path}: {unknown_name('column', self.called, header)}")
         if output.exists() and output.samefile(path):
             raise DataError(f"{output}: is read from, so it cannot be the output; name another file.")
+        if odd := next((number for number, row in enumerate(rows, 1) if len(row) > len(header)), None):
+            raise DataError(f"{path}: row {odd} has more cells than the header. Is there a separator in a cell without quotation marks?")
         texts, bad = dict[int, str](), list[str]()
         for number, row in enumerate(rows):
             text = row[place].strip() if place < len(row) else ""
@@ -80,15 +82,16 @@ class Designer(Vectors):
                 texts[number] = text
             except DataError as error:
                 bad.append(f"row {number + 1}: {error}")
+        decimals = self.task.numbers.config.decimals
         told = dict(zip(texts, self.task.read_numbers(self.model, list(texts.values())), strict=True))
         for number, row in enumerate(rows):
             found = [told.get(number, {}).get(name) for name in self.properties]
-            row += [""] * (len(header) - len(row)) + ["" if value is None else f"{value:g}" for value in found]
+            row += [""] * (len(header) - len(row)) + ["" if value is None else f"{value:.{decimals}f}" for value in found]
         header = [*header, *(f"{name} by model" for name in self.properties)]
-        text = io.StringIO()
-        csv.writer(text, delimiter=separator, lineterminator="\n").writerows([header, *rows])
+        sheet = io.StringIO()
+        csv.writer(sheet, delimiter=separator, lineterminator="\n").writerows([header, *rows])
         try:
-            write_text_whole(output, text.getvalue())
+            write_text_whole(output, sheet.getvalue())
         except OSError as error:
             raise DataError(f"{output}: cannot be written: {error.strerror}.") from None
         return len(texts), bad

@@ -250,7 +250,8 @@ def test_a_run_is_measured_beside_plain_predictors_and_shows_its_designs(run, re
     assert {"rmse", "r2", "spearman", "unparsable", "validity"} <= found["metrics"].keys()
     ridge, mean = found["baselines"][RIDGE], found["baselines"]["the mean of the training compounds"]
     assert ridge["rmse"] < mean["rmse"] and abs(mean["spearman"]) == 0
-    assert "<svg" in Path(run, "report.html").read_text(encoding="utf-8")
+    page = Path(run, "report.html").read_text(encoding="utf-8")
+    assert "<svg" in page and "None of them was trained or validated on." in page and "trained_on" not in found["metrics"]
 
 
 def test_molecules_become_vectors_by_a_run_or_as_fingerprints(run):
@@ -299,7 +300,10 @@ def test_the_command_line_reads_a_table_and_tells_its_bad_rows_at_the_end(run, c
     header, ethanol, none, gap, phenol = (line.split(",") for line in output.read_text(encoding="utf-8").splitlines())
     assert header == ["name", "SMILES", "logp by model"] and none[2] == gap[2] == ""
     read = encoder(run).read(["CCO", "c1ccccc1O"])
-    assert [row[2] for row in (ethanol, phenol)] == ["" if one["logp"] is None else f"{one['logp']:g}" for one in read]
+    assert [row[2] for row in (ethanol, phenol)] == ["" if one["logp"] is None else f"{one['logp']:.1f}" for one in read]
+    given.write_text("smiles\nCCO,1\n", encoding="utf-8")
+    assert cli.main(["generate", run, "--smiles", str(given)]) == 2
+    assert "row 1 has more cells than the header" in capsys.readouterr().err
     given.write_text("molecule\nCCO\n", encoding="utf-8")
     for arguments, why in (([], "unknown column 'smiles'"), (["--wanted", "logp=1"], "--wanted goes with one molecule")):
         assert cli.main(["generate", run, "--smiles", str(given), *arguments]) == 2
