@@ -48,6 +48,14 @@ class FingerprintsConfig(Component):
     size: int = Field(2048, ge=64, description="numbers of a vector, on which the environments are hashed")
 
 
+@ENCODERS.register("mmlm.encoders.sequence_models:SequenceModel", source="ESM-2, doi:10.1126/science.ade2574; ChemBERTa, arXiv:2010.09885")
+class SequenceModelConfig(Component):
+    """Molecules, proteins or other texts through a pretrained model of sequences of transformers, that nobody trains further."""
+
+    type: Literal["sequence_model"] = "sequence_model"
+    path: str = Field(description="folder of the model with its tokenizer, such as ESM-2 or ChemBERTa; nothing is downloaded")
+
+
 class FrozenBlockConfig(Component):
     """A block of a pretrained decoder as the last layer of an encoder: it stays as it is, the two matrices around it learn."""
 

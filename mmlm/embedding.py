@@ -20,10 +20,11 @@ from mmlm.base.schema import Strict, problems, told_at_once
 from mmlm.data.audio_files import read_sound
 from mmlm.data.picture_files import read_picture
 from mmlm.designing import Designer
-from mmlm.encoders.config import ENCODERS, FingerprintsConfig, ImageEncoderConfig, SpeechEncoderConfig
+from mmlm.encoders.config import ENCODERS, FingerprintsConfig, ImageEncoderConfig, SequenceModelConfig, SpeechEncoderConfig
 from mmlm.encoders.image_models import OpenClipEncoder
 from mmlm.encoders.images import FINER, ImageEncoder, Patches
 from mmlm.encoders.molecules import Fingerprints
+from mmlm.encoders.sequence_models import SequenceModel
 from mmlm.encoders.speech import Progress, SpeechEncoder
 from mmlm.encoders.vectors import Vectors
 from mmlm.model import CONFIG
@@ -179,7 +180,7 @@ class _ReadPictures(Sequence[np.ndarray]):
         return item if isinstance(item, np.ndarray) else read_picture(item, shortest=FINER * self.needed)
 
 
-def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedder | Fingerprints | Designer | TextEmbedder:
+def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedder | Fingerprints | SequenceModel | Designer | TextEmbedder:
     """An encoder of sound, pictures or molecules by name, such as encoder("timm", model="vit_tiny_patch16_224"), or the one that a run
     uses; a run that reads molecules, proteins, texts or rows as text is one itself, and so is the folder of a text decoder.
 
@@ -208,7 +209,7 @@ def encoder(name_or_run: str | Path, **options: Any) -> Embedder | PictureEmbedd
         raise told_at_once("encoder", problems(error, _Choice, given)) from None
     if isinstance(config, ImageEncoderConfig):
         return PictureEmbedder(config.build())
-    if isinstance(config, FingerprintsConfig):
+    if isinstance(config, FingerprintsConfig | SequenceModelConfig):
         return config.build()
     if not isinstance(config, SpeechEncoderConfig):
         raise RecipeError(f"encoder {config.type!r} is a part of a model and reads no files.")

@@ -17,6 +17,8 @@ from mmlm.decoding import Decodable, Decoding
 from mmlm.generation import Sampling, require_finite, sample
 from mmlm.stream import Segment, Stream, pad, positions
 
+SEEDS = 1 << 64  # of a generator
+
 Encode = Callable[[str, Tensor], dict[str, Tensor]]  # channels of local ids of a range
 
 
@@ -38,7 +40,7 @@ def fill(
     steps = max(map(len, asked))
     decoding = Decoding(model, prompts, 2 * steps + 1)
     cache, length_b = decoding.cache, torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-    draws = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in range(len(streams))]
+    draws = [torch.Generator().manual_seed((seed * 1_000_003 + number) % SEEDS) for number in range(len(streams))]
     found = [[segment.ids.clone() for segment in stream.segments if segment.ids is not None] for stream in streams]
     for step in range(steps):
         rows, sizes = list[Stream](), list[int]()

@@ -6,7 +6,7 @@ Source of the measures of designs: MOSES, arXiv:1811.12823; steering by evenly s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
@@ -19,7 +19,8 @@ from mmlm.data.molecules import Compound
 from mmlm.tokenizers.proteins import LETTERS
 
 MOST_COMPARED = 1000  # designs whose likeness to one another is taken
-FOREST_COMPOUNDS = 5000  # training compounds of the random forest, the first ones
+FITTED_COMPOUNDS = 50_000  # training compounds that plain predictors are fitted on, evenly from all: 0.4 GB of fingerprints
+FOREST_COMPOUNDS = 5000  # of these those of the random forest, the first ones
 MEAN, RIDGE, FOREST = "the mean of the training compounds", "ridge", "random forest"
 
 
@@ -44,6 +45,15 @@ def _atoms(text: str) -> str:
     return "".join(sorted(re.sub("[^a-z]|h", "", text.lower())))
 
 
+def among(texts: Collection[str], known: Iterable[str], *, is_molecule: bool) -> set[str]:
+    """Those of different sequences that are known, of molecules in whatever spelling."""
+    if not is_molecule:
+        return set(texts) & set(known)
+    atoms = {_atoms(text) for text in texts}  # a training set of millions is not read by RDKit for some hundred molecules
+    before = {canonical(text) for text in known if _atoms(text) in atoms}
+    return {text for text in texts if canonical(text) in before}
+
+
 def designed_scores(designs: Sequence[Designed], known: AbstractSet[str], name: str, *, is_molecule: bool) -> dict[str, float]:
     """validity: share that RDKit reads.   uniqueness: different ones among these.   novelty: share of the different ones not in `known`.
     diversity: see `mmlm.chemistry.diversity`.   changed: share that is not the seed. Other spellings of a molecule are the same one.
@@ -58,9 +68,7 @@ def designed_scores(designs: Sequence[Designed], known: AbstractSet[str], name: 
     texts = [spelled(one.text) for one in valid]
     different = sorted(set(texts))
     found["uniqueness"] = len(different) / len(valid)
-    atoms = {_atoms(text) for text in different}  # a training set of millions is not read by RDKit for some hundred designs
-    before = {spelled(text) for text in known if _atoms(text) in atoms}
-    found["novelty"] = float(np.mean([text not in before for text in different]))
+    found["novelty"] = 1 - len(among(different, known, is_molecule=is_molecule)) / len(different)
     seeds = {seed: spelled(seed) for seed in {one.seed for one in valid}}
     found["changed"] = float(np.mean([text != seeds[one.seed] for text, one in zip(texts, valid, strict=True)]))
     if not is_molecule:
@@ -101,10 +109,17 @@ def reached(designs: Sequence[Designed], name: str) -> list[tuple[float, float]]
     return [(wanted, float(np.mean(values))) for wanted, values in sorted(by_wanted.items())]
 
 
+def fitted_on(train: Sequence[Compound]) -> Sequence[Compound]:
+    """All of them, or of more than `FITTED_COMPOUNDS` so many, evenly spaced."""
+    count = FITTED_COMPOUNDS
+    return train if len(train) <= count else [train[at * len(train) // count] for at in range(count)]
+
+
 def compound_baselines(train: Sequence[Compound], asked: Sequence[Compound], name: str) -> Mapping[str, list[float]]:
-    """What plain predictors, fitted on `train`, say of a number of `asked`: its mean, ridge regression (penalty by cross-validation) and
-    a random forest, both on Morgan fingerprints, of proteins on residues."""
+    """What plain predictors, fitted on `train` (see `fitted_on`), say of a number of `asked`: its mean, ridge regression (penalty by
+    cross-validation) and a random forest, both on Morgan fingerprints, of proteins on residues."""
     linear, ensemble = require("sklearn.linear_model", "molecules"), require("sklearn.ensemble", "molecules")
+    train = fitted_on(train)
     truth_n = np.array([each.properties[name] for each in train])
     found = {MEAN: [float(truth_n.mean())] * len(asked)}
     both_nf = plain_features([*train, *asked], like=train)

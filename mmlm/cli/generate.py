@@ -38,8 +38,15 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--expression", metavar="TEXT", help="words for one thing in it, to be pointed at; of a picture or a sweep")
     parser.add_argument("--question", metavar="TEXT", help="a question about it")
-    parser.add_argument("--smiles", metavar="SMILES", help="molecule whose numbers are read, or from which others are designed")
-    parser.add_argument("--wanted", metavar="NAME=NUMBER", help="a number that is wanted of designed molecules, such as logp=2.5")
+    parser.add_argument(
+        "--smiles", metavar="SMILES", help="molecule whose numbers are read, or from which others are designed; or a table of them"
+    )
+    parser.add_argument(
+        "--wanted",
+        action="append",
+        metavar="NAME=NUMBER",
+        help="a number that is wanted of designed molecules, such as logp=2.5; again for others",
+    )
     parser.add_argument("--designs", type=int, default=1, metavar="N", help="molecules that are designed; default 1")
     parser.add_argument("--mask-fraction", type=float, metavar="X", help="share of the molecule that is written anew; default: the run's")
     parser.add_argument(
@@ -253,11 +260,11 @@ def _recoded(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _require_all(given: str, done: int, failed: list[str], what: str) -> None:
-    """Raises DataError with the reasons where some files of those given failed."""
+def _require_all(given: str, done: int, failed: list[str], what: str, things: str = "files") -> None:
+    """Raises DataError with the reasons where some things of those given failed."""
     if failed:
         lines = "\n".join(f"  {why}" for why in failed)
-        raise DataError(f"{given}: {len(failed)} of {len(failed) + done} files could not be {what}:\n{lines}")
+        raise DataError(f"{given}: {len(failed)} of {len(failed) + done} {things} could not be {what}:\n{lines}")
 
 
 def _refuse_asking(arguments: argparse.Namespace, does: str) -> None:
@@ -267,6 +274,7 @@ def _refuse_asking(arguments: argparse.Namespace, does: str) -> None:
 
 
 def _smiles(arguments: argparse.Namespace) -> int:
+    from mmlm.data.table_reader import ENDINGS
     from mmlm.designing import Designer
 
     idle = {"--designs": arguments.designs != 1, "--mask-fraction": arguments.mask_fraction is not None, "--seed": arguments.seed != 0}
@@ -275,19 +283,33 @@ def _smiles(arguments: argparse.Namespace) -> int:
     if arguments.designs < 1:
         raise RecipeError(f"mmlm generate: --designs must be at least 1, but is {arguments.designs}.")
     designer = Designer(arguments.folder)
+    if Path(arguments.smiles).suffix.lower() in ENDINGS:
+        return _smiles_of_table(arguments, designer)
     if arguments.wanted is None:
         (numbers,) = designer.read([arguments.smiles])
-        lines = [{"smiles": arguments.smiles, "model": numbers}]
+        lines: list[dict[str, Any]] = [{designer.called: arguments.smiles, "model": numbers}]
     else:
-        wanted, share = _wanted(arguments.wanted), arguments.mask_fraction
+        wanted, share = dict(map(_wanted, arguments.wanted)), arguments.mask_fraction
         lines = designer.design([arguments.smiles], wanted, mask_fraction=share, count=arguments.designs, seed=arguments.seed)
     for line in lines:
         numbers = {**line["model"], **{f"{name} by RDKit": value for name, value in line.get("rdkit", {}).items()}}
         told = ", ".join(f"{name} {'none' if value is None else format(value, '.4g')}" for name, value in numbers.items())
         is_bad = line.get("is_valid") is False
-        print(f"{line['smiles']}: {told}" + (" (no molecule)" if is_bad else ""))
+        print(f"{line[designer.called]}: {told}" + (" (no molecule)" if is_bad else ""))
     if arguments.output:
         _write_text(arguments.output, "".join(json.dumps(line) + "\n" for line in lines))
+    return 0
+
+
+def _smiles_of_table(arguments: argparse.Namespace, designer: Any) -> int:
+    """Read the numbers of all molecules of a table, and say at the end which of them are none."""
+    given = Path(arguments.smiles)
+    if arguments.wanted is not None:
+        raise RecipeError("mmlm generate: --wanted goes with one molecule, not with a table.")
+    output = Path(arguments.output) if arguments.output else given.with_name(f"{given.stem}.filled.csv")
+    count, bad = designer.read_file(given, output)
+    print(f"{output}: the numbers of {count} rows")
+    _require_all(str(given), count, bad, "read", "rows")
     return 0
 
 
@@ -301,10 +323,10 @@ def _write_text(output: str, text: str) -> None:
         raise RecipeError(f"mmlm generate: --output {output}: cannot be written: {error.strerror}.") from None
 
 
-def _wanted(item: str) -> dict[str, float]:
+def _wanted(item: str) -> tuple[str, float]:
     name, _, value = item.partition("=")
     try:
-        return {name: float(value)}
+        return name, float(value)
     except ValueError:
         raise RecipeError(f"mmlm generate: --wanted {item!r} must look like NAME=NUMBER.") from None
 

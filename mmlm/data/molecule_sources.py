@@ -22,7 +22,14 @@ from mmlm.base.errors import DataError, unknown_name
 from mmlm.base.files import parse_json
 from mmlm.chemistry import canonical, chemistry, computed, parsed, scaffold
 from mmlm.data.base import Parted, RecordList
-from mmlm.data.config.molecules import CompoundsConfig, DatamolConfig, MoleculeManifestConfig, MoleculeTableConfig, MosesConfig
+from mmlm.data.config.molecules import (
+    ChemicalsConfig,
+    CompoundsConfig,
+    DatamolConfig,
+    MoleculeManifestConfig,
+    MoleculeTableConfig,
+    MosesConfig,
+)
 from mmlm.data.dealing import checked, deal
 from mmlm.data.episodes import find_file
 from mmlm.data.listed import Bad, numbered_lines, tell
@@ -38,6 +45,14 @@ FASTA = {".fasta", ".fa", ".faa"}
 NO_NUMBER = ("", "na", "nan", "n/a", "null", "none")
 FREESOLV = {"freesolv": "expt", "freesolv_computed": "calc"}
 SOLUBILITY = "SOL"
+IDENTIFIERS = [f"Identifiers/chemical identifiers pubchem {size}.tsv" for size in ("small", "large")]
+CAS, ITS_SMILES = 1, 4  # cells of a line of these
+KELVIN = {  # file and column
+    "boiling_point": ("Phase Change/Yaws Boiling Points.tsv", "Tb"),
+    "melting_point": ("Phase Change/OpenNotebook Melting Points.tsv", "Tm"),
+    "flash_point": ("Safety/DIPPR T_flash Serat.csv", "T_flash"),
+    "critical_temperature": ("Critical Properties/Yaws Collection.tsv", "Tc"),
+}
 
 
 class Compounds(RecordList[Compound]):
@@ -91,7 +106,9 @@ def dealt(compounds: Sequence[Compound], config: CompoundsConfig, where: str) ->
     """Those held out, kept back for validation, and trained on.
 
     By scaffold: whole groups of one scaffold, the largest first, go to training until its share is full, then to validation, the rest is
-    held out. At random: a function of the compound and the shares alone, so that a molecule stays together however it is spelled.
+    held out; those that are larger than both of these are trained on too, as one of them would be nearly all that is measured. At random: a
+    function of the compound and the shares alone, so that a molecule stays together however it is spelled. Raises DataError for a share
+    that gets nothing.
     """
     shares = {"hold_out": config.hold_out, "validate_share": config.validate_share}
     if config.split_by == "random" or all(each.kind == "protein" for each in compounds):
@@ -101,9 +118,15 @@ def dealt(compounds: Sequence[Compound], config: CompoundsConfig, where: str) ->
     by_scaffold: dict[str, list[Compound]] = defaultdict(list)
     for each in compounds:
         by_scaffold[scaffold(each.text) if each.kind == "molecule" else each.text].append(each)
+    sides = 1 + sum(share > 0 for share in shares.values())
+    if 0 < len(by_scaffold) < sides:
+        told = f"{where}: has {len(by_scaffold)} of the {sides} scaffolds that are needed for all shares, as each stays whole (molecules"
+        raise DataError(f"{told} without rings are of one). split_by: random deals molecules one by one.")
     train, kept = len(compounds) * (1 - config.hold_out - config.validate_share), len(compounds) * config.validate_share
+    largest = len(compounds) * max(shares.values())
     for _, some in sorted(by_scaffold.items(), key=lambda item: (-len(item[1]), item[0])):
-        place = 2 if len(groups[2]) + len(some) <= train + 1e-9 else 1 if len(groups[1]) + len(some) <= kept + 1e-9 else 0
+        is_due = not groups[2] or len(some) > largest or len(groups[2]) + len(some) <= train + 1e-9
+        place = 2 if is_due else 1 if len(groups[1]) + len(some) <= kept + 1e-9 else 0
         groups[place if place or config.hold_out else 2].extend(some)
     return checked(groups, shares, where, "entries")
 
@@ -219,7 +242,7 @@ def _columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
         header = [name.strip() for name in header]
         found: dict[str, list[Any]] = {name: [row[place] for row in rows] for place, name in enumerate(header) if name in names}
     else:
-        table = read_table(path)
+        table = read_table(path, media=False)  # molecules are looked at by the source, which may leave bad ones out
         found = {}
         for name in set(names) & set(table.names):
             column = table.column(name)
@@ -271,8 +294,53 @@ class PackagedSet(CompoundSource):
                     yield Compound(where, chem.MolToSmiles(found), _numbers({"solubility": found.GetProp(SOLUBILITY)}), where)
 
 
+class ChemicalsSet(CompoundSource):
+    """Measured numbers from the package chemicals, joined with its SMILES by CAS number."""
+
+    def __init__(self, config: ChemicalsConfig) -> None:
+        super().__init__(config, f"chemicals, {config.name}", self._read(config.name))
+
+    def _read(self, name: str) -> Iterator[Compound | Bad]:
+        smiles: dict[str, str] = {}
+        for each in IDENTIFIERS:
+            with self._file(each).open(encoding="utf-8") as file:
+                smiles |= {cells[CAS]: cells[ITS_SMILES] for cells in (line.split("\t", ITS_SMILES + 1) for line in file)}
+        place, column = KELVIN[name]
+        path = self._file(place)
+        columns = _columns(path, ["CAS", column])
+        for where, cas, value in zip(places_of_rows(path), columns["CAS"], columns[column], strict=True):
+            if cas in smiles:
+                yield Compound(cas, smiles[cas], _numbers({name: value}), where)
+
+    @staticmethod
+    def _file(place: str) -> Path:
+        return package_file("chemicals", "chemicals", place, "pip install --no-deps chemicals")
+
+
+class Computed(Mapping[str, float]):
+    """Numbers by name that RDKit computes of a molecule when the first of them is asked for."""
+
+    def __init__(self, smiles: str, names: Sequence[str]) -> None:
+        self.smiles, self.names = smiles, names
+        self.found: dict[str, float] = {}
+
+    def __getitem__(self, name: str) -> float:
+        if name in self.names and not self.found:
+            self.found = computed(self.smiles, self.names)
+        return self.found[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 class Moses:
-    """Molecules of MOSES. Their numbers are computed when they are first drawn."""
+    """Molecules of MOSES. Their numbers are computed when they are first asked for: to list all 1.6 million takes seconds, not an hour."""
 
     def __init__(self, config: MosesConfig) -> None:
         path = package_file("moses", "molsets", f"dataset/data/{config.split}.csv.gz", "pip install --no-deps molsets")
@@ -296,16 +364,20 @@ class Moses:
         return texts[self.config.offset :: step][:count]
 
     def compound(self, number: int) -> Compound:
-        """The molecule of a number, with what is computed of it."""
+        """The molecule of a number, with what will be computed of it."""
         if number not in self.known:
-            where = f"moses, {self.config.split}, molecule {number + 1}"
-            self.known[number] = Compound(where, self.texts[number], computed(self.texts[number], self.config.compute), where)
+            self.known[number] = self._compound(number)
         return self.known[number]
+
+    def _compound(self, number: int) -> Compound:
+        smiles = self.texts[number]
+        where = f"moses, {self.config.split}, molecule {number + 1}"
+        return Compound(where, smiles, Computed(smiles, self.config.compute), where)
 
     def draw(self, rng: np.random.Generator, asks: Any) -> Compound:
         """A molecule, all alike."""
         return self.compound(int(rng.integers(len(self.texts))))
 
     def everything(self) -> list[Compound]:
-        """All of them."""
-        return [self.compound(number) for number in range(len(self.texts))]
+        """All of them. They are not kept here, as those that are drawn are."""
+        return [self.known.get(number) or self._compound(number) for number in range(len(self.texts))]

@@ -4,7 +4,8 @@ A picture or a sound is a file, whose path is written in the cell: beside the ta
 says what a column holds, it is told from its cells:
 
 - pictures or sounds, if every cell is named like such a file and the first of them exists;
-- molecules, if the column's name says SMILES, every cell is written in its symbols, and RDKit is installed.
+- molecules, if the column's name says SMILES, every cell is written in its symbols, and RDKit is installed; where a cell is not, the log
+  names it, and all are texts.
 
 Every different cell is looked at when the table is read, files by their headers, so that a bad one is told before anything is trained.
 """
@@ -68,16 +69,23 @@ def _guessed(column: Column, folder: Path | None) -> MediumKind | None:
         if folder is not None and endings <= some and (folder / words[0]).is_file():
             logger.info("column %r: its cells are paths of %ss", column.name, kind)
             return kind
-    return "molecule" if "smiles" in column.name.lower() and importlib.util.find_spec("rdkit") and _are_smiles(words) else None
+    if "smiles" not in column.name.lower() or not importlib.util.find_spec("rdkit"):
+        return None
+    if why := _no_smiles(words):
+        logger.warning("column %r: its cells are read as texts, not as molecules: %s", column.name, why)
+    return None if why else "molecule"
 
 
-def _are_smiles(words: Sequence[str]) -> bool:
+def _no_smiles(words: Sequence[str]) -> str:
+    """What is wrong with the first that is not written in symbols of SMILES; empty where all are."""
     from mmlm.tokenizers.molecules import smiles_symbols
 
-    try:
-        return all(smiles_symbols(word) for word in words)
-    except DataError:
-        return False
+    for word in words:
+        try:
+            smiles_symbols(word.strip())
+        except DataError as error:
+            return str(error)
+    return ""
 
 
 def _as_medium(column: Column, kind: MediumKind, path: Path, rows: Sequence[str]) -> Column:

@@ -50,6 +50,7 @@ def read_table(
     limit_rows: int | None = None,
     infinite: Infinite = "error",
     kinds: Mapping[str, CellKind] | None = None,
+    media: bool = True,
 ) -> Table:
     """A table from a file (.csv, .tsv, .parquet, .xlsx, .jsonl) or from the folder of a Hugging Face data set saved on disk.
 
@@ -57,7 +58,8 @@ def read_table(
     limit_rows: read only so many rows. infinite: whether an infinite number is an error or a missing cell. In text files and
     sheets the cells "", NA, N/A, NaN, null and their like are missing, and numbers and dates may be written as people write them
     (`table_marks`), which is said in a log line; a text file is UTF-8, UTF-16 with a byte-order mark, or
-    else read as Latin-1 with a log line. kinds: what the cells of some columns are, in place of what is guessed (`table_media`).
+    else read as Latin-1 with a log line. kinds: what the cells of some columns are, in place of what is guessed (`table_media`); media:
+    False leaves them all as texts and numbers.
     Raises DataError naming file and line for whatever is wrong with the file, a cell or the target.
     """
     path = Path(path)
@@ -70,7 +72,8 @@ def read_table(
         raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from None
     if not columns:
         raise DataError(f"{path}: no column is left to read.")
-    table = with_media(Table(path.stem, columns), kinds or {}, path, partial(places_of_rows, path))
+    table = Table(path.stem, columns)
+    table = with_media(table, kinds or {}, path, partial(places_of_rows, path)) if media else table
     if table.num_rows == 0:
         raise DataError(f"{path}: has a header ({len(columns)} columns), but no row.")
     return table if target is None else checked_target(table, target, str(path))

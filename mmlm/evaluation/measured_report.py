@@ -26,10 +26,12 @@ def write_measured_report(folder: Path, recipe: Recipe, found: Measurement, metr
     shutil.rmtree(folder / HEARD, ignore_errors=True)  # of an evaluation before
     log = run_log(folder)
     told_records = ", ".join(f"{count} of {name}" for name, count in found.records.items())
+    is_apart = not any("trained_on" in values for values in found.values.values())
     parts = [
         f"<h1>{escape(recipe.name)}</h1>",
         f'<p class="lead">{escape(type(recipe.tasks[0]).__doc__ or "")}</p>',
-        f"<h2>Measured</h2><p>Test samples: {escape(told_records)}. None of them was trained or validated on.</p>",
+        f"<h2>Measured</h2><p>Test samples: {escape(told_records)}."
+        f"{' None of them was trained or validated on.' if is_apart else ' trained_on is the share of them that was trained on too.'}</p>",
         measured_table(found),
         *(part for number, (name, verdict) in enumerate(found.verdicts.items(), 1) for part in _verdict(folder, number, name, verdict)),
     ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmlm.analysis.chemistry import compound_baselines, designed_scores, reached
+from mmlm.analysis.chemistry import among, compound_baselines, designed_scores, fitted_on, reached
 from mmlm.analysis.numbers import number_scores
 from mmlm.base.errors import DataError, RecipeError
 from mmlm.base.files import write_text_whole
@@ -46,7 +46,9 @@ logger = logging.getLogger(__name__)
 
 PROPERTY = "property"
 PICTURED = 3  # seeds whose designs are drawn in a report
+SEEDS = 1 << 64  # a seed may be any whole number
 AT_ONCE = 128  # sequences that are filled together
+CHANGED = 0.05  # of their spread: numbers that rounding changes by more are told
 UNREAD = {"rmse": math.inf, "r2": -math.inf, "spearman": -math.inf}  # where no number could be read
 
 
@@ -89,7 +91,7 @@ class RegressionTransformerTask(UsualTask):
         self.kind = "protein" if isinstance(self.sequence, ProteinTokenizer) else "molecule"
         self.training: list[Compound] = []
         self.left_out = set[str]()  # what of it was told to be left out
-        self.is_tested = False
+        self.is_tested, self.is_looked_at = False, False
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -117,6 +119,31 @@ class RegressionTransformerTask(UsualTask):
         """What the model was trained on, for baselines and to tell what is new."""
         self.training = list(records)
 
+    def read_ahead(self, records: Sequence[Compound], progress: Callable[[int, int], None] | None = None) -> None:
+        """Look at the numbers that come with the first records, before anything is trained: raises DataError for one that does not fit, and
+        tells in the log which are changed much by rounding."""
+        if self.is_looked_at:
+            return
+        self.is_looked_at = True
+        for name in self.config.properties:
+            given = [each for each in records if isinstance(each.properties, dict) and name in each.properties]
+            if given:
+                self._look_at(name, given)
+
+    def _look_at(self, name: str, given: Sequence[Compound]) -> None:
+        values_n = np.array([each.properties[name] for each in given])
+        at, decimals = int(np.abs(values_n).argmax()), self.numbers.config.decimals
+        try:
+            self.numbers.ids(float(values_n[at]))
+        except DataError as error:
+            raise DataError(f"{given[at].where}: {name}: {error} Set tokenizers.{self.config.numbers}.whole_digits.") from None
+        change, spread = float(np.sqrt(((values_n.round(decimals) - values_n) ** 2).mean())), float(values_n.std())
+        if change > CHANGED * spread:
+            logger.warning(
+                "%s: rounding to %d decimals changes it by %.2g, where it spreads by %.2g; tokenizers.%s.decimals can keep more.",
+                name, decimals, change, spread, self.config.numbers,
+            )  # fmt: skip
+
     # streams
 
     def stream(self, text: str, numbers: Mapping[str, float], name: str = "", where: str = "") -> Stream:
@@ -136,8 +163,8 @@ class RegressionTransformerTask(UsualTask):
         return Stream([*segments, symbols], name=name, source=where)
 
     def example(self, record: Compound, rng: np.random.Generator) -> Stream | None:
-        """A compound with its numbers, some molecules spelled in another way; None without a number, where it is too long or, which the log
-        tells, where the tokenizer cannot write it."""
+        """A compound with its numbers, some molecules spelled in another way; None, which the log tells, without a number, where it is too
+        long and where the tokenizer cannot write it."""
         self._check(record)
         text = record.text
         if self.kind == "molecule" and self.config.respell and rng.random() < self.config.respell:
@@ -152,7 +179,11 @@ class RegressionTransformerTask(UsualTask):
         except Unwritable as error:
             self._left_out(record.where, str(error))
             return None
-        return found if len(found.segments[-1]) <= self.config.max_tokens else None
+        if (size := len(found.segments[-1])) > self.config.max_tokens:
+            told = f"{record.where}: has {size} tokens; task.max_tokens is {self.config.max_tokens}. Others may be alike."
+            self._left_out("too long", told)
+            return None
+        return found
 
     def _left_out(self, what: str, told: str) -> None:
         """Say once of each thing that nothing is trained on it, and why."""
@@ -205,6 +236,11 @@ class RegressionTransformerTask(UsualTask):
                 found.append(dict(zip((name for name in self.config.properties if name in names), said, strict=True)))
         return found
 
+    def read_design(self, model: MultimodalLM, text: str) -> dict[str, float | None]:
+        """The numbers of what was designed. None in place of each where the tokenizer cannot write it: SELFIES of a molecule are not always
+        the symbols that it was made of."""
+        return self.read_numbers(model, [text])[0] if self._can_write(text) else dict.fromkeys(self.config.properties)
+
     def states(self, model: MultimodalLM, texts: Sequence[str]) -> Tensor:
         """float32 [n, d]: the mean over each sequence of the model's last states, as it reads it before it writes the numbers."""
         names = dict.fromkeys(self.config.properties, 0.0)
@@ -236,7 +272,7 @@ class RegressionTransformerTask(UsualTask):
             streams = [self.stream(text, numbers) for text, numbers in zip(seeds[start : start + AT_ONCE], wanted[start : start + AT_ONCE])]
             hide = []
             for text, stream in zip(seeds[start : start + AT_ONCE], streams, strict=True):
-                rng = np.random.default_rng([seed, int(place_of(text) * 2**53)])
+                rng = np.random.default_rng([seed % SEEDS, int(place_of(text) * 2**53)])
                 may = np.ones(len(stream.segments[-1]), dtype=bool)
                 hidden = torch.from_numpy(spans(may, share, self.config.max_span, rng))
                 hide.append([*(torch.zeros(len(each), dtype=torch.bool) for each in stream.segments[:-1]), hidden])
@@ -281,7 +317,7 @@ class RegressionTransformerTask(UsualTask):
             if self.kind == "molecule" and not is_valid(text):
                 yield {"sequence": text, "numbers": {"no molecule": "what was written is none; try another seed"}}
                 return
-        yield {"sequence": text, "numbers": self.read_numbers(model, [text])[0]}
+        yield {"sequence": text, "numbers": self.read_design(model, text)}
 
     def predict(self, model: MultimodalLM, records: Sequence[Compound]) -> list[Found]:
         """The numbers of each compound, none of one that the tokenizer cannot write; of test records some are also seeds of designs to
@@ -309,26 +345,34 @@ class RegressionTransformerTask(UsualTask):
 
     def primers(self) -> list[float]:
         """Evenly spaced values of the first property, over the middle 98 % of the training compounds. Raises DataError without any."""
-        values = [each.properties[name] for each in self.training for name in self.config.properties[:1] if name in each.properties]
-        if not values:
-            raise DataError(f"no training compound has the property {self.config.properties[0]!r}.")
-        low, high = np.quantile(values, [0.01, 0.99])
+        name = self.config.properties[0]
+        known = [each for each in self.training if name in each.properties]
+        if not known:
+            raise DataError(f"no training compound has the property {name!r}.")
+        low, high = np.quantile([each.properties[name] for each in fitted_on(known)], [0.01, 0.99])
         return [round(float(value), self.numbers.config.decimals) for value in np.linspace(low, high, self.config.primers)]
 
     # how good that is
 
     def score(self, outputs: Sequence[Found], records: Sequence[Compound]) -> dict[str, float]:
         """rmse, r2, spearman: of the numbers that could be read, endlessly bad without any.   unparsable: share that could not.
-        Of designs, by RDKit: see `designed_scores`."""
+        trained_on: of test records, the share of different ones that training holds, where it holds any. Of designs, by RDKit: see
+        `designed_scores`. In tests nothing is told of a number that no record has."""
         found: dict[str, float] = {}
         for name in self.config.properties:
             pairs = [(out.numbers.get(name), each.properties[name]) for out, each in zip(outputs, records) if name in each.properties]
+            if not pairs and self.is_tested:
+                continue
             read = [(said, true) for said, true in pairs if said is not None]
             scores = number_scores([said for said, _ in read], [true for _, true in read]) if read else {}
             scores["unparsable"] = 1 - len(read) / len(pairs) if pairs else 0.0
             found |= {self._named(metric, name): value for metric, value in {**UNREAD, **scores}.items()}
+        known = {each.text for each in self.training}
+        texts = {each.text for each in records}
+        if seen := among(texts, known, is_molecule=self.kind == "molecule"):
+            logger.warning("%d of %d measured %ss are trained on, such as %s", len(seen), len(texts), self.kind, min(seen))
+            found["trained_on"] = len(seen) / len(texts)
         if designs := [one for out in outputs for one in out.designs]:
-            known = {each.text for each in self.training}
             found |= designed_scores(designs, known, self.config.properties[0], is_molecule=self.kind == "molecule")
         return found
 

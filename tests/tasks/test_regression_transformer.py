@@ -18,6 +18,7 @@ from mmlm.base.errors import DataError, RecipeError
 from mmlm.chemistry import computed
 from mmlm.data.dealing import place_of
 from mmlm.data.molecules import Compound
+from mmlm.designing import Designer
 from mmlm.embedding import encoder
 from mmlm.filling import fill
 from mmlm.generation import Sampling
@@ -123,6 +124,7 @@ def test_a_design_keeps_what_was_not_to_be_written_anew(task, model, monkeypatch
     places = {place for ids in found for place in range(11) if ids[place] != seed[place]}
     assert 0 < len(places) <= round(0.3 * 11)
     assert found == task.design(model, *given, mask_fraction=0.3, seed=1) != task.design(model, *given, mask_fraction=0.3, seed=2)
+    assert all(len(task.design(model, ["CCO"], [{"logp": 0.5}], seed=number)) == 1 for number in (-1, 10**30))
     with pytest.raises(RecipeError, match="knows the properties logp, not 'qed'"):
         task.design(model, ["CCO"], [{"qed": 0.5}])
     with pytest.raises(RecipeError, match="mask_fraction must be above 0"):
@@ -135,6 +137,21 @@ def test_numbers_that_cannot_be_read_are_counted(task):
     assert task.score(outputs, records) == {"rmse": 0, "r2": 1, "spearman": 1, "unparsable": 0.25}
     none = task.score([Found({"logp": None})] * 4, records)
     assert none == {"rmse": np.inf, "r2": -np.inf, "spearman": -np.inf, "unparsable": 1}
+
+
+def test_test_molecules_that_are_trained_on_are_told_and_numbers_that_none_has_are_not(recipe, caplog):
+    both = recipe.model_copy(update={"tasks": [recipe.tasks[0].model_copy(update={"properties": ["logp", "size"]})]})
+    task = build_task(both)
+    records = [Compound(text, text, {"logp": 1.0}) for text in ("CCO", "CCN", "CCS", "CCO")]
+    outputs = [Found({"logp": 1.0})] * 4
+    assert task.score(outputs, records)["rmse_size"] == np.inf  # in validation every metric has a value
+    task.begin_tests()
+    task.take_training([Compound("a", "OCC", {"logp": 1.0}), Compound("b", "NC", {"logp": 1.0})])
+    found = task.score(outputs, records)
+    assert found["trained_on"] == pytest.approx(1 / 3) and found["rmse_logp"] == 0 and "rmse_size" not in found
+    assert [line.message for line in caplog.records] == ["1 of 3 measured molecules are trained on, such as CCO"]
+    task.take_training([Compound("b", "NC", {"logp": 1.0})])
+    assert "trained_on" not in task.score(outputs, records)
 
 
 def test_what_selfies_cannot_write_is_left_out_of_training_and_measured_as_unread(recipe, caplog):
@@ -158,6 +175,19 @@ def test_what_selfies_cannot_write_is_left_out_of_training_and_measured_as_unrea
     assert task.score(outputs, rare)["unparsable"] >= 0.5
 
 
+def test_a_design_that_selfies_cannot_write_again_is_told_without_numbers(recipe):
+    pytest.importorskip("selfies")
+    tokenizers = recipe.model_dump()["tokenizers"] | {"sequence": {"type": "molecules", "notation": "selfies"}}
+    selfies = Recipe.read(recipe.model_dump(by_alias=True) | {"tokenizers": tokenizers})
+    task = build_task(selfies)
+    model = build_model(selfies, task).eval()
+    task.design = lambda *given, **more: ["C[13CH3]"]  # a molecule for whose SELFIES it has no symbol
+    (line,) = Designer.of(task, model).design(["CCO"], {"logp": 1.0})
+    assert line["is_valid"] and line["model"] == {"logp": None} and line["rdkit"]["logp"] > 0
+    (answer,) = task.answer(model, {"sequence": "CCO", "name": "logp", "wanted": "1", "seed": 0})
+    assert answer == {"sequence": "C[13CH3]", "numbers": {"logp": None}}
+
+
 def test_a_property_that_no_compound_has_is_told_with_those_that_are_there(recipe, caplog):
     other = recipe.model_copy(update={"tasks": [recipe.tasks[0].model_copy(update={"properties": ["Size"]})]})
     task = build_task(other)
@@ -166,6 +196,32 @@ def test_a_property_that_no_compound_has_is_told_with_those_that_are_there(recip
         samples.sample(0, np.random.default_rng(0))
     (line,) = [line.message for line in caplog.records if "left out" in line.message]
     assert "has none of Size; it has size, logp. Others may be alike." in line
+
+
+def test_numbers_are_looked_at_before_training_and_long_molecules_told_once(recipe, caplog):
+    def looked_at(values, **digits):
+        numbers = {"type": "numbers", "whole_digits": 1, "decimals": 1} | digits
+        other = recipe.model_dump(by_alias=True) | {"tokenizers": recipe.model_dump()["tokenizers"] | {"numbers": numbers}}
+        task = build_task(Recipe.read(other))
+        records = [Compound(str(line), "CCO", {"logp": value}, f"list, line {line}") for line, value in enumerate(values, 1)]
+        caplog.clear()
+        task.read_ahead(records)
+        task.read_ahead(records)
+        return [line.message for line in caplog.records]
+
+    with pytest.raises(DataError, match=r"^list, line 2: logp: the number -120 does not fit: .* below 10. Set tokenizers.numbers.whole_di"):
+        looked_at([1.0, -120.0, 40.0])
+    assert looked_at([1.0, -120.0, 40.0], whole_digits=3) == []
+    assert looked_at([0.01, 0.03, 0.04]) == [
+        "logp: rounding to 1 decimals changes it by 0.029, where it spreads by 0.012; tokenizers.numbers.decimals can keep more."
+    ]
+    assert looked_at([0.01, 0.03, 0.04], decimals=3) == looked_at([0.0, 1.0, 1.0], decimals=0) == []
+    task = build_task(recipe)
+    long = [Compound(str(line), "C" * 200, {"logp": 1.0}, f"list, line {line}") for line in (4, 5)]
+    assert [task.example(each, np.random.default_rng(0)) for each in long] == [None, None]
+    assert [line.message for line in caplog.records] == [
+        "left out while training: list, line 4: has 200 tokens; task.max_tokens is 128. Others may be alike."
+    ]
 
 
 def test_a_protein_is_no_molecule(task, model):
@@ -194,7 +250,8 @@ def test_a_run_is_measured_beside_plain_predictors_and_shows_its_designs(run, re
     assert {"rmse", "r2", "spearman", "unparsable", "validity"} <= found["metrics"].keys()
     ridge, mean = found["baselines"][RIDGE], found["baselines"]["the mean of the training compounds"]
     assert ridge["rmse"] < mean["rmse"] and abs(mean["spearman"]) == 0
-    assert "<svg" in Path(run, "report.html").read_text(encoding="utf-8")
+    page = Path(run, "report.html").read_text(encoding="utf-8")
+    assert "<svg" in page and "None of them was trained or validated on." in page and "trained_on" not in found["metrics"]
 
 
 def test_molecules_become_vectors_by_a_run_or_as_fingerprints(run):
@@ -231,3 +288,58 @@ def test_the_command_line_reads_numbers_and_designs(run, capsys, tmp_path):
     ):
         assert cli.main(["generate", run, *arguments]) == 2
         assert told in capsys.readouterr().err
+
+
+def test_the_command_line_reads_a_table_and_tells_its_bad_rows_at_the_end(run, capsys, tmp_path):
+    given, output = tmp_path / "mine.csv", tmp_path / "mine.filled.csv"
+    given.write_text("name,SMILES\nethanol,CCO\nnone,C1CC\ngap,\nphenol, c1ccccc1O\n", encoding="utf-8")
+    assert cli.main(["generate", run, "--smiles", str(given)]) == 2
+    told = capsys.readouterr()
+    assert "the numbers of 2 rows" in told.out and "2 of 4 rows could not be read" in told.err
+    assert "row 2: SMILES 'C1CC' cannot be read" in told.err and "row 3: smiles is missing" in told.err
+    header, ethanol, none, gap, phenol = (line.split(",") for line in output.read_text(encoding="utf-8").splitlines())
+    assert header == ["name", "SMILES", "logp by model"] and none[2] == gap[2] == ""
+    read = encoder(run).read(["CCO", "c1ccccc1O"])
+    assert [row[2] for row in (ethanol, phenol)] == ["" if one["logp"] is None else f"{one['logp']:.1f}" for one in read]
+    given.write_text("smiles\nCCO,1\n", encoding="utf-8")
+    assert cli.main(["generate", run, "--smiles", str(given)]) == 2
+    assert "row 1 has more cells than the header" in capsys.readouterr().err
+    given.write_text("molecule\nCCO\n", encoding="utf-8")
+    for arguments, why in (([], "unknown column 'smiles'"), (["--wanted", "logp=1"], "--wanted goes with one molecule")):
+        assert cli.main(["generate", run, "--smiles", str(given), *arguments]) == 2
+        assert why in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def protein_run(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("proteins")
+    letters = "ACDEFGHIKL"
+    rows = [f"{a}{b}{b}{a}K,{letters.index(a) / 10},{letters.index(b) / 10}" for a in letters for b in letters[:4]]
+    (folder / "some.csv").write_text("protein,first,second\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    source = {"type": "molecule_table", "path": str(folder / "some.csv"), "column": "protein", "holds_proteins": True}
+    both = {"first": "first", "second": "second"}
+    train(
+        Recipe.read(
+            recipe.model_dump(by_alias=True)
+            | {
+                "name": "proteins",
+                "output": str(folder / "run"),
+                "tasks": [{"type": "regression_transformer", "properties": list(both)}],
+                "data": {"train": [source | {"properties": both}]},
+                "tokenizers": {"sequence": {"type": "proteins"}, "numbers": {"type": "numbers", "whole_digits": 1, "decimals": 1}},
+                "train": {"steps": 2, "batch_size": 4},
+            }
+        )
+    )
+    return str(folder / "run")
+
+
+def test_the_command_line_designs_proteins_to_several_numbers(protein_run, capsys, tmp_path):
+    assert cli.main(["generate", protein_run, "--smiles", "ACCAK"]) == 0
+    assert capsys.readouterr().out.startswith("ACCAK: first")
+    output = tmp_path / "designs.jsonl"
+    wanted = ["--wanted", "first=0.3", "--wanted", "second=0.1"]
+    assert cli.main(["generate", protein_run, "--smiles", "ACCAK", *wanted, "--designs", "2", "--output", str(output)]) == 0
+    lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [line["wanted"] for line in lines] == [{"first": 0.3, "second": 0.1}] * 2
+    assert capsys.readouterr().out.splitlines()[0].startswith(f"{lines[0]['protein']}: first")

@@ -18,6 +18,7 @@ from mmlm.data.config.augment import AUGMENTATIONS as AUGMENTATIONS
 from mmlm.data.config.base import SOURCES, Held, PartedConfig, SourceConfig, true_path
 from mmlm.data.config.cutouts import EmojiConfig as EmojiConfig
 from mmlm.data.config.cutouts import StampsConfig as StampsConfig
+from mmlm.data.config.molecules import ChemicalsConfig as ChemicalsConfig
 from mmlm.data.config.molecules import DatamolConfig as DatamolConfig
 from mmlm.data.config.molecules import MoleculeManifestConfig as MoleculeManifestConfig
 from mmlm.data.config.molecules import MoleculeTableConfig as MoleculeTableConfig

