@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not getattr(arguments, name) >= low:  # NaN is neither
             raise RecipeError(f"mmlm serve: --{name} must be at least {low:g}, but is {getattr(arguments, name):g}.")
     uvicorn = require("uvicorn", "server")
-    for module in ("fastapi", "prometheus_client"):
+    for module in ("fastapi", "prometheus_client", "python_multipart"):
         require(module, "server")
     from mmlm.serving.app import create_app
     from mmlm.serving.guard import port_to_listen

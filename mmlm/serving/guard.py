@@ -23,6 +23,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 LARGE_AT_ONCE = 4  # bodies of the largest size whose bytes all requests at work may hold: what is read of them takes several times as much
+FORM = b"multipart/form-data"
 OPEN = ("/health",)  # says nothing about anybody
 
 
@@ -69,7 +70,8 @@ class Guard:
         try:
             self._admit(scope)
             body = await asyncio.wait_for(self._body(scope, receive, hold), self.limits.body_seconds)
-            _check_text(body)
+            if not dict(scope["headers"]).get(b"content-type", b"").lower().startswith(FORM):  # its files are of bytes
+                _check_text(body)
         except TimeoutError:
             await refuse(send, RequestError("the body took too long to arrive.", 408, "timeout"))
         except RequestError as error:
