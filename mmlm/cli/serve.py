@@ -56,7 +56,8 @@ def _token(arguments: argparse.Namespace, is_loopback: bool) -> str | None:
         if arguments.token is not None or not is_loopback:
             raise RecipeError("mmlm serve: --no-token goes with no --token, and only where this machine alone is listened to.")
         return None
+    from mmlm.serving.guard import check_token
+
     token: str | None = arguments.token
-    if token is not None and (len(token) < 8 or not token.isascii() or not token.isprintable() or " " in token):
-        raise RecipeError("mmlm serve: --token must be at least 8 printable ASCII characters without spaces.")
+    check_token("serve", token)
     return token or secrets.token_urlsafe(24)

@@ -151,6 +151,12 @@ def port_to_listen(host: str, port: int) -> int:
         raise RecipeError(f"{host}, port {port}: nobody can listen there: {why}. Name another --port or --host.") from None
 
 
+def check_token(verb: str, token: str | None) -> None:
+    """Raises RecipeError for a token that is easily guessed, or that no header can hold."""
+    if token is not None and (len(token) < 8 or not token.isascii() or not token.isprintable() or " " in token):
+        raise RecipeError(f"mmlm {verb}: --token must be at least 8 printable ASCII characters without spaces.")
+
+
 async def refuse(send: Send, error: RequestError) -> None:
     """Answer with an error."""
     content = json.dumps(told(str(error), error.status, error.code, error.param)).encode()

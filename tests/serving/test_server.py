@@ -587,6 +587,12 @@ def test_the_verb_tells_the_port_that_was_free_and_refuses_one_that_is_not(text_
             assert f"127.0.0.1, port {port}: nobody can listen there" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("token", ["", "short", "with a space"])
+def test_a_page_is_protected_by_no_password_that_is_easily_guessed(token, tmp_path, capsys):
+    assert main(["demo", str(tmp_path), "--host", "0.0.0.0", "--token", token]) == 2
+    assert "mmlm demo: --token must be at least 8" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
