@@ -25,10 +25,11 @@ def run(arguments: argparse.Namespace) -> int:
     from mmlm.recipe import Recipe
     from mmlm.run import RECIPE
     from mmlm.serving.demo import launch
-    from mmlm.serving.guard import port_to_listen
+    from mmlm.serving.guard import check_token, port_to_listen
     from mmlm.serving.uses import runs_below, uses_of
     from mmlm.tasks.config import TASKS
 
+    check_token("demo", arguments.token)
     port = None if arguments.port is None else port_to_listen(arguments.host, arguments.port)
     kind = arguments.task
     if kind is not None and kind not in TASKS.entries:

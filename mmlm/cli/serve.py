@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not getattr(arguments, name) >= low:  # NaN is neither
             raise RecipeError(f"mmlm serve: --{name} must be at least {low:g}, but is {getattr(arguments, name):g}.")
     uvicorn = require("uvicorn", "server")
-    for module in ("fastapi", "prometheus_client"):
+    for module in ("fastapi", "prometheus_client", "python_multipart"):
         require(module, "server")
     from mmlm.serving.app import create_app
     from mmlm.serving.guard import port_to_listen
@@ -56,7 +56,8 @@ def _token(arguments: argparse.Namespace, is_loopback: bool) -> str | None:
         if arguments.token is not None or not is_loopback:
             raise RecipeError("mmlm serve: --no-token goes with no --token, and only where this machine alone is listened to.")
         return None
+    from mmlm.serving.guard import check_token
+
     token: str | None = arguments.token
-    if token is not None and (len(token) < 8 or not token.isascii() or not token.isprintable() or " " in token):
-        raise RecipeError("mmlm serve: --token must be at least 8 printable ASCII characters without spaces.")
+    check_token("serve", token)
     return token or secrets.token_urlsafe(24)

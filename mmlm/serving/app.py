@@ -1,7 +1,7 @@
 """The server: finished runs behind HTTP, as OpenAI's clients ask where they have a form for it, else by what their tasks declare.
 
     GET  /health   /metrics   /v1/models   /v1/models/{id}   /v1/tasks
-    POST /v1/chat/completions   /v1/audio/speech   /v1/embeddings   /v1/tabular/predict   /v1/tasks/{type}
+    POST /v1/chat/completions   /v1/audio/speech   /v1/audio/transcriptions   /v1/embeddings   /v1/tabular/predict   /v1/tasks/{type}
 
 Who is asked is a name of /v1/models, never a path; files come inside the request and nothing is fetched or kept.
 """
@@ -22,12 +22,12 @@ from typing import Any, TypeVar
 import numpy as np
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from mmlm.base.errors import DataError, MissingExtra, MmlmError, RecipeError, unknown_name
 from mmlm.base.giving_up import go_on
-from mmlm.serving.asked import AnyTask, Asked, Chat, Embeddings, Predict, Speech
+from mmlm.serving.asked import AnyTask, Asked, Chat, Embeddings, Predict, Speech, transcription_of
 from mmlm.serving.chat import Writer, is_writer, picture_events, picture_question
 from mmlm.serving.errors import RequestError, headers, told
 from mmlm.serving.figures import Figures, Measured
@@ -374,9 +374,29 @@ async def _in_pieces(request: Request, steps: AsyncGenerator[Any, None], asked: 
 
 
 @router.post("/v1/audio/transcriptions")
-async def transcriptions() -> Response:
-    """No task of a run writes down what is said."""
-    raise RequestError("no model here writes down speech.", 404, "model_not_able")
+async def transcriptions(request: Request) -> Response:
+    """A sound as text, by a run whose task takes the one and answers with the other."""
+    server = _server(request)
+    asked, data = await transcription_of(request)
+    name, use = server.chosen(asked, lambda use: "audio" in use.inputs and "text" in use.outputs, "write down speech")
+    if data is None:
+        raise RequestError("file: is missing; send the sound as a file of the form.", param="file")
+    given = {"audio": base64.b64encode(data).decode(), **asked.given(use.inputs)}
+    if asked.stream:
+        return await streamed(request, _written_down(server.steps(name, given)))
+    text = (await server.answer(request, name, given))["text"]
+    return PlainTextResponse(text) if asked.response_format == "text" else JSONResponse({"text": text})
+
+
+async def _written_down(steps: AsyncGenerator[Any, None]) -> AsyncGenerator[dict[str, str], None]:
+    """A text while it grows, as OpenAI's events."""
+    text = ""
+    async with aclosing(steps):
+        async for values in steps:
+            begun, text = len(text), values.get("text") or text
+            if len(text) > begun:
+                yield {"type": "transcript.text.delta", "delta": text[begun:]}
+    yield {"type": "transcript.text.done", "text": text}
 
 
 @router.post("/v1/embeddings")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
 
 from mmlm.serving.errors import RequestError
 
 SILENT = {"user", "metadata", "store", "safety_identifier", "prompt_cache_key"}  # change no answer
 NEUTRAL: dict[str, Any] = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0, "logprobs": False}
 MOST_STOPS = 16
+MOST_FIELDS = 20  # of a form
 Stop = Annotated[str, Field(max_length=200)]  # each is looked for behind every token
 
 
@@ -91,6 +96,37 @@ class Speech(Asked):
     speed: float = Field(1.0, ge=0.25, le=4)
     seed: int = Field(0, ge=0, lt=2**31)
     stream_format: Literal["audio", "sse"] | None = None
+
+
+class Transcription(Asked):
+    """POST /v1/audio/transcriptions, whose body is a form of texts beside a file. What a task has no input for is refused."""
+
+    response_format: Literal["json", "text"] = "json"
+    stream: bool = Field(False, strict=False)
+    language: str | None = None
+    prompt: str | None = None
+    temperature: float | None = Field(None, strict=False)
+    seed: int | None = Field(None, strict=False)
+
+    def given(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of the inputs of a task. Raises RequestError for one that it does not have, but for a temperature of 0."""
+        found = {name: value for name in ("language", "prompt", "temperature", "seed") if (value := getattr(self, name)) is not None}
+        for name, value in found.items():
+            if name not in inputs and (name, value) != ("temperature", 0):
+                raise RequestError(f"{name}: has no effect on this model; leave it out.", code="unsupported_parameter", param=name)
+        return {name: value for name, value in found.items() if name in inputs}
+
+
+async def transcription_of(request: Request) -> tuple[Transcription, bytes | None]:
+    """A form, and what its file holds, None without one. Raises RequestValidationError, and HTTPException for a body that is no form."""
+    async with request.form(max_files=1, max_fields=MOST_FIELDS) as form:
+        file = form.get("file")
+        data = await file.read() if isinstance(file, UploadFile) else None
+        texts = {name: value for name, value in form.items() if isinstance(value, str)}
+    try:
+        return Transcription.model_validate(texts), data
+    except ValidationError as error:
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in error.errors()]) from None
 
 
 class Embeddings(Asked):

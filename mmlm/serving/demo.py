@@ -165,8 +165,9 @@ def launch(uses: Sequence[Use], *, host: str = "127.0.0.1", port: int | None = N
     if token is None and host not in ("127.0.0.1", "localhost", "::1"):
         token = secrets.token_urlsafe(16)
         logger.warning("the page asks for the user mmlm with the password %s", token)
+    name = f"[{host}]" if ":" in host else host  # as it stands in addresses
     _, address, _ = page.launch(
-        server_name=host, server_port=port, auth=None if token is None else ("mmlm", token), max_file_size=f"{MOST_MEGABYTES}mb",
+        server_name=name, server_port=port, auth=None if token is None else ("mmlm", token), max_file_size=f"{MOST_MEGABYTES}mb",
         theme=gradio.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]), footer_links=[], ssr_mode=False,
         share=False, quiet=True, prevent_thread_lock=True, show_error=True,
     )  # fmt: skip

@@ -23,6 +23,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 LARGE_AT_ONCE = 4  # bodies of the largest size whose bytes all requests at work may hold: what is read of them takes several times as much
+FORM = b"multipart/form-data"
 OPEN = ("/health",)  # says nothing about anybody
 
 
@@ -69,7 +70,8 @@ class Guard:
         try:
             self._admit(scope)
             body = await asyncio.wait_for(self._body(scope, receive, hold), self.limits.body_seconds)
-            _check_text(body)
+            if not dict(scope["headers"]).get(b"content-type", b"").lower().startswith(FORM):  # its files are of bytes
+                _check_text(body)
         except TimeoutError:
             await refuse(send, RequestError("the body took too long to arrive.", 408, "timeout"))
         except RequestError as error:
@@ -147,6 +149,12 @@ def port_to_listen(host: str, port: int) -> int:
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise RecipeError(f"{host}, port {port}: nobody can listen there: {why}. Name another --port or --host.") from None
+
+
+def check_token(verb: str, token: str | None) -> None:
+    """Raises RecipeError for a token that is easily guessed, or that no header can hold."""
+    if token is not None and (len(token) < 8 or not token.isascii() or not token.isprintable() or " " in token):
+        raise RecipeError(f"mmlm {verb}: --token must be at least 8 printable ASCII characters without spaces.")
 
 
 async def refuse(send: Send, error: RequestError) -> None:

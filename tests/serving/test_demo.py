@@ -358,6 +358,16 @@ def test_programs_ask_over_http(address, runs, tmp_path):
         client.predict(" ", 4, 0, 0, False, api_name="/words_text")
 
 
+def test_a_page_at_an_address_of_ipv6_can_be_opened(turned):
+    import httpx
+
+    address = launch([turned], host="::1", wait=False)
+    try:
+        assert address.startswith("http://[::1]:") and httpx.get(address).status_code == 200
+    finally:
+        gradio.close_all()
+
+
 def test_a_file_that_is_too_large_is_refused(address, tmp_path):
     import httpx
 

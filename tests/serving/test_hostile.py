@@ -149,6 +149,21 @@ def test_a_hostile_request_gets_an_error_of_its_own(name, http):
     assert http.get("/health").status_code == 200
 
 
+def test_forms_with_broken_files_and_hostile_fields_are_refused():
+    hearer = own("hearer", {"audio": forms.Audio("Sound")}, {"text": forms.Text("Said")}, listen)
+    files = [({}, data, "audio") for data in BROKEN.values()]
+    fields = [({name: value}, silence(0.001), name) for name in ("model", "prompt", "seed", "__class__") for value in PATHS]
+    with listening([hearer]) as (address, _), httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+        for given, data, said in (*files, *fields):
+            answer = http.post("/v1/audio/transcriptions", data=given, files={"file": ("../../etc/passwd", data)})
+            assert answer.status_code in (400, 404) and said in answer.text, (given, answer.text)
+            assert "/tmp" not in answer.text and "mmlm-" not in answer.text and answer.json()["error"]["message"]
+        many = [("file", ("a.wav", b"a"))] * 2
+        assert http.post("/v1/audio/transcriptions", files=many).status_code == 400
+        assert http.post("/v1/audio/transcriptions", data={str(number): "a" for number in range(30)}, files=many[:1]).status_code == 400
+        assert http.get("/health").status_code == 200
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET", b"\x16\x03\x01\x02\x00", b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{", b"\0" * 70_000])  # fmt: skip
 def test_a_connection_closed_in_the_middle_harms_nobody(sent, address, http):
     host, port = address.removeprefix("http://").split(":")

@@ -271,7 +271,7 @@ def test_a_text_left_before_its_first_piece_is_given_up(text_use):
 
 
 def test_what_no_run_can_is_told_in_openais_form(client):
-    with pytest.raises(openai.NotFoundError, match="writes down speech"):
+    with pytest.raises(openai.NotFoundError, match="speaker does not write down speech"):
         client.audio.transcriptions.create(model="speaker", file=("a.wav", b"RIFF"))
     with pytest.raises(openai.NotFoundError, match="has no encoder"):
         client.embeddings.create(model="rows", input="text")
@@ -388,6 +388,42 @@ def test_a_task_that_the_server_has_never_heard_of_has_an_endpoint(http, client)
     steps = http.post("/v1/tasks/mirror", json={"inputs": {"words": "abc"}, "stream": True}).text.split("\n\n")[:-1]
     assert len(steps) == 4 and '"cba"' in steps[-1]
     assert http.post("/v1/tasks/speaker", json={"inputs": {"text": "a"}}).json()["outputs"]["audio"].startswith("data:audio/wav;base64,")
+
+
+def measure(given):
+    said = f"{given['audio'].seconds:g} s, {given['language'] or 'any'}"
+    for size in range(len(said) + 1):
+        yield {"text": said[:size]}
+
+
+def test_a_task_that_hears_and_writes_transcribes_for_openais_client():
+    fields = {"audio": forms.Audio("Speech"), "language": forms.Text("Language", "", True)}
+    heard = ("a.flac", sound_file(Sound(np.random.default_rng(0).uniform(-1, 1, 12_000).astype(np.float32), 8000), "flac"))
+    with listening([*OWN, own("hearer", fields, {"text": forms.Text("Said")}, measure)]) as (address, _):
+        client = openai.OpenAI(base_url=address + "/v1", api_key=TOKEN, max_retries=0)
+        make = client.audio.transcriptions.create
+        assert make(model="hearer", file=heard).text == "1.5 s, any"
+        assert make(model="hearer", file=heard, language="de", temperature=0, response_format="text") == "1.5 s, de"
+        *pieces, last = make(model="hearer", file=heard, stream=True)
+        assert "".join(each.delta for each in pieces) == last.text == "1.5 s, any" and len(pieces) == 10
+        with pytest.raises(openai.NotFoundError, match="speaker does not write down speech; those that do: hearer"):
+            make(model="speaker", file=heard)  # bytes of a file are no text, and are not told as a wrong one
+        for more, said in (
+            ({"prompt": "a"}, "prompt: has no effect"),
+            ({"temperature": 0.5}, "temperature: has no effect"),
+            ({"response_format": "srt"}, "response_format: .*json"),
+            ({"include": ["logprobs"]}, "not supported"),
+            ({"file": ("a.wav", b"\xff\0 no sound")}, "audio: "),
+        ):
+            with pytest.raises(openai.BadRequestError, match=said) as told:
+                make(**{"model": "hearer", "file": heard, **more})
+            assert "/tmp" not in str(told.value)
+        with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+            for body in ({"data": {"model": "hearer"}}, {"json": {"model": "hearer", "file": "/etc/passwd"}}):
+                assert http.post("/v1/audio/transcriptions", **body).json()["error"]["message"].startswith("file: is missing")
+            kind = {"Content-Type": "multipart/form-data; boundary=x"}
+            for path in ("/v1/audio/transcriptions", "/v1/tasks/mirror"):
+                assert http.post(path, content=b"--x\r\n\xff\0", headers=kind).status_code == 400
 
 
 def test_without_the_token_there_is_health_alone(served):
@@ -549,6 +585,12 @@ def test_the_verb_tells_the_port_that_was_free_and_refuses_one_that_is_not(text_
         for words in (["serve", str(text_run), "--port", port], ["demo", str(text_run), "--port", port]):
             assert main(words) == 2
             assert f"127.0.0.1, port {port}: nobody can listen there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("token", ["", "short", "with a space"])
+def test_a_page_is_protected_by_no_password_that_is_easily_guessed(token, tmp_path, capsys):
+    assert main(["demo", str(tmp_path), "--host", "0.0.0.0", "--token", token]) == 2
+    assert "mmlm demo: --token must be at least 8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
