@@ -361,11 +361,13 @@ def test_programs_ask_over_http(address, runs, tmp_path):
 def test_a_page_at_an_address_of_ipv6_can_be_opened(turned):
     import httpx
 
+    before = set(gradio.Blocks.get_instances())
     address = launch([turned], host="::1", wait=False)
     try:
         assert address.startswith("http://[::1]:") and httpx.get(address).status_code == 200
     finally:
-        gradio.close_all()
+        for page in set(gradio.Blocks.get_instances()) - before:
+            page.close()
 
 
 def test_a_file_that_is_too_large_is_refused(address, tmp_path):
