@@ -77,6 +77,16 @@ class Server:
         name = asked.model or able[0]
         return name, self.uses[name]
 
+    def at_work(self) -> dict[str, tuple[int, int]]:
+        """{model: (answers being made, requests that wait)}. Tasks of one run wait for one another, and each tells of all."""
+        found = {}
+        for name, turns in self.turns.items():
+            running, waiting = int(turns.lock.locked()), turns.waiting - int(turns.lock.locked())
+            if (writer := self.writers.get(name)) is not None:
+                running, waiting = running + len(writer.batcher.running), waiting + len(writer.batcher.waiting)
+            found[name] = (running, waiting)
+        return found
+
     async def steps(self, name: str, given: dict[str, Any]) -> AsyncGenerator[Any, None]:
         """Outputs of a use for values in JSON's form, those that are there already, the whole ones last. Raises RequestError after the
         seconds allowed."""
@@ -188,7 +198,7 @@ async def health() -> dict[str, str]:
 async def metrics(request: Request) -> Response:
     """Counts in the form of Prometheus."""
     server = _server(request)
-    content, kind = server.figures.text([writer.batcher for writer in server.writers.values()])
+    content, kind = server.figures.text(server.at_work())
     return Response(content, media_type=kind)
 
 

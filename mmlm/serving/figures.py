@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from mmlm.serving.batching import Batcher
 from mmlm.serving.guard import Message, Receive, Send
 
 
@@ -20,18 +19,19 @@ class Figures:
         self.requests = Counter("mmlm_requests", "requests answered", ["route", "status"], registry=self.registry)
         self.seconds = Histogram("mmlm_request_seconds", "seconds until an answer begins", ["route"], registry=self.registry)
         self.tokens = Counter("mmlm_tokens", "tokens written", registry=self.registry)
-        self.running = Gauge("mmlm_running", "texts being written", registry=self.registry)
-        self.waiting = Gauge("mmlm_waiting", "texts waiting for a place", registry=self.registry)
+        self.running = Gauge("mmlm_running", "answers that a model is at work on", ["model"], registry=self.registry)
+        self.waiting = Gauge("mmlm_waiting", "requests that wait for a model", ["model"], registry=self.registry)
 
     def count(self, route: str, status: int, seconds: float) -> None:
         """One request."""
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
 
-    def text(self, batchers: Sequence[Batcher]) -> tuple[bytes, str]:
-        """(what Prometheus reads, its media type)."""
-        self.running.set(sum(len(batcher.running) for batcher in batchers))
-        self.waiting.set(sum(len(batcher.waiting) for batcher in batchers))
+    def text(self, at_work: Mapping[str, tuple[int, int]]) -> tuple[bytes, str]:
+        """(what Prometheus reads, its media type). at_work: {model: (answers being made, requests that wait)}."""
+        for name, (running, waiting) in at_work.items():
+            self.running.labels(name).set(running)
+            self.waiting.labels(name).set(waiting)
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
 

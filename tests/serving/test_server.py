@@ -13,6 +13,7 @@ import wave
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import httpx
@@ -460,7 +461,28 @@ def test_figures_are_counted_and_hold_nothing_that_was_asked(http):
     http.post("/v1/chat/completions", json={"model": "words", "messages": [{"role": "user", "content": "secret words"}], "max_tokens": 2})
     text = http.get("/metrics").text
     assert 'mmlm_requests_total{route="/v1/chat/completions",status="200"}' in text and "mmlm_tokens_total" in text
-    assert "secret" not in text and "mmlm_running 0.0" in text
+    assert "secret" not in text and 'mmlm_running{model="words"} 0.0' in text
+
+
+def test_who_waits_for_a_model_of_any_kind_is_counted():
+    free = Event()
+
+    def slow(given):
+        free.wait(20)
+        yield {"backwards": given["words"]}
+
+    uses = [own("slow", {"words": forms.Text("Words")}, {"backwards": forms.Text("Back")}, slow)]
+    with listening(uses) as (address, server), ThreadPoolExecutor(3) as pool:
+        http = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
+        asked = [pool.submit(http.post, "/v1/tasks/slow", json={"inputs": {"words": "a"}}) for _ in range(3)]
+        while server.turns["slow"].waiting < 3:
+            time.sleep(0.01)
+        text = http.get("/metrics").text
+        free.set()
+        assert [each.result().status_code for each in asked] == [200] * 3
+        assert 'mmlm_running{model="slow"} 1.0' in text and 'mmlm_waiting{model="slow"} 2.0' in text
+        while 'mmlm_running{model="slow"} 0.0' not in http.get("/metrics").text:
+            time.sleep(0.01)
 
 
 def test_bodies_that_are_held_together_are_limited():
