@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -28,8 +30,6 @@ def run(arguments: argparse.Namespace) -> int:
         recipe = dry(recipe)
     bar: Any = None
     tells = os.environ.get("RANK", "0") == "0"  # as accelerate and torchrun number them
-    if not tells:
-        logging.getLogger("mmlm").setLevel(logging.ERROR)
     if tells and sys.stderr.isatty():
         from tqdm import tqdm
 
@@ -40,9 +40,22 @@ def run(arguments: argparse.Namespace) -> int:
             bar.update(step - bar.n)
             bar.set_postfix({"loss": f"{line['loss']:.4f}"} if line.get("loss") is not None else {})
 
-    result = train(recipe, fresh=arguments.fresh or arguments.dry_run, progress=progress)
+    with contextlib.nullcontext() if tells else _warns_of_nothing():
+        result = train(recipe, fresh=arguments.fresh or arguments.dry_run, progress=progress)
     if bar is not None:
         bar.close()
     if tells:
         print(f"{recipe.output}: {result.step} steps in {result.seconds:.0f} s, ended by {result.reason}")
     return result.exit_code
+
+
+@contextlib.contextmanager
+def _warns_of_nothing() -> Iterator[None]:
+    """What the first process warns of is not said again by the others."""
+    logger = logging.getLogger("mmlm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
