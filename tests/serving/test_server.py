@@ -464,6 +464,15 @@ def test_figures_are_counted_and_hold_nothing_that_was_asked(http):
     assert "secret" not in text and 'mmlm_running{model="words"} 0.0' in text
 
 
+def test_texts_that_are_written_together_are_counted(text_use, monkeypatch):
+    with listening([text_use]) as (address, server):
+        ((name, writer),) = server.writers.items()
+        with monkeypatch.context() as changed:
+            changed.setattr(writer, "batcher", SimpleNamespace(running=[1, 2, 3], waiting=[4, 5]))
+            text = httpx.get(address + "/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).text
+    assert f'mmlm_running{{model="{name}"}} 3.0' in text and f'mmlm_waiting{{model="{name}"}} 2.0' in text
+
+
 def test_who_waits_for_a_model_of_any_kind_is_counted():
     free = Event()
 
