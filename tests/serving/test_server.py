@@ -13,7 +13,6 @@ import wave
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 from types import SimpleNamespace
 
 import httpx
@@ -235,27 +234,6 @@ def test_who_goes_before_a_stream_begins_keeps_no_turn(path, more):
         assert time.monotonic() - began < 3
 
 
-@pytest.mark.parametrize(
-    ("path", "more"),
-    [("/v1/tasks/loud", {"inputs": {"text": "a"}, "stream": True}), ("/v1/audio/speech", {"input": "a", "stream_format": "audio"})],
-)
-def test_a_stream_that_comes_faster_than_it_is_sent_is_not_written_to_who_has_gone(path, more, caplog):
-    def loud(given):
-        for size in range(1, 2000):
-            yield {"audio": Sound(np.ones(4 * size, dtype=np.float32), 8000)}
-
-    with listening([own("loud", {"text": forms.Text("Text")}, {"audio": forms.Audio("Speech")}, loud)]) as (address, server):
-        with (
-            httpx.Client(headers={"Authorization": f"Bearer {TOKEN}"}) as client,
-            client.stream("POST", address + path, json=more) as answer,
-        ):
-            assert answer.status_code == 200
-        began = time.monotonic()
-        while server.turns["loud"].waiting and time.monotonic() - began < 10:
-            time.sleep(0.01)
-    assert not [line for line in caplog.messages if "socket.send" in line]
-
-
 def test_a_text_left_before_its_first_piece_is_given_up(text_use):
     async def left():
         writer = Writer(text_use, Limits(new_tokens=100_000), Figures())
@@ -449,49 +427,11 @@ def test_without_a_token_a_page_of_another_origin_is_refused():
             assert httpx.get(address + "/v1/models", headers={"Origin": origin}).status_code == status, origin
 
 
-def test_failures_are_counted_and_leave_the_connection_open():
-    uses = [own("broken", {"words": forms.Text("Words")}, {"backwards": forms.Text("Back")}, lambda given: 1 / 0)]
-    with listening(uses) as (address, _), httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
-        answer = http.post("/v1/tasks/broken", json={"inputs": {"words": "a"}})
-        assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error"
-        assert 'mmlm_requests_total{route="/v1/tasks/{kind}",status="500"} 1.0' in http.get("/metrics").text
-
-
 def test_figures_are_counted_and_hold_nothing_that_was_asked(http):
     http.post("/v1/chat/completions", json={"model": "words", "messages": [{"role": "user", "content": "secret words"}], "max_tokens": 2})
     text = http.get("/metrics").text
     assert 'mmlm_requests_total{route="/v1/chat/completions",status="200"}' in text and "mmlm_tokens_total" in text
     assert "secret" not in text and 'mmlm_running{model="words"} 0.0' in text
-
-
-def test_texts_that_are_written_together_are_counted(text_use, monkeypatch):
-    with listening([text_use]) as (address, server):
-        ((name, writer),) = server.writers.items()
-        with monkeypatch.context() as changed:
-            changed.setattr(writer, "batcher", SimpleNamespace(running=[1, 2, 3], waiting=[4, 5]))
-            text = httpx.get(address + "/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).text
-    assert f'mmlm_running{{model="{name}"}} 3.0' in text and f'mmlm_waiting{{model="{name}"}} 2.0' in text
-
-
-def test_who_waits_for_a_model_of_any_kind_is_counted():
-    free = Event()
-
-    def slow(given):
-        free.wait(20)
-        yield {"backwards": given["words"]}
-
-    uses = [own("slow", {"words": forms.Text("Words")}, {"backwards": forms.Text("Back")}, slow)]
-    with listening(uses) as (address, server), ThreadPoolExecutor(3) as pool:
-        http = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
-        asked = [pool.submit(http.post, "/v1/tasks/slow", json={"inputs": {"words": "a"}}) for _ in range(3)]
-        while server.turns["slow"].waiting < 3:
-            time.sleep(0.01)
-        text = http.get("/metrics").text
-        free.set()
-        assert [each.result().status_code for each in asked] == [200] * 3
-        assert 'mmlm_running{model="slow"} 1.0' in text and 'mmlm_waiting{model="slow"} 2.0' in text
-        while 'mmlm_running{model="slow"} 0.0' not in http.get("/metrics").text:
-            time.sleep(0.01)
 
 
 def test_bodies_that_are_held_together_are_limited():
