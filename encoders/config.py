@@ -87,8 +87,10 @@ class ImageEncoderConfig(Component):
         description="whose patches are taken: 1 is the first layer, -2 the last but one; null: the last, normed where the model norms it",
     )
     frozen_lm: FrozenBlockConfig | None = Field(None, description="a frozen block of a decoder before the last norm; null: none")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="what is computed in; bf16 is 3 times as fast on a CPU with AMX, twice with AVX512-BF16"
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32",
+        description="what is computed in; bf16 is 3 times as fast on a CPU with AMX, twice with AVX512-BF16, and slower on others; "
+        "auto: bf16 where it is faster",
     )
 
     @field_validator("layer")
@@ -278,8 +280,10 @@ class ViewAwareConfig(Component):
 class SpeechEncoderConfig(Component):
     """What the encoders of speech have in common."""
 
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="what is computed in; bf16 is 3 times as fast on a CPU with AMX, twice with AVX512-BF16"
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32",
+        description="what is computed in; bf16 is 3 times as fast on a CPU with AMX, twice with AVX512-BF16, and slower on others; "
+        "auto: bf16 where it is faster",
     )
     window_seconds: float = Field(30.0, gt=0, description="longer sounds are read in windows of this length that overlap")
     overlap_seconds: float = Field(1.0, ge=0, description="what a window sees on each side beyond the frames that are kept of it")

@@ -23,11 +23,10 @@ from torch.nn import functional as F
 
 from mmlm.base.errors import CheckpointError, DataError, RecipeError
 from mmlm.encoders.config import ImageEncoderConfig
-from mmlm.encoders.copies import Copies
+from mmlm.encoders.copies import Copies, dtype_of
 from mmlm.encoders.frozen_block import FrozenBlock
 from mmlm.encoders.packed import can_pack, pack_
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHANNELS = 3
 AHEAD = 2  # batches that are prepared while one goes through the model
 NARROWEST = 200  # times the shorter side that the longer one may be, where the middle of a picture is looked at
@@ -239,11 +238,9 @@ class ImageEncoder(nn.Module):
 
     def _cast(self, precision: str) -> tuple[nn.Module, torch.dtype]:
         """The network in a precision; a copy is made once for the same weights, in bfloat16 with its matrices packed."""
-        name = self.config.precision if precision == "auto" else precision
-        if name not in PRECISIONS:
-            raise RecipeError(f"precision must be one of auto, {', '.join(PRECISIONS)}, but is {precision!r}.")
-        dtype = PRECISIONS[name]
-        own, packs = next(self.network.parameters()).dtype, dtype == torch.bfloat16 and can_pack()
+        weight = next(self.network.parameters())
+        dtype, own = dtype_of(precision, self.config.precision, weight.device), weight.dtype
+        packs = dtype == torch.bfloat16 and can_pack()
 
         def ready(made: nn.Module) -> nn.Module:
             made = made.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -22,13 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from mmlm.base.errors import DataError, RecipeError, require
+from mmlm.base.errors import DataError, require
 from mmlm.encoders.config import LogMelConfig
-from mmlm.encoders.copies import Copies
+from mmlm.encoders.copies import Copies, dtype_of
 from mmlm.sound import Sound
 
 SAMPLE_RATE_HZ = 16_000
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
@@ -76,7 +75,7 @@ class SpeechEncoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Encoded:
         """Frames of what `prepare` gave for each of some sounds."""
-        frames = list(self._frames(features, len(features), PRECISIONS["fp32"]))
+        frames = list(self._frames(features, len(features), torch.float32))
         lengths_b = torch.tensor([len(each) for each in frames], device=frames[0].device)
         tokens_btf = pad_sequence(frames, batch_first=True)
         mask_bt = torch.arange(tokens_btf.shape[1], device=lengths_b.device) < lengths_b[:, None]
@@ -91,7 +90,7 @@ class SpeechEncoder(nn.Module):
         batch_size: pieces of sound that are read together; speed and memory only. precision: fp32, bf16, or auto: what the config says.
         progress(done, in all) is called after each sound; in all is 0 where items has no length.
         """
-        dtype = self._dtype(precision)
+        dtype = dtype_of(precision, self.config.precision, next((each.device for each in self.parameters()), torch.device("cpu")))
         total = len(items) if isinstance(items, Sequence) else 0
         groups = _batched(items, batch_size)
         every = (found for group in groups for found in self._frames((self.prepare(sound) for sound in group), batch_size, dtype))
@@ -114,12 +113,6 @@ class SpeechEncoder(nn.Module):
         pooled = [each.mean(0) for each in self.frames(items, batch_size=batch_size, precision=precision, progress=progress)]
         vectors_bf = torch.stack(pooled) if pooled else torch.zeros(0, self.size)
         return (F.normalize(vectors_bf, dim=-1) if normalize else vectors_bf).cpu().numpy()
-
-    def _dtype(self, precision: str) -> torch.dtype:
-        name = self.config.precision if precision == "auto" else precision
-        if name not in PRECISIONS:
-            raise RecipeError(f"precision must be one of auto, {', '.join(PRECISIONS)}, but is {precision!r}.")
-        return PRECISIONS[name]
 
     def _frames(self, waves: Iterable[Tensor], batch_size: int, dtype: torch.dtype) -> Iterator[Tensor]:
         pieces = [piece for number, wave_n in enumerate(waves) for piece in self._pieces(number, wave_n)]

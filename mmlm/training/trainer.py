@@ -173,6 +173,8 @@ class Trainer:
             precision = "bf16" if multiplies_bf16_faster(device) else "fp32"
             logger.info("train.precision: auto is %s on this machine", precision)
             self.config = self.config.model_copy(update={"precision": precision})
+        elif self.config.precision == "bf16" and not multiplies_bf16_faster(device):
+            logger.warning("train.precision: bf16 is slower than fp32 on this machine; auto takes the faster one")
         self.model.to(device)
         for parameter in self.model.parameters():
             if parameter.dtype in (torch.bfloat16, torch.float16) and (parameter.requires_grad or self.config.precision == "fp32"):

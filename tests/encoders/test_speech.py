@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmlm.base.errors import CheckpointError, DataError, MissingExtra, RecipeError
+from mmlm.encoders import copies
 from mmlm.encoders.config import ENCODERS
 from mmlm.sound import Sound
 
@@ -135,6 +136,16 @@ def test_bf16_is_near(folders: dict[str, Path]) -> None:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     other, half = (torch.cat(list(encoder.frames([sound(1.0)], precision=each))) for each in ("fp32", "bf16"))
     assert not torch.allclose(other, fine, atol=0.01) and float(torch.cosine_similarity(other, half, dim=1).min()) > 0.99
+
+
+@pytest.mark.parametrize("is_faster", [True, False])
+def test_auto_is_bf16_where_that_is_faster(is_faster: bool, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "multiplies_bf16_faster", lambda device: is_faster)
+    encoder = build(folders, "whisper", precision="auto")
+    found, wanted = (
+        torch.cat(list(encoder.frames([sound(1.0)], precision=each))) for each in ("auto", "bf16" if is_faster else "fp32")
+    )
+    assert torch.equal(found, wanted)
 
 
 def test_weights_by_the_names_of_torchaudio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

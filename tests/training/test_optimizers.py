@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mmlm.base.errors import CheckpointError
+from mmlm.training import optimizers
 from mmlm.training.config import OPTIMIZERS, TrainConfig
 from mmlm.training.optimizers import (
     Lion,
@@ -109,6 +110,36 @@ def test_muon_takes_the_matrices_inside_and_adamw_the_rest():
     assert [own[p] for group in muon.param_groups for p in group["params"]] == ["inner.weight"]
     assert {own[p] for group in adamw.param_groups for p in group["params"]} == {"table.weight", "out.weight", "inner.bias", "scale"}
     assert adamw.param_groups[0]["fused"] and type(muon).__name__ == "Muon"
+
+
+@pytest.mark.parametrize("is_faster", [True, False])
+def test_muon_is_torchs_where_bfloat16_is_fast_and_near_it_in_float32_elsewhere(is_faster, monkeypatch):
+    monkeypatch.setattr(optimizers, "multiplies_bf16_faster", lambda device: is_faster)
+    config = TrainConfig(optimizer={"type": "muon", "momentum": 0.9, "num_iterations": 4}, weight_decay=0.1)
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((24, 40), (40, 24), (32, 32)):
+        ours, theirs = (torch.nn.Linear(*shape[::-1], bias=False) for _ in range(2))
+        theirs.load_state_dict(ours.state_dict())
+        (mine,) = build_optimizers(config, ours)
+        plain = torch.optim.Muon(
+            theirs.parameters(), lr=1e-2, weight_decay=0.1, momentum=0.9, ns_steps=4, adjust_lr_fn="match_rms_adamw"
+        )  # fmt: skip
+        set_rate([mine], 1e-2)
+        for _ in range(3):
+            ours.weight.grad = torch.randn(shape, generator=generator)
+            theirs.weight.grad = ours.weight.grad.clone()
+            mine.step()
+            plain.step()
+        if is_faster:
+            assert torch.equal(ours.weight, theirs.weight)
+        else:
+            torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=2e-3)
+            assert not torch.equal(ours.weight, theirs.weight)
+
+
+def test_newton_schulz_brings_singular_values_near_one():
+    found = torch.linalg.svdvals(optimizers.orthogonal(torch.randn(30, 50, generator=torch.Generator().manual_seed(0)), 5).float())
+    assert 0.6 < found.min() and found.max() < 1.3
 
 
 def test_adamw_is_torchs():

@@ -230,6 +230,13 @@ def test_auto_is_bf16_where_the_machine_multiplies_it_faster(toy, tmp_path, monk
     assert seen == {wanted}
 
 
+@pytest.mark.parametrize("unit, told", [("avx512_bf16", False), ("avx512_f", True)])
+def test_it_is_told_where_bf16_is_the_slower_one(toy, tmp_path, monkeypatch, caplog, unit, told):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {unit: True}, raising=False)
+    fit(toy, tmp_path, precision="bf16", steps=1)
+    assert ("bf16 is slower than fp32 on this machine" in caplog.text) == told
+
+
 def test_a_run_ends_in_time_at_the_least_rate_with_everything_that_belongs_to_an_end(toy, tmp_path):
     options = {**toy.FULL, "steps": 10**6, "max_seconds": 0.5, "validate_every": 10**5, "sample_every": 10**5, "checkpoint_every": 10**5}
     model, result = toy.train(tmp_path, options)
