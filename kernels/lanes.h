@@ -1,12 +1,13 @@
-// Sixteen floats at once, from float or bfloat16 memory. GCC and clang lower the vector types to what the machine has; intrinsics stand
-// behind #ifdef. Every loop fixes the order of its sums, so the same number of threads gives the same bits.
+// As many floats at once as a register of the machine holds, from float or bfloat16 memory: sixteen with AVX-512, eight with AVX, else four,
+// as compilers keep wider vectors in memory. Intrinsics stand behind #ifdef. Every loop fixes the order of its sums, so the same number of
+// threads gives the same bits.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
 
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -14,11 +15,17 @@
 #define INLINE static inline __attribute__((always_inline))
 #define ROWS_IN_PARALLEL(threads) _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")
 
+#if defined(__AVX512F__)
 constexpr int64_t LANES = 16;
-typedef float V __attribute__((vector_size(64)));
-typedef int32_t I __attribute__((vector_size(64)));
-typedef uint32_t U __attribute__((vector_size(64)));
-typedef uint16_t H __attribute__((vector_size(32)));
+#elif defined(__AVX__)
+constexpr int64_t LANES = 8;
+#else
+constexpr int64_t LANES = 4;
+#endif
+typedef float V __attribute__((vector_size(4 * LANES)));
+typedef int32_t I __attribute__((vector_size(4 * LANES)));
+typedef uint32_t U __attribute__((vector_size(4 * LANES)));
+typedef uint16_t H __attribute__((vector_size(2 * LANES)));
 
 struct bf16 {
     uint16_t bits;
@@ -56,7 +63,7 @@ INLINE void store(bf16* p, V x) {
     memcpy(p, &half, sizeof half);
 }
 
-// The same for the last `count` (below 16) elements of a row; lanes beyond them are `rest`.
+// The same for the last `count` (below LANES) elements of a row; lanes beyond them are `rest`.
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 #define MASKED_LANES 1
 INLINE __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
@@ -86,7 +93,7 @@ INLINE void store_some(T* p, V x, int64_t count) {
 }
 #endif
 
-// A row of n in steps of sixteen: each(i, all) for the full steps, each(i, some) for what is left; at and put take the tag.
+// A row of n in steps of LANES: each(i, all) for the full steps, each(i, some) for what is left; at and put take the tag.
 struct All {};
 struct Some {
     int64_t count;
@@ -124,7 +131,7 @@ INLINE void put(T* p, V x, Some some) {
     store_some(p, x, some.count);
 }
 
-// The sixteen lanes added in a fixed order: halves, quarters, ...
+// The lanes added in a fixed order: halves, quarters, ...
 INLINE float sum(V x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)x);
@@ -135,6 +142,11 @@ INLINE float sum(V x) {
         for (int64_t i = 0; i < half; i++) part[i] += part[i + half];
     return part[0];
 #endif
+}
+INLINE I numbered() {  // 0 1 2 ...
+    I x;
+    for (int32_t i = 0; i < LANES; i++) x[i] = i;
+    return x;
 }
 INLINE V larger(V a, V b) { return a > b ? a : b; }
 INLINE float largest(V x) {

@@ -16,7 +16,7 @@ INLINE void clear(float* to, int64_t n) {
 }
 INLINE int64_t whole(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
-// `steps` tokens with a state of rows x (16 lanes_v). left and read fill rows numbers of a token, right fills the lanes, out takes them;
+// `steps` tokens with a state of rows x (LANES lanes_v). left and read fill rows numbers of a token, right fills the lanes, out takes them;
 // decay fills what S is multiplied with before the token is taken in: one number, or those of rows or lanes. BLOCK tokens share one pass
 // over S.
 using Fill = std::function<void(int64_t, float*)>;
@@ -70,17 +70,17 @@ static void sweep(int64_t steps, int64_t rows, float* state, const Fill& left, c
     }
 }
 
-// Call each(first lane, count, width) for slices of at most 64 lanes; width is the number of vectors, known when compiling.
+// Call each(first lane, count, width) for slices of at most four vectors; width is the number of vectors, known when compiling.
 template <int N>
 struct Width {
     static constexpr int vectors = N, lanes = N * LANES, block = N == 4 ? 2 : 4;
 };
 template <class Each>
 static void in_slices(int64_t total, Each each) {
-    for (int64_t first = 0; first < total; first += 64) {
-        int64_t count = total - first < 64 ? total - first : 64;
-        if (count <= 16) each(first, count, Width<1>{});
-        else if (count <= 32) each(first, count, Width<2>{});
+    for (int64_t first = 0; first < total; first += 4 * LANES) {
+        int64_t count = total - first < 4 * LANES ? total - first : 4 * LANES;
+        if (count <= LANES) each(first, count, Width<1>{});
+        else if (count <= 2 * LANES) each(first, count, Width<2>{});
         else each(first, count, Width<4>{});
     }
 }

@@ -1,9 +1,9 @@
-// Factors of matrix products in tiles of 1 KiB, 16 rows of 64 bytes, and three ways to multiply them: bfloat16 by AMX or by vectors of pairs
-// (AVX512-BF16), and float by vectors.
+// Factors of matrix products in tiles of as many rows as a vector has lanes, each a vector long (16 of 64 bytes with AVX-512, 8 of 32 with
+// AVX), and three ways to multiply them: bfloat16 by AMX or by vectors of pairs (AVX512-BF16), and float by vectors.
 //
-//   left factor   [rows x depth]      a tile holds 16 rows of DEPTH elements
-//   right factor  [depth x columns]   a tile row holds the PAIR elements that lie one below the other, of 16 columns
-//   product       [rows x columns]    tiles of 16 x 16 floats
+//   left factor   [rows x depth]      a tile holds LANES rows of DEPTH elements
+//   right factor  [depth x columns]   a tile row holds the PAIR elements that lie one below the other, of LANES columns
+//   product       [rows x columns]    tiles of LANES x LANES floats
 //
 // A tile whose 32-bit words are transposed turns from a left factor of X into a right factor of X^T, and the other way round.
 #pragma once
@@ -19,7 +19,7 @@
 #include <unistd.h>
 #endif
 
-constexpr int64_t WORDS = 256;  // of a tile
+constexpr int64_t WORDS = LANES * LANES;  // of a tile
 
 // Loop bodies compiled once, not into each of their callers.
 #define APART static __attribute__((noinline))
@@ -46,11 +46,27 @@ APART void transpose(const float* from, float* to) {
         _mm512_storeu_ps(to + 16 * (8 + i), _mm512_shuffle_f32x4(even, even_below, 0xdd));
         _mm512_storeu_ps(to + 16 * (12 + i), _mm512_shuffle_f32x4(odd, odd_below, 0xdd));
     }
+#elif defined(__AVX__)
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(from + 8 * i);
+    for (int i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            a[i + 2 * j] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0x44);
+            a[i + 2 * j + 1] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0xee);
+        }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(to + 8 * i, _mm256_permute2f128_ps(a[i], a[4 + i], 0x20));
+        _mm256_storeu_ps(to + 8 * (4 + i), _mm256_permute2f128_ps(a[i], a[4 + i], 0x31));
+    }
 #else
     float copy[WORDS];
     memcpy(copy, from, sizeof copy);
-    for (int i = 0; i < 16; i++)
-        for (int j = 0; j < 16; j++) to[16 * j + i] = copy[16 * i + j];
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < LANES; j++) to[LANES * j + i] = copy[LANES * i + j];
 #endif
 }
 
@@ -65,45 +81,47 @@ struct Tiles {
     float* words(int64_t i, int64_t j) const { return reinterpret_cast<float*>(at(i, j)); }
 };
 
-// Products of several tiles, one after the other.
-template <class E, class T>
-struct InTurn {
-    template <bool ADD, int ROWS, int COLUMNS>
-    static void multiply(const Tiles<float>& product, const Tiles<T>& left, const Tiles<T>& right, int64_t depth) {
-        for (int i = 0; i < ROWS; i++)
-            for (int j = 0; j < COLUMNS; j++)
-                E::template multiply_tile<ADD>(product.at(i, j), left.from(i, 0), right.from(j, 0), depth);
-    }
-};
-
-// float, by vectors.
-struct Exact : InTurn<Exact, float> {
+// float, by vectors: of a column of tiles 16 sums at a time where there are 32 registers, of one or two columns 4 rows at a time elsewhere.
+struct Exact {
     typedef float T;
-    static constexpr int64_t PAIR = 1, DEPTH = 16;
+    static constexpr int64_t PAIR = 1, DEPTH = LANES;
     static void begin() {}
     static void end() {}
     // x[0 .. PAIR) as one row of a left factor
     INLINE void put_left(T* row, const V* x) { store(row, x[0]); }
     // x[0 .. PAIR), of rows one below the other, as one row of a right factor
     INLINE void put_right(T* row, const V* x) { store(row, x[0]); }
-    // 16 columns from two tiles that hold DEPTH rows as a left factor does -> a tile of a right factor
+    // LANES columns from two tiles that hold DEPTH rows as a left factor does -> a tile of a right factor
     INLINE void pair(const T* const* tiles, int64_t, T* to) { memcpy(to, tiles[0], 4 * WORDS); }
 
-    template <bool ADD>
-    APART void multiply_tile(float* to, Tiles<T> left, Tiles<T> right, int64_t depth) {
-        V sums[16];
+    template <bool ADD, int ROWS, int COLUMNS>
+    static void multiply(const Tiles<float>& product, const Tiles<T>& left, const Tiles<T>& right, int64_t depth) {
+        constexpr int AT_ONCE = LANES == 16 ? 16 : 4, BESIDE = LANES == 16 ? 1 : COLUMNS;
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < COLUMNS; j += BESIDE)
+                for (int row = 0; row < LANES; row += AT_ONCE)
+                    multiply_rows<ADD, AT_ONCE, BESIDE>(row, product.from(i, j), left.from(i, 0), right.from(j, 0), depth);
+    }
+    template <bool ADD, int AT_ONCE, int BESIDE>
+    APART void multiply_rows(int first, Tiles<float> product, Tiles<T> left, Tiles<T> right, int64_t depth) {
+        V sums[BESIDE][AT_ONCE];
+        for (int j = 0; j < BESIDE; j++)
 #pragma GCC unroll 16
-        for (int row = 0; row < 16; row++) sums[row] = ADD ? load(to + 16 * row) : V{};
+            for (int row = 0; row < AT_ONCE; row++) sums[j][row] = ADD ? load(product.at(0, j) + LANES * (first + row)) : V{};
         for (int64_t d = 0; d < depth; d++) {
-            const float *a = left.at(0, d), *b = right.at(0, d);
-            for (int k = 0; k < 16; k++) {
-                V below = load(b + 16 * k);
+            const float *a = left.at(0, d) + LANES * first, *b[BESIDE];
+            for (int j = 0; j < BESIDE; j++) b[j] = right.at(j, d);
+            for (int k = 0; k < LANES; k++)
+#pragma GCC unroll 2
+                for (int j = 0; j < BESIDE; j++) {
+                    V below = load(b[j] + LANES * k);
 #pragma GCC unroll 16
-                for (int row = 0; row < 16; row++) sums[row] += a[16 * row + k] * below;
-            }
+                    for (int row = 0; row < AT_ONCE; row++) sums[j][row] += a[LANES * row + k] * below;
+                }
         }
+        for (int j = 0; j < BESIDE; j++)
 #pragma GCC unroll 16
-        for (int row = 0; row < 16; row++) store(to + 16 * row, sums[row]);
+            for (int row = 0; row < AT_ONCE; row++) store(product.at(0, j) + LANES * (first + row), sums[j][row]);
     }
 };
 
@@ -135,9 +153,14 @@ struct Pairs {
 };
 
 // bfloat16, by vectors of pairs.
-struct Paired : Pairs, InTurn<Paired, bf16> {
+struct Paired : Pairs {
     static void begin() {}
     static void end() {}
+    template <bool ADD, int ROWS, int COLUMNS>
+    static void multiply(const Tiles<float>& product, const Tiles<T>& left, const Tiles<T>& right, int64_t depth) {
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < COLUMNS; j++) multiply_tile<ADD>(product.at(i, j), left.from(i, 0), right.from(j, 0), depth);
+    }
     template <bool ADD>
     APART void multiply_tile(float* to, Tiles<T> left, Tiles<T> right, int64_t depth) {
         __m512 sums[16];

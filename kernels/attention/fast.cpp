@@ -109,7 +109,7 @@ INLINE V tanh(V x) {
 }
 
 INLINE void fill(float* data, int64_t count) { memset(data, 0, count * sizeof(float)); }
-INLINE void copy(const float* from, float* to) { memcpy(to, from, 64); }
+INLINE void copy(const float* from, float* to) { memcpy(to, from, sizeof(V)); }
 INLINE void copy(const bf16* from, bf16* to) { memcpy(to, from, 64); }
 INLINE void copy(const bf16* from, float* to) { store(to, load(from)); }
 
@@ -125,18 +125,18 @@ template <class E, class X>
 APART void gather(const Rows<const X>& x, int64_t first, int64_t count, int64_t channels, Tiles<typename E::T> left, int64_t tiles) {
     typedef typename E::T T;
     const int64_t depth = ceil_div(channels, E::DEPTH);
-    for (int64_t i = 0; i < 16 * tiles; i++) {
+    for (int64_t i = 0; i < LANES * tiles; i++) {
         const X* from = i < count ? x[first + i] : nullptr;
         if (i + AHEAD < count) prefetch<0>(x[first + i + AHEAD], channels);
         for (int64_t d = 0; d < depth; d++) {
-            T* to = left.at(i / 16, d) + i % 16 * E::DEPTH;
+            T* to = left.at(i / LANES, d) + i % LANES * E::DEPTH;
             const int64_t n = i < count ? channels - d * E::DEPTH : 0;
             if (n >= E::DEPTH) {
                 copy(from + d * E::DEPTH, to);
                 continue;
             }
-            for (int64_t c = 0; c < E::DEPTH; c += 16) {
-                const int64_t some = std::min<int64_t>(16, n - c);
+            for (int64_t c = 0; c < E::DEPTH; c += LANES) {
+                const int64_t some = std::min<int64_t>(LANES, n - c);
                 store(to + c, some > 0 ? load_some(from + d * E::DEPTH + c, some) : V{});
             }
         }
@@ -154,19 +154,19 @@ APART void lay_below(Tiles<typename E::T> from, Tiles<typename E::T> to, int64_t
     typedef typename E::T T;
     alignas(64) T tile[Tiles<T>::SIZE];
     for (int64_t step = 0; step < row_steps; step++)
-        for (int64_t c = 0; c < ceil_div(channels, 16); c++) {
+        for (int64_t c = 0; c < ceil_div(channels, LANES); c++) {
             const T* tiles[2] = {from.at(step * E::PAIR, c / E::PAIR), from.at(step * E::PAIR + E::PAIR - 1, c / E::PAIR)};
             E::pair(tiles, c % E::PAIR, TURNED ? tile : to.at(c, step));
             if constexpr (TURNED) transpose(reinterpret_cast<float*>(tile), to.words(c, step));
         }
 }
-// Rows of a run of tiles side by side, `step` tiles apart: 16, or as many as `count`.
+// Rows of a run of tiles side by side, `step` tiles apart: LANES, or as many as `count`.
 template <class X>
 APART void scatter(const float* tiles, int64_t step, const Rows<X>& x, int64_t row, int64_t count, int64_t channels) {
-    for (int64_t i = 0; i < std::min<int64_t>(16, count); i++) {
+    for (int64_t i = 0; i < std::min<int64_t>(LANES, count); i++) {
         X* to = x[row + i];
         if (i + AHEAD < count) prefetch<1>(x[row + i + AHEAD], channels);
-        const float* from = tiles + 16 * i;
+        const float* from = tiles + LANES * i;
         lanes(channels, [&](int64_t c, auto part) {
             put(to + c, load(from), part);
             from += step * WORDS;
@@ -174,10 +174,10 @@ APART void scatter(const float* tiles, int64_t step, const Rows<X>& x, int64_t r
     }
 }
 
-typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef uint8_t Bytes __attribute__((vector_size(LANES)));
 INLINE bool any(Bytes x) {
-    uint64_t halves[2];
-    memcpy(halves, &x, 16);
+    uint64_t halves[2] = {};
+    memcpy(halves, &x, LANES);
     return halves[0] | halves[1];
 }
 
@@ -214,17 +214,17 @@ struct Scores {
     Sight by_mask(int64_t key, int64_t end, int64_t query, int64_t query_count) const {
         Bytes some{}, all = ~some;
         for (; key < end; key++)
-            for (int64_t at = query; at < std::min(query + query_count, queries); at += 16) {
+            for (int64_t at = query; at < std::min(query + query_count, queries); at += LANES) {
                 const Bytes seen = seen_of(key, at);
                 some |= seen, all &= seen;
             }
         return !any(some) ? HIDDEN : any(all == 0) ? PART : WHOLE;
     }
-    // Of 16 queries from here on whether they see the key by the mask; not 0 for yes, 0 beyond the last.
+    // Of LANES queries from here on whether they see the key by the mask; not 0 for yes, 0 beyond the last.
     Bytes seen_of(int64_t key, int64_t query) const {
         Bytes bytes{};
         const uint8_t* from = mask + key * mask_key + query;
-        if (query + 16 <= queries) memcpy(&bytes, from, 16);
+        if (query + LANES <= queries) memcpy(&bytes, from, LANES);
         else memcpy(&bytes, from, std::max<int64_t>(0, queries - query));
         return bytes;
     }
@@ -235,7 +235,7 @@ template <bool ALL_SEEN, bool PLAIN>
 INLINE V score(const Scores& of, V raw, int64_t key, int64_t query, V* bend) {
     V z = raw * of.scale;
     if constexpr (ALL_SEEN && PLAIN) return z;
-    const I distance = I{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + static_cast<int32_t>(query + of.offset - key);
+    const I distance = numbered() + static_cast<int32_t>(query + of.offset - key);
     if constexpr (!PLAIN) {
         *bend = splat(1.0f);
         if (of.to_cap > 0) {
@@ -263,18 +263,18 @@ template <class E>
 struct Sizes {
     int64_t keys, key_steps, channel_steps, channel_tiles, value_steps, value_tiles;
     explicit Sizes(const Problem& p, int64_t longest)
-        : keys(round_up(longest, E::DEPTH) / 16), key_steps(ceil_div(longest, E::DEPTH)), channel_steps(ceil_div(p.channels, E::DEPTH)),
-          channel_tiles(ceil_div(p.channels, 16)), value_steps(ceil_div(p.values, E::DEPTH)), value_tiles(ceil_div(p.values, 16)) {}
+        : keys(round_up(longest, E::DEPTH) / LANES), key_steps(ceil_div(longest, E::DEPTH)), channel_steps(ceil_div(p.channels, E::DEPTH)),
+          channel_tiles(ceil_div(p.channels, LANES)), value_steps(ceil_div(p.values, E::DEPTH)), value_tiles(ceil_div(p.values, LANES)) {}
 };
 
 // Scores of a tile in place of products; returns the highest of each query.
 template <bool ALL_SEEN, bool PLAIN>
 APART V settle(const Scores of, float* tile, int64_t key, int64_t query) {
     V high = splat(-INFINITY), bend;
-    for (int64_t r = 0; r < 16; r++) {
-        V z = score<ALL_SEEN, PLAIN>(of, load(tile + 16 * r), key + r, query, &bend);
+    for (int64_t r = 0; r < LANES; r++) {
+        V z = score<ALL_SEEN, PLAIN>(of, load(tile + LANES * r), key + r, query, &bend);
         high = larger(high, z);
-        store(tile + 16 * r, z);
+        store(tile + LANES * r, z);
     }
     return high;
 }
@@ -282,7 +282,7 @@ APART V settle(const Scores of, float* tile, int64_t key, int64_t query) {
 INLINE bool rises(V high, V top) { return largest((high > top + 8.0f) ? splat(1.0f) : V{}) > 0; }
 INLINE V finite(V x) { return x == -INFINITY ? V{} : x; }
 APART void scale_rows(float* tile, V factor) {
-    for (int64_t r = 0; r < 16; r++) store(tile + 16 * r, load(tile + 16 * r) * factor);
+    for (int64_t r = 0; r < LANES; r++) store(tile + LANES * r, load(tile + LANES * r) * factor);
 }
 // Powers of DEPTH keys' scores as a tile of a right factor; returns their sum.
 template <class E>
@@ -291,10 +291,10 @@ APART V raise(Tiles<float> scores, typename E::T* to, V shift) {
     for (int64_t r = 0; r < E::DEPTH; r += E::PAIR) {
         V pair[E::PAIR];
         for (int64_t side = 0; side < E::PAIR; side++) {
-            pair[side] = power_of_two(load(scores.at((r + side) / 16, 0) + (r + side) % 16 * 16) - shift);
+            pair[side] = power_of_two(load(scores.at((r + side) / LANES, 0) + (r + side) % LANES * LANES) - shift);
             sums[E::PAIR == 2 ? side : r % 2] += pair[side];
         }
-        E::put_right(to + r / E::PAIR * 16 * E::PAIR, pair);
+        E::put_right(to + r / E::PAIR * LANES * E::PAIR, pair);
     }
     return sums[0] + sums[1];
 }
@@ -304,13 +304,13 @@ static void forward_unit(const Problem& p, const Sequence& s, int64_t group, Roo
     typedef typename E::T T;
     const Sizes<E> size(p, s.keys);
     const int64_t steps = std::max(size.channel_steps, size.value_steps), shared = p.heads / p.groups;
-    constexpr int64_t TILES = QUERIES / 16, BLOCK_STEPS = KEYS / E::DEPTH;
+    constexpr int64_t TILES = QUERIES / LANES, BLOCK_STEPS = KEYS / E::DEPTH;
     room.reset();
     auto k_left = room.tiles<T>(size.keys, size.channel_steps);
     Tiles<T> v_below{room.take<T>(size.key_steps * size.value_tiles * Tiles<T>::SIZE), 1, size.value_tiles};  // left factor of V^T
     auto raw = room.tiles<T>(E::PAIR, steps);
     auto q_left = room.tiles<T>(TILES, size.channel_steps), q_right = room.tiles<T>(TILES, size.channel_steps);
-    auto sums = room.tiles<float>(size.value_tiles, TILES), scores = room.tiles<float>(KEYS / 16, TILES);
+    auto sums = room.tiles<float>(size.value_tiles, TILES), scores = room.tiles<float>(KEYS / LANES, TILES);
     auto powers = room.tiles<T>(TILES, BLOCK_STEPS);
 
     gather<E, X>(rows<const X>(p, p.k, s.row, s.first_key, group), 0, s.keys, p.channels, k_left, size.keys);
@@ -325,7 +325,7 @@ static void forward_unit(const Problem& p, const Sequence& s, int64_t group, Roo
         float* log_sum = p.log_sum + s.log_sum + head * s.queries;
         const Scores of(p, s, head);
         for (int64_t query = 0; query < s.queries; query += QUERIES) {
-            const int64_t count = std::min(QUERIES, s.queries - query), tiles = ceil_div(count, 16);
+            const int64_t count = std::min(QUERIES, s.queries - query), tiles = ceil_div(count, LANES);
             gather<E, X>(q, query, count, p.channels, q_left, tiles);
             turn(q_left, q_right, tiles, size.channel_steps);
             V top[TILES], total[TILES];
@@ -333,22 +333,22 @@ static void forward_unit(const Problem& p, const Sequence& s, int64_t group, Roo
             fill(sums.data, size.value_tiles * TILES * WORDS);
             const int64_t end = of.end(query + count - 1);
             for (int64_t key = of.begin(query) / E::DEPTH * E::DEPTH; key < end; key += KEYS) {
-                Sight sights[KEYS / 16][TILES];
+                Sight sights[KEYS / LANES][TILES];
                 int64_t first = KEYS / E::DEPTH, last = -1;  // of the steps of which something is seen
                 for (int64_t i = 0; i < ceil_div(std::min(KEYS, end - key), E::DEPTH) * E::PAIR; i++)
                     for (int64_t j = 0; j < tiles; j++)
-                        if ((sights[i][j] = of.sight(key + 16 * i, 16, query + 16 * j, 16)) != HIDDEN)
+                        if ((sights[i][j] = of.sight(key + LANES * i, LANES, query + LANES * j, LANES)) != HIDDEN)
                             first = std::min(first, i / E::PAIR), last = i / E::PAIR;
                 if (first > last) continue;
                 const int64_t depth = last - first + 1, key_tiles = depth * E::PAIR, skipped = first * E::PAIR;
                 const int64_t from = key + first * E::DEPTH;
-                multiply<E, false>(scores, k_left.from(from / 16, 0), q_right, key_tiles, tiles, size.channel_steps);
+                multiply<E, false>(scores, k_left.from(from / LANES, 0), q_right, key_tiles, tiles, size.channel_steps);
                 for (int64_t j = 0; j < tiles; j++) {
                     V high = top[j];
                     for (int64_t i = 0; i < key_tiles; i++)
                         looking(sights[skipped + i][j], of.plain, [&](auto all_seen, auto plain) {
                             auto* run = settle<decltype(all_seen)::value, decltype(plain)::value>;
-                            high = larger(high, run(of, scores.at(i, j), from + 16 * i, query + 16 * j));
+                            high = larger(high, run(of, scores.at(i, j), from + LANES * i, query + LANES * j));
                         });
                     if (rises(high, top[j])) {
                         const V shrink = power_of_two(top[j] - finite(high));
@@ -362,17 +362,17 @@ static void forward_unit(const Problem& p, const Sequence& s, int64_t group, Roo
                 multiply<E, true>(sums, v_below.from(0, from / E::DEPTH), powers, size.value_tiles, tiles, depth);
             }
             for (int64_t j = 0; j < tiles; j++) {
-                const int64_t left = count - 16 * j;
+                const int64_t left = count - LANES * j;
                 const I empty = total[j] <= 0.0f;
                 const V inverse = empty ? V{} : 1.0f / total[j];
                 const V logarithm = empty ? splat(INFINITY) : top[j] + log_two(total[j]);  // infinity: all powers will be 0
-                if (left >= 16) store(log_sum + query + 16 * j, logarithm);
-                else store_some(log_sum + query + 16 * j, logarithm, left);
+                if (left >= LANES) store(log_sum + query + LANES * j, logarithm);
+                else store_some(log_sum + query + LANES * j, logarithm, left);
                 for (int64_t c = 0; c < size.value_tiles; c++) {
                     scale_rows(sums.at(c, j), inverse);
                     transpose(sums.at(c, j), sums.at(c, j));
                 }
-                scatter(sums.at(0, j), TILES, y, query + 16 * j, left, p.values);
+                scatter(sums.at(0, j), TILES, y, query + LANES * j, left, p.values);
             }
         }
     }
@@ -398,23 +398,23 @@ APART void differentiate(const Scores of, const float scale, int64_t key, int64_
                           const float* log_sums, const float* deltas, Tiles<typename E::T> p_left, Tiles<typename E::T> d_left,
                           Tiles<typename E::T> d_right) {
     V log_sum[E::PAIR], delta[E::PAIR];
-    for (int64_t half = 0; half < E::PAIR; half++) log_sum[half] = load(log_sums + 16 * half), delta[half] = load(deltas + 16 * half);
+    for (int64_t half = 0; half < E::PAIR; half++) log_sum[half] = load(log_sums + LANES * half), delta[half] = load(deltas + LANES * half);
     for (int64_t r = 0; r < E::DEPTH; r += E::PAIR) {
         V turned[E::PAIR][E::PAIR];
         for (int64_t side = 0; side < E::PAIR; side++) {
-            const int64_t i = r + side, tile = i / 16, row = i % 16;
+            const int64_t i = r + side, tile = i / LANES, row = i % LANES;
             V power[E::PAIR], straight[E::PAIR];
             for (int64_t half = 0; half < E::PAIR; half++) {
-                V bend, z = score<ALL_SEEN, PLAIN>(of, load(scores.at(tile, half) + 16 * row), key + i, query + 16 * half, &bend);
+                V bend, z = score<ALL_SEEN, PLAIN>(of, load(scores.at(tile, half) + LANES * row), key + i, query + LANES * half, &bend);
                 power[half] = power_of_two(z - log_sum[half]);
-                V d = power[half] * (load(slopes.at(tile, half) + 16 * row) - delta[half]) * scale;
+                V d = power[half] * (load(slopes.at(tile, half) + LANES * row) - delta[half]) * scale;
                 if constexpr (!PLAIN) d *= bend;
                 straight[half] = turned[half][side] = d;
             }
             E::put_left(p_left.at(tile, 0) + row * E::DEPTH, power);
             E::put_left(d_left.at(tile, 0) + row * E::DEPTH, straight);
         }
-        for (int64_t half = 0; half < E::PAIR; half++) E::put_right(d_right.at(half, 0) + r / E::PAIR * 16 * E::PAIR, turned[half]);
+        for (int64_t half = 0; half < E::PAIR; half++) E::put_right(d_right.at(half, 0) + r / E::PAIR * LANES * E::PAIR, turned[half]);
     }
 }
 
@@ -423,7 +423,7 @@ static void backward_unit(const Problem& p, const Sequence& s, int64_t group, Ro
     typedef typename E::T T;
     const Sizes<E> size(p, s.keys);
     const int64_t steps = std::max(size.channel_steps, size.value_steps), shared = p.heads / p.groups;
-    constexpr int64_t TILES = QUERIES / 16, PARTS = QUERIES / E::DEPTH, STRIPS = KEYS / E::DEPTH;  // parts and strips: DEPTH queries, keys
+    constexpr int64_t TILES = QUERIES / LANES, PARTS = QUERIES / E::DEPTH, STRIPS = KEYS / E::DEPTH;  // parts and strips: DEPTH queries, keys
     room.reset();
     auto k_left = room.tiles<T>(size.keys, size.channel_steps), v_left = room.tiles<T>(size.keys, size.value_steps);
     Tiles<T> k_below{room.take<T>(size.key_steps * size.channel_tiles * Tiles<T>::SIZE), 1, size.channel_tiles};  // left factor of K^T
@@ -457,7 +457,7 @@ static void backward_unit(const Problem& p, const Sequence& s, int64_t group, Ro
             turn(raw_dy, dy_right, tiles, size.value_steps);
             lay_below<E, false>(raw_dy, dy_below, parts, p.values);
             pulls<X>(y, dy, query, count, p.values, delta);
-            for (int64_t i = 0; i < 16 * tiles; i++) log_sum[i] = i < count ? kept[query + i] : INFINITY;
+            for (int64_t i = 0; i < LANES * tiles; i++) log_sum[i] = i < count ? kept[query + i] : INFINITY;
             fill(dq.data, size.channel_tiles * TILES * WORDS);
             const int64_t end = of.end(query + count - 1);
             for (int64_t key = of.begin(query) / E::DEPTH * E::DEPTH; key < end; key += KEYS) {
@@ -474,7 +474,7 @@ static void backward_unit(const Problem& p, const Sequence& s, int64_t group, Ro
                         }
                     begins[strip] = from, ends[strip] = to;
                     if (from >= to) continue;
-                    const int64_t from_tile = from * E::PAIR, row = first / 16;
+                    const int64_t from_tile = from * E::PAIR, row = first / LANES;
                     const int64_t seen_tiles = (to - from) * E::PAIR;
                     multiply<E, false>(scores.from(0, from_tile), k_left.from(row, 0), q_right.from(from_tile, 0), E::PAIR, seen_tiles,
                                        size.channel_steps);
@@ -484,7 +484,7 @@ static void backward_unit(const Problem& p, const Sequence& s, int64_t group, Ro
                         const int64_t j = part * E::PAIR;
                         looking(sights[part], of.plain, [&](auto all_seen, auto plain) {
                             differentiate<E, decltype(all_seen)::value, decltype(plain)::value>(
-                                of, p.scale, first, query + 16 * j, scores.from(0, j), slopes.from(0, j), log_sum + 16 * j, delta + 16 * j,
+                                of, p.scale, first, query + LANES * j, scores.from(0, j), slopes.from(0, j), log_sum + LANES * j, delta + LANES * j,
                                 p_left.from(0, part), d_left.from(0, part), d_right.from(j, strip));
                         });
                     }
@@ -503,14 +503,14 @@ static void backward_unit(const Problem& p, const Sequence& s, int64_t group, Ro
             }
             for (int64_t j = 0; j < tiles; j++) {
                 for (int64_t c = 0; c < size.channel_tiles; c++) transpose(dq.at(c, j), dq.at(c, j));
-                scatter(dq.at(0, j), TILES, dq_rows, query + 16 * j, count - 16 * j, p.channels);
+                scatter(dq.at(0, j), TILES, dq_rows, query + LANES * j, count - LANES * j, p.channels);
             }
         }
     }
     const auto dk_rows = rows<X>(p, p.dk, s.row, s.first_key, group), dv_rows = rows<X>(p, p.dv, s.row, s.first_key, group);
     for (int64_t i = 0; i < size.keys; i++) {
-        scatter(dk.at(i, 0), 1, dk_rows, 16 * i, s.keys - 16 * i, p.channels);
-        scatter(dv.at(i, 0), 1, dv_rows, 16 * i, s.keys - 16 * i, p.values);
+        scatter(dk.at(i, 0), 1, dk_rows, LANES * i, s.keys - LANES * i, p.channels);
+        scatter(dv.at(i, 0), 1, dv_rows, LANES * i, s.keys - LANES * i, p.values);
     }
 }
 

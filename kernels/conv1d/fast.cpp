@@ -190,7 +190,7 @@ static std::vector<float> own_columns(const float* weight, int64_t taps, int64_t
     return own;
 }
 
-// Sixteen channels at a time of every row of the batch.
+// A vector of channels at a time of every row of the batch.
 template <class T, class F>
 static void in_blocks(const T* x, const float* weight, const float* bias, const int32_t* document, const T* state, const uint8_t* goes_on,
                       const Shape& s, int threads, F each) {

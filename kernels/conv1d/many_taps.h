@@ -1,4 +1,4 @@
-// The convolution for any number of taps: sixteen channels of one document are laid beside one another, with what
+// The convolution for any number of taps: a vector of channels of one document is laid beside one another, with what
 // precedes them in front, and both directions are the same product sum_a A[a] X[r + a], held in registers for eight r at a time:
 //   outputs    A = taps, X = inputs      gradient of inputs    A = taps backwards, X = gradient with zeros on both sides
 //   gradient of taps    A = gradient, X = inputs
@@ -30,7 +30,7 @@ static void correlate_some(float* out, const float* a, int64_t count, const floa
     for (int r = 0; r < R; r++) store(out + r * LANES, sums[r]);
 }
 
-// out[r] += sum_a a[a] x[r + a] for r below `outputs`, rows of sixteen; x has outputs + count - 1 rows
+// out[r] += sum_a a[a] x[r + a] for r below `outputs`, rows of LANES; x has outputs + count - 1 rows
 static void correlate(float* out, int64_t outputs, const float* a, int64_t count, const float* x) {
     for (int64_t first = 0; first < count; first += IN_CACHE) {
         int64_t some = count - first < IN_CACHE ? count - first : IN_CACHE;
@@ -61,11 +61,11 @@ struct Runs {
     int64_t count() const { return static_cast<int64_t>(start.size()) - 1; }
 };
 
-// Sixteen channels (or the `width` that are left) of the tensors, from their first channel on.
+// LANES channels (or the `width` that are left) of the tensors, from their first channel on.
 template <class T>
 struct Block {
     const T *x, *state;
-    const float *weight, *bias;  // weight [taps, 16]
+    const float *weight, *bias;  // weight [taps, LANES]
     int64_t width, taps, past;
     std::vector<float> inputs, sums, slopes_in, slopes_out, turned;
 
@@ -117,7 +117,7 @@ static void forward_many(Block<T>& block, const Runs& runs, T* y, T* last, int s
     }
 }
 
-// slopes: [taps + 1, 16], those of the weight and then of the bias, added to
+// slopes: [taps + 1, LANES], those of the weight and then of the bias, added to
 template <class T>
 static void backward_many(Block<T>& block, const Runs& runs, const T* dy, const T* dlast, T* dx, float* slopes, T* dstate, int silu, int64_t t,
                           int64_t c, int64_t stride_t, const int32_t* document) {

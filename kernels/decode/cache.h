@@ -1,7 +1,8 @@
 // Keys and values of one layer, and attention of one query row to one of its key heads.
 //
-// A block belongs to one sequence and key head. Its keys are a packed matrix of tokens (forms.h): 16 tokens side by side, so that
-// scores come out 16 at a time. Its values are [token group][channels][tokens of the group], so that the weighted sum is the same dot.
+// A block belongs to one sequence and key head. Its keys are a packed matrix of tokens (forms.h): as many tokens side by side as a vector
+// has lanes, so that scores come out as many at a time. Its values are [token group][channels][tokens of the group], so that the weighted
+// sum is the same dot.
 // In int8 each key and each value has a scale of its own. The scales of the values go into the weights of the sum, which are then rounded
 // to 16 bits of the largest and multiplied as two planes of bytes: with 8 bits a long tail of small weights would be lost.
 #pragma once
@@ -32,7 +33,7 @@ struct Cache : KeyValues {
         channels = round_up(head_size, LANES);
     }
 
-    int64_t key_bytes(int64_t n) const { return n / LANES * groups * 64; }  // of n tokens
+    int64_t key_bytes(int64_t n) const { return n / LANES * groups * VECTOR_BYTES; }  // of n tokens
     int64_t value_bytes(int64_t n) const { return n / F::GROUP * channels * 4; }
     int64_t block_bytes() const { return key_bytes(tokens) + value_bytes(tokens) + (F::GROUP == 4 ? 3 * 4 * tokens : 0); }
 
@@ -71,8 +72,8 @@ struct Cache : KeyValues {
             block.key_scale[token] = room.scale[0];
             block.key_offset[token] = 128 * make_signed(room.data);
         }
-        char* column = block.keys + token / LANES * groups * 64 + token % LANES * 4;
-        for (int64_t i = 0; i < groups; i++) memcpy(column + i * 64, &room.data[i], 4);
+        char* column = block.keys + token / LANES * groups * VECTOR_BYTES + token % LANES * 4;
+        for (int64_t i = 0; i < groups; i++) memcpy(column + i * VECTOR_BYTES, &room.data[i], 4);
         char* values = block.values + token / F::GROUP * channels * 4;
         if (F::GROUP == 1) memcpy(values, value, head_size * 4);
         if (F::GROUP == 2) put_half(values, token % 2, value);
@@ -87,10 +88,10 @@ struct Cache : KeyValues {
 
     void get(int64_t sequence, int64_t head, int64_t token, float* key, float* value) const override {
         const Block block = at(sequence, head);
-        const char* column = block.keys + token / LANES * groups * 64 + token % LANES * 4;
+        const char* column = block.keys + token / LANES * groups * VECTOR_BYTES + token % LANES * 4;
         const char* values = block.values + token / F::GROUP * channels * 4;
         for (int64_t i = 0; i < head_size; i++) {
-            key[i] = number(column + i / F::GROUP * 64, i % F::GROUP);
+            key[i] = number(column + i / F::GROUP * VECTOR_BYTES, i % F::GROUP);
             value[i] = number(values + i * 4, token % F::GROUP);
             if (F::GROUP == 4) key[i] *= block.key_scale[token], value[i] *= block.value_scale[token];
         }
@@ -128,7 +129,7 @@ struct Cache : KeyValues {
         for (; i + LANES <= head_size; i += LANES) {
             IntLanes bits = bf16_bits(load(value + i));
             IntLanes pair = odd ? (load_bits(words + i * 4) & 0xffff) | (bits << 16) : bits;  // an even token clears its partner, which is
-            memcpy(words + i * 4, &pair, 64);                                                 // read with weight 0 before it is written
+            memcpy(words + i * 4, &pair, VECTOR_BYTES);                                       // read with weight 0 before it is written
         }
         for (; i < head_size; i++) {
             const uint16_t pair[2] = {to_bf16(value[i]), 0};
@@ -140,13 +141,13 @@ struct Cache : KeyValues {
 INLINE Lanes as_float(Lanes v) { return v; }
 INLINE Lanes as_float(IntLanes v) { return __builtin_convertvector(v, Lanes); }
 
-// Scores of 16 tokens.
+// Scores of a vector of tokens.
 INLINE Lanes as_scores(const Block&, int64_t, Lanes acc, float scale) { return acc * scale; }
 INLINE Lanes as_scores(const Block& block, int64_t token, IntLanes acc, float scale) {
     return as_float(acc - load_bits(block.key_offset + token)) * (load(block.key_scale + token) * scale);
 }
 
-// M rows of weights p times J * 16 channels of the values.
+// M rows of weights p times J vectors of channels of the values.
 template <class F, int M, int J>
 void mix_lanes(const Cache<F>& c, const char* values, int64_t groups, const uint32_t* p, int64_t stride, const float* scale, float* out) {
     constexpr int UNROLL = M * J <= 4 ? 4 : M * J <= 8 ? 2 : 1;  // enough sums at once to hide the time that one takes
@@ -156,14 +157,14 @@ void mix_lanes(const Cache<F>& c, const char* values, int64_t groups, const uint
     for (; t + UNROLL <= groups; t += UNROLL)
         for (int u = 0; u < UNROLL; u++)
             for (int j = 0; j < J; j++) {
-                const char* at = values + (t + u) * step + j * 64;
+                const char* at = values + (t + u) * step + j * VECTOR_BYTES;
                 __builtin_prefetch(at + NEAR, 0, 2);
                 IntLanes v = load_bits(at);
                 for (int m = 0; m < M; m++) acc[u][m][j] = F::dot(acc[u][m][j], v, p[m * stride + t + u]);
             }
     for (; t < groups; t++)
         for (int j = 0; j < J; j++)
-            for (int m = 0; m < M; m++) acc[0][m][j] = F::dot(acc[0][m][j], load_bits(values + t * step + j * 64), p[m * stride + t]);
+            for (int m = 0; m < M; m++) acc[0][m][j] = F::dot(acc[0][m][j], load_bits(values + t * step + j * VECTOR_BYTES), p[m * stride + t]);
     for (int m = 0; m < M; m++)
         for (int j = 0; j < J; j++) {
             for (int u = 1; u < UNROLL; u++) acc[0][m][j] += acc[u][m][j];
@@ -175,7 +176,7 @@ template <class F, int M>
 void mix_values(const Cache<F>& c, const char* values, int64_t groups, const uint32_t* p, int64_t stride, const float* scale, float* out) {
     int64_t j = 0;
     for (const int64_t n = c.channels / LANES; j < n;) {
-        const char* at = values + j * 64;
+        const char* at = values + j * VECTOR_BYTES;
         if (n - j >= 4) mix_lanes<F, M, 4>(c, at, groups, p, stride, scale, out + j * LANES), j += 4;
         else mix_lanes<F, M, 1>(c, at, groups, p, stride, scale, out + j * LANES), j += 1;
     }
@@ -231,7 +232,7 @@ void attend_block(const Cache<F>& c, const Block& block, Scratch& s, const float
         for (int m = 0, n; m < rows; m += n) {
             n = rows_at_once(rows - m);
             typename F::Sum out[VECTOR_ROWS];
-            panel_rows<F>(n, block.keys + p * c.groups * 64, c.groups, s.query.data + m * c.groups, c.groups, NEAR, out);
+            panel_rows<F>(n, block.keys + p * c.groups * VECTOR_BYTES, c.groups, s.query.data + m * c.groups, c.groups, NEAR, out);
             for (int i = 0; i < n; i++) {
                 const float by = F::GROUP == 4 ? scale * s.query.scale[m + i] : scale;
                 store(&s.scores[(m + i) * span + (p - first) * LANES], as_scores(block, p * LANES, out[i], by));

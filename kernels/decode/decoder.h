@@ -16,6 +16,7 @@ enum Fault { FINE = 0, BAD_ID = -1, BAD_POSITION = -2, NO_MEMORY = -3, NOT_FINIT
 
 constexpr int64_t PASS_ROWS = 128;           // tokens that go through the layers together
 constexpr int64_t TOGETHER_BYTES = 4 << 20;  // of weights times rows / 16: below, about 0.2 ms of work, one thread is enough
+constexpr int64_t MOST_LANES = 16;           // of any machine: logits and room for tokens come in as many, so that sizes are equal on all
 constexpr int64_t STAGES_OF_A_LAYER = 24;    // at most
 
 struct Sizes {  // in the order of fast.py
@@ -110,6 +111,7 @@ struct Decoder {
             default: return nullptr;
         }
     }
+    int64_t logits_stride() const { return round_up(z.vocabulary, MOST_LANES); }  // from one sequence to the next
     Part* part_of(int64_t layer, int64_t side) { return (side ? layers[layer].feed_forward : layers[layer].mixer).get(); }
 
     // Rows of matrix `index` of a part, or of the decoder itself (layer -1): head, embedding, positions.
@@ -160,7 +162,7 @@ struct Decoder {
 
     // Sequence i becomes what from[i] was; from is null where nothing is kept.
     void remake(int64_t batch, int64_t tokens, const int64_t* from) {
-        tokens = round_up(std::max<int64_t>(tokens, LANES), LANES);
+        tokens = round_up(std::max<int64_t>(tokens, MOST_LANES), MOST_LANES);
         for (Part* one : parts) one->remake(batch, tokens, from);
         for (Part* one : parts) one->commit();
         Sequences& now = pass.sequences;
@@ -195,7 +197,7 @@ struct Decoder {
         }
         const Product& p = *stage.product;
         if (stage.prepare) return pass.prepare(p, chunk * ROWS_AT_ONCE, std::min(stage.vectors, (chunk + 1) * ROWS_AT_ONCE), pass.shared, s);
-        const Target target = &p == &head ? Target{Target::STORE, logits, p.matrix.panels * LANES, 0, logit_scale, pass.out_sequences.data()}
+        const Target target = &p == &head ? Target{Target::STORE, logits, logits_stride(), 0, logit_scale, pass.out_sequences.data()}
                                           : Target{p.way, p.to->memory.data() + p.to_column, p.to_stride, p.activation};
         pass.multiply(stage, chunk, first_chunk, s, target);
     }
@@ -326,7 +328,7 @@ struct Decoder {
                 int64_t& to = out[b * steps + step];
                 to = -1;
                 if (!counts[b]) continue;
-                const float* values = logits_ + b * head.matrix.panels * LANES;
+                const float* values = logits_ + b * logits_stride();
                 const int64_t id = best(values, z.vocabulary);
                 if (id < 0) return id;
                 to = next[b] = id;

@@ -1,7 +1,7 @@
-// The forms of numbers, and matrices packed once into panels of 16 rows.
+// The forms of numbers, and matrices packed once into panels of as many rows as a vector has lanes: 16 with AVX-512.
 //
-// A panel holds 16 rows of the matrix, the inner channels in groups of 4 bytes: 1 float, 2 bf16 or 4 int8. One 64-byte load is a group of
-// all 16 rows, so a product needs no sum across lanes, and 16 groups are an AMX tile. Inner channels and rows are padded to whole tiles,
+// A panel holds these rows of the matrix, the inner channels in groups of 4 bytes: 1 float, 2 bf16 or 4 int8. One load is a group of all
+// rows, so a product needs no sum across lanes, and 16 groups of 16 rows are an AMX tile. Inner channels and rows are padded to whole tiles,
 // activations with zeros, so there are no tails.
 //
 // Activations of int8 products have 8 bits, or 16 as two planes of bytes where a few large numbers among many small ones must not cost the
@@ -10,7 +10,7 @@
 // Decoding waits for memory, so bf16 weights are stored in 12 bits: each row is scaled by a power of two to a largest size within 1 to 2, and
 // then 4 bits of exponent hold every weight down to 2^-15 of the largest without loss; smaller ones, and zero, become 2^-15 of it. A matrix
 // with a row where that would cost more than the rounding to bf16 does (`fits_12_bits`) is refused, and the decoder is made with 16 bits.
-// Four groups (4 x 64 bytes) lie in three loads, and 11 bit operations bring them back.
+// Four groups lie in three loads, and 11 bit operations bring them back.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -26,7 +26,7 @@
 constexpr int TILE_GROUPS = 16;
 
 struct Float32 {
-    static constexpr int BYTES = 64;  // of a group of 16 rows
+    static constexpr int BYTES = VECTOR_BYTES;  // of a group of a panel's rows
     static constexpr int GROUP = 1;
     typedef Lanes Sum;
     static constexpr bool TILES = false;
@@ -38,7 +38,7 @@ struct Float32 {
 };
 
 struct Bf16 {
-    static constexpr int BYTES = 64;
+    static constexpr int BYTES = VECTOR_BYTES;
     static constexpr int GROUP = 2;
     typedef Lanes Sum;
     static constexpr bool TILES = HAS_AMX;
@@ -55,9 +55,9 @@ struct Bf16 {
 
 // bf16 weights in 12 bits; see above.
 struct Bf12 : Bf16 {
-    static constexpr int BYTES = 48;
+    static constexpr int BYTES = VECTOR_BYTES * 3 / 4;
     INLINE void expand(const char* at, IntLanes* group) {
-        const IntLanes a = load_bits(at), b = load_bits(at + 64), c = load_bits(at + 128);
+        const IntLanes a = load_bits(at), b = load_bits(at + VECTOR_BYTES), c = load_bits(at + 2 * VECTOR_BYTES);
         const IntLanes top = splat_bits(0x38003800), keep = splat_bits(0x87ff87ff);
         group[0] = (a & keep) | top;
         group[1] = (b & keep) | top;
@@ -71,7 +71,7 @@ struct Bf12 : Bf16 {
             const uint16_t word[3] = {static_cast<uint16_t>(spread(f[0]) | (last >> 7 & 15) << 11),
                                       static_cast<uint16_t>(spread(f[2]) | (last >> 3 & 15) << 11),
                                       static_cast<uint16_t>(spread(f[4]) | (last >> 11 << 3 | (last & 7)) << 11)};
-            for (int i = 0; i < 3; i++) memcpy(at + 64 * i + 2 * half, &word[i], 2);
+            for (int i = 0; i < 3; i++) memcpy(at + VECTOR_BYTES * i + 2 * half, &word[i], 2);
         }
     }
     static uint16_t spread(uint16_t field) { return static_cast<uint16_t>((field & 0x800) << 4 | (field & 0x7ff)); }
@@ -79,7 +79,7 @@ struct Bf12 : Bf16 {
 
 // Weights are signed; activations are stored plus 128 as unsigned bytes, which the row's `offset` takes back.
 struct Int8 {
-    static constexpr int BYTES = 64;  // of a group of 16 rows
+    static constexpr int BYTES = VECTOR_BYTES;  // of a group of a panel's rows
     static constexpr int GROUP = 4;
     typedef IntLanes Sum;
     static constexpr bool TILES = HAS_AMX;
@@ -107,7 +107,7 @@ struct Matrix {
         panels = round_up(rows, LANES) / LANES;
         groups = round_up(round_up(inner, F::GROUP) / F::GROUP, TILE_GROUPS);
         panel_bytes = groups * F::BYTES;
-        if (F::GROUP == 4 || F::BYTES == 48) scale.assign(panels * LANES, 0);
+        if (F::GROUP == 4 || F::BYTES < VECTOR_BYTES) scale.assign(panels * LANES, 0);
         if (F::GROUP == 4) offset.assign(panels * LANES, 0);
     }
 };
@@ -143,7 +143,7 @@ INLINE bool fits_12_bits(const float* row, int64_t n, float top) {
 template <class F>
 bool pack_row(Matrix& m, int64_t to, const float* row) {
     char* base = m.data + (to / LANES) * m.panel_bytes + (to % LANES) * 4;
-    if (F::BYTES == 48) {
+    if (F::BYTES < VECTOR_BYTES) {
         const float top = largest_size(row, m.inner);
         if (!fits_12_bits(row, m.inner, top)) return false;
         int exponent = 0;
@@ -159,7 +159,7 @@ bool pack_row(Matrix& m, int64_t to, const float* row) {
                 const uint16_t bits = to_bf16(w), power = bits >> 7 & 255;
                 field[i] = power < 112 ? (w < 0 || (w == 0 && i % 2)) << 11 : (bits >> 15) << 11 | (bits & 0x7ff);
             }
-            Bf12::put(base + k / 8 * 192, field);
+            Bf12::put(base + k / 8 * 3 * VECTOR_BYTES, field);
         }
         return true;
     }
@@ -170,7 +170,7 @@ bool pack_row(Matrix& m, int64_t to, const float* row) {
     }
     int32_t total = 0;
     for (int64_t k = 0; k < m.inner; k++) {
-        char* at = base + (k / F::GROUP) * 64;
+        char* at = base + (k / F::GROUP) * VECTOR_BYTES;
         if (F::GROUP == 1) memcpy(at, &row[k], 4);
         if (F::GROUP == 2) reinterpret_cast<uint16_t*>(at)[k % 2] = to_bf16(row[k]);
         if (F::GROUP == 4) {
@@ -187,15 +187,15 @@ template <class F>
 void unpack_row(const Matrix& m, int64_t from, float* row) {
     const char* base = m.data + (from / LANES) * m.panel_bytes + (from % LANES) * 4;
     for (int64_t k = 0; k < m.inner; k++) {
-        const char* at = base + (k / F::GROUP) * 64;
+        const char* at = base + (k / F::GROUP) * VECTOR_BYTES;
         if (F::GROUP == 1) memcpy(&row[k], at, 4);
-        if (F::GROUP == 2 && F::BYTES == 64) row[k] = from_bf16(reinterpret_cast<const uint16_t*>(at)[k % 2]);
+        if (F::GROUP == 2 && F::BYTES == VECTOR_BYTES) row[k] = from_bf16(reinterpret_cast<const uint16_t*>(at)[k % 2]);
         if (F::GROUP == 4) row[k] = m.scale[from] * reinterpret_cast<const int8_t*>(at)[k % 4];
     }
-    if (F::BYTES != 48) return;
+    if (F::BYTES == VECTOR_BYTES) return;
     for (int64_t k = 0; k < m.groups * 2; k += 8) {
         IntLanes word[3] = {}, group[4];
-        for (int i = 0; i < 3; i++) memcpy(&word[i], base + k / 8 * 192 + 64 * i, 4);
+        for (int i = 0; i < 3; i++) memcpy(&word[i], base + k / 8 * 3 * VECTOR_BYTES + VECTOR_BYTES * i, 4);
         Bf12::expand(reinterpret_cast<const char*>(word), group);
         for (int64_t i = 0; i < 8 && k + i < m.inner; i++) {
             const uint32_t pair = static_cast<uint32_t>(group[i / 2][0]);

@@ -4,7 +4,8 @@
 
 typedef V Lanes;
 typedef I IntLanes;
-typedef int32_t LooseIntLanes __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t LooseIntLanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+constexpr int64_t VECTOR_BYTES = sizeof(V);
 
 INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 INLINE IntLanes load_bits(const void* p) { return *reinterpret_cast<const LooseIntLanes*>(p); }

@@ -56,7 +56,7 @@ struct Reader {
     float next_real() { return *real++; }
 };
 
-// Sum over a row of f(x), sixteen at a time.
+// Sum over a row of f(x), a vector of numbers at a time.
 template <class F>
 INLINE float sum_over(const float* x, int64_t n, F f) {
     V total = {};

@@ -58,7 +58,7 @@ struct Mamba1 : Recurrence {
   private:
     int64_t blocks() const { return (z.inner + BLOCK - 1) / BLOCK; }
 
-    // h <- a h + step x B;  y = (h C + skip x) silu(z), for sixteen channels from i.
+    // h <- a h + step x B;  y = (h C + skip x) silu(z), for a vector of channels from i.
     template <class P>
     void scan(const Run& run, int64_t i, P part) {
         const V bias = at(&vectors[STEP_BIAS][i], part), skip = at(&vectors[SKIP][i], part);

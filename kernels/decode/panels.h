@@ -21,12 +21,12 @@ template <class F, int M>
 INLINE void panel_vector(const char* w, int64_t groups, const uint32_t* x, int64_t stride, int ahead, typename F::Sum* out) {
     constexpr int SUMS = M <= VECTOR_ROWS / 2 ? 4 : 2;
     typename F::Sum acc[M][SUMS] = {};
-    constexpr int STEP = F::BYTES == 48 ? 4 : SUMS;  // no sum twice in a step, or the compiler regroups what it adds
+    constexpr int STEP = F::BYTES < VECTOR_BYTES ? 4 : SUMS;  // no sum twice in a step, or the compiler regroups what it adds
     for (int64_t k = 0; k < groups; k += STEP, w += STEP * F::BYTES) {
         IntLanes v[STEP];
         for (int i = 0; i < STEP * F::BYTES; i += 64) __builtin_prefetch(w + i + ahead, 0, 2);
-        if constexpr (F::BYTES == 48) F::expand(w, v);
-        else for (int u = 0; u < STEP; u++) v[u] = load_bits(w + u * 64);
+        if constexpr (F::BYTES < VECTOR_BYTES) F::expand(w, v);
+        else for (int u = 0; u < STEP; u++) v[u] = load_bits(w + u * VECTOR_BYTES);
         for (int u = 0; u < STEP; u++)
             for (int m = 0; m < M; m++) acc[m][u % SUMS] = F::dot(acc[m][u % SUMS], v[u], x[m * stride + k + u]);
     }
@@ -199,7 +199,7 @@ void multiply(const Matrix& m, const Activations& a, int64_t vectors, int64_t fi
         const char* w = m.data + p * m.panel_bytes;
         const bool two = p + 1 < last;
 #if HAS_AMX
-        const bool expanded = F::BYTES == 48 && tiles && rows > 32;
+        const bool expanded = F::BYTES < VECTOR_BYTES && tiles && rows > 32;
         const char* tile = expanded ? expand_panels(m, w, two, room) : nullptr;
 #endif
         for (int64_t r = 0, block; r < rows; r += block) {
@@ -207,7 +207,7 @@ void multiply(const Matrix& m, const Activations& a, int64_t vectors, int64_t fi
 #if HAS_AMX
             if (F::TILES && tiles) {
                 block = std::min<int64_t>(32, rows - r);
-                if constexpr (F::BYTES == 48) {
+                if constexpr (F::BYTES < VECTOR_BYTES) {
                     if (expanded) multiply_tiles<Bf16, true>(block, two, tile, m.groups * 64, m.groups, x, a.stride, 0, out);
                     else multiply_tiles<F, false>(block, two, w, m.panel_bytes, m.groups, x, a.stride, PREFETCH, out);
                 } else if constexpr (F::TILES) {

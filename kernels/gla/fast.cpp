@@ -75,7 +75,7 @@ static void forward(const T* query, const T* key, const T* value, const float* d
     ROWS_IN_PARALLEL(threads)
     for (int64_t unit = 0; unit < s.b * s.h; unit++) {
         Head head(s, unit, document, goes_on, decay);
-        std::vector<float> state(s.k * 64);
+        std::vector<float> state(s.k * 4 * LANES);
         in_slices(s.v, [&](int64_t first, int64_t count, auto width) {
             using W = decltype(width);
             clear(state.data(), s.k * W::lanes);
@@ -99,9 +99,9 @@ static void backward(const T* query, const T* key, const T* value, const float* 
     for (int64_t unit = 0; unit < s.b * s.h; unit++) {
         Head head(s, unit, document, goes_on, decay);
         const auto& kind = head.kind;
-        std::vector<float> state((s.k > s.v ? s.k : s.v) * 64);
+        std::vector<float> state((s.k > s.v ? s.k : s.v) * 4 * LANES);
         int64_t sections = (s.t + SECTION - 1) / SECTION;
-        std::vector<float> begins((sections + 1) * s.v * 64);  // the states before the sections and after the last
+        std::vector<float> begins((sections + 1) * s.v * 4 * LANES);  // the states before the sections and after the last
         in_slices(s.k, [&](int64_t first, int64_t count, auto width) {
             using W = decltype(width);
             int64_t size = s.v * W::lanes;

@@ -1,4 +1,4 @@
-// The selective scan as it reads, sixteen channels in the lanes of a vector: no sum over state channels goes across lanes. Tokens go in
+// The selective scan as it reads, channels in the lanes of a vector: no sum over state channels goes across lanes. Tokens go in
 // chunks of at most CHUNK; within one, a few state channels at a time stay in registers. The states at the beginnings of chunks are kept for
 // the backward pass, which goes from the last chunk to the first and computes the states within each again. With e = 2^(s rate) and g the
 // gradient of the state after a token, it is
@@ -17,7 +17,7 @@ struct Shape {
     int64_t blocks() const { return (i + LANES - 1) / LANES; }
     int64_t chunks() const { return (t + CHUNK - 1) / CHUNK; }
 };
-struct alignas(64) Lane {
+struct alignas(4 * LANES) Lane {
     V v = {};
 };
 

@@ -48,7 +48,7 @@ static void forward(const T* x, const float* step, const float* rate, const T* k
         Head head(s, unit / s.h, unit % s.h);
         auto kind = kinds(document + head.b * s.t, s.t, goes_on && goes_on[head.b]);
         auto decay = decays(head, step, rate[head.h], kind);
-        std::vector<float> state(s.n * 64);
+        std::vector<float> state(s.n * 4 * LANES);
         auto row = [&](const T* from) {
             return [=, &kind, &head](int64_t i, float* to) {
                 if (kind[i]) fill(to, from + head.key(i), s.n, 1.0f);
@@ -86,13 +86,13 @@ static void backward(const T* x, const float* step, const float* rate, const T* 
         int64_t begin = share * in_share, end = begin + in_share < together ? begin + in_share : together;
         auto kind = kinds(document + b * s.t, s.t, goes_on && goes_on[b]);
         float *dkey_share = dkey + share * s.b * s.t * s.g * s.n, *dquery_share = dquery + share * s.b * s.t * s.g * s.n;
-        std::vector<float> state((s.n > s.p ? s.n : s.p) * 64);
+        std::vector<float> state((s.n > s.p ? s.n : s.p) * 4 * LANES);
         for (int64_t h = group * together + begin; h < group * together + end; h++) {
             Head head(s, b, h);
             auto decay = decays(head, step, rate[h], kind);
             std::vector<float> ds(s.t), pull(s.t);
             int64_t sections = (s.t + SECTION - 1) / SECTION;
-            std::vector<float> begins((sections + 1) * s.p * 64);  // the states before the sections and after the last
+            std::vector<float> begins((sections + 1) * s.p * 4 * LANES);  // the states before the sections and after the last
             std::vector<double> exact(sections);
             double ends = 0;
             auto length = [&](int64_t c) { return c + 1 < sections ? SECTION : s.t - c * SECTION; };
