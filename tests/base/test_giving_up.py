@@ -104,4 +104,5 @@ def test_looking_between_steps_of_the_decoder_changes_nothing(monkeypatch):
     parts = generate(model, prompts, max_new_tokens=60, stop=stop)
     lengths = {len(one.ids) for one in whole}
     assert len(lengths) > 2 and sum(10 < length < 60 for length in lengths) >= 2
-    assert [one.ids for one in parts] == [one.ids for one in whole] and parts[0].logs == pytest.approx(whole[0].logs)
+    assert [one.ids for one in parts] == [one.ids for one in whole]
+    assert parts[0].logs == pytest.approx(whole[0].logs, rel=2e-5)  # fewer at once are summed in another order
