@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from mmlm.kernels import native
+
 OPERATIONS = {"conv1d": "causal_conv1d", "cross_entropy": "linear_cross_entropy"}  # of test files
 
 
@@ -22,3 +24,17 @@ def counted(request: pytest.FixtureRequest) -> None:
             told = re.sub("test_(rms_norm|swiglu|rope|lrpe)_.*", r"\1", request.node.originalname)
             name = str(given.get("name", told)).removeprefix("add_").split()[0]
         request.node.user_properties.append(("kernel", f"{name} {backend}"))
+
+
+@pytest.fixture
+def other_flags(monkeypatch, tmp_path):
+    """Native code compiled with other flags, in a folder of its own."""
+
+    def use(march):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(native, "FLAGS", tuple(f"-march={march}" if flag == "-march=native" else flag for flag in native.FLAGS))
+        native.forget()
+
+    yield use
+    monkeypatch.undo()
+    native.forget()

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from mmlm.base.errors import DataError, NumericsError
-from mmlm.kernels import native
 from mmlm.kernels.decode import fast
 from mmlm.kernels.decode.fast import PRECISIONS, TOLERANCE, Decoder
 from mmlm.kernels.decode.reference import decode_step
@@ -510,20 +509,6 @@ def test_gpt2_of_transformers():
     mixer = AttentionPart(num_heads=3, num_kv_heads=3, head_size=24)
     feed = FeedForwardPart(hidden=288, gated=False, activation="gelu_tanh")
     check_beside_transformers(model, decoder_of(mixer, mixer, feed=feed, vocabulary=101, norm="layer", tied=True, positions=50), weights)
-
-
-@pytest.fixture
-def other_flags(monkeypatch, tmp_path):
-    """Native code compiled with other flags, in a folder of its own."""
-
-    def use(march):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        monkeypatch.setattr(native, "FLAGS", tuple(f"-march={march}" if flag == "-march=native" else flag for flag in native.FLAGS))
-        native.forget()
-
-    yield use
-    monkeypatch.undo()
-    native.forget()
 
 
 @pytest.mark.slow
